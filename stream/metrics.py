@@ -1,0 +1,139 @@
+"""Every metric the worker exports, in base units, with closed label sets.
+
+A counter or a histogram can be added up over workers; that is why live quality is kept as
+counters of hits and reciprocal ranks and never as a ready-made ratio (Prometheus divides).
+Faust's own sensors stay off: they are in milliseconds and cost 40 us a click.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+
+# Around the objective of 12 ms at the median and 30 ms at p99: steps of about a third there,
+# doubling outside, so that a quantile read from the buckets is never off by more than that.
+LATENCY_BUCKETS = (
+    *(0.001, 0.002, 0.004, 0.006, 0.008, 0.010, 0.012, 0.016, 0.020, 0.025, 0.030, 0.040),
+    *(0.060, 0.100, 0.200, 0.500, 1.0, 2.0, 5.0, 15.0, 60.0),
+)
+STAGE_BUCKETS = (
+    *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.010, 0.015, 0.020, 0.030),
+    *(0.050, 0.100, 0.250, 1.0),
+)
+RESTORE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+
+LIVE_K = 20
+"""Live quality is counted at this rank, the K of the offline figures."""
+
+
+class Metrics:
+    """The worker's instruments on one registry; a test brings its own registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(name, text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(name, text, labels, registry=registry)
+
+        def histogram(
+            name: str, text: str, buckets: tuple[float, ...], *labels: str
+        ) -> Histogram:
+            return Histogram(name, text, labels, registry=registry, buckets=buckets)
+
+        self.clicks = counter(
+            "recs_clicks_total",
+            "Good clicks answered, by outcome: model, duplicate, unknown_item, fallback.",
+            "outcome",
+        )
+        self.rejected = counter(
+            "recs_rejected_clicks_total",
+            "Bad clicks sent to the dead-letter topic, by reason.",
+            "reason",
+        )
+        self.late = counter(
+            "recs_late_clicks_total", "Good clicks older than their session's last click."
+        )
+        self.published = counter(
+            "recs_recommendations_total",
+            "Recommendations committed, by model (bundle id) and outcome.",
+            "model",
+            "outcome",
+        )
+        self.skipped = counter(
+            "recs_skipped_clicks_total",
+            "Redelivered clicks below the position: already applied, passed over.",
+        )
+        self.holes = counter(
+            "recs_offset_holes_total",
+            "Offsets that hold no click (transaction markers, aborted or compacted records).",
+        )
+        self.lost = counter(
+            "recs_lost_clicks_total",
+            "Clicks that retention removed before they were processed.",
+        )
+        self.latency = histogram(
+            "recs_latency_seconds",
+            "From the click's append to the broker to the commit of its recommendation.",
+            LATENCY_BUCKETS,
+        )
+        self.event_latency = histogram(
+            "recs_event_latency_seconds",
+            "From the click's own timestamp to the commit of its recommendation.",
+            LATENCY_BUCKETS,
+        )
+        self.stage = histogram(
+            "recs_stage_seconds",
+            "Wall time of one micro-batch by stage: plan, score, finish, deliver, apply.",
+            STAGE_BUCKETS,
+            "stage",
+        )
+        self.inference = histogram(
+            "recs_inference_seconds",
+            "Wall time of one ONNX call, by graph: encode, rank.",
+            STAGE_BUCKETS,
+            "graph",
+        )
+        self.batch_size = histogram(
+            "recs_batch_clicks",
+            "Clicks in one micro-batch.",
+            (1, 2, 4, 8, 16, 32, 64, 128, 256),
+        )
+        self.sessions = gauge("recs_live_sessions", "Sessions held, by partition.", "partition")
+        self.expired = counter(
+            "recs_expired_sessions_total", "Sessions removed after their idle timeout."
+        )
+        self.rebuilt = counter(
+            "recs_rebuilt_sessions_total",
+            "Sessions whose hidden state was rebuilt from the trail under a new bundle.",
+        )
+        self.rebalances = counter("recs_rebalances_total", "Assignments received from the group.")
+        self.restore = histogram(
+            "recs_restore_seconds",
+            "Wall time of a restore: fencing, reading the changelog, seeking.",
+            RESTORE_BUCKETS,
+        )
+        self.restored = counter(
+            "recs_restored_records_total", "Changelog records read by restores."
+        )
+        self.lag = gauge(
+            "recs_consumer_lag_clicks",
+            "Clicks appended and not yet processed, by partition.",
+            "partition",
+        )
+        self.ready = gauge("recs_ready", "1 when partitions are assigned and restored, else 0.")
+        self.bundle = Info("recs_bundle", "The bundle in service.", registry=registry)
+        self.live_predictions = counter(
+            "recs_live_predictions_total",
+            "Lists judged by the session's next click, by timing: in_order, late.",
+            "timing",
+        )
+        self.live_hits = counter(
+            "recs_live_hits_total",
+            f"Judged lists with the next click among the first {LIVE_K}, by timing.",
+            "timing",
+        )
+        self.live_reciprocal_rank = counter(
+            "recs_live_reciprocal_rank_total",
+            f"Sum of 1/rank of the next click within the first {LIVE_K}, by timing.",
+            "timing",
+        )

@@ -1,0 +1,109 @@
+"""What an operator can set: environment (``NEXTCLICK_*``) and flags, read once at the start.
+
+What training and serving must agree on (idle timeout, K, the items) is no setting: it stands
+in the bundle's manifest.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+CONFIG = SettingsConfigDict(
+    env_prefix="NEXTCLICK_",
+    frozen=True,
+    extra="forbid",
+    cli_kebab_case=True,
+    cli_implicit_flags=True,
+    cli_avoid_json=True,
+    use_attribute_docstrings=True,
+)
+
+
+class KafkaSettings(BaseSettings):
+    """How to reach Kafka, and which topics are ours."""
+
+    model_config = CONFIG
+
+    bootstrap_servers: str = Field(default="127.0.0.1:9092", min_length=1)
+    """Kafka brokers, host:port, separated by commas."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Kafka's security.protocol."""
+    ssl_cafile: Path | None = None
+    """CA certificates (PEM) that signed the brokers'; unset: the system's."""
+    ssl_certfile: Path | None = None
+    """Client certificate (PEM), for mutual TLS."""
+    ssl_keyfile: Path | None = None
+    """Key (PEM) of the client certificate."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    """SASL mechanism, where the security protocol is a SASL one."""
+    sasl_username: str | None = None
+    """SASL user."""
+    sasl_password: str | None = Field(default=None, repr=False)
+    """SASL password."""
+
+    app_id: str = Field(default="nextclick", pattern=r"^[a-zA-Z0-9._-]{1,200}$")
+    """Consumer group, and prefix of the transactional ids and of the changelog topic."""
+    clicks_topic: str = Field(default="clicks", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    """Topic the clicks are read from."""
+    recommendations_topic: str = Field(
+        default="recommendations", pattern=r"^[a-zA-Z0-9._-]{1,249}$"
+    )
+    """Topic the recommendations are written to."""
+    dead_letter_topic: str = Field(
+        default="clicks-dead-letter", pattern=r"^[a-zA-Z0-9._-]{1,249}$"
+    )
+    """Topic the bad clicks are written to."""
+
+    @property
+    def changelog_topic(self) -> str:
+        """The compacted topic behind the session table (Faust's name for it)."""
+        return f"{self.app_id}-sessions-changelog"
+
+
+class WorkerSettings(KafkaSettings):
+    """Read clicks, keep sessions, publish recommendations."""
+
+    bundle: Path
+    """Folder of the bundle to serve."""
+    batch_clicks: PositiveInt = Field(default=256, le=4096)
+    """Most clicks in one micro-batch."""
+    batch_window_s: NonNegativeFloat = Field(default=0.005, le=1.0)
+    """Longest time the first click of a micro-batch waits for others."""
+    inference_threads: PositiveInt = 1
+    """Threads of one ONNX call."""
+    allowed_lateness_s: NonNegativeInt = 600
+    """How far a click may lie behind its partition and still find its session."""
+    bad_click_run_limit: PositiveInt = 1000
+    """Stop at this many bad clicks in a row in one partition."""
+    bad_click_share_limit: float = Field(default=0.5, gt=0.0, le=1.0)
+    """Stop when more than this share of a partition's last 2,000 clicks is bad."""
+    session_timeout_s: PositiveFloat = Field(default=10.0, ge=6.0)
+    """A worker that is silent for so long loses its partitions (the group's session timeout)."""
+    web_host: str = "127.0.0.1"
+    """Address of /healthz, /ready and /metrics."""
+    web_port: int = Field(default=6066, ge=1, le=65535)
+    """Port of /healthz, /ready and /metrics."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least severe log events that are written."""
+
+
+class TopicsSettings(KafkaSettings):
+    """Make the topics, or say what is wrong with those that exist."""
+
+    partitions: PositiveInt = 4
+    """Partitions of each topic (the changelog's must equal the clicks topic's)."""
+    replication_factor: PositiveInt = 1
+    """Replicas of each partition; 3 in production."""
+    max_message_bytes: PositiveInt = Field(default=1_048_588, le=64 * 1024 * 1024)
+    """Largest click; the dead-letter topic gets 64 KiB more."""
+
+
+class ResetSettings(KafkaSettings):
+    """Move the position of stopped workers: where the next start reads on."""
+
+    to: str = Field(pattern=r"^(earliest|latest|\d+)$")
+    """earliest, latest or an offset."""
+    partition: NonNegativeInt | None = None
+    """The partition to move; unset: all of them."""
