@@ -1,0 +1,139 @@
+"""Sessions as flat arrays, and the catalogue that numbers their items.
+
+What the trainer, the baselines and the evaluator read: three arrays instead of a list a session.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int64
+
+SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items a model knows; the row number of an item is its item_index."""
+
+    item_ids: list[str]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """item_index by item_id."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Clicks of S sessions, one session behind the other.
+
+    Session s is rows ``start[s]:start[s + 1]`` of the click arrays, in order of time.
+    Sessions stand in order of their first click, so a slice from the end is the newest part.
+    """
+
+    item_index: Int64[np.ndarray, "T"]
+    timestamp_ms: Int64[np.ndarray, "T"]
+    start: Int64[np.ndarray, "S_plus_1"]
+    session_id: list[str]
+
+    def __len__(self) -> int:
+        return len(self.session_id)
+
+    @property
+    def n_clicks(self) -> int:
+        return len(self.item_index)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "S"]:
+        """Clicks of every session."""
+        return np.diff(self.start)
+
+    def items(self) -> list[Int64[np.ndarray, "clicks"]]:
+        """Item indices of every session, as views of the flat array."""
+        return [self.item_index[a:b] for a, b in pairwise(self.start.tolist())]
+
+    def slice(self, first: int, end: int) -> "Sessions":
+        """Sessions ``first`` up to but without ``end``; the click arrays are views."""
+        first, end, _ = slice(first, end).indices(len(self))
+        end = max(first, end)
+        rows = slice(int(self.start[first]), int(self.start[end]))
+        return Sessions(
+            item_index=self.item_index[rows],
+            timestamp_ms=self.timestamp_ms[rows],
+            start=self.start[first : end + 1] - self.start[first],
+            session_id=self.session_id[first:end],
+        )
+
+
+class Indexed(NamedTuple):
+    """Sessions over a catalogue, and what had to be left out to make them."""
+
+    sessions: Sessions
+    catalogue: Catalogue
+    dropped_clicks: int
+    """Clicks on items the catalogue does not have."""
+    dropped_sessions: int
+    """Sessions shorter than two clicks once those are gone."""
+
+
+def build_catalogue(log: pl.DataFrame) -> Catalogue:
+    """Every item of the log, the most clicked first, ties by item_id.
+
+    Popular rows beside each other are what negatives drawn by popularity touch most.
+    """
+    counts = log["item_id"].value_counts(name="clicks")
+    return Catalogue(
+        counts.sort(["clicks", "item_id"], descending=[True, False])["item_id"].to_list()
+    )
+
+
+def build_sessions(log: pl.DataFrame, catalogue: Catalogue | None = None) -> Indexed:
+    """The log's sessions over ``catalogue`` (default: the log's own items).
+
+    Needs the columns session_id, item_id and timestamp_ms; clicks of one session and one
+    timestamp keep the order they have in the log. Sessions that begin together stand in the
+    order of their names.
+    """
+    if catalogue is None:
+        catalogue = build_catalogue(log)
+    rows = pl.DataFrame(
+        {"item_id": catalogue.item_ids, "item_index": np.arange(len(catalogue), dtype=np.int64)},
+        schema={"item_id": pl.String, "item_index": pl.Int64},
+    )
+    clicks = log.select("session_id", "item_id", "timestamp_ms").join(
+        rows, on="item_id", how="left", maintain_order="left"
+    )
+    known = clicks.filter(pl.col("item_index").is_not_null())
+    sessions = known.group_by("session_id").agg(
+        pl.len().cast(pl.Int64).alias("length"), pl.col("timestamp_ms").min().alias("first_ms")
+    )
+    sessions = (
+        sessions.filter(pl.col("length") >= SHORTEST_SESSION)
+        .sort("first_ms", "session_id")
+        .with_row_index("session")
+    )
+    kept = known.join(
+        sessions.select("session_id", "session"),
+        on="session_id",
+        how="inner",
+        maintain_order="left",
+    ).sort("session", "timestamp_ms", maintain_order=True)
+    return Indexed(
+        sessions=Sessions(
+            # writable: torch.from_numpy warns about arrays it could be made to change
+            item_index=kept["item_index"].to_numpy(writable=True),
+            timestamp_ms=kept["timestamp_ms"].to_numpy(writable=True),
+            start=np.concatenate([[0], np.cumsum(sessions["length"].to_numpy())]).astype(np.int64),
+            session_id=sessions["session_id"].to_list(),
+        ),
+        catalogue=catalogue,
+        dropped_clicks=len(log) - len(known),
+        dropped_sessions=log["session_id"].n_unique() - len(sessions),
+    )
