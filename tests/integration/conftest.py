@@ -1,0 +1,39 @@
+"""The real broker of the integration tests, and their time limit."""
+
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.broker import resolve_kafka
+
+HERE = Path(__file__).parent
+TIMEOUT_S = 300
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(TIMEOUT_S))
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Bootstrap servers of a real Apache Kafka; where none can be had the test fails.
+
+    The broker is shared by the whole run: take topic names and group ids from ``fresh_name``.
+    A test that stops or restarts its broker starts its own ``deploy.broker.EmbeddedKafka``.
+    """
+    with resolve_kafka(tmp_path_factory.mktemp("kafka")) as bootstrap_servers:
+        yield bootstrap_servers
+
+
+@pytest.fixture
+def fresh_name() -> Callable[[str], str]:
+    """Names for topics, groups and applications that no other test has used.
+
+    ``fresh_name("clicks")`` is ``clicks-<8 hex digits>``; the digits are the same within a test.
+    """
+    run = uuid.uuid4().hex[:8]
+    return lambda base: f"{base}-{run}"
