@@ -151,8 +151,11 @@ def write_bundle(
     never seen: ``BundleError``, and nothing is left behind. The same content written again keeps
     the folder that stands.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".bundle-", dir=root))
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        staged = Path(tempfile.mkdtemp(prefix=".bundle-", dir=root))
+    except OSError as error:
+        raise BundleError(f"{root} cannot be written: {error.strerror}") from error
     try:
         staged.chmod(0o755)  # mkdtemp makes 0700, which a worker of another user cannot read
         shutil.copyfile(encode, staged / ENCODE)

@@ -51,9 +51,7 @@ class KafkaSettings(BaseSettings):
         default="recommendations", pattern=r"^[a-zA-Z0-9._-]{1,249}$"
     )
     """Topic the recommendations are written to."""
-    dead_letter_topic: str = Field(
-        default="clicks-dead-letter", pattern=r"^[a-zA-Z0-9._-]{1,249}$"
-    )
+    dead_letter_topic: str = Field(default="clicks-dead-letter", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
     """Topic the bad clicks are written to."""
 
     @property

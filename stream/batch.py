@@ -1,0 +1,410 @@
+"""The heart: clicks and states in, what to publish and what to persist out.
+
+Pure and synchronous. Three steps, so that only the middle one needs a thread:
+``plan_batch`` parses and resumes (steps 1 and 2 of a click's path), ``score_plan`` runs the
+model (3), ``finish_batch`` writes the records (4). Neither Faust nor a clock is known here.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from stream.bundle import Bundle
+from stream.click import BadClick, Click, Record, parse_click
+from stream.messages import Item, Message, Outcome, dead_letter, recommendation
+from stream.position import BadClickLimit, Position
+from stream.scorer import Scorer
+from stream.session import (
+    TRAIL_CLICKS,
+    LastOutcome,
+    SessionState,
+    TrailClick,
+    decode_state,
+    encode_state,
+)
+
+Lookup = Callable[[int, bytes], bytes | None]
+"""(partition, session) -> the state's bytes, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What decides a click's fate beside the model. None: sessions never expire."""
+
+    idle_timeout_ms: int | None
+    allowed_lateness_ms: int
+    limit: BadClickLimit
+
+    def is_dead(self, last_click_ms: int, watermark_ms: int) -> bool:
+        """Whether no click behind the watermark can find this session any more."""
+        return (
+            self.idle_timeout_ms is not None
+            and watermark_ms - last_click_ms > self.idle_timeout_ms + self.allowed_lateness_ms
+        )
+
+    def is_past_gap(self, last_click_ms: int, timestamp_ms: int) -> bool:
+        """Whether a click comes too long after its session's last one to continue it."""
+        return (
+            self.idle_timeout_ms is not None and timestamp_ms - last_click_ms > self.idle_timeout_ms
+        )
+
+
+@dataclass(slots=True)
+class Judgement:
+    """A click that tells how good the session's last list was. ``rank`` 0: not in it."""
+
+    late: bool
+    rank: int
+
+
+@dataclass(slots=True)
+class PartitionOutput:
+    """Everything one partition's transaction carries, and what the metrics count."""
+
+    position: Position
+    recommendations: list[Message] = field(default_factory=list)
+    dead_letters: list[Message] = field(default_factory=list)
+    states: dict[bytes, bytes] = field(default_factory=dict)
+    touched: set[bytes] = field(default_factory=set)
+    answered: list[tuple[Record, int, Outcome]] = field(default_factory=list)
+    rejected: list[tuple[Record, BadClick]] = field(default_factory=list)
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    skipped: int = 0
+    late: int = 0
+    expired: int = 0
+    rebuilt: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A list out of the session's state."""
+
+    top_index: Int32[np.ndarray, "K"]
+    top_score: Float32[np.ndarray, "K"]
+
+
+_ListRef = int | _Stored | None
+"""A list: row of this batch's rank call, out of the state, or none (popularity answers)."""
+
+
+@dataclass(slots=True)
+class _Session:
+    """One session while its clicks of this batch are planned. ``row``: its row of hidden."""
+
+    row: int
+    last_click_ms: int
+    n_clicks: int
+    last_outcome: LastOutcome
+    trail: list[TrailClick]
+    current: _ListRef
+    depth: int = 0
+    changed: bool = False
+
+
+@dataclass(slots=True)
+class _Answer:
+    output: PartitionOutput
+    record: Record
+    click: Click
+    outcome: Outcome
+    listed: _ListRef
+
+
+@dataclass(slots=True)
+class _Wave:
+    """The k-th step of every session that has one; rank_row -1: nobody asked for a list."""
+
+    rows: list[int] = field(default_factory=list)
+    items: list[int] = field(default_factory=list)
+    rank_rows: list[int] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Plan:
+    """What the model has to compute, and for whom."""
+
+    outputs: dict[int, PartitionOutput] = field(default_factory=dict)
+    waves: list[_Wave] = field(default_factory=list)
+    n_ranks: int = 0
+    hidden: list[Float32[np.ndarray, "LH"] | None] = field(default_factory=list)
+    answers: list[_Answer] = field(default_factory=list)
+    to_judge: list[tuple[PartitionOutput, _ListRef, int, bool]] = field(default_factory=list)
+    sessions: dict[tuple[int, bytes], _Session] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the model computed for a plan, and how long each graph took."""
+
+    hidden: Float32[np.ndarray, "L S H"]
+    top_index: Int32[np.ndarray, "R K"]
+    top_score: Float32[np.ndarray, "R K"]
+    encode_seconds: float
+    rank_seconds: float
+
+
+def plan_batch(
+    records: Mapping[int, Sequence[Record]],
+    positions: Mapping[int, Position],
+    lookup: Lookup,
+    bundle: Bundle,
+    rules: Rules,
+    topic: str,
+) -> Plan:
+    """Return the plan of one micro-batch: every record parsed, every session resumed.
+
+    records: by partition, in order of offset. positions: of each of these partitions; they are
+    copied, not changed. Raises BadClickLimitError; nothing has been done then.
+    """
+    plan = Plan()
+    for partition, of_partition in records.items():
+        position = positions[partition].copy()
+        output = plan.outputs[partition] = PartitionOutput(position)
+        for record in of_partition:
+            if record.offset < position.next_offset:
+                output.skipped += 1
+                continue
+            if record.offset > position.next_offset:
+                output.holes.append((position.next_offset, record.offset))
+            position.next_offset = record.offset + 1
+            click = parse_click(record)
+            if isinstance(click, BadClick):
+                rules.limit.count_bad(position, topic, partition, record.offset)
+                output.rejected.append((record, click))
+                output.dead_letters.append(dead_letter(topic, record, click))
+            else:
+                rules.limit.count_good(position)
+                output.touched.add(click.session)
+                _plan_click(plan, output, record, click, lookup, bundle, rules)
+                position.watermark_ms = max(position.watermark_ms, click.timestamp_ms)
+    return plan
+
+
+def _plan_click(
+    plan: Plan,
+    output: PartitionOutput,
+    record: Record,
+    click: Click,
+    lookup: Lookup,
+    bundle: Bundle,
+    rules: Rules,
+) -> None:
+    session = _resume(plan, output, record.partition, click, lookup, bundle, rules)
+    if _is_repeated(click, session.trail):
+        plan.answers.append(_Answer(output, record, click, Outcome.DUPLICATE, session.current))
+        return
+    index = bundle.item_index.get(click.item_id)
+    late = click.timestamp_ms < session.last_click_ms
+    output.late += late
+    session.changed = True
+    session.n_clicks += 1
+    session.trail.append(TrailClick(click.item_id, click.timestamp_ms, click.event_hash))
+    del session.trail[:-TRAIL_CLICKS]
+    if index is None:
+        known_list = session.current is not None
+        session.last_outcome = LastOutcome.UNKNOWN_ITEM if known_list else LastOutcome.FALLBACK
+        outcome = Outcome.UNKNOWN_ITEM if known_list else Outcome.FALLBACK
+        plan.answers.append(_Answer(output, record, click, outcome, session.current))
+        return
+    if session.last_outcome is LastOutcome.MODEL:
+        plan.to_judge.append((output, session.current, index, late))
+    session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
+    session.last_outcome = LastOutcome.MODEL
+    session.current = _step(plan, session, index, ranked=True)
+    plan.answers.append(_Answer(output, record, click, Outcome.MODEL, session.current))
+
+
+def _resume(
+    plan: Plan,
+    output: PartitionOutput,
+    partition: int,
+    click: Click,
+    lookup: Lookup,
+    bundle: Bundle,
+    rules: Rules,
+) -> _Session:
+    """Return the click's session: new, live, expired and fresh, or rebuilt from its trail."""
+    name = (partition, click.session)
+    session = plan.sessions.get(name)
+    state = None
+    if session is None:
+        raw = lookup(partition, click.session)
+        if raw is None:
+            return _fresh(plan, name, click)
+        state = decode_state(raw)
+    past = session or state
+    assert past is not None
+    # The order of the rules makes the outcome a function of the log alone, whether or not expiry
+    # has collected the session: first what the watermark calls dead, then a repeated event
+    # (whatever its timestamp), then the click's own gap.
+    if rules.is_dead(past.last_click_ms, output.position.watermark_ms) or (
+        rules.is_past_gap(past.last_click_ms, click.timestamp_ms)
+        and not _is_repeated(click, past.trail)
+    ):
+        output.expired += 1
+        return _fresh(plan, name, click)
+    if session is None:
+        assert state is not None
+        session = plan.sessions[name] = _from_state(plan, output, state, bundle)
+    return session
+
+
+def _is_repeated(click: Click, trail: Sequence[TrailClick]) -> bool:
+    return click.event_hash != 0 and any(c.event_hash == click.event_hash for c in trail)
+
+
+def _fresh(plan: Plan, name: tuple[int, bytes], click: Click) -> _Session:
+    session = _Session(
+        len(plan.hidden), click.timestamp_ms, 0, LastOutcome.FALLBACK, [], current=None
+    )
+    plan.hidden.append(None)
+    plan.sessions[name] = session
+    return session
+
+
+def _from_state(
+    plan: Plan, output: PartitionOutput, state: SessionState, bundle: Bundle
+) -> _Session:
+    session = _Session(
+        len(plan.hidden),
+        state.last_click_ms,
+        state.n_clicks,
+        state.last_outcome,
+        list(state.trail),
+        _Stored(state.top_index, state.top_score) if state.top_index.size else None,
+    )
+    if state.bundle_id == bundle.manifest.bundle_id:
+        plan.hidden.append(state.hidden)
+        return session
+    # Another model made the hidden state and the list: run the trail through this one. Its list
+    # was never published, so the next click does not judge it.
+    plan.hidden.append(None)
+    known = [bundle.item_index[c.item_id] for c in session.trail if c.item_id in bundle.item_index]
+    for index in known[:-1]:
+        _step(plan, session, index, ranked=False)
+    session.current = _step(plan, session, known[-1], ranked=True) if known else None
+    session.last_outcome = LastOutcome.UNKNOWN_ITEM if known else LastOutcome.FALLBACK
+    session.changed = True
+    output.rebuilt += 1
+    return session
+
+
+def _step(plan: Plan, session: _Session, item_index: int, *, ranked: bool) -> int:
+    if session.depth == len(plan.waves):
+        plan.waves.append(_Wave())
+    wave = plan.waves[session.depth]
+    session.depth += 1
+    wave.rows.append(session.row)
+    wave.items.append(item_index)
+    rank_row = -1
+    if ranked:
+        rank_row = plan.n_ranks
+        plan.n_ranks += 1
+    wave.rank_rows.append(rank_row)
+    return rank_row
+
+
+def score_plan(plan: Plan, scorer: Scorer) -> Scores:
+    """Run the waves, then one rank call for all clicks. Blocks; releases the GIL inside ONNX."""
+    started = perf_counter()
+    shape = (scorer.n_layers, len(plan.hidden), scorer.hidden_size)
+    hidden = np.zeros(shape, np.float32)
+    for row, stored in enumerate(plan.hidden):
+        if stored is not None:
+            hidden[:, row] = stored.reshape(shape[0], shape[2])
+    last = np.empty((plan.n_ranks, scorer.hidden_size), np.float32)
+    for wave in plan.waves:
+        rows = np.array(wave.rows)
+        stepped = scorer.encode(np.array(wave.items, np.int64), hidden[:, rows])
+        hidden[:, rows] = stepped
+        rank_rows = np.array(wave.rank_rows)
+        ranked = rank_rows >= 0
+        last[rank_rows[ranked]] = stepped[-1][ranked]
+    encoded = perf_counter()
+    if plan.n_ranks:
+        top_index, top_score = scorer.rank(last)
+    else:
+        top_index = np.empty((0, scorer.n_recommendations), np.int32)
+        top_score = np.empty((0, scorer.n_recommendations), np.float32)
+    return Scores(hidden, top_index, top_score, encoded - started, perf_counter() - encoded)
+
+
+def finish_batch(
+    plan: Plan, scores: Scores, bundle: Bundle, topic: str, published_ms: int
+) -> dict[int, PartitionOutput]:
+    """Return, by partition, the records of its transaction and the advanced position."""
+    bundle_id = bundle.manifest.bundle_id
+    item_ids = bundle.item_ids
+    top_index = scores.top_index.tolist()
+    top_score = scores.top_score.tolist()
+    popular = [Item(item_ids[p.item_index], p.score) for p in bundle.manifest.popular]
+
+    def items_of(listed: _ListRef) -> list[Item]:
+        if listed is None:
+            return popular
+        if isinstance(listed, int):
+            index, score = top_index[listed], top_score[listed]
+        else:
+            index, score = listed.top_index.tolist(), listed.top_score.tolist()
+        return [Item(item_ids[i], s) for i, s in zip(index, score, strict=True)]
+
+    for answer in plan.answers:
+        answer.output.recommendations.append(
+            recommendation(
+                topic,
+                answer.record,
+                answer.click,
+                items_of(answer.listed),
+                bundle_id,
+                answer.outcome,
+                published_ms,
+            )
+        )
+        answer.output.answered.append((answer.record, answer.click.timestamp_ms, answer.outcome))
+    for output, listed, target, late in plan.to_judge:
+        output.judgements.append(Judgement(late, _rank_of(target, listed, scores)))
+    for (partition, key), session in plan.sessions.items():
+        if session.changed:
+            plan.outputs[partition].states[key] = encode_state(
+                _state_of(session, scores, bundle_id)
+            )
+    return plan.outputs
+
+
+def _list_of(
+    listed: int | _Stored, scores: Scores
+) -> tuple[Int32[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
+    if isinstance(listed, int):
+        return scores.top_index[listed], scores.top_score[listed]
+    return listed.top_index, listed.top_score
+
+
+def _rank_of(target: int, listed: _ListRef, scores: Scores) -> int:
+    """Rank of an item in a list, from 1; the last position of its score (ties count against)."""
+    assert listed is not None, "only a list of the model is judged"
+    top_index, top_score = _list_of(listed, scores)
+    found = np.flatnonzero(top_index == target)
+    if not found.size:
+        return 0
+    return int(np.flatnonzero(top_score == top_score[found[0]])[-1]) + 1
+
+
+def _state_of(session: _Session, scores: Scores, bundle_id: str) -> SessionState:
+    if session.current is None:
+        top_index, top_score = np.empty(0, np.int32), np.empty(0, np.float32)
+    else:
+        top_index, top_score = _list_of(session.current, scores)
+    return SessionState(
+        bundle_id,
+        session.last_click_ms,
+        session.n_clicks,
+        session.last_outcome,
+        tuple(session.trail),
+        scores.hidden[:, session.row].reshape(-1),
+        top_index,
+        top_score,
+    )

@@ -1,0 +1,126 @@
+"""A record's bytes become a click, or a bad click with its reason. Never an exception.
+
+Law: every accepted click encodes into a session state (see session.py).
+"""
+
+import unicodedata
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import blake2b
+
+import msgspec
+
+MAX_ID_BYTES = 256
+MAX_FUTURE_MS = 5 * 60 * 1000
+"""How far a click's own clock may run ahead of the broker's before the click is refused."""
+
+
+class Reason(StrEnum):
+    """Why a click is bad: the metric label and the dead letter's header."""
+
+    NULL_KEY = "null_key"
+    NULL_VALUE = "null_value"
+    NOT_JSON = "not_json"
+    BAD_FIELD = "bad_field"
+    BAD_SESSION_ID = "bad_session_id"
+    KEY_MISMATCH = "key_mismatch"
+    BAD_ITEM_ID = "bad_item_id"
+    BAD_TIMESTAMP = "bad_timestamp"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One Kafka record of the clicks topic.
+
+    ``timestamp_ms`` is the record's own (the append time, as ``topics create`` sets it).
+    """
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Click:
+    """A click that can be answered. ``event_hash`` is 0 where the producer sent no event_id."""
+
+    session: bytes
+    item_id: str
+    timestamp_ms: int
+    event_hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class BadClick:
+    """A record that is no click: the reason, and a sentence for whoever reads the dead letter."""
+
+    reason: Reason
+    detail: str
+
+
+class _Wire(msgspec.Struct):
+    session_id: str
+    item_id: str
+    timestamp_ms: int
+    event_id: str | None = None
+    event_type: str | None = None
+
+
+_decode = msgspec.json.Decoder(_Wire).decode
+
+
+def parse_click(record: Record) -> Click | BadClick:
+    """Return the click of a record, or why there is none. Raises nothing on any bytes."""
+    key, value = record.key, record.value
+    if value is None:
+        return BadClick(Reason.NULL_VALUE, "the record has no value")
+    if key is None:
+        return BadClick(Reason.NULL_KEY, "the record has no key; it must be the session_id")
+    try:
+        wire = _decode(value)
+    except msgspec.ValidationError as error:
+        return BadClick(Reason.BAD_FIELD, str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        # Broken UTF-8 inside a string and a few thousand nested brackets come out of msgspec
+        # as the last two, which are no MsgspecError.
+        return BadClick(Reason.NOT_JSON, str(error))
+    try:
+        session = wire.session_id.encode()
+        item = wire.item_id.encode()
+        event = wire.event_id.encode() if wire.event_id is not None else b""
+    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can escape
+        return BadClick(Reason.BAD_FIELD, str(error))
+    if not 1 <= len(session) <= MAX_ID_BYTES or session[0] == 0:
+        return BadClick(
+            Reason.BAD_SESSION_ID,
+            f"session_id has {len(session)} bytes, or begins with NUL; "
+            f"1 to {MAX_ID_BYTES} bytes of UTF-8 are allowed",
+        )
+    if key != session:
+        return BadClick(Reason.KEY_MISMATCH, "the record's key is not the session_id")
+    if not 1 <= len(item) <= MAX_ID_BYTES or _has_control_character(wire.item_id):
+        return BadClick(
+            Reason.BAD_ITEM_ID,
+            f"item_id has {len(item)} bytes, or a control character; "
+            f"1 to {MAX_ID_BYTES} bytes of UTF-8 are allowed",
+        )
+    if not 0 <= wire.timestamp_ms <= record.timestamp_ms + MAX_FUTURE_MS:
+        return BadClick(
+            Reason.BAD_TIMESTAMP,
+            f"timestamp_ms is {wire.timestamp_ms}; allowed is 0 to 5 minutes past the record's "
+            f"Kafka timestamp, {record.timestamp_ms}",
+        )
+    return Click(session, wire.item_id, wire.timestamp_ms, _event_hash(event) if event else 0)
+
+
+def _has_control_character(text: str) -> bool:
+    if text.isprintable():  # the fast path: no control character is printable
+        return False
+    return any(unicodedata.category(character) == "Cc" for character in text)
+
+
+def _event_hash(event: bytes) -> int:
+    """64 bits of the event id: two of a trail's 50 collide with odds of about 1 in 10^16."""
+    return int.from_bytes(blake2b(event, digest_size=8).digest(), "little") or 1

@@ -1,0 +1,90 @@
+"""The one place that turns settings into the options of every Kafka client we make."""
+
+import ssl
+from typing import Any
+
+import faust
+from yarl import URL
+
+from stream.settings import KafkaSettings
+
+CLIENT_ID = "nextclick"
+
+
+def confluent_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options of a confluent-kafka client: address and security."""
+    options: dict[str, Any] = {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": CLIENT_ID,
+        "security.protocol": settings.security_protocol,
+        "log_level": 4,  # warnings; at info librdkafka tells of every client that ends
+    }
+    if _has_tls(settings):
+        files = {
+            "ssl.ca.location": settings.ssl_cafile,
+            "ssl.certificate.location": settings.ssl_certfile,
+            "ssl.key.location": settings.ssl_keyfile,
+        }
+        options |= {name: str(path) for name, path in files.items() if path is not None}
+    if _has_sasl(settings):
+        options |= {
+            "sasl.mechanism": settings.sasl_mechanism,
+            "sasl.username": settings.sasl_username,
+            "sasl.password": settings.sasl_password,
+        }
+    return options
+
+
+def aiokafka_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options of an aiokafka client: address and security."""
+    options: dict[str, Any] = {
+        "bootstrap_servers": settings.bootstrap_servers.split(","),
+        "client_id": CLIENT_ID,
+        "security_protocol": settings.security_protocol,
+    }
+    if _has_tls(settings):
+        options["ssl_context"] = _ssl_context(settings)
+    if _has_sasl(settings):
+        options |= {
+            "sasl_mechanism": settings.sasl_mechanism,
+            "sasl_plain_username": settings.sasl_username,
+            "sasl_plain_password": settings.sasl_password,
+        }
+    return options
+
+
+def faust_options(settings: KafkaSettings) -> dict[str, Any]:
+    """Return the options of a Faust app: address and security."""
+    options: dict[str, Any] = {
+        "broker": [URL(f"kafka://{server}") for server in settings.bootstrap_servers.split(",")],
+        "broker_client_id": CLIENT_ID,
+    }
+    context = _ssl_context(settings) if _has_tls(settings) else None
+    if _has_sasl(settings):
+        # Without a context Faust means SASL_PLAINTEXT, silently; with one, SASL_SSL.
+        options["broker_credentials"] = faust.SASLCredentials(
+            username=settings.sasl_username,
+            password=settings.sasl_password,
+            ssl_context=context,
+            mechanism=settings.sasl_mechanism,
+        )
+    elif context is not None:
+        options["broker_credentials"] = faust.SSLCredentials(context)
+    return options
+
+
+def _has_tls(settings: KafkaSettings) -> bool:
+    return settings.security_protocol.endswith("SSL")
+
+
+def _has_sasl(settings: KafkaSettings) -> bool:
+    return settings.security_protocol.startswith("SASL_")
+
+
+def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
+    context = ssl.create_default_context(
+        cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None
+    )
+    if settings.ssl_certfile:
+        context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+    return context

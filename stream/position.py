@@ -1,0 +1,112 @@
+"""How far one partition has been applied: written in every transaction, read at every restore.
+
+The position record, not the consumer group's offset, says what has been done; a redelivered
+click below it is skipped whole. It also carries what must survive a restart to make the outcome
+a function of the log alone: the watermark and the count of bad clicks.
+"""
+
+from typing import Final, Self
+
+import msgspec
+
+POSITION_KEY: Final = b"\x00position"
+"""Key of the record in the changelog partition; no session_id may begin with NUL."""
+BAD_CLICK_WINDOW: Final = 2000
+_MASK: Final = (1 << BAD_CLICK_WINDOW) - 1
+FORMAT: Final = 1
+
+
+class PositionError(ValueError):
+    """A position record that this version cannot read."""
+
+
+class BadClickLimitError(Exception):
+    """So many bad clicks that the deployment is bad, and not the data."""
+
+
+class Position(msgspec.Struct, array_like=True):
+    """The state of one partition of the clicks topic.
+
+    next_offset: the first offset that has not been applied.
+    topic_id: the clicks topic's; a topic deleted and made anew begins at offset 0 again.
+    watermark_ms: the largest timestamp of a good click below next_offset; -1 before the first.
+    bad_run, bad_run_start: bad clicks in a row up to here, and the first one's offset.
+    bad_window: one bit a click over the last 2,000, the latest lowest; 1 is a bad click.
+    bad_window_start: offset of the first bad click since the window was last clean.
+    """
+
+    next_offset: int
+    topic_id: str
+    watermark_ms: int = -1
+    bad_run: int = 0
+    bad_run_start: int = 0
+    bad_window: bytes = b""
+    bad_window_start: int = 0
+    format: int = FORMAT
+
+    def copy(self) -> Self:
+        """Return an equal position that can be advanced without touching this one."""
+        return msgspec.structs.replace(self)
+
+
+class BadClickLimit:
+    """The limit of one start: bad clicks in a row, or their share of the last 2,000."""
+
+    def __init__(self, run: int, share: float) -> None:
+        self.run = run
+        self.share = share
+
+    def count_good(self, position: Position) -> None:
+        """Note a good click."""
+        position.bad_run = 0
+        if position.bad_window:
+            position.bad_window = _push(position.bad_window, 0)
+
+    def count_bad(self, position: Position, topic: str, partition: int, offset: int) -> None:
+        """Note a bad click; raises BadClickLimitError where it is one too many."""
+        if not position.bad_run:
+            position.bad_run_start = offset
+        if not position.bad_window:
+            position.bad_window_start = offset
+        position.bad_run += 1
+        position.bad_window = _push(position.bad_window, 1)
+        if position.bad_run >= self.run:
+            raise BadClickLimitError(
+                f"{position.bad_run} bad clicks in a row in {topic}-{partition}, offsets "
+                f"{position.bad_run_start} to {offset}: the limit is {self.run} "
+                f"(bad_click_run_limit)"
+            )
+        bad = int.from_bytes(position.bad_window, "little").bit_count()
+        if bad > self.share * BAD_CLICK_WINDOW:
+            raise BadClickLimitError(
+                f"{bad} of the last {BAD_CLICK_WINDOW} clicks in {topic}-{partition} are bad, "
+                f"offsets {position.bad_window_start} to {offset}: the limit is a share of "
+                f"{self.share} (bad_click_share_limit)"
+            )
+
+
+def _push(window: bytes, bit: int) -> bytes:
+    bits = ((int.from_bytes(window, "little") << 1) | bit) & _MASK
+    return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Position)
+
+
+def encode_position(position: Position) -> bytes:
+    """Return the record's bytes: about 50 without recent bad clicks."""
+    return _encoder.encode(position)
+
+
+def decode_position(raw: bytes) -> Position:
+    """Return the position of a record. Raises PositionError on one of another format."""
+    try:
+        position = _decoder.decode(raw)
+    except msgspec.DecodeError as error:
+        raise PositionError(f"position record of format {FORMAT} expected: {error}") from error
+    if position.format != FORMAT:
+        raise PositionError(
+            f"position record has format {position.format}, this version reads {FORMAT}"
+        )
+    return position

@@ -1,0 +1,103 @@
+"""The operator's jump: write a new position for stopped workers (`python -m stream reset`)."""
+
+import asyncio
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from stream.batch import PartitionOutput
+from stream.delivery import Delivery
+from stream.kafka import aiokafka_options, confluent_options
+from stream.position import POSITION_KEY, Position, decode_position
+from stream.settings import ResetSettings
+from stream.store import CommittedReader
+from stream.topics import TIMEOUT_S, check_topics
+
+
+class ResetError(Exception):
+    """A jump that cannot be made: one sentence."""
+
+
+def reset_positions(settings: ResetSettings) -> dict[int, int]:
+    """Write the positions; returns the next offset by partition.
+
+    Sessions stay. Clicks that are jumped back over advance them again, unless their event_id is
+    still in the trail. Raises ResetError while a worker runs, or for an offset outside the log.
+    """
+    facts = check_topics(settings)
+    _check_stopped(settings)
+    if settings.partition is not None and settings.partition >= facts.click_partitions:
+        raise ResetError(
+            f"partition is {settings.partition}, "
+            f"{settings.clicks_topic} has {facts.click_partitions} partitions"
+        )
+    partitions = (
+        list(range(facts.click_partitions)) if settings.partition is None else [settings.partition]
+    )
+    return asyncio.run(
+        _write(settings, partitions, Delivery(settings, facts), facts.clicks_topic_id)
+    )
+
+
+def _check_stopped(settings: ResetSettings) -> None:
+    admin = AdminClient(confluent_options(settings))
+    future = admin.describe_consumer_groups([settings.app_id])[settings.app_id]
+    members = future.result(TIMEOUT_S).members
+    if members:
+        raise ResetError(
+            f"group {settings.app_id} has {len(members)} members: stop the workers first "
+            "(a worker that was killed counts until its session timeout)"
+        )
+
+
+async def _write(
+    settings: ResetSettings, partitions: list[int], delivery: Delivery, topic_id: str
+) -> dict[int, int]:
+    offsets = await _target_offsets(settings, partitions)
+    await delivery.own(partitions)
+    try:
+        old = await _old_positions(settings, partitions)
+        for partition in partitions:
+            # The watermark stays with the sessions: they expire by it. A clean record of bad
+            # clicks, since the operator has seen them.
+            watermark_ms = old[partition].watermark_ms if partition in old else -1
+            position = Position(offsets[partition], topic_id, watermark_ms)
+            await delivery.commit(partition, PartitionOutput(position), [])
+    finally:
+        await delivery.close()
+    return offsets
+
+
+async def _target_offsets(settings: ResetSettings, partitions: list[int]) -> dict[int, int]:
+    consumer = AIOKafkaConsumer(**aiokafka_options(settings))
+    await consumer.start()
+    try:
+        tps = [TopicPartition(settings.clicks_topic, p) for p in partitions]
+        begin = await consumer.beginning_offsets(tps)
+        end = await consumer.end_offsets(tps)
+    finally:
+        await consumer.stop()
+    if settings.to == "earliest":
+        return {tp.partition: begin[tp] for tp in tps}
+    if settings.to == "latest":
+        return {tp.partition: end[tp] for tp in tps}
+    offset = int(settings.to)
+    for tp in tps:
+        if not begin[tp] <= offset <= end[tp]:
+            raise ResetError(
+                f"offset {offset} is outside {tp.topic}-{tp.partition}, "
+                f"which holds {begin[tp]} to {end[tp]}"
+            )
+    return dict.fromkeys(partitions, offset)
+
+
+async def _old_positions(settings: ResetSettings, partitions: list[int]) -> dict[int, Position]:
+    reader = CommittedReader(settings)
+    positions = {}
+    try:
+        async for record in reader.read(settings.changelog_topic, dict.fromkeys(partitions, 0)):
+            if record.key == POSITION_KEY:
+                positions[record.partition] = decode_position(record.value)
+    finally:
+        await reader.close()
+    return positions

@@ -1,0 +1,50 @@
+"""Start a worker process: read the bundle, check the topics, patch Faust, run."""
+
+import asyncio
+
+import faust
+import structlog
+import uvloop
+from prometheus_client import REGISTRY
+
+from stream.bundle import load_bundle
+from stream.faust_patches import install_patches
+from stream.logs import configure_logging
+from stream.metrics import Metrics
+from stream.scorer import OnnxScorer
+from stream.settings import WorkerSettings
+from stream.topics import check_topics
+from stream.web import add_pages
+from stream.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+
+def run_worker(settings: WorkerSettings) -> int:
+    """Serve until a signal; returns the exit code. Raises what is wrong with the deployment."""
+    configure_logging(settings.log_level)
+    install_patches()
+    bundle = load_bundle(settings.bundle)
+    scorer = OnnxScorer(bundle, settings.inference_threads)
+    facts = check_topics(settings)
+    metrics = Metrics(REGISTRY)
+    metrics.bundle.info(
+        {"bundle_id": bundle.manifest.bundle_id, "architecture": bundle.manifest.architecture}
+    )
+    log.info(
+        "starting",
+        bundle_id=bundle.manifest.bundle_id,
+        **settings.model_dump(mode="json", exclude={"sasl_password"}),
+    )
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    worker = Worker(settings, bundle, scorer, facts, metrics)
+    add_pages(worker, metrics)
+    service = faust.Worker(
+        worker.app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False
+    )
+    service.spinner = None  # it sets the root logger to DEBUG: three log records a message
+    try:
+        service.execute_from_commandline()
+    except SystemExit as ended:
+        return int(ended.code or 0)

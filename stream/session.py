@@ -1,0 +1,134 @@
+"""A session's state and its bytes: what the table and its changelog hold.
+
+``hidden`` is a cache of the trail under one bundle; the trail alone can rebuild it.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+FORMAT: Final = 1
+TRAIL_CLICKS: Final = 50
+"""Clicks kept of a session. A rebuild under a new bundle is exact up to this length."""
+
+# format, last outcome, bundle id, last_click_ms, clicks, trail entries, floats of hidden, top-k.
+_HEADER = struct.Struct("<BB8sqIHIH")
+_LAST_CLICK = struct.Struct("<q")
+_LAST_CLICK_AT: Final = 10
+_ENTRY = struct.Struct("<qQHH")  # timestamp_ms, event hash, bytes of the item id, of the context
+
+
+class LastOutcome(IntEnum):
+    """How the session's last advancing click was answered: it decides what its list is worth."""
+
+    FALLBACK = 0
+    MODEL = 1
+    UNKNOWN_ITEM = 2
+
+
+class StateError(ValueError):
+    """Bytes in the changelog that this version cannot read."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrailClick:
+    """One click of the past. ``context`` is empty until a bundle declares context fields."""
+
+    item_id: str
+    timestamp_ms: int
+    event_hash: int
+    context: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionState:
+    """One session under one bundle.
+
+    hidden: all layers' state after the last known item, in the bundle's shape, flat.
+    top_index, top_score: the last list the model made, best first; empty before the first.
+    """
+
+    bundle_id: str
+    last_click_ms: int
+    n_clicks: int
+    last_outcome: LastOutcome
+    trail: tuple[TrailClick, ...]
+    hidden: Float32[np.ndarray, "LH"]
+    top_index: Int32[np.ndarray, "K"]
+    top_score: Float32[np.ndarray, "K"]
+
+
+def encode_state(state: SessionState) -> bytes:
+    """Return the state's bytes (little-endian, versioned)."""
+    parts = [
+        _HEADER.pack(
+            FORMAT,
+            state.last_outcome,
+            bytes.fromhex(state.bundle_id),
+            state.last_click_ms,
+            state.n_clicks,
+            len(state.trail),
+            state.hidden.size,
+            state.top_index.size,
+        )
+    ]
+    for click in state.trail:
+        item = click.item_id.encode()
+        parts.append(
+            _ENTRY.pack(click.timestamp_ms, click.event_hash, len(item), len(click.context))
+        )
+        parts.append(item)
+        parts.append(click.context)
+    parts.append(state.hidden.tobytes())
+    parts.append(state.top_index.tobytes())
+    parts.append(state.top_score.tobytes())
+    return b"".join(parts)
+
+
+def decode_state(raw: bytes) -> SessionState:
+    """Return the state of bytes that ``encode_state`` made; its arrays are views on them.
+
+    Raises StateError on an unknown format version.
+    """
+    check_format(raw)
+    _, outcome, bundle, last_click_ms, n_clicks, n_trail, n_hidden, n_top = _HEADER.unpack_from(raw)
+    at = _HEADER.size
+    trail = []
+    for _ in range(n_trail):
+        timestamp_ms, event_hash, n_item, n_context = _ENTRY.unpack_from(raw, at)
+        at += _ENTRY.size
+        item_id = raw[at : at + n_item].decode()
+        at += n_item
+        trail.append(TrailClick(item_id, timestamp_ms, event_hash, raw[at : at + n_context]))
+        at += n_context
+    hidden = np.frombuffer(raw, np.float32, n_hidden, at)
+    at += 4 * n_hidden
+    top_index = np.frombuffer(raw, np.int32, n_top, at)
+    at += 4 * n_top
+    top_score = np.frombuffer(raw, np.float32, n_top, at)
+    return SessionState(
+        bundle.hex(),
+        last_click_ms,
+        n_clicks,
+        LastOutcome(outcome),
+        tuple(trail),
+        hidden,
+        top_index,
+        top_score,
+    )
+
+
+def last_click_ms(raw: bytes) -> int:
+    """Return ``last_click_ms`` without decoding the rest: expiry asks for many."""
+    return int(_LAST_CLICK.unpack_from(raw, _LAST_CLICK_AT)[0])
+
+
+def check_format(raw: bytes) -> None:
+    """Raise StateError, one sentence, on bytes of another format version."""
+    if len(raw) < _HEADER.size or raw[0] != FORMAT:
+        found = raw[0] if raw else "nothing"
+        raise StateError(f"session state has format {found}, this version reads {FORMAT}")

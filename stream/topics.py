@@ -1,0 +1,173 @@
+"""The four topics: made right, or told what is wrong with them (`topics create|check`)."""
+
+from dataclasses import dataclass
+
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init__ has no __all__
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+
+from stream.kafka import confluent_options
+from stream.settings import KafkaSettings, TopicsSettings
+
+TIMEOUT_S = 20
+DEAD_LETTER_EXTRA_BYTES = 65_536
+"""What a dead letter's headers may add to the click it keeps."""
+_CHANGELOG_CONFIG = {
+    # compact alone: retention would delete the position record of a partition without clicks.
+    "cleanup.policy": "compact",
+    # Small segments, since the active one is never compacted: a restore reads all of it.
+    "segment.ms": "600000",
+    "segment.bytes": "67108864",
+    "max.compaction.lag.ms": "3600000",
+    "min.cleanable.dirty.ratio": "0.2",
+}
+
+
+class TopicError(Exception):
+    """A topic that cannot be reached or is not as the worker needs it: one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What the worker must know about the topics that exist."""
+
+    clicks_topic_id: str
+    click_partitions: int
+    recommendation_partitions: int
+    dead_letter_partitions: int
+    dead_letter_bytes: int
+
+
+def create_topics(settings: TopicsSettings) -> list[str]:
+    """Make the topics that are missing; returns their names. Existing ones are left alone."""
+    size = str(settings.max_message_bytes)
+    wanted = {
+        # The append time is what latency is counted from, and no producer's clock can forge it.
+        settings.clicks_topic: {
+            "message.timestamp.type": "LogAppendTime",
+            "max.message.bytes": size,
+        },
+        settings.recommendations_topic: {"message.timestamp.type": "LogAppendTime"},
+        settings.dead_letter_topic: {
+            "cleanup.policy": "delete",
+            "max.message.bytes": str(settings.max_message_bytes + DEAD_LETTER_EXTRA_BYTES),
+        },
+        settings.changelog_topic: _CHANGELOG_CONFIG,
+    }
+    admin = AdminClient(confluent_options(settings))
+    existing = _existing(admin, settings)
+    missing = [
+        NewTopic(name, settings.partitions, settings.replication_factor, config=config)
+        for name, config in wanted.items()
+        if name not in existing
+    ]
+    if missing:
+        for name, future in admin.create_topics(missing, operation_timeout=TIMEOUT_S).items():
+            try:
+                future.result(TIMEOUT_S)
+            except KafkaException as error:
+                raise TopicError(
+                    f"topic {name} cannot be created: {error.args[0].str()}"
+                ) from error
+    return [topic.topic for topic in missing]
+
+
+def check_topics(settings: KafkaSettings) -> TopicFacts:
+    """Return the facts of the four topics. Raises TopicError with everything that is wrong."""
+    admin = AdminClient(confluent_options(settings))
+    partitions = _existing(admin, settings)
+    names = (
+        settings.clicks_topic,
+        settings.recommendations_topic,
+        settings.dead_letter_topic,
+        settings.changelog_topic,
+    )
+    missing = [name for name in names if name not in partitions]
+    if missing:
+        raise TopicError(
+            f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
+        )
+    clicks, recommendations, dead_letter, changelog = names
+    config = _configs(admin, names)
+    wrong = []
+    if partitions[changelog] != partitions[clicks]:
+        wrong.append(
+            f"{changelog} has {partitions[changelog]} partitions, "
+            f"{clicks} has {partitions[clicks]}: they must be equal"
+        )
+    if config[changelog]["cleanup.policy"] != "compact":
+        wrong.append(
+            f"{changelog} has cleanup.policy={config[changelog]['cleanup.policy']}, "
+            "expected compact alone (retention would delete the position)"
+        )
+    if config[clicks]["message.timestamp.type"] != "LogAppendTime":
+        wrong.append(
+            f"{clicks} has message.timestamp.type={config[clicks]['message.timestamp.type']}, "
+            "expected LogAppendTime (latency is counted from it)"
+        )
+    if "compact" in config[dead_letter]["cleanup.policy"]:
+        wrong.append(f"{dead_letter} is compacted: dead letters without a key would be refused")
+    click_bytes = int(config[clicks]["max.message.bytes"])
+    dead_letter_bytes = int(config[dead_letter]["max.message.bytes"])
+    if dead_letter_bytes < click_bytes + DEAD_LETTER_EXTRA_BYTES:
+        wrong.append(
+            f"{dead_letter} has max.message.bytes={dead_letter_bytes}, expected at least "
+            f"{click_bytes + DEAD_LETTER_EXTRA_BYTES}, 64 KiB more than {clicks}"
+        )
+    if wrong:
+        raise TopicError("; ".join(wrong))
+    return TopicFacts(
+        topic_id(settings),
+        partitions[clicks],
+        partitions[recommendations],
+        partitions[dead_letter],
+        dead_letter_bytes,
+    )
+
+
+def topic_id(settings: KafkaSettings) -> str:
+    """Return the clicks topic's id: another one after the topic was deleted and made anew."""
+    admin = AdminClient(confluent_options(settings))
+    future = admin.describe_topics(
+        TopicCollection([settings.clicks_topic]), request_timeout=TIMEOUT_S
+    )[settings.clicks_topic]
+    try:
+        return str(future.result(TIMEOUT_S).topic_id)
+    except KafkaException as error:
+        raise TopicError(
+            f"topic {settings.clicks_topic} cannot be described: {error.args[0].str()}"
+        ) from error
+
+
+def group_offsets(settings: KafkaSettings) -> dict[int, int]:
+    """Return what the consumer group has committed of the clicks topic, by partition."""
+    admin = AdminClient(confluent_options(settings))
+    group = ConsumerGroupTopicPartitions(settings.app_id)
+    future = admin.list_consumer_group_offsets([group])[settings.app_id]
+    return {
+        tp.partition: tp.offset
+        for tp in future.result(TIMEOUT_S).topic_partitions
+        if tp.topic == settings.clicks_topic and tp.offset >= 0
+    }
+
+
+def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:
+    try:
+        topics = admin.list_topics(timeout=TIMEOUT_S).topics
+    except KafkaException as error:
+        raise TopicError(
+            f"no broker answers at {settings.bootstrap_servers}: {error.args[0].str()}"
+        ) from error
+    return {name: len(topic.partitions) for name, topic in topics.items()}
+
+
+def _configs(admin: AdminClient, names: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, n) for n in names])
+    return {
+        resource.name: {key: entry.value for key, entry in future.result(TIMEOUT_S).items()}
+        for resource, future in futures.items()
+    }

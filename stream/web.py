@@ -1,0 +1,34 @@
+"""The worker's pages: /healthz, /ready and /metrics, on Faust's own web server."""
+
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from stream.metrics import Metrics
+from stream.worker import Worker
+
+STUCK_AFTER_S = 60.0
+"""A batch takes tens of milliseconds, and a Kafka client gives up after 40 s."""
+
+
+def add_pages(worker: Worker, metrics: Metrics) -> None:
+    """Register the pages with the worker's app."""
+
+    @worker.app.page("/healthz")
+    async def healthz(self: Any, request: Any) -> Any:
+        """200 while the event loop turns and no batch is stuck: what a liveness probe asks."""
+        stuck_s = round(worker.stuck_s, 1)
+        healthy = stuck_s < STUCK_AFTER_S
+        return self.json({"healthy": healthy, "batch_s": stuck_s}, status=200 if healthy else 503)
+
+    @worker.app.page("/ready")
+    async def ready(self: Any, request: Any) -> Any:
+        """200 while partitions are assigned, restored and served."""
+        return self.json({"ready": worker.ready}, status=200 if worker.ready else 503)
+
+    @worker.app.page("/metrics")
+    async def prometheus(self: Any, request: Any) -> Any:
+        """Every metric in Prometheus' text format."""
+        # As a header: aiohttp refuses a charset in its content_type argument.
+        headers = {"Content-Type": CONTENT_TYPE_LATEST}
+        return self.bytes(generate_latest(metrics.registry), headers=headers)
