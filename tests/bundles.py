@@ -1,4 +1,7 @@
-"""Real small bundles for tests and benchmarks, built in milliseconds and without PyTorch."""
+"""Real bundles of any size for tests and benchmarks, built in milliseconds without PyTorch.
+
+The rank graph is the one that export writes, so that its speed is production's.
+"""
 
 import tempfile
 from collections.abc import Sequence
@@ -8,10 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from export.rank import IR_VERSION, OPSET, rank_graph
 from stream.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
-
-OPSET = 20
-IR_VERSION = 10
 
 
 def write_tiny_bundle(
@@ -40,7 +41,7 @@ def write_tiny_bundle(
         # Shared embedding, as the model: rows near unit length make scores that differ.
         embedding = _normal(random, (n_items, hidden_size), 1 / np.sqrt(hidden_size))
         encode = _gru_encode(random, embedding, n_layers)
-        rank = _dense_rank(embedding, _normal(random, (n_items,), 0.1), k)
+        rank = rank_graph(embedding, _normal(random, (n_items,), 0.1), k)
     manifest = Manifest(
         architecture="gru",
         hidden_size=hidden_size,
@@ -65,49 +66,45 @@ def write_tiny_bundle(
 def _gru_encode(
     random: np.random.Generator, embedding: np.ndarray, n_layers: int
 ) -> onnx.ModelProto:
+    # Plain operations, as the exporter gives: ONNX Runtime's GRU operator ends the process when
+    # it is given no session.
     hidden_size = embedding.shape[1]
-    weights = {"embedding": embedding, "zero": np.array([0])}
+    node = helper.make_node
+    weights = {"embedding": embedding, "first": np.array([0])}
     nodes = [
-        helper.make_node("Gather", ["embedding", "item_index"], ["clicked"]),
-        helper.make_node("Unsqueeze", ["clicked", "zero"], ["input_0"]),
-        helper.make_node(
-            "Split", ["hidden"], [f"h_{n}" for n in range(n_layers)], axis=0, num_outputs=n_layers
-        ),
+        node("Gather", ["embedding", "item_index"], ["x0"]),
+        node("Split", ["hidden"], [f"h{n}" for n in range(n_layers)], num_outputs=n_layers),
     ]
-    for layer in range(n_layers):
-        for name in ("W", "R"):
-            weights[f"{name}_{layer}"] = _normal(
-                random, (1, 3 * hidden_size, hidden_size), 1 / np.sqrt(hidden_size)
-            )
-        weights[f"b_{layer}"] = _normal(random, (1, 6 * hidden_size), 0.1)
-        nodes.append(
-            helper.make_node(
-                "GRU",
-                [f"input_{layer}", f"W_{layer}", f"R_{layer}", f"b_{layer}", "", f"h_{layer}"],
-                ["", f"input_{layer + 1}"],
-                hidden_size=hidden_size,
-                linear_before_reset=1,
-            )
-        )
-    steps = [f"input_{layer + 1}" for layer in range(n_layers)]
-    nodes.append(helper.make_node("Concat", steps, ["hidden_out"], axis=0))
+    for n in range(n_layers):
+        for name in (f"W{n}", f"R{n}"):
+            shape, scale = (hidden_size, 3 * hidden_size), 1 / np.sqrt(hidden_size)
+            weights[name] = _normal(random, shape, scale)
+            weights[f"b{name}"] = _normal(random, (3 * hidden_size,), 0.1)
+        nodes += [
+            node("Squeeze", [f"h{n}", "first"], [f"g{n}"]),
+            node("Gemm", [f"x{n}", f"W{n}", f"bW{n}"], [f"xs{n}"]),
+            node("Gemm", [f"g{n}", f"R{n}", f"bR{n}"], [f"gs{n}"]),
+            node("Split", [f"xs{n}"], [f"xr{n}", f"xu{n}", f"xn{n}"], axis=1, num_outputs=3),
+            node("Split", [f"gs{n}"], [f"gr{n}", f"gu{n}", f"gn{n}"], axis=1, num_outputs=3),
+            node("Add", [f"xr{n}", f"gr{n}"], [f"r_in{n}"]),
+            node("Sigmoid", [f"r_in{n}"], [f"reset{n}"]),
+            node("Add", [f"xu{n}", f"gu{n}"], [f"u_in{n}"]),
+            node("Sigmoid", [f"u_in{n}"], [f"update{n}"]),
+            node("Mul", [f"reset{n}", f"gn{n}"], [f"kept{n}"]),
+            node("Add", [f"xn{n}", f"kept{n}"], [f"n_in{n}"]),
+            node("Tanh", [f"n_in{n}"], [f"new{n}"]),
+            node("Sub", [f"g{n}", f"new{n}"], [f"old{n}"]),
+            node("Mul", [f"update{n}", f"old{n}"], [f"part{n}"]),
+            node("Add", [f"new{n}", f"part{n}"], [f"x{n + 1}"]),
+            node("Unsqueeze", [f"x{n + 1}", "first"], [f"step{n}"]),
+        ]
+    nodes.append(node("Concat", [f"step{n}" for n in range(n_layers)], ["hidden_out"], axis=0))
     return _encode_model(nodes, weights, n_layers, hidden_size)
 
 
 def _counting_encode(n_layers: int, hidden_size: int) -> onnx.ModelProto:
     nodes = [helper.make_node("Add", ["hidden", "one"], ["hidden_out"])]
     return _encode_model(nodes, {"one": np.array([1], np.float32)}, n_layers, hidden_size)
-
-
-def _dense_rank(embedding: np.ndarray, bias: np.ndarray, k: int) -> onnx.ModelProto:
-    weights = {"items": np.ascontiguousarray(embedding.T), "bias": bias, "k": np.array([k])}
-    nodes = [
-        helper.make_node("MatMul", ["hidden", "items"], ["products"]),
-        helper.make_node("Add", ["products", "bias"], ["scores"]),
-        helper.make_node("TopK", ["scores", "k"], ["top_score", "top"], axis=1),
-        helper.make_node("Cast", ["top"], ["top_index"], to=TensorProto.INT32),
-    ]
-    return _rank_model(nodes, weights, embedding.shape[1], k)
 
 
 def _fixed_rank(hidden_size: int, k: int) -> onnx.ModelProto:
@@ -122,7 +119,10 @@ def _fixed_rank(hidden_size: int, k: int) -> onnx.ModelProto:
         helper.make_node("Expand", ["index", "shape"], ["top_index"]),
         helper.make_node("Expand", ["score", "shape"], ["top_score"]),
     ]
-    return _rank_model(nodes, weights, hidden_size, k)
+    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", hidden_size])
+    top_index = helper.make_tensor_value_info("top_index", TensorProto.INT32, ["B", k])
+    top_score = helper.make_tensor_value_info("top_score", TensorProto.FLOAT, ["B", k])
+    return _model(nodes, weights, [hidden], [top_index, top_score])
 
 
 def _encode_model(
@@ -134,15 +134,6 @@ def _encode_model(
         for name in ("hidden", "hidden_out")
     )
     return _model(nodes, weights, [item_index, hidden], [hidden_out])
-
-
-def _rank_model(
-    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], hidden_size: int, k: int
-) -> onnx.ModelProto:
-    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", hidden_size])
-    top_index = helper.make_tensor_value_info("top_index", TensorProto.INT32, ["B", k])
-    top_score = helper.make_tensor_value_info("top_score", TensorProto.FLOAT, ["B", k])
-    return _model(nodes, weights, [hidden], [top_index, top_score])
 
 
 def _model(
