@@ -152,14 +152,14 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, info, Catalogue(item_ids), model.eval())
 
 
-def check_arrays(file: Path, arrays: Arrays, expected: Mapping[str, torch.Tensor]) -> None:
+def check_arrays(source: Path | str, arrays: Arrays, expected: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError unless the arrays have the expected names and shapes."""
     if arrays.keys() != expected.keys():
-        raise CheckpointError(f"{file} holds {sorted(arrays)}, expected {sorted(expected)}")
+        raise CheckpointError(f"{source} holds {sorted(arrays)}, expected {sorted(expected)}")
     for name, tensor in expected.items():
         if arrays[name].shape != tuple(tensor.shape):
             raise CheckpointError(
-                f"{file}: {name} has shape {arrays[name].shape}, expected {tuple(tensor.shape)}"
+                f"{source}: {name} has shape {arrays[name].shape}, expected {tuple(tensor.shape)}"
             )
 
 
@@ -169,8 +169,6 @@ def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
 
 
 def _write_arrays(file: Path, arrays: Arrays) -> None:
-    if file.exists():  # file names carry their epoch: the best weights stand while epochs pass
-        return
     partial = file.with_suffix(".partial")
     with partial.open("wb") as target:
         np.savez(target, allow_pickle=False, **arrays)

@@ -1,0 +1,54 @@
+"""Sessions side by side: the mini-batches of a recurrent network without padding.
+
+Session-parallel mini-batches of Hidasi et al. (arXiv 1511.06939, sec. 3.1.1): lane b of the batch
+reads one session after the other, and its hidden state is reset where a session begins.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from train.sessions import Sessions
+
+
+class Step(NamedTuple):
+    """One click of every lane, and the click that followed it."""
+
+    item_index: Int64[np.ndarray, "B"]
+    target: Int64[np.ndarray, "B"]
+    first: Bool[np.ndarray, "B"]
+    """The click opens its session: the lane's hidden state is of another one."""
+
+
+def session_parallel(
+    sessions: Sessions, batch_size: int, rng: np.random.Generator
+) -> Iterator[Step]:
+    """Every click with a successor once, `batch_size` sessions at a time, in a random order.
+
+    The shuffled sessions are laid end to end and cut into lanes of about equal length at a
+    session's border, so no loop runs over sessions. B falls at the end as lanes run out: lane b of
+    a step is lane b of the step before, the last ones are missing.
+    """
+    n_steps = sessions.lengths - 1
+    order = rng.permutation(len(sessions))
+    n_steps = n_steps[order]
+    end = np.cumsum(n_steps)
+    begin = end - n_steps
+    # Row of each input click in the flat arrays, session after session in the shuffled order.
+    click = np.repeat(sessions.start[order] - begin, n_steps) + np.arange(n_steps.sum())
+    first = np.zeros(len(click), dtype=bool)
+    first[begin] = True
+
+    share = len(click) / batch_size
+    border = np.searchsorted(end, share * np.arange(1, batch_size + 1) - 0.5) + 1
+    lane_end = end[np.minimum(border, len(end)) - 1]
+    lane_begin = np.concatenate([[0], lane_end[:-1]])
+    longest_first = np.argsort(lane_begin - lane_end, kind="stable")
+    lane_begin, lane_length = lane_begin[longest_first], (lane_end - lane_begin)[longest_first]
+
+    for t in range(lane_length[0]):
+        place = lane_begin[: np.count_nonzero(lane_length > t)] + t
+        row = click[place]
+        yield Step(sessions.item_index[row], sessions.item_index[row + 1], first[place])

@@ -1,0 +1,187 @@
+"""Epoch after epoch, each measured on the validation sessions and kept in the checkpoint."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
+
+from train.baselines import item_support
+from train.checkpoint import (
+    Checkpoint,
+    CheckpointInfo,
+    EpochRecord,
+    TrainingData,
+    popular_items,
+    save_checkpoint,
+    weights_of,
+)
+from train.evaluate import PROTOCOL, GRUPredictor, figures, rank_targets
+from train.sessions import Catalogue, Sessions
+from train.trainer import Hyperparameters, Trainer
+
+MONITOR = "recall_at_20"
+"""The validation figure that says which epoch was the best."""
+
+
+class FitError(Exception):
+    """One sentence on why a training cannot start or go on."""
+
+
+class Schedule(BaseModel):
+    """When a training ends."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    epochs: PositiveInt = 10
+    """Passes over the training sessions, at most."""
+    patience: NonNegativeInt = 3
+    """Stop after so many epochs without a better Recall@20 in the validation; 0 never does."""
+    time_budget_s: PositiveFloat | None = None
+    """Stop training after so many seconds, in the middle of an epoch too; the last validation
+    comes on top. Such a run depends on the machine's speed."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLog:
+    """What a run learns from and is measured on."""
+
+    train: Sessions
+    validation: Sessions | None
+    """Newer sessions over the same catalogue; without them the last epoch counts as the best."""
+    catalogue: Catalogue
+    idle_timeout_s: int | None
+    """The gap that cut the sessions; None where the log named them itself."""
+
+    def description(self) -> TrainingData:
+        """The training part in figures, as the checkpoint keeps it."""
+        return TrainingData(
+            first_timestamp_ms=int(self.train.timestamp_ms.min()),
+            last_timestamp_ms=int(self.train.timestamp_ms.max()),
+            clicks=self.train.n_clicks,
+            sessions=len(self.train),
+            items=len(self.catalogue),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who is told how a training goes; by default nobody."""
+
+    on_step: Callable[[int, float], None] = lambda clicks, loss: None
+    """Clicks and mean loss of a step."""
+    on_epoch: Callable[[EpochRecord], None] = lambda record: None
+    """After its validation, when its checkpoint is on disk."""
+
+
+def fit(
+    log: TrainingLog,
+    hyperparameters: Hyperparameters,
+    schedule: Schedule,
+    folder: Path,
+    *,
+    resume: Checkpoint | None = None,
+    watch: Watch | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> CheckpointInfo:
+    """Train, and keep the best epoch's model in `folder` with what it takes to go on.
+
+    With `resume`, a checkpoint of the same log and hyperparameters, epochs in its history are not
+    repeated. Raises FitError if it is of others, or if the loss is no number any more.
+    """
+    watch = watch or Watch()
+    support = item_support(log.train, len(log.catalogue))
+    trainer = Trainer(hyperparameters, support)
+    history: list[EpochRecord] = []
+    best_weights: dict[str, np.ndarray] = {}
+    if resume is not None:
+        _check_same_run(resume, log, hyperparameters)
+        history = list(resume.info.history)
+        best_weights = weights_of(resume.model)
+        trainer.load_state(str(resume.folder / resume.info.resume), resume.resume_arrays())
+
+    begin = clock() - sum(record.seconds for record in history)
+    deadline = math.inf if schedule.time_budget_s is None else begin + schedule.time_budget_s
+    info = None if resume is None else resume.info
+    while not _is_finished(history, schedule, out_of_time=clock() >= deadline):
+        epoch, epoch_begin = len(history) + 1, clock()
+        result = trainer.train_epoch(
+            log.train, epoch, deadline=deadline, on_step=watch.on_step, clock=clock
+        )
+        if not math.isfinite(result.loss):
+            raise FitError(
+                f"the loss of epoch {epoch} is {result.loss}, not a finite number, with "
+                f"learning_rate={hyperparameters.learning_rate} and "
+                f"momentum={hyperparameters.momentum}: lower them"
+            )
+        metrics = {}
+        if log.validation is not None:
+            predictor = GRUPredictor(trainer.model)
+            metrics = figures(rank_targets(predictor, log.validation, len(log.catalogue)))
+        history.append(
+            EpochRecord(
+                epoch=epoch,
+                loss=result.loss,
+                clicks_per_second=result.clicks / max(result.seconds, 1e-9),
+                seconds=clock() - epoch_begin,
+                metrics=metrics,
+            )
+        )
+        best = _best(history)
+        if best.epoch == epoch:
+            best_weights = weights_of(trainer.model)
+        info = CheckpointInfo(
+            model=trainer.model.config,
+            hyperparameters=hyperparameters.model_dump(),
+            training=log.description(),
+            idle_timeout_s=log.idle_timeout_s,
+            epoch=best.epoch,
+            protocol=PROTOCOL,
+            metrics=best.metrics,
+            history=history,
+            finished=_is_finished(history, schedule, out_of_time=not result.complete),
+            popular=popular_items(support),
+            weights=f"weights-{best.epoch}.npz",
+            resume=f"resume-{epoch}.npz",
+        )
+        save_checkpoint(folder, info, log.catalogue, best_weights, trainer.state())
+        watch.on_epoch(history[-1])
+    assert info is not None, "the first epoch always runs"
+    return info
+
+
+def _best(history: list[EpochRecord]) -> EpochRecord:
+    """The first of the best epochs; the last one where nothing was measured."""
+    if not history[-1].metrics:
+        return history[-1]
+    return max(history, key=lambda record: record.metrics[MONITOR])
+
+
+def _is_finished(history: list[EpochRecord], schedule: Schedule, *, out_of_time: bool) -> bool:
+    if not history:
+        return False
+    waited = len(history) - _best(history).epoch
+    return (
+        out_of_time
+        or len(history) >= schedule.epochs
+        or (schedule.patience > 0 and waited >= schedule.patience)
+    )
+
+
+def _check_same_run(resume: Checkpoint, log: TrainingLog, hyperparameters: Hyperparameters) -> None:
+    wanted = hyperparameters.model_dump()
+    for name, value in resume.info.hyperparameters.items():
+        if wanted.get(name) != value:
+            raise FitError(
+                f"{resume.folder} was trained with {name}={value}, not {wanted.get(name)}: "
+                "resume with its own parameters"
+            )
+    if resume.info.training != log.description() or (
+        resume.catalogue.item_ids != log.catalogue.item_ids
+    ):
+        found = ", ".join(f"{n} {v}" for n, v in resume.info.training.model_dump().items())
+        given = ", ".join(f"{n} {v}" for n, v in log.description().model_dump().items())
+        raise FitError(f"{resume.folder} was trained on another log ({found}), not on ({given})")
