@@ -4,6 +4,7 @@ Each patch names the defect. ``tests/integration`` runs the faults with a patch 
 sees the loss that it prevents.
 """
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Protocol
@@ -32,6 +33,8 @@ class RestoringApp(Protocol):
 
 class LeanMonitor(Monitor):
     """Faust's monitor without its work per message (5 to 20 us a click); ours are in metrics.py."""
+
+    logger = logging.getLogger("faust.monitor")
 
     def on_message_in(self, tp: TP, offset: int, message: Any) -> None: ...
     def on_message_out(self, tp: TP, offset: int, message: Any) -> None: ...

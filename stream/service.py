@@ -5,7 +5,7 @@ import asyncio
 import faust
 import structlog
 import uvloop
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, disable_created_metrics
 
 from stream.bundle import load_bundle
 from stream.faust_patches import install_patches
@@ -27,6 +27,7 @@ def run_worker(settings: WorkerSettings) -> int:
     bundle = load_bundle(settings.bundle)
     scorer = OnnxScorer(bundle, settings.inference_threads)
     facts = check_topics(settings)
+    disable_created_metrics()  # a second series for every counter, which nobody reads
     metrics = Metrics(REGISTRY)
     metrics.bundle.info(
         {"bundle_id": bundle.manifest.bundle_id, "architecture": bundle.manifest.architecture}

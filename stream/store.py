@@ -4,6 +4,7 @@ Faust's own recovery hangs for ever behind a transaction's commit marker, so the
 a read_committed reader that goes by positions, which pass over markers.
 """
 
+import logging
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,8 @@ STORES.aliases["nextclick-sessions"] = "stream.store:SessionStore"
 
 class SessionStore(memory.Store[bytes, bytes]):
     """Faust's plug-in: the table's data is a ``Sessions``; Faust itself writes nothing to it."""
+
+    logger = logging.getLogger("faust.store")
 
     def __post_init__(self) -> None:
         super().__post_init__()

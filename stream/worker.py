@@ -50,6 +50,7 @@ class DroppedClickError(Exception):
 class WorkerApp(faust.App):
     """The Faust app with what our patches ask of it (see faust_patches.RestoringApp)."""
 
+    logger = logging.getLogger("faust.app")  # else Faust narrates under our name
     worker: "Worker"
 
     async def restore(self) -> None:
@@ -154,6 +155,8 @@ class Worker:
                     self._batch_started = time.monotonic()
                     await self._process(events)
                     self._batch_started = None
+            except StopAsyncIteration:  # how Faust ends a channel when the worker stops
+                return
             except Exception as error:
                 self._on_error(error)
             del events  # Faust counts a message as unacknowledged while it is referenced

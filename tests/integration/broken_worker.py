@@ -1,0 +1,134 @@
+"""A worker with a guard taken out, so that a fault test can show that the guard matters.
+
+``python -m tests.integration.broken_worker GUARD [GUARD ...] -- worker``; the guards of the
+second group are intact there: they only place the fault.
+"""
+
+import os
+import signal
+import sys
+import uuid
+from typing import Any
+
+from stream import __main__ as command
+from stream import faust_patches, worker
+from stream.delivery import Delivery
+from stream.sessions import PartitionSessions
+from stream.topics import group_offsets
+
+
+def no_position_record() -> None:
+    """Go by the group's committed offsets, as a stock consumer does."""
+    check = worker.Worker._check_positions
+
+    async def check_positions(self: Any, tps: Any) -> None:
+        committed = group_offsets(self._settings)
+        for tp in tps:
+            position = self._sessions.partitions[tp.partition].position
+            if position is not None:
+                position.next_offset = committed.get(tp.partition, 0)
+        await check(self, tps)
+
+    worker.Worker._check_positions = check_positions  # type: ignore[method-assign]
+
+
+def no_fencing() -> None:
+    """Give every start its own transactional id, so that nobody fences anybody."""
+    new_producer = Delivery._new_producer
+
+    def unfenced(self: Any, partition: int) -> Any:
+        settings = self._settings
+        self._settings = settings.model_copy(
+            update={"app_id": f"{settings.app_id}-{uuid.uuid4().hex[:8]}"}
+        )
+        producer = new_producer(self, partition)
+        self._settings = settings
+        return producer
+
+    Delivery._new_producer = unfenced  # type: ignore[method-assign]
+
+
+def no_restore() -> None:
+    """Take the positions from the changelog and leave the sessions there."""
+    restore = PartitionSessions.restore
+
+    def positions_only(self: Any, key: bytes, value: bytes | None) -> None:
+        if key.startswith(b"\x00"):
+            restore(self, key, value)
+
+    PartitionSessions.restore = positions_only  # type: ignore[method-assign]
+
+
+def no_stopped_flow() -> None:
+    """Restore, but let Faust deliver clicks between its seek and its clearing of the queues."""
+
+    def restore_before_resume() -> None:
+        original = faust_patches.Recovery.on_recovery_completed
+
+        async def on_recovery_completed(self: Any, generation_id: int = 0) -> None:
+            await self.app.restore()
+            await original(self, generation_id)
+
+        faust_patches.Recovery.on_recovery_completed = on_recovery_completed  # type: ignore[method-assign]
+
+    _replace_patch("restore_before_resume", restore_before_resume)
+
+
+def no_hole_check() -> None:
+    """Trust that what Faust delivers is everything."""
+
+    async def check_holes(self: Any, plan: Any) -> None:
+        return None
+
+    worker.Worker._check_holes = check_holes  # type: ignore[method-assign]
+
+
+def without_patch(name: str) -> None:
+    """Leave one of faust_patches.PATCHES out."""
+    _replace_patch(name, lambda: None)
+
+
+def _replace_patch(name: str, replacement: Any) -> None:
+    patches = faust_patches.PATCHES
+    assert name in {patch.__name__ for patch in patches}
+    faust_patches.PATCHES = tuple(replacement if p.__name__ == name else p for p in patches)
+
+
+def stop_before_commit() -> None:
+    """SIGSTOP itself between two sends: after planning the tenth batch, before delivering it."""
+    deliver = Delivery.commit
+    batches = 0
+
+    async def commit(self: Any, *arguments: Any) -> int:
+        nonlocal batches
+        batches += 1
+        if batches == 40:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return await deliver(self, *arguments)
+
+    Delivery.commit = commit  # type: ignore[method-assign]
+
+
+GUARDS = {
+    "no_position_record": no_position_record,
+    "no_fencing": no_fencing,
+    "no_restore": no_restore,
+    "no_stopped_flow": no_stopped_flow,
+    "no_hole_check": no_hole_check,
+    "stop_before_commit": stop_before_commit,
+}
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    split = words.index("--")
+    for word in words[:split]:
+        if word.startswith("without:"):
+            without_patch(word.removeprefix("without:"))
+        else:
+            GUARDS[word]()
+    return command.main(words[split + 1 :])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

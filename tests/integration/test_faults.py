@@ -1,0 +1,132 @@
+"""Exactly once under load: kill -9, SIGTERM, a join and a leave, a paused worker.
+
+Each test also runs with the guard taken out that makes it pass, and must then see the damage.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.bundles import write_tiny_bundle
+from tests.integration.service import (
+    Deployment,
+    produce,
+    session_load,
+    verdict,
+    wait_for,
+    wait_until_answered,
+)
+
+N_CLICKS = 6000
+PER_SECOND = 1000.0
+
+
+@pytest.fixture
+def deployment(
+    kafka: str, fresh_name: Callable[[str], str], tmp_path: Path
+) -> Iterator[Deployment]:
+    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
+    deployment = Deployment(kafka, fresh_name("faults"), bundle, tmp_path)
+    deployment.create_topics()
+    yield deployment
+    deployment.close()
+
+
+@pytest.fixture
+def load(deployment: Deployment) -> Iterator[threading.Thread]:
+    """Clicks at a steady rate for six seconds, from the moment the thread is started."""
+    thread = threading.Thread(
+        target=produce,
+        args=(deployment, session_load(N_CLICKS)),
+        kwargs={"per_second": PER_SECOND},
+    )
+    yield thread
+    thread.join(60)
+
+
+def in_full_swing(deployment: Deployment, share: float) -> None:
+    """Wait until the first worker has answered a share of the load."""
+    worker = deployment.workers[0]
+    wait_for(
+        lambda: worker.metric("recs_batch_clicks_sum") > share * N_CLICKS,
+        60,
+        f"{share} of the load",
+    )
+
+
+@pytest.mark.parametrize("guards", [(), ("no_position_record",)], ids=["whole", "broken"])
+def test_kill_9_under_load_is_exact(
+    deployment: Deployment, load: threading.Thread, guards: tuple[str, ...]
+) -> None:
+    worker = deployment.start(*guards)
+    load.start()
+    in_full_swing(deployment, 0.3)
+    worker.end(signal.SIGKILL)
+    deployment.start(*guards)
+    load.join()
+    wait_until_answered(deployment, N_CLICKS)
+    found = verdict(deployment)
+    assert found.exact != bool(guards), found
+
+
+@pytest.mark.parametrize("guards", [(), ("no_restore",)], ids=["whole", "broken"])
+def test_sigterm_under_load_is_exact_and_exits_with_0(
+    deployment: Deployment, load: threading.Thread, guards: tuple[str, ...]
+) -> None:
+    worker = deployment.start(*guards)
+    load.start()
+    in_full_swing(deployment, 0.3)
+    worker.end(signal.SIGTERM)
+    assert worker.wait_for_exit(30) == 0, worker.log()
+    deployment.start(*guards)
+    load.join()
+    wait_until_answered(deployment, N_CLICKS)
+    found = verdict(deployment)
+    assert found.exact != bool(guards), found
+
+
+def test_a_worker_that_joins_and_one_that_leaves_are_exact(
+    deployment: Deployment, load: threading.Thread
+) -> None:
+    first = deployment.start()
+    load.start()
+    in_full_swing(deployment, 0.1)
+    second = deployment.start()
+    in_full_swing(deployment, 0.4)
+    first.end(signal.SIGTERM)
+    assert first.wait_for_exit(30) == 0, first.log()
+    load.join()
+    wait_until_answered(deployment, N_CLICKS)
+    assert second.process.poll() is None, second.log()
+    found = verdict(deployment)
+    assert found.exact, found
+
+
+@pytest.mark.parametrize("guards", [(), ("no_fencing",)], ids=["whole", "broken"])
+def test_a_worker_that_sleeps_past_its_session_timeout_writes_nothing_when_it_wakes(
+    deployment: Deployment, load: threading.Thread, guards: tuple[str, ...]
+) -> None:
+    sleeper = deployment.start(*guards, "stop_before_commit")
+    load.start()
+    wait_for(lambda: is_stopped(sleeper.process.pid), 60, "a sleeping worker")
+    deployment.start(*guards)
+    load.join()
+    wait_until_answered(deployment, N_CLICKS)
+    sleeper.end(signal.SIGCONT)
+    if not guards:
+        assert sleeper.wait_for_exit(60) == 1, sleeper.log()
+        assert "transaction_lost" in sleeper.log()
+    else:
+        wait_for(lambda: not is_stopped(sleeper.process.pid), 10, "an awake worker")
+        sleeper.wait_until_ready()
+    found = verdict(deployment)
+    assert found.exact != bool(guards), found
+
+
+def is_stopped(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat").read_text()
+    return status.rpartition(")")[2].split()[0] == "T" and os.getpid() != pid
