@@ -171,7 +171,7 @@ def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
     )
 
 
-def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: float | None = None) -> Split:
+def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None = None) -> Split:
     """The log without its newest sessions, and those: the last ``fraction``, or ``days``.
 
     A session's time is that of its first click; with ``days`` the test sessions are those that
@@ -186,13 +186,11 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: float | Non
         in_test = session >= n_sessions - n_test
     else:
         at = pl.col("timestamp_ms")
-        begins_late = at.first().over(session) > at.max() - round(days * DAY_MS)
+        begins_late = at.first().over(session) > at.max() - days * DAY_MS
         in_test = clicks.select(begins_late).to_series()
     split = Split(clicks.filter(~in_test), clicks.filter(in_test))
     if split.train.is_empty() or split.test.is_empty():
-        part = (
-            f"the last {fraction:g} of the sessions" if days is None else f"the last {days:g} days"
-        )
+        part = f"the last {fraction:g} of the sessions" if days is None else f"the last {days} days"
         found = "no session" if split.test.is_empty() else "every session"
         raise ClickLogError(
             f"{part} of this log hold {found} of {n_sessions}; both sides need some"

@@ -71,6 +71,7 @@ def score_oracle(
     the cases a model of that catalogue is asked. Clicks on other items are still seen, so no
     predictor from the same session expects more. Without ``context`` it sees neither event
     types nor times of the day nor pace, only the items: the bound of a model of item ids.
+    Raises polars' InvalidOperationError for items that this shop does not have.
     """
     shop = build_shop(config)
     seen = _read(shop, clicks, context)
@@ -84,11 +85,11 @@ def score_oracle(
     for first in range(0, len(last), CHUNK):
         rows = last[first : first + CHUNK]
         chances = _predict(shop, seen, intents[rows], rows)
-        chances[:, ~known] = -1.0  # below every item that can be listed
+        chances[:, ~known] = 0.0  # below every target: what was clicked was possible
         target = np.take_along_axis(chances, seen.item[rows + 1, None], axis=1)
         ranks[first : first + CHUNK] = (chances >= target).sum(axis=1)
         best = np.partition(chances, -k, axis=1)[:, -k:]
-        expected[first : first + CHUNK] = best.sum(axis=1) / chances[:, known].sum(axis=1)
+        expected[first : first + CHUNK] = best.sum(axis=1) / chances.sum(axis=1)
     hit = ranks <= k
     return OracleScore(
         recall=float(hit.mean()),

@@ -433,9 +433,9 @@ def test_test_items_unseen_in_training_are_dropped_and_counted() -> None:
     assert [train.catalogue.item_ids[i] for i in test.sessions.item_index] == ["a", "b"]
 
 
-@given(logs, st.floats(0.1, 0.9), st.one_of(st.none(), st.floats(0.01, 10_000)))
+@given(logs, st.floats(0.1, 0.9), st.one_of(st.none(), st.integers(1, 10_000)))
 def test_a_split_is_a_partition_by_time(
-    clicks: pl.DataFrame, fraction: float, days: float | None
+    clicks: pl.DataFrame, fraction: float, days: int | None
 ) -> None:
     try:
         split = split_by_time(clicks, fraction, days)
