@@ -86,12 +86,10 @@ def parse_click(record: Record) -> Click | BadClick:
         # Broken UTF-8 inside a string and a few thousand nested brackets come out of msgspec
         # as the last two, which are no MsgspecError.
         return BadClick(Reason.NOT_JSON, str(error))
-    try:
-        session = wire.session_id.encode()
-        item = wire.item_id.encode()
-        event = wire.event_id.encode() if wire.event_id is not None else b""
-    except UnicodeEncodeError as error:  # a lone surrogate, which JSON can escape
-        return BadClick(Reason.BAD_FIELD, str(error))
+    # These encode: msgspec refuses the lone surrogates that JSON can escape.
+    session = wire.session_id.encode()
+    item = wire.item_id.encode()
+    event = wire.event_id.encode() if wire.event_id is not None else b""
     if not 1 <= len(session) <= MAX_ID_BYTES or session[0] == 0:
         return BadClick(
             Reason.BAD_SESSION_ID,
