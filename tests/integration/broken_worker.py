@@ -10,6 +10,8 @@ import sys
 import uuid
 from typing import Any
 
+from faust.tables.recovery import Recovery
+
 from stream import __main__ as command
 from stream import faust_patches, worker
 from stream.delivery import Delivery
@@ -63,13 +65,13 @@ def no_stopped_flow() -> None:
     """Restore, but let Faust deliver clicks between its seek and its clearing of the queues."""
 
     def restore_before_resume() -> None:
-        original = faust_patches.Recovery.on_recovery_completed
+        original = Recovery.on_recovery_completed
 
         async def on_recovery_completed(self: Any, generation_id: int = 0) -> None:
             await self.app.restore()
             await original(self, generation_id)
 
-        faust_patches.Recovery.on_recovery_completed = on_recovery_completed  # type: ignore[method-assign]
+        Recovery.on_recovery_completed = on_recovery_completed  # type: ignore[method-assign]
 
     _replace_patch("restore_before_resume", restore_before_resume)
 
@@ -91,7 +93,9 @@ def without_patch(name: str) -> None:
 def _replace_patch(name: str, replacement: Any) -> None:
     patches = faust_patches.PATCHES
     assert name in {patch.__name__ for patch in patches}
-    faust_patches.PATCHES = tuple(replacement if p.__name__ == name else p for p in patches)
+    faust_patches.PATCHES = tuple(  # type: ignore[assignment]  # of the same length
+        replacement if patch.__name__ == name else patch for patch in patches
+    )
 
 
 def stop_before_commit() -> None:
@@ -106,7 +110,7 @@ def stop_before_commit() -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
         return await deliver(self, *arguments)
 
-    Delivery.commit = commit  # type: ignore[method-assign]
+    Delivery.commit = commit  # type: ignore[method-assign,assignment]
 
 
 GUARDS = {

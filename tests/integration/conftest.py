@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from deploy.broker import resolve_kafka
+from tests.bundles import write_tiny_bundle
+from tests.integration.service import Deployment
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 300
@@ -37,3 +39,15 @@ def fresh_name() -> Callable[[str], str]:
     """
     run = uuid.uuid4().hex[:8]
     return lambda base: f"{base}-{run}"
+
+
+@pytest.fixture
+def deployment(
+    kafka: str, fresh_name: Callable[[str], str], tmp_path: Path
+) -> Iterator[Deployment]:
+    """Topics of four partitions and a small random GRU over item-0 to item-49; no worker yet."""
+    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
+    deployment = Deployment(kafka, fresh_name("app"), bundle, tmp_path)
+    deployment.create_topics()
+    yield deployment
+    deployment.close()

@@ -1,36 +1,23 @@
-"""A worker process, a load and a verdict: what the fault tests are made of.
-
-The verdict comes from the topics alone. Its reference is a fault-free run: the same clicks, read
-back from the clicks topic, go one by one through the batch functions in this process.
-"""
+"""A deployment under test: its topics, its bundle and its worker processes."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from typing import Any
 
 from deploy.broker import free_port
-from stream.batch import Rules, finish_batch, plan_batch, score_plan
-from stream.bundle import load_bundle
-from stream.click import Record
-from stream.position import POSITION_KEY, BadClickLimit, Position, decode_position
-from stream.scorer import OnnxScorer
-from stream.session import decode_state
+from stream.position import POSITION_KEY, Position, decode_position
+from tests.integration.traffic import Stored, produce, read_topic
 
 ROOT = Path(__file__).parents[2]
-CHANGELOG = "{app}-sessions-changelog"
-DAY_MS = 1_700_000_000_000
-"""When the clicks of the tests begin: in the past, so that no clock refuses them."""
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
@@ -66,7 +53,7 @@ class Deployment:
 
     @property
     def changelog(self) -> str:
-        return CHANGELOG.format(app=self.app)
+        return f"{self.app}-sessions-changelog"
 
     def environment(self) -> dict[str, str]:
         return os.environ | {
@@ -118,6 +105,30 @@ class Deployment:
             worker.wait_until_ready()
         return worker
 
+    def send(self, messages: Iterable[tuple[bytes | None, bytes | None]], **how: Any) -> int:
+        """Produce to the clicks topic; see ``produce``."""
+        return produce(self.bootstrap_servers, self.clicks, messages, **how)
+
+    def read(self, topic: str) -> list[Stored]:
+        """Everything a read_committed reader finds in a topic."""
+        return read_topic(self.bootstrap_servers, topic)
+
+    def positions(self) -> dict[int, Position]:
+        """The last committed position of each partition."""
+        return {
+            record.partition: decode_position(record.value or b"")
+            for record in self.read(self.changelog)
+            if record.key == POSITION_KEY
+        }
+
+    def wait_until_answered(self, n_clicks: int, timeout_s: float = 90) -> None:
+        """Wait until the positions have passed all clicks that were sent."""
+        wait_for(
+            lambda: sum(p.next_offset for p in self.positions().values()) >= n_clicks,
+            timeout_s,
+            f"{n_clicks} answered clicks",
+        )
+
     def close(self) -> None:
         for worker in self.workers:
             worker.end(signal.SIGCONT)
@@ -166,223 +177,3 @@ class WorkerProcess:
 
     def log(self) -> str:
         return self.log_path.read_text()
-
-
-def click(session: str, item: str, timestamp_ms: int, event: str | None = None) -> bytes:
-    """A click's JSON, as a producer that is not ours would write it."""
-    fields: dict[str, object] = {
-        "session_id": session,
-        "item_id": item,
-        "timestamp_ms": timestamp_ms,
-    }
-    if event is not None:
-        fields["event_id"] = event
-    return json.dumps(fields).encode()
-
-
-def produce(
-    deployment: Deployment,
-    messages: Iterable[tuple[bytes | None, bytes | None]],
-    *,
-    topic: str | None = None,
-    partition: int | None = None,
-    per_second: float | None = None,
-) -> int:
-    """Send records with a plain confluent-kafka producer; returns how many."""
-    producer = Producer(
-        {
-            "bootstrap.servers": deployment.bootstrap_servers,
-            "partitioner": "murmur2_random",
-            "enable.idempotence": True,
-            "message.max.bytes": 20_000_000,
-            "linger.ms": 2,
-        }
-    )
-    started = time.monotonic()
-    n = 0
-    where = {} if partition is None else {"partition": partition}
-    for key, value in messages:
-        if per_second is not None:
-            ahead = n / per_second - (time.monotonic() - started)
-            if ahead > 0.005:
-                time.sleep(ahead)
-        while True:
-            try:
-                producer.produce(topic or deployment.clicks, key=key, value=value, **where)
-                break
-            except BufferError:
-                producer.poll(0.1)
-        producer.poll(0)
-        n += 1
-    assert producer.flush(60) == 0
-    return n
-
-
-def read_topic(deployment: Deployment, topic: str) -> list[Message]:
-    """Everything a read_committed reader finds in a topic, in order of partition and offset."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": deployment.bootstrap_servers,
-            "group.id": "not-used",
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "fetch.message.max.bytes": 20_000_000,
-        }
-    )
-    try:
-        partitions = list(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
-        open_partitions = set(partitions)
-        messages: list[Message] = []
-        deadline = time.monotonic() + 60
-        while open_partitions:
-            assert time.monotonic() < deadline, f"{topic} cannot be read to its end"
-            for message in consumer.consume(1000, 1.0):
-                error = message.error()
-                if error is None:
-                    messages.append(message)
-                elif error.name() == "_PARTITION_EOF":
-                    open_partitions.discard(message.partition())
-                else:
-                    raise AssertionError(error)
-        return sorted(messages, key=lambda m: (m.partition(), m.offset()))
-    finally:
-        consumer.close()
-
-
-def sources(messages: Sequence[Message]) -> list[str]:
-    """The header ``source`` of recommendations."""
-    return [dict(m.headers())["source"].decode() for m in messages]
-
-
-def positions(deployment: Deployment) -> dict[int, Position]:
-    """The last committed position records."""
-    return {
-        m.partition(): decode_position(m.value())
-        for m in read_topic(deployment, deployment.changelog)
-        if m.key() == POSITION_KEY
-    }
-
-
-def wait_until_answered(deployment: Deployment, n_clicks: int, timeout_s: float = 90) -> None:
-    """Wait until the positions have passed all clicks that were sent."""
-
-    def answered() -> bool:
-        done = sum(p.next_offset for p in positions(deployment).values())
-        return done >= n_clicks
-
-    wait_for(answered, timeout_s, f"{n_clicks} answered clicks")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What faults have done to the topics: all zeros after an exact run."""
-
-    missing: int
-    duplicates: int
-    different: int
-    wrong_states: int
-    hidden_error: float
-
-    @property
-    def exact(self) -> bool:
-        return self.hidden_error < 1e-5 and not (
-            self.missing or self.duplicates or self.different or self.wrong_states
-        )
-
-
-def verdict(deployment: Deployment) -> Verdict:
-    """Compare recommendations and final states with those of a fault-free run."""
-    expected_lists, expected_states = _fault_free(deployment)
-    found = read_topic(deployment, deployment.recommendations)
-    by_source = dict(zip(sources(found), found, strict=True))
-    different = 0
-    for source, message in by_source.items():
-        expected = expected_lists[source]
-        value = json.loads(message.value())
-        different += (value["session_id"], value["outcome"], value["click"]) != (
-            expected["session_id"],
-            expected["outcome"],
-            expected["click"],
-        ) or [i["item_id"] for i in value["items"]] != [i["item_id"] for i in expected["items"]]
-    states: dict[tuple[int, bytes], bytes] = {}
-    for message in read_topic(deployment, deployment.changelog):
-        if message.key() != POSITION_KEY:
-            key = (message.partition(), message.key())
-            if message.value() is None:
-                states.pop(key, None)
-            else:
-                states[key] = message.value()
-    wrong = len(states.keys() ^ expected_states.keys())
-    hidden_error = 0.0
-    for key in states.keys() & expected_states.keys():
-        ours, theirs = decode_state(states[key]), decode_state(expected_states[key])
-        wrong += (ours.n_clicks, ours.trail, ours.last_click_ms, ours.last_outcome) != (
-            theirs.n_clicks,
-            theirs.trail,
-            theirs.last_click_ms,
-            theirs.last_outcome,
-        )
-        hidden_error = max(hidden_error, float(np.abs(ours.hidden - theirs.hidden).max()))
-    return Verdict(
-        missing=len(expected_lists.keys() - by_source.keys()),
-        duplicates=len(found) - len(by_source),
-        different=different,
-        wrong_states=wrong,
-        hidden_error=hidden_error,
-    )
-
-
-def _fault_free(
-    deployment: Deployment,
-) -> tuple[dict[str, dict[str, object]], dict[tuple[int, bytes], bytes]]:
-    """Answer every click of the topic, one at a time, with nothing but the batch functions."""
-    bundle = load_bundle(deployment.bundle)
-    scorer = OnnxScorer(bundle)
-    idle_timeout_s = bundle.manifest.idle_timeout_s
-    lateness_s = int(deployment.extra.get("allowed_lateness_s", "600"))
-    rules = Rules(
-        None if idle_timeout_s is None else idle_timeout_s * 1000,
-        lateness_s * 1000,
-        BadClickLimit(1_000_000, 1.0),
-    )
-    states: dict[tuple[int, bytes], bytes] = {}
-    at: dict[int, Position] = {}
-    lists: dict[str, dict[str, object]] = {}
-    for message in read_topic(deployment, deployment.clicks):
-        p, offset = message.partition(), message.offset()
-        record = Record(p, offset, message.timestamp()[1], message.key(), message.value())
-        position = at.setdefault(p, Position(offset, "any"))
-        plan = plan_batch(
-            {p: [record]},
-            {p: position},
-            lambda partition, key: states.get((partition, key)),
-            bundle,
-            rules,
-            deployment.clicks,
-        )
-        output = finish_batch(plan, score_plan(plan, scorer), bundle, deployment.clicks, 0)[p]
-        at[p] = output.position
-        states |= {(p, key): raw for key, raw in output.states.items()}
-        for answer in output.recommendations:
-            assert answer.value is not None
-            lists[dict(answer.headers)["source"].decode()] = json.loads(answer.value)
-    return lists, states
-
-
-def session_load(
-    n_clicks: int, n_sessions: int = 300, n_items: int = 50, seed: int = 1
-) -> Iterator[tuple[bytes, bytes]]:
-    """Clicks of many sessions in order of time, one in twenty a repeated event."""
-    random = np.random.default_rng(seed)
-    last: dict[str, bytes] = {}
-    for n in range(n_clicks):
-        session = f"session-{random.integers(n_sessions)}"
-        if session in last and random.random() < 0.05:
-            yield session.encode(), last[session]
-            continue
-        value = click(session, f"item-{random.integers(n_items + 2)}", DAY_MS + n, f"event-{n}")
-        last[session] = value
-        yield session.encode(), value

@@ -6,42 +6,25 @@ Each test also runs with the guard taken out that makes it pass, and must then s
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.bundles import write_tiny_bundle
-from tests.integration.service import (
-    Deployment,
-    produce,
-    session_load,
-    verdict,
-    wait_for,
-    wait_until_answered,
-)
+from tests.integration.service import Deployment, wait_for
+from tests.integration.traffic import session_load
+from tests.integration.verdict import verdict
 
 N_CLICKS = 6000
 PER_SECOND = 1000.0
 
 
 @pytest.fixture
-def deployment(
-    kafka: str, fresh_name: Callable[[str], str], tmp_path: Path
-) -> Iterator[Deployment]:
-    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
-    deployment = Deployment(kafka, fresh_name("faults"), bundle, tmp_path)
-    deployment.create_topics()
-    yield deployment
-    deployment.close()
-
-
-@pytest.fixture
 def load(deployment: Deployment) -> Iterator[threading.Thread]:
     """Clicks at a steady rate for six seconds, from the moment the thread is started."""
     thread = threading.Thread(
-        target=produce,
-        args=(deployment, session_load(N_CLICKS)),
+        target=deployment.send,
+        args=(session_load(N_CLICKS),),
         kwargs={"per_second": PER_SECOND},
     )
     yield thread
@@ -68,7 +51,7 @@ def test_kill_9_under_load_is_exact(
     worker.end(signal.SIGKILL)
     deployment.start(*guards)
     load.join()
-    wait_until_answered(deployment, N_CLICKS)
+    deployment.wait_until_answered(N_CLICKS)
     found = verdict(deployment)
     assert found.exact != bool(guards), found
 
@@ -84,26 +67,29 @@ def test_sigterm_under_load_is_exact_and_exits_with_0(
     assert worker.wait_for_exit(30) == 0, worker.log()
     deployment.start(*guards)
     load.join()
-    wait_until_answered(deployment, N_CLICKS)
+    deployment.wait_until_answered(N_CLICKS)
     found = verdict(deployment)
     assert found.exact != bool(guards), found
 
 
+@pytest.mark.parametrize(
+    "guards", [(), ("no_stopped_flow", "no_hole_check")], ids=["whole", "broken"]
+)
 def test_a_worker_that_joins_and_one_that_leaves_are_exact(
-    deployment: Deployment, load: threading.Thread
+    deployment: Deployment, load: threading.Thread, guards: tuple[str, ...]
 ) -> None:
-    first = deployment.start()
+    first = deployment.start(*guards)
     load.start()
     in_full_swing(deployment, 0.1)
-    second = deployment.start()
+    second = deployment.start(*guards)
     in_full_swing(deployment, 0.4)
     first.end(signal.SIGTERM)
     assert first.wait_for_exit(30) == 0, first.log()
     load.join()
-    wait_until_answered(deployment, N_CLICKS)
+    deployment.wait_until_answered(N_CLICKS)
     assert second.process.poll() is None, second.log()
     found = verdict(deployment)
-    assert found.exact, found
+    assert found.exact != bool(guards), found
 
 
 @pytest.mark.parametrize("guards", [(), ("no_fencing",)], ids=["whole", "broken"])
@@ -115,7 +101,7 @@ def test_a_worker_that_sleeps_past_its_session_timeout_writes_nothing_when_it_wa
     wait_for(lambda: is_stopped(sleeper.process.pid), 60, "a sleeping worker")
     deployment.start(*guards)
     load.join()
-    wait_until_answered(deployment, N_CLICKS)
+    deployment.wait_until_answered(N_CLICKS)
     sleeper.end(signal.SIGCONT)
     if not guards:
         assert sleeper.wait_for_exit(60) == 1, sleeper.log()

@@ -1,0 +1,136 @@
+"""Clicks in and records out, with clients that are not ours."""
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from confluent_kafka import Consumer, Producer, TopicPartition
+
+LOG_BEGIN_MS = 1_700_000_000_000
+"""When the clicks of the tests begin: in the past, so that no clock refuses them."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One record that a reader finds in a topic."""
+
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: dict[str, bytes]
+
+
+def click(session: str, item: str, timestamp_ms: int, event: str | None = None) -> bytes:
+    """A click's JSON, as a producer that is not ours would write it."""
+    fields: dict[str, object] = {
+        "session_id": session,
+        "item_id": item,
+        "timestamp_ms": timestamp_ms,
+    }
+    if event is not None:
+        fields["event_id"] = event
+    return json.dumps(fields).encode()
+
+
+def produce(
+    bootstrap_servers: str,
+    topic: str,
+    messages: Iterable[tuple[bytes | None, bytes | None]],
+    *,
+    partition: int = -1,
+    per_second: float | None = None,
+) -> int:
+    """Send records with a plain confluent-kafka producer; returns how many."""
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "partitioner": "murmur2_random",
+            "enable.idempotence": True,
+            "message.max.bytes": 20_000_000,
+            "linger.ms": 2,
+        }
+    )
+    started = time.monotonic()
+    n = 0
+    for key, value in messages:
+        if per_second is not None:
+            ahead = n / per_second - (time.monotonic() - started)
+            if ahead > 0.005:
+                time.sleep(ahead)
+        while True:
+            try:
+                producer.produce(topic, key=key, value=value, partition=partition)
+                break
+            except BufferError:
+                producer.poll(0.1)
+        producer.poll(0)
+        n += 1
+    assert producer.flush(60) == 0
+    return n
+
+
+def read_topic(bootstrap_servers: str, topic: str) -> list[Stored]:
+    """Everything a read_committed reader finds in a topic, in order of partition and offset."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "not-used",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "fetch.message.max.bytes": 20_000_000,
+        }
+    )
+    try:
+        partitions = list(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+        open_partitions = set(partitions)
+        found: list[Stored] = []
+        deadline = time.monotonic() + 60
+        while open_partitions:
+            assert time.monotonic() < deadline, f"{topic} cannot be read to its end"
+            for message in consumer.consume(1000, 1.0):
+                error, partition, offset = message.error(), message.partition(), message.offset()
+                assert partition is not None and offset is not None
+                if error is None:
+                    headers = dict(message.headers() or {})
+                    found.append(
+                        Stored(
+                            partition,
+                            offset,
+                            message.timestamp()[1],
+                            message.key(),
+                            message.value(),
+                            {n: v for n, v in headers.items() if isinstance(v, bytes)},
+                        )
+                    )
+                elif error.name() == "_PARTITION_EOF":
+                    open_partitions.discard(partition)
+                else:
+                    raise AssertionError(error)
+        return sorted(found, key=lambda record: (record.partition, record.offset))
+    finally:
+        consumer.close()
+
+
+def session_load(
+    n_clicks: int, n_sessions: int = 300, n_items: int = 50, seed: int = 1
+) -> Iterator[tuple[bytes, bytes]]:
+    """Clicks of many sessions in order of time, one in twenty a repeated event."""
+    random = np.random.default_rng(seed)
+    last: dict[str, bytes] = {}
+    for n in range(n_clicks):
+        session = f"session-{random.integers(n_sessions)}"
+        if session in last and random.random() < 0.05:
+            yield session.encode(), last[session]
+            continue
+        value = click(
+            session, f"item-{random.integers(n_items + 2)}", LOG_BEGIN_MS + n, f"event-{n}"
+        )
+        last[session] = value
+        yield session.encode(), value

@@ -1,0 +1,126 @@
+"""What faults have done, from the topics alone.
+
+The reference is a fault-free run: the same clicks, read back from the clicks topic, go one by one
+through the batch functions in this process.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stream.batch import Rules, finish_batch, plan_batch, score_plan
+from stream.bundle import load_bundle
+from stream.click import Record
+from stream.position import POSITION_KEY, BadClickLimit, Position
+from stream.scorer import OnnxScorer
+from stream.session import decode_state
+from tests.integration.service import Deployment
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All zeros after an exact run."""
+
+    missing: int
+    duplicates: int
+    different: int
+    wrong_states: int
+    hidden_error: float
+
+    @property
+    def exact(self) -> bool:
+        return self.hidden_error < 1e-5 and not (
+            self.missing or self.duplicates or self.different or self.wrong_states
+        )
+
+
+def verdict(deployment: Deployment) -> Verdict:
+    """Compare recommendations and final states with those of a fault-free run."""
+    expected_answers, expected_states = _fault_free(deployment)
+    found = deployment.read(deployment.recommendations)
+    by_source = {record.headers["source"].decode(): record for record in found}
+    different = 0
+    for source, record in by_source.items():
+        assert record.value is not None
+        different += _essence(record.value) != _essence(expected_answers[source])
+    states = sessions_in_changelog(deployment)
+    wrong = len(states.keys() ^ expected_states.keys())
+    hidden_error = 0.0
+    for name in states.keys() & expected_states.keys():
+        ours, theirs = decode_state(states[name]), decode_state(expected_states[name])
+        wrong += (ours.n_clicks, ours.trail, ours.last_click_ms, ours.last_outcome) != (
+            theirs.n_clicks,
+            theirs.trail,
+            theirs.last_click_ms,
+            theirs.last_outcome,
+        )
+        hidden_error = max(hidden_error, float(np.abs(ours.hidden - theirs.hidden).max()))
+    return Verdict(
+        missing=len(expected_answers.keys() - by_source.keys()),
+        duplicates=len(found) - len(by_source),
+        different=different,
+        wrong_states=wrong,
+        hidden_error=hidden_error,
+    )
+
+
+def sessions_in_changelog(deployment: Deployment) -> dict[tuple[int, bytes], bytes]:
+    """The last state of each session in the changelog, tombstones applied."""
+    states: dict[tuple[int, bytes], bytes] = {}
+    for record in deployment.read(deployment.changelog):
+        assert record.key is not None
+        if record.value is None:
+            states.pop((record.partition, record.key), None)
+        elif record.key != POSITION_KEY:
+            states[record.partition, record.key] = record.value
+    return states
+
+
+def _essence(value: bytes) -> Any:
+    """A recommendation without its time and the last bits of its scores."""
+    answer = json.loads(value)
+    answer["items"] = [item["item_id"] for item in answer["items"]]
+    del answer["published_ms"]
+    return answer
+
+
+def _fault_free(
+    deployment: Deployment,
+) -> tuple[dict[str, bytes], dict[tuple[int, bytes], bytes]]:
+    """Answer every click of the topic, one at a time, with nothing but the batch functions."""
+    bundle = load_bundle(deployment.bundle)
+    scorer = OnnxScorer(bundle)
+    idle_timeout_s = bundle.manifest.idle_timeout_s
+    rules = Rules(
+        None if idle_timeout_s is None else idle_timeout_s * 1000,
+        int(deployment.extra.get("allowed_lateness_s", "600")) * 1000,
+        BadClickLimit(1_000_000, 1.0),
+    )
+    states: dict[tuple[int, bytes], bytes] = {}
+    positions: dict[int, Position] = {}
+    answers: dict[str, bytes] = {}
+
+    def lookup(partition: int, key: bytes) -> bytes | None:
+        return states.get((partition, key))
+
+    for r in deployment.read(deployment.clicks):
+        position = positions.setdefault(r.partition, Position(r.offset, "any"))
+        record = Record(r.partition, r.offset, r.timestamp_ms, r.key, r.value)
+        plan = plan_batch(
+            {r.partition: [record]},
+            {r.partition: position},
+            lookup,
+            bundle,
+            rules,
+            deployment.clicks,
+        )
+        outputs = finish_batch(plan, score_plan(plan, scorer), bundle, deployment.clicks, 0)
+        output = outputs[r.partition]
+        positions[r.partition] = output.position
+        states |= {(r.partition, key): raw for key, raw in output.states.items()}
+        for message in output.recommendations:
+            assert message.value is not None
+            answers[dict(message.headers)["source"].decode()] = message.value
+    return answers, states
