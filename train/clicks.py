@@ -115,19 +115,17 @@ def cut_sessions(
     name, unless ``number_all``. Raises ClickLogError if a new name is another session's.
     """
     same = pl.col("session_id") == pl.col("session_id").shift()
-    cut = (same & (pl.col("timestamp_ms").diff() > idle_timeout_s * 1000)).fill_null(False)
-    part = cut.cum_sum().over(pl.col("session_id").rle_id())
-    numbered = clicks.with_columns(part=part + 1).with_columns(
-        numbered=(pl.col("part").max().over(pl.col("session_id").rle_id()) > 1) | number_all
-    )
-    if not numbered["numbered"].any():
+    cut = same & (pl.col("timestamp_ms").diff() > idle_timeout_s * 1000)
+    cuts = clicks.select(cut=cut.fill_null(False)).to_series()
+    if not (number_all or cuts.any()):
         return clicks
-    n_sessions = numbered.select(pl.struct("session_id", "part").n_unique()).item()
-    name = (
-        pl.when("numbered").then(pl.format("{}-{}", "session_id", "part")).otherwise("session_id")
-    )
-    named = numbered.with_columns(session_id=name).drop("part", "numbered")
-    if named["session_id"].n_unique() != n_sessions:
+    session = clicks["session_id"].rle_id()
+    part = pl.col("part") - pl.col("part").first().over(session) + 1
+    parts = clicks.select("session_id", part=cuts.cum_sum()).with_columns(part)
+    renamed = (pl.col("part").last().over(session) > 1) | number_all
+    name = pl.when(renamed).then(pl.format("{}-{}", "session_id", "part")).otherwise("session_id")
+    named = clicks.with_columns(parts.select(session_id=name).to_series())
+    if named["session_id"].n_unique() != parts.n_unique():
         raise ClickLogError(
             "cutting sessions at idle gaps makes names like session-2 that other sessions "
             "already have; rename those first"
@@ -136,7 +134,7 @@ def cut_sessions(
 
 
 def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
-    """The largest part of the log that passes every filter, found by repeating them.
+    """The part of the log that passes every filter, found by repeating them.
 
     A dropped item shortens sessions and a dropped session takes support from items, so one
     round is not enough; filtering the result again changes nothing.

@@ -317,6 +317,8 @@ def test_visitors_are_cut_at_gaps_longer_than_the_timeout(tmp_path: Path) -> Non
 
 def test_a_session_without_a_long_gap_keeps_its_name() -> None:
     clicks = log([("s", "a", 0), ("s", "b", 5001), ("t", "c", 1), ("t", "d", 5001)])
+    with_context = clicks.with_columns(part=pl.col("item_id"))
+    assert cut_sessions(with_context, 5)["part"].to_list() == ["a", "c", "d", "b"]
     assert rows(cut_sessions(clicks, 5)) == [
         ("s-1", "a", 0),
         ("t", "c", 1),
