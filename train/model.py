@@ -97,11 +97,11 @@ class GRU4Rec(nn.Module):
         self, embedded: Float[Tensor, "B H"], hidden: Float[Tensor, "L B H"]
     ) -> Float[Tensor, "L B H"]:
         """`encode` from embeddings already looked up, as the trainer does for its touched rows."""
-        x = F.dropout(embedded, self.config.dropout_embedding, self.training)
+        x = self._dropout(embedded, self.config.dropout_embedding)
         after = []
         for layer_index, layer in enumerate(self.layers):
             if layer_index:
-                x = F.dropout(x, self.config.dropout_hidden, self.training)
+                x = self._dropout(x, self.config.dropout_hidden)
             x = cast(GRULayer, layer)(x, hidden[layer_index])
             after.append(x)
         return torch.stack(after)
@@ -123,9 +123,13 @@ class GRU4Rec(nn.Module):
         bias: Float[Tensor, "C"],
     ) -> Float[Tensor, "B C"]:
         """`scores` from output rows already looked up."""
-        return F.linear(
-            F.dropout(hidden_last, self.config.dropout_hidden, self.training), rows, bias
-        )
+        return F.linear(self._dropout(hidden_last, self.config.dropout_hidden), rows, bias)
+
+    def _dropout(self, x: Float[Tensor, "B H"], share: float) -> Float[Tensor, "B H"]:
+        if not self.training or share == 0:
+            return x
+        # Twice as fast on a CPU as F.dropout, whose Bernoulli draws are not vectorised.
+        return x * ((torch.rand_like(x) >= share) / (1 - share))
 
     def n_parameters(self) -> int:
         """Weights in the model, for the log line of a run."""

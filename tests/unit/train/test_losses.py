@@ -1,0 +1,78 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from train.losses import bpr_max, cross_entropy
+
+LN2, LN3 = math.log(2), math.log(3)
+
+
+def test_cross_entropy_of_one_two_and_three_parts() -> None:
+    scores = torch.tensor([[0.0, LN2, LN3]])  # softmax 1/6, 2/6, 3/6
+    assert cross_entropy(scores, torch.tensor([1])).item() == pytest.approx(math.log(3))
+
+
+def test_logq_divides_each_item_by_its_chance_to_be_drawn() -> None:
+    scores = torch.tensor([[0.0, LN2, LN3]])
+    log_q = torch.tensor([0.0, -LN2, -2 * LN2])  # always, every second, every fourth time
+    # parts 1 : 2 * 2 : 3 * 4, the target has 4 of 17
+    loss = cross_entropy(scores, torch.tensor([1]), log_q)
+    assert loss.item() == pytest.approx(math.log(17 / 4))
+
+
+def test_bpr_max_weighs_each_win_by_the_negatives_softmax() -> None:
+    # Target 0 in the middle column; negatives 0 and ln 3: weights 1/4 and 3/4,
+    # sigmoid(0 - 0) = 1/2, sigmoid(0 - ln 3) = 1/4, sum 1/8 + 3/16 = 5/16.
+    scores = torch.tensor([[0.0, 0.0, LN3]])
+    target = torch.tensor([1])
+    assert bpr_max(scores, target, bpreg=0.0).item() == pytest.approx(-math.log(5 / 16))
+    regularised = bpr_max(scores, target, bpreg=0.5).item()
+    assert regularised == pytest.approx(-math.log(5 / 16) + 0.5 * 3 / 4 * LN3**2)
+
+
+def test_elu_bends_negative_scores_alone() -> None:
+    # elu(-ln 2) = 0.8 * (1/2 - 1) = -0.4
+    bent = bpr_max(torch.tensor([[-LN2, LN3, 0.0]]), torch.tensor([0]), bpreg=1.0, elu=0.8)
+    straight = bpr_max(torch.tensor([[-0.4, LN3, 0.0]]), torch.tensor([0]), bpreg=1.0)
+    assert bent.item() == pytest.approx(straight.item())
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bpr_max"])
+def test_a_loss_is_the_mean_of_its_rows(loss: str) -> None:
+    torch.manual_seed(2)
+    scores, target = torch.randn(4, 6), torch.tensor([0, 5, 2, 2])
+
+    def of(scores: Tensor, target: Tensor) -> float:
+        if loss == "bpr_max":
+            return bpr_max(scores, target, bpreg=1.3, elu=0.5).item()
+        return cross_entropy(scores, target, torch.linspace(-2, 0, 6)).item()
+
+    rows = [of(scores[b : b + 1], target[b : b + 1]) for b in range(4)]
+    assert of(scores, target) == pytest.approx(sum(rows) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("elu", [0.0, 0.5, 1.0])
+def test_gradients_of_bpr_max_agree_with_differences(elu: float) -> None:
+    torch.manual_seed(3)
+    scores = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([4, 0, 2])
+    assert torch.autograd.gradcheck(lambda s: bpr_max(s, target, bpreg=0.7, elu=elu), (scores,))
+
+
+def test_gradients_of_cross_entropy_agree_with_differences() -> None:
+    torch.manual_seed(3)
+    scores = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    target, log_q = torch.tensor([4, 0, 2]), torch.linspace(-3, 0, 5, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda s: cross_entropy(s, target, log_q), (scores,))
+
+
+@pytest.mark.parametrize("elu", [0.0, 1.0])
+def test_a_hopeless_target_costs_much_but_not_infinitely_much(elu: float) -> None:
+    scores = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    loss = bpr_max(scores, torch.tensor([0]), bpreg=0.0, elu=elu)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    assert 50 < loss.item() < 60
+    assert scores.grad is not None
+    assert torch.isfinite(scores.grad).all()
