@@ -12,9 +12,8 @@ from jaxtyping import Int64
 from pydantic import PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from export.graph import encode_graph
+from export.graph import OPSET, GRULayerWeights, encode_graph, rank_graph
 from export.parity import ParityError, check_parity, random_sessions
-from export.rank import OPSET, rank_graph
 from stream.bundle import (
     Bundle,
     BundleError,
@@ -26,7 +25,7 @@ from stream.bundle import (
     write_bundle,
 )
 from stream.scorer import OnnxScorer
-from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_of
 from train.clicks import ClickLogError, Columns, read_clicks
 from train.sessions import build_sessions
 
@@ -82,15 +81,15 @@ def export_bundle(
         parity=Parity(0, 0, 0.0, 0),
         popular=[PopularItem(item.item_index, item.score) for item in info.popular[:k]],
     )
+    weights = weights_of(model)
+    layers = [
+        GRULayerWeights(*(weights[f"layers.{n}.{name}"] for name in GRULayerWeights._fields))
+        for n in range(info.model.n_layers)
+    ]
     with tempfile.TemporaryDirectory() as graphs:
         encode, rank = Path(graphs, "encode.onnx"), Path(graphs, "rank.onnx")
-        onnx.save(encode_graph(model), encode)
-        onnx.save(
-            rank_graph(
-                model.item_embedding.detach().numpy(), model.output_bias.detach().numpy(), k
-            ),
-            rank,
-        )
+        onnx.save(encode_graph(model.input_table.detach().numpy(), layers), encode)
+        onnx.save(rank_graph(weights["item_embedding"], weights["output_bias"], k), rank)
         catalogue = checkpoint.catalogue
         staged = Bundle(manifest, catalogue.item_ids, catalogue.index, encode, rank)
         parity = check_parity(model, OnnxScorer(staged), sessions)

@@ -1,7 +1,7 @@
 """The model as a worker sees it: two ONNX graphs behind two calls, no clock and no Faust."""
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import onnxruntime
@@ -21,6 +21,7 @@ _OnnxError = (
 )
 
 
+@runtime_checkable  # the tests' runtime type check asks for it
 class Scorer(Protocol):
     """What a batch needs of a model."""
 

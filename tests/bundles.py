@@ -1,6 +1,6 @@
 """Real bundles of any size for tests and benchmarks, built in milliseconds without PyTorch.
 
-The rank graph is the one that export writes, so that its speed is production's.
+The graphs are the ones that export writes, so that their speed is production's.
 """
 
 import tempfile
@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
-from export.rank import IR_VERSION, OPSET, rank_graph
+from export.graph import (
+    OPSET,
+    GRULayerWeights,
+    build_model,
+    encode_graph,
+    float_value,
+    rank_graph,
+)
 from stream.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
 
 
@@ -40,7 +47,8 @@ def write_tiny_bundle(
     else:
         # Shared embedding, as the model: rows near unit length make scores that differ.
         embedding = _normal(random, (n_items, hidden_size), 1 / np.sqrt(hidden_size))
-        encode = _gru_encode(random, embedding, n_layers)
+        layers = [_gru_layer(random, hidden_size) for _ in range(n_layers)]
+        encode = encode_graph(embedding, layers)
         rank = rank_graph(embedding, _normal(random, (n_items,), 0.1), k)
     manifest = Manifest(
         architecture="gru",
@@ -63,52 +71,28 @@ def write_tiny_bundle(
         return write_bundle(folder, manifest, names, encode_path, rank_path)
 
 
-def _gru_encode(
-    random: np.random.Generator, embedding: np.ndarray, n_layers: int
-) -> onnx.ModelProto:
-    # Plain operations, as the exporter gives: ONNX Runtime's GRU operator ends the process when
-    # it is given no session.
-    hidden_size = embedding.shape[1]
-    node = helper.make_node
-    weights = {"embedding": embedding, "first": np.array([0])}
-    nodes = [
-        node("Gather", ["embedding", "item_index"], ["x0"]),
-        node("Split", ["hidden"], [f"h{n}" for n in range(n_layers)], num_outputs=n_layers),
-    ]
-    for n in range(n_layers):
-        for name in (f"W{n}", f"R{n}"):
-            shape, scale = (hidden_size, 3 * hidden_size), 1 / np.sqrt(hidden_size)
-            weights[name] = _normal(random, shape, scale)
-            weights[f"b{name}"] = _normal(random, (3 * hidden_size,), 0.1)
-        nodes += [
-            node("Squeeze", [f"h{n}", "first"], [f"g{n}"]),
-            node("Gemm", [f"x{n}", f"W{n}", f"bW{n}"], [f"xs{n}"]),
-            node("Gemm", [f"g{n}", f"R{n}", f"bR{n}"], [f"gs{n}"]),
-            node("Split", [f"xs{n}"], [f"xr{n}", f"xu{n}", f"xn{n}"], axis=1, num_outputs=3),
-            node("Split", [f"gs{n}"], [f"gr{n}", f"gu{n}", f"gn{n}"], axis=1, num_outputs=3),
-            node("Add", [f"xr{n}", f"gr{n}"], [f"r_in{n}"]),
-            node("Sigmoid", [f"r_in{n}"], [f"reset{n}"]),
-            node("Add", [f"xu{n}", f"gu{n}"], [f"u_in{n}"]),
-            node("Sigmoid", [f"u_in{n}"], [f"update{n}"]),
-            node("Mul", [f"reset{n}", f"gn{n}"], [f"kept{n}"]),
-            node("Add", [f"xn{n}", f"kept{n}"], [f"n_in{n}"]),
-            node("Tanh", [f"n_in{n}"], [f"new{n}"]),
-            node("Sub", [f"g{n}", f"new{n}"], [f"old{n}"]),
-            node("Mul", [f"update{n}", f"old{n}"], [f"part{n}"]),
-            node("Add", [f"new{n}", f"part{n}"], [f"x{n + 1}"]),
-            node("Unsqueeze", [f"x{n + 1}", "first"], [f"step{n}"]),
-        ]
-    nodes.append(node("Concat", [f"step{n}" for n in range(n_layers)], ["hidden_out"], axis=0))
-    return _encode_model(nodes, weights, n_layers, hidden_size)
+def _gru_layer(random: np.random.Generator, hidden_size: int) -> GRULayerWeights:
+    scale, gates = 1 / np.sqrt(hidden_size), 3 * hidden_size
+    return GRULayerWeights(
+        weight_input=_normal(random, (gates, hidden_size), scale),
+        weight_hidden=_normal(random, (gates, hidden_size), scale),
+        bias_input=_normal(random, (gates,), 0.1),
+        bias_hidden=_normal(random, (gates,), 0.1),
+    )
 
 
 def _counting_encode(n_layers: int, hidden_size: int) -> onnx.ModelProto:
+    item_index = helper.make_tensor_value_info("item_index", TensorProto.INT64, ["B"])
+    hidden, hidden_out = (
+        float_value(name, n_layers, "B", hidden_size) for name in ("hidden", "hidden_out")
+    )
     nodes = [helper.make_node("Add", ["hidden", "one"], ["hidden_out"])]
-    return _encode_model(nodes, {"one": np.array([1], np.float32)}, n_layers, hidden_size)
+    one = np.array([1], np.float32)
+    return build_model(nodes, {"one": one}, [item_index, hidden], [hidden_out])
 
 
 def _fixed_rank(hidden_size: int, k: int) -> onnx.ModelProto:
-    weights = {
+    constants = {
         "index": np.arange(k, dtype=np.int32)[None],
         "score": np.arange(k, 0, -1, dtype=np.float32)[None],
         "one": np.array([1]),
@@ -119,36 +103,9 @@ def _fixed_rank(hidden_size: int, k: int) -> onnx.ModelProto:
         helper.make_node("Expand", ["index", "shape"], ["top_index"]),
         helper.make_node("Expand", ["score", "shape"], ["top_score"]),
     ]
-    hidden = helper.make_tensor_value_info("hidden", TensorProto.FLOAT, ["B", hidden_size])
     top_index = helper.make_tensor_value_info("top_index", TensorProto.INT32, ["B", k])
-    top_score = helper.make_tensor_value_info("top_score", TensorProto.FLOAT, ["B", k])
-    return _model(nodes, weights, [hidden], [top_index, top_score])
-
-
-def _encode_model(
-    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], n_layers: int, hidden_size: int
-) -> onnx.ModelProto:
-    item_index = helper.make_tensor_value_info("item_index", TensorProto.INT64, ["B"])
-    hidden, hidden_out = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, [n_layers, "B", hidden_size])
-        for name in ("hidden", "hidden_out")
-    )
-    return _model(nodes, weights, [item_index, hidden], [hidden_out])
-
-
-def _model(
-    nodes: list[onnx.NodeProto],
-    weights: dict[str, np.ndarray],
-    inputs: list[onnx.ValueInfoProto],
-    outputs: list[onnx.ValueInfoProto],
-) -> onnx.ModelProto:
-    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "bundle", inputs, outputs, initializers)
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
-    )
-    onnx.checker.check_model(model)
-    return model
+    outputs = [top_index, float_value("top_score", "B", k)]
+    return build_model(nodes, constants, [float_value("hidden", "B", hidden_size)], outputs)
 
 
 def _normal(random: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:

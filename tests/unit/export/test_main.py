@@ -1,0 +1,185 @@
+"""A checkpoint in, a bundle out; or one sentence and nothing written."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structlog
+import torch
+
+from export.__main__ import ExportConfig, export_bundle, main, parity_sessions
+from export.parity import ParityError, random_sessions
+from stream.bundle import BundleError, load_bundle
+from stream.scorer import OnnxScorer
+from train.checkpoint import (
+    Checkpoint,
+    CheckpointInfo,
+    TrainingData,
+    load_checkpoint,
+    popular_items,
+    save_checkpoint,
+    weights_of,
+)
+from train.model import GRU4Rec, GRU4RecConfig
+from train.sessions import Catalogue
+
+N_ITEMS = 30
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkpoint of an untrained model over 30 items."""
+    torch.manual_seed(0)
+    model = GRU4Rec(GRU4RecConfig(n_items=N_ITEMS, hidden_size=8, n_layers=2))
+    info = CheckpointInfo(
+        model=model.config,
+        hyperparameters={},
+        training=TrainingData(
+            first_timestamp_ms=1_000, last_timestamp_ms=9_000, clicks=77, sessions=20, items=N_ITEMS
+        ),
+        idle_timeout_s=1800,
+        epoch=3,
+        protocol="by hand",
+        metrics={"recall_at_20": 0.5},
+        history=[],
+        finished=True,
+        popular=popular_items(np.arange(N_ITEMS)),
+        weights="weights-3.npz",
+        resume="resume-3.npz",
+    )
+    catalogue = Catalogue([f"item-{n}" for n in range(N_ITEMS)])
+    save_checkpoint(tmp_path / "checkpoint", info, catalogue, weights_of(model), {})
+    return tmp_path / "checkpoint"
+
+
+@pytest.fixture
+def checkpoint(folder: Path) -> Checkpoint:
+    return load_checkpoint(folder)
+
+
+def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    sessions = random_sessions(50, N_ITEMS, seed=1)
+    folder = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
+    bundle = load_bundle(folder)
+    manifest = bundle.manifest
+    assert bundle.item_ids == checkpoint.catalogue.item_ids
+    assert (manifest.architecture, manifest.hidden_size, manifest.n_layers) == ("gru", 8, 2)
+    assert (manifest.n_items, manifest.n_recommendations) == (N_ITEMS, 4)
+    assert manifest.idle_timeout_s == 1800
+    assert (manifest.training.clicks, manifest.training.last_timestamp_ms) == (77, 9_000)
+    assert manifest.metrics is not None
+    assert manifest.metrics.protocol == "by hand"
+    assert manifest.metrics.figures == {"recall_at_20": 0.5}
+    assert [item.item_index for item in manifest.popular] == [29, 28, 27, 26]
+    assert manifest.parity.sessions == 50
+    assert manifest.parity.clicks == sum(map(len, sessions))
+    assert manifest.parity.max_abs_hidden < 1e-6
+
+
+def test_the_same_checkpoint_twice_is_one_bundle(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    sessions = random_sessions(20, N_ITEMS, seed=1)
+    first = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
+    assert export_bundle(checkpoint, tmp_path / "bundles", 4, sessions) == first
+    assert list((tmp_path / "bundles").iterdir()) == [first]
+
+
+def test_a_failed_check_writes_nothing(
+    checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode = OnnxScorer.encode
+
+    def drifting_encode(
+        scorer: OnnxScorer, item_index: np.ndarray, hidden: np.ndarray
+    ) -> np.ndarray:
+        return encode(scorer, item_index, hidden) + np.float32(1e-4)
+
+    monkeypatch.setattr(OnnxScorer, "encode", drifting_encode)
+    with pytest.raises(ParityError, match=r"after click 1 .* differ by 0.0001"):
+        export_bundle(checkpoint, tmp_path / "bundles", 4, random_sessions(20, N_ITEMS, seed=1))
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_more_recommendations_than_items_is_one_sentence(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    with pytest.raises(BundleError, match="n_recommendations is 31, the catalogue has 30 items"):
+        export_bundle(checkpoint, tmp_path / "bundles", 31, [])
+
+
+def test_the_newest_sessions_of_a_log_come_first_and_random_ones_fill_up(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    log = tmp_path / "clicks.csv"
+    log.write_text(
+        "session_id,item_id,timestamp_ms\n"
+        "old,item-1,1000\nold,item-2,2000\n"
+        "new,item-3,5000\nnew,unheard-of,5500\nnew,item-4,6000\n"
+    )
+    config = ExportConfig(checkpoint=checkpoint.folder, clicks=log)
+    sessions = parity_sessions(config, checkpoint)
+    assert len(sessions) == 1000
+    assert [session.tolist() for session in sessions[:2]] == [[1, 2], [3, 4]]
+
+
+def test_no_log_means_a_thousand_random_sessions(checkpoint: Checkpoint) -> None:
+    assert len(parity_sessions(ExportConfig(checkpoint=checkpoint.folder), checkpoint)) == 1000
+
+
+def run_main(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["export", *map(str, flags)])
+    try:
+        return main()
+    finally:
+        structlog.reset_defaults()  # the log goes to this test's stderr
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("checkpoint.json", "holds no checkpoint: No such file or directory"),
+        ("items.txt", "items.txt cannot be read"),
+        ("weights-3.npz", "weights-3.npz cannot be read"),
+    ],
+)
+def test_a_bad_checkpoint_is_exit_code_2_and_one_sentence(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    sentence: str,
+) -> None:
+    (folder / file).unlink()
+    code = run_main(monkeypatch, "--checkpoint", folder, "--out", tmp_path / "bundles")
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "bundles").exists()
+
+
+def test_a_missing_flag_and_a_bad_log_are_exit_code_2(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main(monkeypatch) == 2
+    assert capsys.readouterr().err == "checkpoint: Field required\n"
+    assert run_main(monkeypatch, "--checkpoint", folder, "--clicks", folder / "no.csv") == 2
+    assert "no.csv" in capsys.readouterr().err
+
+
+def test_the_command_prints_the_folder_and_nothing_else_on_stdout(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = tmp_path / "bundles"
+    flags = ["--checkpoint", folder, "--out", root, "--n-recommendations", 4]
+    assert run_main(monkeypatch, *flags) == 0
+    out, err = capsys.readouterr()
+    (bundle,) = root.iterdir()
+    assert out == f"{bundle}\n"
+    assert load_bundle(bundle).manifest.parity.sessions == 1000
+    (line,) = err.splitlines()
+    assert "parity_checked" in line
