@@ -1,0 +1,126 @@
+"""A model with known scores, and a worker without Kafka: what the laws of a batch are tried on."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+
+from stream.batch import PartitionOutput, Rules, finish_batch, plan_batch, score_plan
+from stream.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
+from stream.click import Record
+from stream.messages import Message
+from stream.position import Position, decode_position, encode_position
+from stream.scorer import Scorer
+from stream.sessions import PartitionSessions, Sessions
+
+TOPIC = "clicks"
+PUBLISHED_MS = 77
+RECORD_MS = 10_000_000
+"""Every record's own timestamp, so that a click's may be anything a test needs."""
+
+
+class FakeScorer:
+    """Two layers of two units. The list after a click is a row of ``scores``.
+
+    ``memory`` 0: the row of the clicked item. Above 0 earlier clicks choose the row as well, so
+    that a list tells whether all of them have been taken, once each and in order.
+    """
+
+    n_layers = 2
+    hidden_size = 2
+
+    def __init__(self, scores: np.ndarray, n_recommendations: int, memory: float = 0.0) -> None:
+        self.scores = scores.astype(np.float32)
+        self.n_recommendations = n_recommendations
+        self.memory = np.float32(memory)
+
+    def encode(
+        self, item_index: Int64[np.ndarray, "B"], hidden: Float32[np.ndarray, "L B H"]
+    ) -> Float32[np.ndarray, "L B H"]:
+        lower = self.memory * hidden[0] + item_index[:, None].astype(np.float32)
+        return np.stack([lower, self.memory * hidden[1] + lower])
+
+    def rank(
+        self, hidden_last: Float32[np.ndarray, "B H"]
+    ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
+        scores = self.scores[hidden_last[:, 0].astype(int) % len(self.scores)]
+        top_index = np.argsort(-scores, axis=1, kind="stable")[:, : self.n_recommendations]
+        return top_index.astype(np.int32), np.take_along_axis(scores, top_index, axis=1)
+
+
+def bundle_of(
+    item_ids: Sequence[str],
+    n_recommendations: int,
+    bundle_id: str = "a" * 16,
+    idle_timeout_s: int | None = None,
+) -> Bundle:
+    """A bundle without files; the popular items are the first ones."""
+    manifest = Manifest(
+        bundle_id=bundle_id,
+        architecture="fake",
+        hidden_size=FakeScorer.hidden_size,
+        n_layers=FakeScorer.n_layers,
+        n_items=len(item_ids),
+        n_recommendations=n_recommendations,
+        idle_timeout_s=idle_timeout_s,
+        opset=20,
+        training=TrainingData(0, 0, 0, 0, 0),
+        metrics=None,
+        parity=Parity(0, 0, 0.0, 0),
+        popular=[PopularItem(i, float(-i)) for i in range(n_recommendations)],
+    )
+    index = {item_id: i for i, item_id in enumerate(item_ids)}
+    return Bundle(manifest, list(item_ids), index, Path("encode.onnx"), Path("rank.onnx"))
+
+
+@dataclass
+class Replay:
+    """Applies batch after batch as a worker does after each commit, and keeps what they said.
+
+    The positions go through their bytes in between, as in a restart after every batch.
+    """
+
+    bundle: Bundle
+    scorer: Scorer
+    rules: Rules
+    collect: bool = False
+    sessions: Sessions = field(default_factory=Sessions)
+    messages: dict[int, list[Message]] = field(default_factory=dict)
+    outputs: list[PartitionOutput] = field(default_factory=list)
+    collected: int = 0
+
+    def run(self, batches: Iterable[Sequence[Record]]) -> "Replay":
+        """Take the batches, one after the other; returns itself."""
+        for batch in batches:
+            self.step(batch)
+        return self
+
+    def step(self, batch: Sequence[Record]) -> dict[int, PartitionOutput]:
+        """Take one batch."""
+        records: dict[int, list[Record]] = {}
+        for record in batch:
+            records.setdefault(record.partition, []).append(record)
+        self.sessions.own({*self.sessions.partitions, *records})
+        positions = {p: self.partition(p).position or Position(0, "topic") for p in records}
+        plan = plan_batch(records, positions, self.sessions.get, self.bundle, self.rules, TOPIC)
+        scores = score_plan(plan, self.scorer)
+        outputs = finish_batch(plan, scores, self.bundle, TOPIC, PUBLISHED_MS)
+        for p, output in outputs.items():
+            dead = self._dead(p, output) if self.collect else []
+            self.collected += len(dead)
+            position = decode_position(encode_position(output.position))
+            self.partition(p).apply(output.states, dead, position, 0)
+            self.messages.setdefault(p, []).extend(output.recommendations + output.dead_letters)
+            self.outputs.append(output)
+        return outputs
+
+    def _dead(self, partition: int, output: PartitionOutput) -> list[bytes]:
+        def is_dead(last_click_ms: int) -> bool:
+            return self.rules.is_dead(last_click_ms, output.position.watermark_ms)
+
+        return self.partition(partition).collect(is_dead, output.touched, 100)
+
+    def partition(self, partition: int) -> PartitionSessions:
+        return self.sessions.partitions[partition]

@@ -1,0 +1,519 @@
+"""The heart: laws of a batch over random logs, and the rules of a click by hand."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.batch import Judgement, PartitionOutput, Rules
+from stream.click import Reason, Record
+from stream.messages import Message
+from stream.position import BadClickLimit, BadClickLimitError
+from stream.session import LastOutcome, SessionState, TrailClick, decode_state, last_click_ms
+from tests.unit.stream.replay import RECORD_MS, FakeScorer, Replay, bundle_of
+
+IDLE_MS, LATENESS_MS = 1000, 500
+NEVER = Rules(None, 0, BadClickLimit(1000, 0.5))
+EXPIRING = Rules(IDLE_MS, LATENESS_MS, BadClickLimit(1000, 0.5))
+
+# -- random logs ------------------------------------------------------------------------------
+
+ITEMS = ["a", "b", "c", "d", "e", "f", "g"]
+BUNDLE = bundle_of(ITEMS, n_recommendations=3)
+# Scores of few values, so that the lists hold ties.
+SCORER = FakeScorer(np.random.default_rng(4).integers(0, 4, (len(ITEMS), len(ITEMS))), 3, 0.5)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A record before it has its offset: how far time goes on or back, and whether it is bad."""
+
+    session_id: str
+    item_id: str
+    step_ms: int
+    event_id: str | None
+    bad: bool
+    hole: int
+
+    @property
+    def partition(self) -> int:
+        return ord(self.session_id) % 2
+
+
+specs = st.builds(
+    Spec,
+    session_id=st.sampled_from("stuvw"),
+    item_id=st.sampled_from([*ITEMS, "unknown", "new"]),
+    # Small steps, late clicks, gaps about the idle timeout, and gaps that kill every session.
+    step_ms=st.sampled_from([0, 1, 30, 300, -1, -300, -1400, 999, 1000, 1001, 1501, 2600]),
+    event_id=st.sampled_from([None, None, "e1", "e2", "e3"]),
+    bad=st.sampled_from([False] * 7 + [True]),
+    hole=st.sampled_from([0] * 9 + [2]),
+)
+logs = st.lists(specs, max_size=40).map(lambda made: records_of(made))
+
+
+def records_of(made: Sequence[Spec]) -> list[Record]:
+    offsets, now_ms, records = {0: 0, 1: 0}, 5000, []
+    for spec in made:
+        now_ms = max(0, now_ms + spec.step_ms)
+        offset = offsets[spec.partition] + spec.hole
+        offsets[spec.partition] = offset + 1
+        made_click = click(spec.session_id, spec.item_id, now_ms, offset, spec.event_id)
+        records.append(
+            replace(
+                made_click, partition=spec.partition, value=b"{}" if spec.bad else made_click.value
+            )
+        )
+    return records
+
+
+def click(
+    session_id: str, item_id: str, timestamp_ms: int, offset: int, event_id: str | None = None
+) -> Record:
+    fields = {"session_id": session_id, "item_id": item_id, "timestamp_ms": timestamp_ms}
+    if event_id is not None:
+        fields["event_id"] = event_id
+    return Record(0, offset, RECORD_MS, session_id.encode(), json.dumps(fields).encode())
+
+
+@st.composite
+def logs_and_splits(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]:
+    """A log, and the same log cut into batches anywhere."""
+    log = draw(logs)
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(log) - 1)), max_size=10)))
+    return log, [log[a:b] for a, b in zip([0, *cuts], [*cuts, len(log)], strict=True)]
+
+
+def counts(outputs: Sequence[PartitionOutput]) -> dict[str, Any]:
+    """What does not depend on how the log was cut."""
+    return {
+        "late": sum(o.late for o in outputs),
+        "judgements": sorted((j.late, j.rank) for o in outputs for j in o.judgements),
+        "holes": sorted(hole for o in outputs for hole in o.holes),
+        "outcomes": sorted(
+            (r.partition, r.offset, o) for out in outputs for r, _, o in out.answered
+        ),
+        "reasons": sorted(
+            (r.partition, r.offset, b.reason) for o in outputs for r, b in o.rejected
+        ),
+    }
+
+
+def living(replay: Replay) -> dict[tuple[int, bytes], bytes]:
+    """The states that a later click can still find."""
+    return {
+        (p, key): raw
+        for p, of_partition in replay.sessions.partitions.items()
+        for key, raw in of_partition.states.items()
+        if of_partition.position is not None
+        and not replay.rules.is_dead(last_click_ms(raw), of_partition.position.watermark_ms)
+    }
+
+
+def positions(replay: Replay) -> dict[int, Any]:
+    return {p: of_partition.position for p, of_partition in replay.sessions.partitions.items()}
+
+
+def sources(messages: dict[int, list[Message]]) -> dict[int, list[Message]]:
+    """Recommendations and dead letters by the offset that they answer."""
+    return {p: sorted(m, key=lambda message: repr(message.headers)) for p, m in messages.items()}
+
+
+def assert_same(ours: Replay, theirs: Replay) -> None:
+    assert sources(ours.messages) == sources(theirs.messages)
+    assert positions(ours) == positions(theirs)
+    assert living(ours) == living(theirs)
+    assert counts(ours.outputs) == counts(theirs.outputs)
+
+
+@given(logs_and_splits(), st.booleans(), st.booleans())
+def test_a_log_gives_the_same_from_any_split_and_whether_or_not_expiry_collects(
+    log: tuple[list[Record], list[list[Record]]], collect_whole: bool, collect_split: bool
+) -> None:
+    records, batches = log
+    whole = Replay(BUNDLE, SCORER, EXPIRING, collect_whole).run([records])
+    split = Replay(BUNDLE, SCORER, EXPIRING, collect_split).run(batches)
+    assert_same(whole, split)
+
+
+@given(logs)
+def test_sessions_in_one_batch_equal_one_by_one(records: list[Record]) -> None:
+    together = Replay(BUNDLE, SCORER, EXPIRING, collect=False).run([records])
+    one_by_one = Replay(BUNDLE, SCORER, EXPIRING, collect=True).run([r] for r in records)
+    assert_same(together, one_by_one)
+
+
+@given(logs_and_splits())
+def test_a_log_delivered_twice_says_nothing_the_second_time(
+    log: tuple[list[Record], list[list[Record]]],
+) -> None:
+    records, batches = log
+    once = Replay(BUNDLE, SCORER, EXPIRING).run(batches)
+    twice = Replay(BUNDLE, SCORER, EXPIRING).run(batches).run(batches)
+    assert twice.messages == once.messages
+    assert positions(twice) == positions(once)
+    assert living(twice) == living(once)
+    assert sum(o.skipped for o in twice.outputs) == len(records)
+
+
+@given(logs)
+def test_every_record_is_answered_once_or_rejected_once(records: list[Record]) -> None:
+    replay = Replay(BUNDLE, SCORER, EXPIRING).run([records])
+    answered = [(r.partition, r.offset) for o in replay.outputs for r, _, _ in o.answered]
+    rejected = [(r.partition, r.offset) for o in replay.outputs for r, _ in o.rejected]
+    assert sorted(answered + rejected) == sorted((r.partition, r.offset) for r in records)
+    assert sum(map(len, replay.messages.values())) == len(records)
+
+
+# -- a swap of the bundle ---------------------------------------------------------------------
+
+NEXT_ITEMS = ["new", "g", "e", "d", "a", "f", "unknown"]  # b and c are gone, two are known now
+NEXT = bundle_of(NEXT_ITEMS, n_recommendations=3, bundle_id="b" * 16)
+NEXT_SCORER = FakeScorer(np.random.default_rng(5).integers(0, 4, (7, 7)), 3, 0.75)
+
+
+def cached(raw: bytes) -> tuple[Any, ...]:
+    """What the trail alone decides."""
+    state = decode_state(raw)
+    lists = (state.hidden, state.top_index, state.top_score)
+    return state.bundle_id, state.n_clicks, state.trail, *(array.tobytes() for array in lists)
+
+
+@given(logs, st.integers(0, 40), st.booleans())
+def test_a_session_rebuilt_after_a_swap_equals_one_that_ran_under_the_new_bundle(
+    records: list[Record], swap: int, one_by_one: bool
+) -> None:
+    after = [[r] for r in records[swap:]] if one_by_one else [records[swap:]]
+    swapped = Replay(BUNDLE, SCORER, NEVER).run([records[:swap]])
+    swapped.bundle, swapped.scorer, swapped.messages = NEXT, NEXT_SCORER, {}
+    swapped.run(after)
+    stayed = Replay(NEXT, NEXT_SCORER, NEVER).run([records[:swap]])
+    stayed.messages = {}
+    stayed.run(after)
+    assert swapped.messages == stayed.messages
+    for r in records[swap:]:
+        key = r.key
+        assert key is not None
+        ours, theirs = swapped.sessions.get(r.partition, key), stayed.sessions.get(r.partition, key)
+        if r.value != b"{}":
+            assert ours is not None
+            assert theirs is not None
+            assert cached(ours) == cached(theirs)
+
+
+def test_a_long_session_is_rebuilt_from_its_last_50_clicks() -> None:
+    log = [click("s", ITEMS[i % 7], i, i) for i in range(60)]
+    swapped = Replay(BUNDLE, SCORER, NEVER).run([log])
+    swapped.bundle, swapped.scorer = NEXT, NEXT_SCORER
+    swapped.step([click("s", "a", 60, 60)])
+    short = Replay(NEXT, NEXT_SCORER, NEVER).run(
+        [[replace(r, offset=r.offset - 10) for r in log[10:]]]
+    )
+    short.step([click("s", "a", 60, 50)])
+    ours, theirs = state_of(swapped), state_of(short)
+    assert ours.n_clicks == 61
+    assert len(ours.trail) == 50
+    assert ours.trail == theirs.trail
+    assert ours.hidden.tobytes() == theirs.hidden.tobytes()
+
+
+def test_only_the_next_click_of_a_session_rebuilds_it_and_is_not_judged_by_the_old_list() -> None:
+    replay = Replay(BUNDLE, SCORER, NEVER).run([[click("s", "a", 0, 0), click("t", "a", 0, 1)]])
+    replay.bundle, replay.scorer = NEXT, NEXT_SCORER
+    first, second = (replay.step([click("s", "a", n, n + 1)])[0] for n in (1, 2))
+    assert (first.rebuilt, first.judgements) == (1, [])
+    assert (second.rebuilt, len(second.judgements)) == (0, 1)
+    assert state_of(replay, b"t").bundle_id == BUNDLE.manifest.bundle_id
+
+
+# -- by hand ----------------------------------------------------------------------------------
+
+# After item a the list is b, c, d with scores 3, 2, 2 (e has 2 as well, and is left out); after b
+# it is d, c, a; after any other item a, b, c.
+HAND_ITEMS = ["a", "b", "c", "d", "e"]
+HAND = bundle_of(HAND_ITEMS, n_recommendations=3)
+HAND_SCORER = FakeScorer(
+    np.array([[0, 3, 2, 2, 2], [3, 0, 4, 5, 1], [9, 8, 7, 0, 0], [9, 8, 7, 0, 0], [9, 8, 7, 0, 0]]),
+    n_recommendations=3,
+)
+AFTER_A, AFTER_B = [("b", 3), ("c", 2), ("d", 2)], [("d", 5), ("c", 4), ("a", 3)]
+POPULARITY = [("a", 0), ("b", -1), ("c", -2)]
+
+
+def hand(rules: Rules = EXPIRING) -> Replay:
+    return Replay(HAND, HAND_SCORER, rules)
+
+
+def state_of(replay: Replay, key: bytes = b"s") -> SessionState:
+    raw = replay.sessions.get(0, key)
+    assert raw is not None
+    return decode_state(raw)
+
+
+def published(output: PartitionOutput) -> list[tuple[str, list[tuple[str, float]]]]:
+    values = [json.loads(m.value or b"") for m in output.recommendations]
+    return [(v["outcome"], [(i["item_id"], i["score"]) for i in v["items"]]) for v in values]
+
+
+def test_a_model_list_is_published_for_a_known_item() -> None:
+    replay = hand()
+    output = replay.step([click("s", "a", 100, 0)])[0]
+    (message,) = output.recommendations
+    assert message.key == b"s"
+    assert message.headers == (("source", b"clicks-0-0"),)
+    assert json.loads(message.value or b"") == {
+        "session_id": "s",
+        "items": [{"item_id": i, "score": s} for i, s in AFTER_A],
+        "model": "a" * 16,
+        "outcome": "model",
+        "click": {"item_id": "a", "timestamp_ms": 100},
+        "published_ms": 77,
+    }
+    state = state_of(replay)
+    assert (state.n_clicks, state.last_click_ms, state.last_outcome) == (1, 100, LastOutcome.MODEL)
+    assert state.trail == (TrailClick("a", 100, 0),)
+    assert state.top_index.tolist() == [1, 2, 3]
+
+
+def test_a_repeated_event_gets_the_last_list_again_and_advances_nothing() -> None:
+    replay = hand()
+    replay.step([click("s", "a", 100, 0, "e1"), click("s", "b", 110, 1)])
+    before = replay.sessions.get(0, b"s")
+    # Whatever its item and its timestamp, and however long after the last click.
+    log = [
+        click("s", "a", 100, 2, "e1"),
+        click("s", "e", 50, 3, "e1"),
+        click("s", "a", 110 + IDLE_MS + 1, 4, "e1"),
+    ]
+    output = replay.step(log)[0]
+    assert published(output) == [("duplicate", AFTER_B)] * 3
+    assert replay.sessions.get(0, b"s") == before
+    assert (output.late, output.judgements, output.expired) == (0, [], 0)
+
+
+def test_an_event_repeated_in_its_own_batch_is_a_duplicate() -> None:
+    output = hand().step([click("s", "a", 100, 0, "e1"), click("s", "a", 100, 1, "e1")])[0]
+    assert published(output) == [("model", AFTER_A), ("duplicate", AFTER_A)]
+
+
+def test_a_repeated_item_without_an_event_id_or_with_a_new_one_advances() -> None:
+    replay = hand()
+    log = [click("s", "a", 1, 0), click("s", "a", 1, 1), click("s", "a", 1, 2, "e1")]
+    output = replay.step([*log, click("s", "a", 1, 3, "e2")])[0]
+    assert [outcome for outcome, _ in published(output)] == ["model"] * 4
+    assert state_of(replay).n_clicks == 4
+
+
+def test_an_event_that_has_left_the_trail_is_new_again() -> None:
+    replay = hand()
+    log = [click("s", "a", 0, 0, "e")] + [click("s", "a", 1, n) for n in range(1, 50)]
+    assert published(replay.step([*log, click("s", "a", 2, 50, "e")])[0])[-1][0] == "duplicate"
+    replay.step([click("s", "a", 3, 51)])  # the 51st click that advances pushes e out
+    assert published(replay.step([click("s", "a", 4, 52, "e")])[0])[-1][0] == "model"
+
+
+def test_the_same_event_id_in_another_session_is_another_event() -> None:
+    output = hand().step([click("s", "a", 1, 0, "e"), click("t", "a", 1, 1, "e")])[0]
+    assert [outcome for outcome, _ in published(output)] == ["model", "model"]
+
+
+def test_an_unknown_item_gets_the_last_list_and_enters_the_trail_alone() -> None:
+    replay = hand()
+    replay.step([click("s", "a", 100, 0)])
+    known = state_of(replay)
+    output = replay.step([click("s", "unknown", 200, 1)])[0]
+    assert published(output) == [("unknown_item", AFTER_A)]
+    state = state_of(replay)
+    assert [c.item_id for c in state.trail] == ["a", "unknown"]
+    assert (state.last_click_ms, state.n_clicks) == (100, 2)
+    assert state.last_outcome is LastOutcome.UNKNOWN_ITEM
+    assert state.hidden.tobytes() == known.hidden.tobytes()
+    assert state.top_index.tolist() == known.top_index.tolist()
+
+
+def test_a_session_that_begins_with_an_unknown_item_gets_popularity() -> None:
+    replay = hand()
+    output = replay.step([click("s", "unknown", 1, 0, "e"), click("s", "unknown", 1, 1, "e")])[0]
+    assert published(output) == [("fallback", POPULARITY), ("duplicate", POPULARITY)]
+    assert state_of(replay).last_outcome is LastOutcome.FALLBACK
+    output = replay.step([click("s", "other", 2, 2), click("s", "a", 3, 3)])[0]
+    assert published(output) == [("fallback", POPULARITY), ("model", AFTER_A)]
+    assert output.judgements == [], "popularity is no list of the model"
+
+
+def test_a_click_below_the_position_is_skipped_whole() -> None:
+    replay = hand()
+    replay.step([click("s", "a", 1, 0), Record(0, 1, 0, None, b"")])
+    before = replay.sessions.get(0, b"s")
+    output = replay.step(
+        [click("s", "a", 1, 0), Record(0, 1, 0, None, b""), click("t", "b", 1, 2)]
+    )[0]
+    assert output.skipped == 2
+    assert output.dead_letters == []
+    assert published(output) == [("model", AFTER_B)]
+    assert replay.sessions.get(0, b"s") == before
+    assert output.position.next_offset == 3
+
+
+def test_missing_offsets_are_reported_as_holes() -> None:
+    output = hand().step([click("s", "a", 1, 0), click("s", "a", 1, 3), click("s", "a", 1, 7)])[0]
+    assert output.holes == [(1, 3), (4, 7)]
+    assert output.position.next_offset == 8
+
+
+def test_a_bad_click_becomes_a_dead_letter_and_the_next_click_is_served() -> None:
+    bad = Record(0, 0, RECORD_MS, b"s", b"not json")
+    output = hand().step([bad, click("s", "a", 1, 1)])[0]
+    (letter,) = output.dead_letters
+    assert (letter.key, letter.value) == (b"s", b"not json")
+    assert dict(letter.headers)["reason"] == Reason.NOT_JSON.encode()
+    assert dict(letter.headers)["offset"] == b"0"
+    assert published(output) == [("model", AFTER_A)]
+    assert output.position.watermark_ms == 1
+
+
+def test_partitions_of_one_batch_share_nothing() -> None:
+    ours = click("s", "a", 5, 0)
+    outputs = hand().step([ours, replace(ours, partition=1)])
+    assert [len(outputs[p].recommendations) for p in (0, 1)] == [1, 1]
+    assert [decode_state(outputs[p].states[b"s"]).n_clicks for p in (0, 1)] == [1, 1]
+
+
+# -- the rules of time --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gap_ms", "n_clicks"), [(IDLE_MS, 2), (IDLE_MS + 1, 1)])
+def test_a_gap_longer_than_the_idle_timeout_begins_the_session_anew(
+    gap_ms: int, n_clicks: int
+) -> None:
+    replay = hand()
+    replay.step([click("s", "a", 100, 0)])
+    output = replay.step([click("s", "b", 100 + gap_ms, 1)])[0]
+    assert state_of(replay).n_clicks == n_clicks
+    assert output.expired == 2 - n_clicks
+
+
+@pytest.mark.parametrize(("ahead_ms", "n_clicks"), [(1500, 2), (1501, 1)])
+def test_a_session_is_dead_when_the_watermark_has_left_it_behind(
+    ahead_ms: int, n_clicks: int
+) -> None:
+    """Also for a click whose own gap is small: it comes too late to find it."""
+    replay = hand()
+    replay.step([click("s", "a", 100, 0), click("other", "a", 100 + ahead_ms, 1)])
+    output = replay.step([click("s", "b", 101, 2)])[0]
+    assert state_of(replay).n_clicks == n_clicks
+    assert output.judgements == ([Judgement(False, 1)] if n_clicks == 2 else [])
+
+
+def test_the_watermark_is_the_largest_timestamp_of_a_good_click_at_lower_offsets() -> None:
+    replay = hand()
+    log = [
+        click("s", "a", 100, 0),
+        click("t", "a", 900, 1),
+        click("u", "a", 300, 2),
+        click("u", "\x00", 5000, 3),  # bad: its timestamp counts for nothing
+    ]
+    watermarks = [replay.step([r])[0].position.watermark_ms for r in log]
+    assert watermarks == [100, 900, 900, 900]
+
+
+def test_a_click_does_not_move_the_watermark_it_is_judged_by() -> None:
+    rules = Rules(IDLE_MS, -1, BadClickLimit(1000, 0.5))  # dead at the very idle timeout
+    replay = hand(rules)
+    replay.step([click("s", "a", 100, 0), click("s", "a", 100 + IDLE_MS, 1)])
+    assert state_of(replay).n_clicks == 2
+
+
+def test_a_dead_session_does_not_remember_its_events() -> None:
+    """Whether or not expiry has collected it: a repeated event is a new click there."""
+    log = [click("s", "a", 0, 0, "e"), click("t", "a", 1501, 1), click("s", "b", 1502, 2, "e")]
+    for collect in (False, True):
+        replay = Replay(HAND, HAND_SCORER, EXPIRING, collect).run([r] for r in log)
+        assert published(replay.outputs[-1]) == [("model", AFTER_B)]
+        assert replay.collected == collect
+
+
+def test_an_earlier_timestamp_is_late_and_a_gap_of_0() -> None:
+    replay = hand()
+    replay.step([click("s", "a", 1000, 0)])
+    output = replay.step([click("s", "b", 0, 1)])[0]
+    assert output.late == 1
+    assert output.judgements == [Judgement(True, 1)]
+    state = state_of(replay)
+    assert (state.n_clicks, state.last_click_ms) == (2, 1000)
+    assert state.trail[-1].timestamp_ms == 0
+
+
+def test_without_an_idle_timeout_no_session_ends() -> None:
+    replay = hand(NEVER)
+    replay.step([click("s", "a", 0, 0), click("t", "a", 9_999_999, 1), click("s", "b", 2, 2)])
+    assert state_of(replay).n_clicks == 2
+
+
+# -- live quality -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("second", "rank"),
+    [
+        ("b", 1),
+        ("c", 3),  # c and d tie at 2: the last place of the score, as offline
+        ("d", 3),
+        ("e", 0),  # has the score of c and d and no place
+        ("a", 0),
+    ],
+)
+def test_the_next_click_is_ranked_in_the_last_list(second: str, rank: int) -> None:
+    log = [click("s", "a", 0, 0), click("s", second, 1, 1)]
+    assert hand().step(log)[0].judgements == [Judgement(False, rank)]
+    replay = hand().run([r] for r in log)
+    assert replay.outputs[1].judgements == [Judgement(False, rank)]
+
+
+def test_duplicates_and_unknown_items_neither_score_nor_replace_the_list() -> None:
+    log = [
+        click("s", "a", 0, 0, "e1"),
+        click("s", "a", 0, 1, "e1"),  # the list after a still waits for its next click
+        click("s", "d", 1, 2, "e2"),
+        click("s", "unknown", 2, 3),
+        click("s", "a", 3, 4),  # the last outcome was not the model's
+    ]
+    assert hand().step(log)[0].judgements == [Judgement(False, 3)]
+
+
+def test_the_first_click_after_an_expired_session_judges_nothing() -> None:
+    log = [click("s", "a", 0, 0), click("s", "b", IDLE_MS + 1, 1)]
+    assert hand().step(log)[0].judgements == []
+
+
+# -- the limit of bad clicks --------------------------------------------------------------------
+
+
+def test_the_batch_that_crosses_the_limit_raises_and_does_so_again_after_a_restart() -> None:
+    replay = hand(Rules(None, 0, BadClickLimit(run=3, share=0.5)))
+    replay.step([click("s", "a", 1, 0), Record(0, 1, RECORD_MS, b"s", b"bad")])
+    crossing = [Record(0, n, RECORD_MS, b"s", b"bad") for n in (2, 3, 4)]
+    before = dict(replay.partition(0).states), replay.partition(0).position
+    for _ in range(2):  # positions pass through their bytes: the second is a restart
+        with pytest.raises(BadClickLimitError, match="clicks-0, offsets 1 to 3: the limit is 3"):
+            replay.step([click("t", "a", 1, 2), *crossing][1:])
+        assert (dict(replay.partition(0).states), replay.partition(0).position) == before
+    replay.rules = Rules(None, 0, BadClickLimit(run=5, share=0.5))
+    output = replay.step([*crossing, click("s", "b", 2, 5)])[0]
+    assert len(output.dead_letters) == 3
+    assert published(output) == [("model", AFTER_B)]
+
+
+@given(st.integers(1, 9))
+def test_the_limit_is_met_at_the_same_place_from_any_split(size: int) -> None:
+    log = [click("s", "a", 1, n) for n in range(4)]
+    log += [Record(0, n, RECORD_MS, None, b"") for n in range(4, 40)]
+    replay = hand(Rules(None, 0, BadClickLimit(run=10, share=0.5)))
+    with pytest.raises(BadClickLimitError, match="offsets 4 to 13"):
+        replay.run(log[at : at + size] for at in range(0, len(log), size))

@@ -1,0 +1,97 @@
+"""A session's bytes: what goes in comes out, and another version is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from stream.session import (
+    TRAIL_CLICKS,
+    LastOutcome,
+    SessionState,
+    StateError,
+    TrailClick,
+    check_format,
+    decode_state,
+    encode_state,
+    last_click_ms,
+)
+
+timestamps = st.integers(0, 2**63 - 1)
+item_ids = st.text(min_size=1, max_size=256).filter(lambda text: len(text.encode()) <= 256)
+trail_clicks = st.builds(
+    TrailClick, item_ids, timestamps, st.integers(0, 2**64 - 1), st.binary(max_size=20)
+)
+
+
+@st.composite
+def states(draw: st.DrawFn) -> SessionState:
+    k = draw(st.integers(0, 5))
+    scores = st.floats(width=32)  # infinities and NaN are bytes like any other
+    return SessionState(
+        draw(st.binary(min_size=8, max_size=8)).hex(),
+        draw(timestamps),
+        draw(st.integers(0, 2**32 - 1)),
+        draw(st.sampled_from(LastOutcome)),
+        tuple(draw(st.lists(trail_clicks, max_size=TRAIL_CLICKS))),
+        draw(npst.arrays(np.float32, st.integers(0, 8), elements=scores)),
+        draw(npst.arrays(np.int32, k)),
+        draw(npst.arrays(np.float32, k, elements=scores)),
+    )
+
+
+@given(states())
+def test_a_state_comes_back_as_it_was(state: SessionState) -> None:
+    back = decode_state(encode_state(state))
+    assert back.bundle_id == state.bundle_id
+    assert (back.last_click_ms, back.n_clicks) == (state.last_click_ms, state.n_clicks)
+    assert (back.last_outcome, back.trail) == (state.last_outcome, state.trail)
+    for name in ("hidden", "top_index", "top_score"):
+        ours, theirs = getattr(back, name), getattr(state, name)
+        assert ours.dtype == theirs.dtype
+        assert ours.tobytes() == theirs.tobytes()
+
+
+@given(states())
+def test_last_click_ms_is_read_without_the_rest(state: SessionState) -> None:
+    assert last_click_ms(encode_state(state)) == state.last_click_ms
+
+
+@given(states())
+def test_bytes_of_a_state_are_canonical(state: SessionState) -> None:
+    raw = encode_state(state)
+    assert encode_state(decode_state(raw)) == raw
+
+
+def test_a_state_of_100_hidden_units_and_20_recommendations_has_the_bytes_it_should() -> None:
+    trail = (TrailClick("item-1", 1, 0),) * 3
+    zeros = np.zeros(20, np.float32)
+    state = SessionState(
+        "00" * 8,
+        1,
+        3,
+        LastOutcome.MODEL,
+        trail,
+        np.zeros(100, np.float32),
+        zeros.astype("i4"),
+        zeros,
+    )
+    # 30 of header, 20 and the item id for each click, 4 for each number.
+    assert len(encode_state(state)) == 30 + 3 * (20 + 6) + 4 * (100 + 20 + 20)
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"), [(b"", "nothing"), (b"\x02" + bytes(40), "2"), (b"\x00" * 40, "0")]
+)
+def test_another_format_is_refused_in_one_sentence(raw: bytes, found: str) -> None:
+    sentence = f"session state has format {found}, this version reads 1"
+    for read in (check_format, decode_state):
+        with pytest.raises(StateError) as refusal:
+            read(raw)
+        assert str(refusal.value) == sentence
+
+
+def test_bytes_too_short_for_a_header_are_refused() -> None:
+    with pytest.raises(StateError):
+        check_format(b"\x01" * 29)
