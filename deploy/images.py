@@ -101,14 +101,14 @@ def make_kafka(cache: Path | None) -> None:
         run("docker", "build", "--tag", KAFKA_IMAGE, str(folder))
 
 
-def make_stream() -> None:
-    """The worker's image, from deploy/Dockerfile on our base.
+def make_stream(base: str = BASE_IMAGE) -> None:
+    """The worker's image, from deploy/Dockerfile on this base.
 
     The build uses the host's network: a package index that only the host reaches still serves.
     """
     run(
         *("docker", "build", "--network", "host", "--target", "stream"),
-        *("--build-arg", f"BASE={BASE_IMAGE}"),
+        *("--build-arg", f"BASE={base}"),
         *("--build-arg", f"PIP_CERT=/{CA_CERTIFICATES}"),
         *("--file", str(ROOT / "deploy/Dockerfile"), "--tag", STREAM_IMAGE, str(ROOT)),
     )

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Start Kafka with the settings found in the environment, named as the official image names them:
 # KAFKA_LOG_DIRS is log.dirs; two underscores stand for one, three for a dash.
-set -eu
+set -euf # no globbing: java expands the * of the class path itself
 config=/tmp/server.properties
 env | grep '^KAFKA_' | while IFS='=' read -r name value; do
   key=$(echo "${name#KAFKA_}" | tr 'A-Z' 'a-z' | sed -e 's/___/-/g' -e 's/__/~/g' -e 's/_/./g' -e 's/~/_/g')
