@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import onnx
 import structlog
+import torch
 from jaxtyping import Int64
 from pydantic import PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
@@ -58,7 +59,7 @@ class ExportConfig(BaseSettings):
 
 
 def export_bundle(
-    checkpoint: Checkpoint, root: Path, k: int, sessions: list[Int64[np.ndarray, "T"]]
+    checkpoint: Checkpoint, root: Path, k: int, sessions: list[Int64[np.ndarray, "_T"]]
 ) -> Path:
     """The folder of the bundle below ``root`` that serves the checkpoint's best model.
 
@@ -98,7 +99,7 @@ def export_bundle(
         return write_bundle(root, manifest, catalogue.item_ids, encode, rank)
 
 
-def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Int64[np.ndarray, "T"]]:
+def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Int64[np.ndarray, "_T"]]:
     """1,000 sessions: the newest of the log where one is named, the others drawn at random."""
     catalogue = checkpoint.catalogue
     if config.clicks is None:
@@ -119,6 +120,7 @@ def main() -> int:
         for found in error.errors():
             print(f"{'.'.join(map(str, found['loc']))}: {found['msg']}", file=sys.stderr)
         return 2
+    torch.set_num_threads(1)  # seconds of work; a worker beside it keeps its core
     try:
         checkpoint = load_checkpoint(config.checkpoint)
         sessions = parity_sessions(config, checkpoint)

@@ -25,7 +25,7 @@ class ParityError(Exception):
 
 
 def check_parity(
-    model: GRU4Rec, scorer: Scorer, sessions: Sequence[Int64[np.ndarray, "T"]]
+    model: GRU4Rec, scorer: Scorer, sessions: Sequence[Int64[np.ndarray, "_T"]]
 ) -> Parity:
     """The figures of a replay of ``sessions`` (item indices) in which graphs and model agreed.
 
@@ -64,7 +64,7 @@ def check_parity(
     )
 
 
-def random_sessions(n_sessions: int, n_items: int, seed: int) -> list[Int64[np.ndarray, "T"]]:
+def random_sessions(n_sessions: int, n_items: int, seed: int) -> list[Int64[np.ndarray, "_T"]]:
     """Sessions of 1 to 50 clicks, 5 in the middle, every item of the catalogue equally likely.
 
     No log is needed, and items that a log hardly shows are met as often as the popular ones.
