@@ -105,3 +105,14 @@ class ResetSettings(KafkaSettings):
     """earliest, latest or an offset."""
     partition: NonNegativeInt | None = None
     """The partition to move; unset: all of them."""
+
+
+class WatchSettings(KafkaSettings):
+    """Print what goes in and out of the topics, live, until interrupted."""
+
+    session: str | None = None
+    """Follow this session; unset: show one that is busy, another every few seconds."""
+    from_beginning: bool = False
+    """Count what the topics hold already; unset: what comes from now on."""
+    idle_timeout_s: PositiveInt | None = None
+    """The bundle's idle timeout: a click after a longer pause does not judge the list before it."""
