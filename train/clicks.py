@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
+import structlog
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from train.rows import ClickLogError, Columns, Reason, read_rows
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 DAY_MS = 86_400_000
+
+log = structlog.get_logger()
 
 
 class Filters(BaseModel):
@@ -80,9 +83,9 @@ def read_clicks(
     """The clicks of a .parquet, .csv or .tsv log (text also .gz), default columns: the wire's.
 
     Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``) with their
-    row number and reason. Sessions are cut at gaps longer than ``idle_timeout_s``; a log of
-    visitors needs it. Raises ClickLogError for a log that is unreadable, lacks a column or has
-    no good click.
+    row number and reason; a warning counts them. Sessions are cut at gaps longer than
+    ``idle_timeout_s``; a log of visitors needs it. Raises ClickLogError for a log that is
+    unreadable, lacks a column or has no good click.
     """
     columns = columns or Columns()
     if columns.visitor and idle_timeout_s is None:
@@ -97,6 +100,7 @@ def read_clicks(
     if rejected:
         rejected_path = rejected_path or path.with_name(path.name + ".rejected.csv")
         _write_rejected(rows.bad, rejected_path)
+        log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rejected)
         if rows.good.is_empty():
             counts = ", ".join(f"{name} {count}" for name, count in rejected.items())
             raise ClickLogError(f"{path} has no good click ({counts}), see {rejected_path}")

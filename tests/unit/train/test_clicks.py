@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from structlog.testing import capture_logs
 
 from train.clicks import (
     ClickLogError,
@@ -181,7 +182,11 @@ def test_bad_rows_are_counted_by_reason_and_written_beside_the_log(tmp_path: Pat
     for line, _ in bad:
         lines += [line, good]
     path.write_bytes(b"\n".join(lines))
-    found = read_clicks(path)
+    with capture_logs() as warnings:
+        found = read_clicks(path)
+    assert [(w["event"], w["bad_timestamp"], w["bad_field"]) for w in warnings] == [
+        ("rows_rejected", 4, 1)
+    ]
     assert rows(found.clicks) == [("s", "a", 1)] * len(bad)
     expected = [reason for _, reason in bad]
     assert found.rejected == {

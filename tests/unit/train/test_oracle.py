@@ -1,14 +1,19 @@
 """The oracle against a slow one written from the process, against luck, and against counting."""
 
+from pathlib import Path
+
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 from train.clicks import split_by_time
+from train.fit import Schedule, TrainingLog, fit
 from train.oracle import OracleScore, score_oracle
 from train.sessions import Indexed, Sessions, build_sessions
 from train.shop import CHAIN_SHARES, FIRST_DAY_MS, STEP_SHARES, Shop, ShopConfig, build_shop
 from train.shop import generate_shop as generate
+from train.trainer import Hyperparameters
 
 SMALL = ShopConfig(seed=3, n_items=480, n_days=5)
 
@@ -130,6 +135,28 @@ def test_the_oracle_beats_popularity_and_a_first_order_chain_by_far(
     by_chain = ranks_of(chain[last] + popularity, target) <= 20
     assert by_chain.mean() > by_popularity.mean() + 0.1
     assert oracle.recall > by_chain.mean() + 0.1
+
+
+def test_a_trained_model_learns_the_shop_and_does_not_beat_the_oracle(tmp_path: Path) -> None:
+    shop = ShopConfig(seed=5, n_items=240, n_days=4)
+    older, newer = split_by_time(generate(16_000, shop), fraction=0.25)
+    learned = build_sessions(older)
+    asked = build_sessions(newer, learned.catalogue)
+    torch.set_num_threads(1)
+    info = fit(
+        TrainingLog(learned.sessions, asked.sessions, learned.catalogue, None),
+        Hyperparameters(loss="cross-entropy", hidden_size=32, n_negatives=128, batch_size=32),
+        Schedule(epochs=2),
+        tmp_path,
+    )
+    bound = score_oracle(shop, newer, learned.catalogue.item_ids, context=False)
+    popularity = np.bincount(learned.sessions.item_index, minlength=len(learned.catalogue))
+    _, target = pairs(asked.sessions)
+    by_popularity = ranks_of(np.broadcast_to(popularity, (len(target), len(popularity))), target)
+    luck = 3 * 0.5 / bound.predictions**0.5
+    recall = info.metrics["recall_at_20"]
+    assert info.metrics["predictions"] == bound.predictions
+    assert (by_popularity <= 20).mean() + 0.1 < recall < bound.recall + luck
 
 
 def test_a_model_that_sees_only_items_has_the_lower_bound(
