@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsError
 
 from stream.bundle import BundleError
 from stream.faust_patches import PatchError
 from stream.reset import ResetError
-from stream.settings import ResetSettings, TopicsSettings, WorkerSettings
+from stream.settings import ResetSettings, TopicsSettings, WatchSettings, WorkerSettings
 from stream.topics import TopicError
 
 T = TypeVar("T", bound=BaseSettings)
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words in (["--help"], ["-h"]):
         print(f"usage: python -m stream COMMAND [--help]\ncommands: {known}")
         return 0
-    print(f"unknown command {' '.join(words)!r}, expected one of: {known}", file=sys.stderr)
+    found = f"unknown command {' '.join(words)!r}" if words else "no command"
+    print(f"{found}, expected one of: {known}", file=sys.stderr)
     return EXIT_DEPLOYMENT
 
 
@@ -35,30 +37,54 @@ def _guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
     """Turn what is wrong with a deployment into one sentence and exit code 2."""
     try:
         return run(words)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
-            print(f"{name}: {problem['msg']} (found {problem['input']!r})", file=sys.stderr)
     except (BundleError, PatchError, TopicError, ResetError, SettingsError) as error:
         print(error, file=sys.stderr)
     return EXIT_DEPLOYMENT
 
 
-def _settings(kind: type[T], words: list[str]) -> T:
-    return CliApp.run(kind, cli_args=words)
+def _settings(command: str, kind: type[T], words: list[str]) -> T:
+    """Return the settings of a command. Raises SettingsError, a line for each wrong setting."""
+    program = f"python -m stream {command}"
+    try:
+        return kind(
+            _cli_parse_args=words,
+            _cli_prog_name=program,
+            _cli_exit_on_error=False,  # the parser's own error comes behind a page of usage
+            _cli_show_env_vars=True,
+        )
+    except ValidationError as error:
+        problems = [_sentence(kind, problem) for problem in error.errors()]
+        raise SettingsError("\n".join(problems)) from error
+    except SettingsError as error:
+        detail = str(error).removeprefix("error parsing CLI: ")
+        raise SettingsError(f"{detail}; `{program} --help` lists the flags") from error
+
+
+def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
+    """Say what is wrong with a setting: flag and environment name, found, expected, meaning."""
+    name = str(problem["loc"][0])
+    field = kind.model_fields[name]
+    where = f"--{name.replace('_', '-')} (or {kind.model_config['env_prefix']}{name.upper()})"
+    if problem["type"] == "missing":  # whose input is all other settings, a password among them
+        return f"{where} is missing: {field.description}"
+    found = repr(problem["input"]) if field.repr else "wrong"
+    expected = problem["msg"].partition(", unable to")[0]
+    for prefix in ("Input should be ", "String should "):
+        expected = expected.removeprefix(prefix)
+    return f"{where} is {found}, expected: {expected}; it means: {field.description}"
 
 
 def _worker(words: list[str]) -> int:
     # Imported here, so that the other commands do not load Faust and ONNX Runtime.
     from stream.service import run_worker
 
-    return run_worker(_settings(WorkerSettings, words))
+    return run_worker(_settings("worker", WorkerSettings, words))
 
 
 def _topics_create(words: list[str]) -> int:
     from stream.topics import check_topics, create_topics
 
-    settings = _settings(TopicsSettings, words)
+    settings = _settings("topics create", TopicsSettings, words)
     created = create_topics(settings)
     check_topics(settings)
     print(f"created: {', '.join(created) or 'nothing, all topics exist'}")
@@ -68,7 +94,7 @@ def _topics_create(words: list[str]) -> int:
 def _topics_check(words: list[str]) -> int:
     from stream.topics import check_topics
 
-    facts = check_topics(_settings(TopicsSettings, words))
+    facts = check_topics(_settings("topics check", TopicsSettings, words))
     print(f"topics are right: {facts.click_partitions} partitions of clicks")
     return 0
 
@@ -76,8 +102,15 @@ def _topics_check(words: list[str]) -> int:
 def _reset(words: list[str]) -> int:
     from stream.reset import reset_positions
 
-    for partition, offset in reset_positions(_settings(ResetSettings, words)).items():
+    for partition, offset in reset_positions(_settings("reset", ResetSettings, words)).items():
         print(f"partition {partition}: goes on at offset {offset}")
+    return 0
+
+
+def _watch(words: list[str]) -> int:
+    from stream.watch import watch
+
+    watch(_settings("watch", WatchSettings, words))
     return 0
 
 
@@ -86,6 +119,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "topics create": _topics_create,
     "topics check": _topics_check,
     "reset": _reset,
+    "watch": _watch,
 }
 
 

@@ -1,0 +1,145 @@
+"""What an operator reads when a setting is wrong: one line on stderr, exit code 2."""
+
+from pathlib import Path
+
+import pytest
+
+from stream import __main__ as cli
+from stream.__main__ import COMMANDS, main
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The lines on stderr of a command that ends with exit code 2."""
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["worker"],
+            "--bundle (or NEXTCLICK_BUNDLE) is missing: Folder of the bundle to serve.",
+        ),
+        (
+            ["worker", "--bundle=b", "--batch-clicks=0"],
+            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is '0', expected: greater than 0; "
+            "it means: Most clicks in one micro-batch.",
+        ),
+        (
+            ["worker", "--bundle=b", "--batch-clicks=many"],
+            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is 'many', expected: a valid integer; "
+            "it means: Most clicks in one micro-batch.",
+        ),
+        (
+            ["worker", "--bundle=b", "--log-level=loud"],
+            "--log-level (or NEXTCLICK_LOG_LEVEL) is 'loud', expected: 'debug', 'info', "
+            "'warning' or 'error'; it means: Least severe log events that are written.",
+        ),
+        (
+            ["topics", "check", "--bootstrap-servers="],
+            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is '', expected: have at least "
+            "1 character; it means: Kafka brokers, host:port, separated by commas.",
+        ),
+        (
+            ["reset", "--to=now"],
+            "--to (or NEXTCLICK_TO) is 'now', expected: match pattern "
+            r"'^(earliest|latest|\d+)$'; it means: earliest, latest or an offset.",
+        ),
+        (
+            ["worker", "--bundle=b", "--batch-click=3"],
+            "unrecognized arguments: --batch-click=3; "
+            "`python -m stream worker --help` lists the flags",
+        ),
+        (
+            ["topics", "create", "--partitions"],
+            "argument --partitions: expected one argument; "
+            "`python -m stream topics create --help` lists the flags",
+        ),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, *words) == sentence + "\n"
+
+
+def test_every_wrong_setting_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "worker", "--bundle=b", "--batch-clicks=0", "--web-port=99999")
+    assert [line.split()[0] for line in err.splitlines()] == ["--batch-clicks", "--web-port"]
+
+
+def test_a_wrong_environment_variable_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NEXTCLICK_BATCH_WINDOW_S", "2")
+    err = refused(capsys, "worker", "--bundle=b")
+    assert err == (
+        "--batch-window-s (or NEXTCLICK_BATCH_WINDOW_S) is '2', expected: less than or equal to "
+        "1; it means: Longest time the first click of a micro-batch waits for others.\n"
+    )
+
+
+def test_the_password_is_in_no_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What pydantic reports as the input of a missing field is every other setting.
+    monkeypatch.setenv("NEXTCLICK_SASL_PASSWORD", "hunter2")
+    assert "hunter2" not in refused(capsys, "worker")
+    assert "hunter2" not in refused(capsys, "worker", "--sasl-password=hunter2", "--web-port=0")
+
+
+@pytest.mark.parametrize("words", [[], ["work"], ["topics"], ["topics", "delete"]])
+def test_an_unknown_command_lists_the_known_ones(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    err = refused(capsys, *words)
+    assert err.startswith(f"unknown command {' '.join(words)!r}" if words else "no command")
+    assert all(command in err for command in COMMANDS)
+
+
+def test_a_bundle_that_is_not_there_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    err = refused(capsys, "worker", "--bundle=nowhere")
+    assert err == "nowhere/manifest.json cannot be read: No such file or directory\n"
+
+
+def test_a_broker_that_does_not_answer_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.topics.TIMEOUT_S", 0.2)
+    err = refused(capsys, "topics", "check", "--bootstrap-servers=127.0.0.1:1")
+    assert err.startswith("no broker answers at 127.0.0.1:1: ")
+    assert err.count("\n") == 1
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_begins_as_it_is_typed(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*command.split(), "--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m stream {command} ")
+
+
+def test_a_bug_is_not_dressed_up_as_a_bad_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(words: list[str]) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(cli.COMMANDS, "worker", run)
+    with pytest.raises(ZeroDivisionError):
+        main(["worker"])

@@ -1,0 +1,144 @@
+"""What a committed batch and a restore leave in the metrics, and that their labels are closed."""
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from stream.batch import Judgement, PartitionOutput, Scores
+from stream.click import BadClick, Reason, Record
+from stream.messages import Outcome
+from stream.metrics import LATENCY_BUCKETS, RESTORE_BUCKETS, STAGE_BUCKETS, Metrics
+from stream.position import Position
+
+BUNDLE_ID = "a" * 16
+SCORES = Scores(
+    np.empty((1, 0, 1), np.float32),
+    np.empty((0, 1), np.int32),
+    np.empty((0, 1), np.float32),
+    encode_seconds=0.002,
+    rank_seconds=0.004,
+)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry())
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float | None:
+    return metrics.registry.get_sample_value(name, labels)
+
+
+def answered(offset: int, append_ms: int, timestamp_ms: int, outcome: Outcome) -> Any:
+    return Record(0, offset, append_ms, b"s", b""), timestamp_ms, outcome
+
+
+def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
+    first = PartitionOutput(
+        Position(9, "topic"),
+        answered=[
+            answered(0, 1000, 900, Outcome.MODEL),
+            answered(1, 1010, 1005, Outcome.MODEL),
+            answered(2, 1010, 2000, Outcome.DUPLICATE),  # its clock runs ahead of the broker's
+        ],
+        rejected=[(Record(0, 3, 1000, None, None), BadClick(Reason.NULL_VALUE, "why"))],
+        judgements=[
+            Judgement(False, 1),
+            Judgement(False, 4),
+            Judgement(False, 0),
+            Judgement(False, 21),  # of a bundle with more than 20 recommendations
+            Judgement(True, 2),
+        ],
+        skipped=5,
+        late=1,
+        expired=2,
+        rebuilt=3,
+    )
+    second = PartitionOutput(
+        Position(1, "topic"), answered=[answered(0, 1020, 1020, Outcome.MODEL)]
+    )
+    metrics.count_batch(
+        {0: first, 1: second}, {0: [b"a", b"b"], 1: [b"c"]}, SCORES, BUNDLE_ID, 1020
+    )
+
+    assert value(metrics, "recs_clicks_total", outcome="model") == 3
+    assert value(metrics, "recs_clicks_total", outcome="duplicate") == 1
+    assert value(metrics, "recs_recommendations_total", model=BUNDLE_ID, outcome="model") == 3
+    assert value(metrics, "recs_rejected_clicks_total", reason="null_value") == 1
+    assert value(metrics, "recs_skipped_clicks_total") == 5
+    assert value(metrics, "recs_late_clicks_total") == 1
+    assert value(metrics, "recs_rebuilt_sessions_total") == 3
+    assert value(metrics, "recs_expired_sessions_total") == 2 + 3
+    assert value(metrics, "recs_batch_clicks_sum") == 5
+    assert value(metrics, "recs_batch_clicks_count") == 1
+    # 20, 10, 10 and 0 ms after the append; 120, 15, 0 (never negative) and 0 after the event.
+    assert value(metrics, "recs_latency_seconds_sum") == pytest.approx(0.040)
+    assert value(metrics, "recs_latency_seconds_bucket", le="0.01") == 3
+    assert value(metrics, "recs_event_latency_seconds_sum") == pytest.approx(0.135)
+    assert value(metrics, "recs_inference_seconds_sum", graph="encode") == 0.002
+    assert value(metrics, "recs_inference_seconds_sum", graph="rank") == 0.004
+
+
+def test_live_quality_is_counted_at_20_and_late_clicks_apart(metrics: Metrics) -> None:
+    judgements = [Judgement(False, rank) for rank in (1, 4, 20, 21, 0)] + [Judgement(True, 2)]
+    output = PartitionOutput(Position(1, "topic"), judgements=judgements)
+    metrics.count_batch({0: output}, {0: []}, SCORES, BUNDLE_ID, 0)
+    in_order, late = {"timing": "in_order"}, {"timing": "late"}
+    assert value(metrics, "recs_live_predictions_total", **in_order) == 5
+    assert value(metrics, "recs_live_hits_total", **in_order) == 3
+    # 1/1 + 1/4 + 1/20
+    assert value(metrics, "recs_live_reciprocal_rank_total", **in_order) == pytest.approx(1.3)
+    assert value(metrics, "recs_live_predictions_total", **late) == 1
+    assert value(metrics, "recs_live_reciprocal_rank_total", **late) == 0.5
+
+
+def test_a_partition_that_has_left_has_no_gauge_any_more(metrics: Metrics) -> None:
+    metrics.count_restore({0: 10, 1: 20}, 30, 0.2)
+    metrics.lag.labels(0).set(7)
+    metrics.count_restore({1: 21}, 1, 0.1)
+    assert value(metrics, "recs_live_sessions", partition="0") is None
+    assert value(metrics, "recs_live_sessions", partition="1") == 21
+    assert value(metrics, "recs_consumer_lag_clicks", partition="0") is None
+    assert value(metrics, "recs_rebalances_total") == 2
+    assert value(metrics, "recs_restored_records_total") == 31
+    assert value(metrics, "recs_restore_seconds_sum") == pytest.approx(0.3)
+
+
+def test_names_are_ours_and_in_base_units_and_every_metric_explains_itself(
+    metrics: Metrics,
+) -> None:
+    for family in metrics.registry.collect():
+        assert family.name.startswith("recs_")
+        assert not family.name.endswith(("_ms", "_us", "_milliseconds", "_percent", "_kb"))
+        assert family.documentation.endswith(".")
+        if family.type == "histogram":
+            assert family.name.endswith(("_seconds", "_clicks"))
+
+
+def test_labels_are_of_closed_sets_and_never_ids(metrics: Metrics) -> None:
+    labels = {
+        name
+        for instrument in vars(metrics).values()
+        for name in getattr(instrument, "_labelnames", ())
+    }
+    assert labels == {"outcome", "reason", "model", "stage", "graph", "partition", "timing"}
+
+
+@pytest.mark.parametrize("buckets", [LATENCY_BUCKETS, STAGE_BUCKETS, RESTORE_BUCKETS])
+def test_buckets_rise(buckets: tuple[float, ...]) -> None:
+    assert all(below < above for below, above in pairwise(buckets))
+
+
+def test_the_latency_objectives_are_bucket_bounds() -> None:
+    """So that "at most 12 ms" and "at most 30 ms" are counted, not interpolated."""
+    assert {0.012, 0.030} <= set(LATENCY_BUCKETS)
+
+
+def test_two_workers_in_one_process_share_no_metric() -> None:
+    ours, theirs = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
+    ours.late.inc()
+    assert value(theirs, "recs_late_clicks_total") == 0
+    assert generate_latest(ours.registry) != generate_latest(theirs.registry)
