@@ -4,10 +4,13 @@ All share one shape: row b of `scores` rates C distinct items for session b, `ta
 column of the item that was clicked next, and every other column is a negative.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def cross_entropy(
@@ -36,13 +39,51 @@ def bpr_max(
     exponential linear unit with that alpha, as the authors' published parameters do; it is
     monotonic, so a list is ranked the same without it.
     """
-    if elu > 0:
-        # F.elu's expm1 is not vectorised on a CPU: 1,080 us for 256 x 750 scores, this 270.
-        scores = torch.relu(scores) + elu * (scores.clamp(max=0).exp() - 1)
-    column = target[:, None]
-    target_score = scores.gather(1, column)
-    weight = torch.softmax(scores.scatter(1, column, -torch.inf), dim=1)
-    wins = (weight * torch.sigmoid(target_score - scores)).sum(dim=1)
-    regularisation = (weight * scores.square()).sum(dim=1)
-    # 1e-24 as in float32 the weighted wins of a lost target underflow to 0; its log is -55.
-    return (bpreg * regularisation - torch.log(wins + 1e-24)).mean()
+    loss: Tensor = _BprMax.apply(scores, target, bpreg, elu)
+    return loss
+
+
+class _BprMax(torch.autograd.Function):
+    """The loss with its gradient worked out by hand.
+
+    With d_j = sigmoid(r_t - r_j), S = sum_j s_j d_j and R = sum_j s_j r_j^2:
+    dL/dr_j = s_j (1 - d_j^2 / S + bpreg (r_j^2 + 2 r_j - R)) and
+    dL/dr_t = -(S - sum_j s_j d_j^2) / S. It takes half the passes over B x C numbers that
+    automatic differentiation takes, and those passes are most of a step's time beside its GEMMs.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, scores: Tensor, target: Tensor, bpreg: float, elu: float
+    ) -> Tensor:
+        column = target[:, None]
+        r = scores.clone()
+        if elu > 0:
+            # F.elu's expm1 is not vectorised on a CPU: 1,080 us for 256 x 750 scores, this 270.
+            r = r.relu_().add_(scores.clamp(max=0).exp_().sub_(1), alpha=elu)
+        r_target = r.gather(1, column)
+        s = torch.softmax(r.scatter_(1, column, -torch.inf), dim=1)
+        r.scatter_(1, column, 0.0)  # s is 0 there, and 0 * -inf would be no number
+        d = torch.sub(r_target, r).sigmoid_()
+        # 1e-24 as in float32 the weighted wins of a lost target underflow to 0; its log is -55.
+        wins = torch.linalg.vecdot(s, d)[:, None] + 1e-24
+        wins_squared = torch.linalg.vecdot(s, d.square_())[:, None]
+        squares = r.square()
+        regularisation = torch.linalg.vecdot(s, squares)[:, None]
+
+        inner = squares.add_(r, alpha=2).sub_(regularisation).mul_(bpreg).add_(1)
+        gradient = s.mul_(inner.sub_(d.div_(wins)))
+        gradient.scatter_(1, column, wins_squared / wins - 1)
+        if elu > 0:
+            r.scatter_(1, column, r_target)
+            # The slope is 1 above 0 and r + elu below: sums, as torch.where takes 7 x as long.
+            above = r.sign().clamp_(min=0)
+            gradient.mul_(r.clamp_(max=0).add_(elu).add_(above, alpha=1 - elu))
+        ctx.save_for_backward(gradient.div_(len(scores)))
+        loss: Tensor = (bpreg * regularisation - torch.log(wins)).mean()
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (of_scores,) = ctx.saved_tensors
+        return of_scores * gradient, None, None, None
