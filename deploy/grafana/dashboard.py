@@ -13,6 +13,7 @@ from grafana_foundation_sdk.models.common import (
     GraphTresholdsStyleMode,  # spelt so in Grafana's schema
     LegendDisplayMode,
     LegendPlacement,
+    ScaleDistribution,
     StackingMode,
     TooltipDisplayMode,
 )
@@ -42,6 +43,8 @@ class Graph:
     limits: tuple[float, ...] = ()
     stacked: bool = False
     highest: float | None = None
+    logarithmic: bool = False
+    """For latencies: a backlog of a minute and the objective of milliseconds are both read."""
 
 
 def quantile(q: float, metric: str, *labels: str) -> str:
@@ -69,12 +72,14 @@ ROWS: dict[str, list[Graph]] = {
                 "p99": "nextclick:recs_latency_seconds:p99_1m",
             },
             limits=(P50_OBJECTIVE_S, P99_OBJECTIVE_S),
+            logarithmic=True,
         ),
         Graph(
             "Micro-batch by stage, p99",
             "Which of the five stages is slow: score is the model, deliver is Kafka.",
             "s",
             {"{{stage}}": "nextclick:recs_stage_seconds:p99_1m"},
+            logarithmic=True,
         ),
         Graph(
             "The visitor's click to commit",
@@ -84,11 +89,12 @@ ROWS: dict[str, list[Graph]] = {
                 "p50": quantile(0.5, "recs_event_latency_seconds"),
                 "p99": quantile(0.99, "recs_event_latency_seconds"),
             },
+            logarithmic=True,
         ),
         Graph(
             "Worker's time by stage",
             "Seconds that workers spend in each stage, a second; 1 is one worker without a pause.",
-            "s",
+            "short",
             {"{{stage}}": per_second("recs_stage_seconds_sum", "stage")},
             stacked=True,
         ),
@@ -268,7 +274,6 @@ def panel(graph: Graph, number: int) -> timeseries.Panel:
         .title(graph.title)
         .description(graph.text)
         .unit(graph.unit)
-        .min(0)
         .datasource(SOURCE)
         .span(WIDTH)
         .height(HEIGHT)
@@ -281,6 +286,12 @@ def panel(graph: Graph, number: int) -> timeseries.Panel:
         )
         .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
     )
+    if graph.logarithmic:
+        built = built.scale_distribution(
+            common.ScaleDistributionConfig().type(ScaleDistribution.LOG).log(10)
+        )
+    else:
+        built = built.min(0)
     if graph.highest is not None:
         built = built.max(graph.highest)
     if graph.stacked:
