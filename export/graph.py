@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from onnx import NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 OPSET = 20
-"""Of both graphs. ONNX Runtime since 1.17 reads it."""
+"""Of both graphs; ONNX Runtime 1.18 and later read it with this IR version."""
 IR_VERSION = 10
 BLOCK = 64
 """Items whose scores are looked at together; 32 to 128 are equally fast."""

@@ -14,6 +14,9 @@ from train.model import GRU4Rec
 MAX_HIDDEN_ERROR = 1e-5
 TIE = 1e-5
 """Scores closer than this may change places: sums in another order differ by as much."""
+RELATIVE_TIE = 2e-6
+"""The same for scores above 5, where float32 itself is coarser: scores of 37 (H = 512) were
+measured 2.3e-5 apart between PyTorch and ONNX Runtime, and two of them can meet."""
 
 # 64 rows of scores are 256 MB at 1 million items, and the matrix product is at full speed.
 _SESSIONS_AT_ONCE = 64
@@ -31,7 +34,7 @@ def check_parity(
 
     Each side carries its own hidden state from click to click, as a worker does, so that errors
     add up over a session. After every click hidden must agree within 1e-5, and so must the top-k,
-    except that items may change places where the model's scores differ by less than 1e-5.
+    except that items may change places where the model's scores are tied (``TIE``).
     Raises ParityError at the first click that does not.
     """
     sessions = sorted(sessions, key=len, reverse=True)
@@ -93,11 +96,12 @@ def _check_top_k(
     listed = torch.from_numpy(top_index.astype(np.int64))
     best_scores, best_index = scores.topk(listed.shape[1])
     # By the model's own scores: what stands at place n must be as good as the nth best.
-    error = float((scores.gather(1, listed) - best_scores).abs().max())
-    if not error < TIE:
+    error = (scores.gather(1, listed) - best_scores).abs()
+    tie = (best_scores.abs() * RELATIVE_TIE).clamp(min=TIE)
+    if not bool((error < tie).all()):
         raise ParityError(
-            f"{where}, rank.onnx lists an item whose score in the model is {error:.3g} from "
-            f"that place's score, allowed {TIE:g}"
+            f"{where}, rank.onnx lists an item whose score in the model is "
+            f"{float(error.max()):.3g} from that place's score, allowed {TIE:g}"
         )
     if any(len(set(row)) < len(row) for row in listed.tolist()):
         raise ParityError(f"{where}, rank.onnx lists an item twice")

@@ -87,6 +87,25 @@ def test_tied_items_may_change_places_and_are_counted(model: GRU4Rec) -> None:
     assert (parity.clicks, parity.top_k_equal) == (5, 0)
 
 
+@pytest.mark.parametrize(
+    ("score", "gap", "passes"),
+    [(1.0, 8e-6, True), (1.0, 1.2e-5, False), (32.0, 4e-5, True), (32.0, 9e-5, False)],
+)
+def test_a_tie_is_as_wide_as_float32_makes_it(
+    model: GRU4Rec, score: float, gap: float, passes: bool
+) -> None:
+    with torch.no_grad():
+        model.item_embedding.zero_()
+        model.output_bias.copy_(-torch.arange(N_ITEMS))
+        model.output_bias[:2] = torch.tensor([score + gap, score])
+    scorer = FakeScorer(model, swapped_places=(0, 1))
+    if passes:
+        assert check_parity(model, scorer, [np.array([1])]).top_k_equal == 0
+    else:
+        with pytest.raises(ParityError, match=r"from that place's score, allowed 1e-05"):
+            check_parity(model, scorer, [np.array([1])])
+
+
 def test_a_tied_item_may_not_stand_twice(model: GRU4Rec) -> None:
     with torch.no_grad():
         model.item_embedding[20:] = 0
