@@ -1,0 +1,70 @@
+# Every command that the README promises. Set-up is a by-product: each target makes what it needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+UV := $(or $(shell command -v uv),build/tools/bin/uv)
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+.PHONY: help
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+.PHONY: demo
+demo: .venv/installed ## The main job end to end: Kafka, training, export, worker, replay (CLICKS=path: your own log)
+	$(PYTHON) -m deploy.demo $(if $(CLICKS),--clicks $(CLICKS))
+
+.PHONY: test
+test: .venv/installed build/prometheus ## All tests, on a real Kafka and a real Prometheus
+	$(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(TESTS)
+
+.PHONY: check
+check: .venv/installed build/prometheus ## Formatting, lint, types, architecture, generated files, Prometheus rules
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PYTHON) -m docs.generate --check
+	$(PYTHON) -m deploy.grafana.dashboard --check
+	promtool check config deploy/prometheus/prometheus.yaml
+	promtool check rules deploy/prometheus/recording.yaml deploy/prometheus/alerts.yaml
+	promtool test rules deploy/prometheus/alerts_test.yaml
+
+.PHONY: bench
+bench: .venv/installed ## Throughput and latency beside a naive Faust agent, into bench/results/stream.json
+	$(PYTHON) -m bench.stream
+
+.PHONY: bench-accuracy
+bench-accuracy: .venv/installed ## The GRU beside its baselines on RSC15-100k, into bench/results/rsc15-100k.json
+	$(PYTHON) -m bench.accuracy
+
+.PHONY: broker
+broker: .venv/installed ## An Apache Kafka on 127.0.0.1:9092 until Ctrl-C
+	$(PYTHON) -m deploy.broker --port 9092
+
+.PHONY: lock
+lock: $(UV) ## Resolve the dependencies again
+	$(UV) pip compile -q --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
+		--all-extras --group dev pyproject.toml -o deploy/requirements.lock
+
+.PHONY: clean
+clean: ## Remove the environment and everything built
+	rm -rf .venv build bundles .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage
+
+.venv/installed: deploy/requirements.lock pyproject.toml | $(UV)
+	test -x $(PYTHON) || $(UV) venv -q --python 3.11 .venv
+	$(UV) pip sync -q --python $(PYTHON) deploy/requirements.lock
+	$(UV) pip install -q --python $(PYTHON) --no-deps -e .
+	touch $@
+
+build/tools/bin/uv:
+	python3 -m venv build/tools
+	build/tools/bin/pip install -q uv
+
+# The tests query a real Prometheus server, and the rules are checked with its promtool.
+build/prometheus:
+	command -v promtool prometheus >/dev/null || \
+		($(ROOT) apt-get update -qq && $(ROOT) apt-get install -y -qq prometheus >/dev/null)
+	mkdir -p build && touch $@
