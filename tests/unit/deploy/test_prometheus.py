@@ -1,5 +1,6 @@
 """Rules, alerts, dashboard, metrics and runbook say the same."""
 
+import functools
 import os
 import re
 import shutil
@@ -22,11 +23,13 @@ FOREIGN = {"up", "process_start_time_seconds", "process_cpu_seconds_total"} | {
 }
 
 
+@functools.cache
 def rules(name: str) -> list[dict[str, Any]]:
     groups = yaml.safe_load((FOLDER / name).read_text())["groups"]
     return [rule for group in groups for rule in group["rules"]]
 
 
+@functools.cache
 def exported() -> set[str]:
     """Every series name that a worker can export, whether or not it has a value yet."""
     suffixes = {
@@ -39,6 +42,7 @@ def exported() -> set[str]:
     return {family.name + suffix for family in families for suffix in suffixes[family.type]}
 
 
+@functools.cache
 def labels() -> dict[str, set[str]]:
     """The labels of each of our instruments, by the name of its family."""
     instruments = [
@@ -47,6 +51,7 @@ def labels() -> dict[str, set[str]]:
     return {i._name: set(i._labelnames) for i in instruments}
 
 
+@functools.cache
 def expressions() -> dict[str, str]:
     """Every PromQL expression we ship, by where it stands."""
     found = {f"rule {rule['record']}": rule["expr"] for rule in rules("recording.yaml")}
