@@ -1,0 +1,53 @@
+"""Where and with what a figure was measured."""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from deploy.jars import KAFKA_VERSION
+
+PACKAGES = (
+    "aiokafka",
+    "confluent-kafka",
+    "faust-streaming",
+    "msgspec",
+    "numpy",
+    "onnxruntime",
+    "prometheus-client",
+    "uvloop",
+)
+
+
+def provenance() -> dict[str, Any]:
+    """Return machine, versions, commit and date."""
+    cpu = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
+        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "machine": {
+            "cpu": cpu[0] if cpu else platform.processor(),
+            "cores": os.cpu_count(),
+            "memory_gib": round(memory / 2**30, 1),
+            "system": platform.platform(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "kafka": KAFKA_VERSION,
+            **{package: version(package) for package in PACKAGES},
+        },
+    }
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else ""
