@@ -32,7 +32,7 @@ UNHURRIED_SHARE = 1 - NormalDist().cdf(np.log(UNHURRIED_MS / DWELL_MEDIAN_MS))
 # Shares of repeat, chain, category and anything, by event type, then hurried and unhurried.
 STEP_SHARES = np.array(
     [
-        [[0.14, 0.18, 0.52, 0.16], [0.18, 0.22, 0.55, 0.05]],
+        [[0.14, 0.10, 0.60, 0.16], [0.18, 0.14, 0.63, 0.05]],
         [[0.10, 0.55, 0.25, 0.10], [0.10, 0.60, 0.25, 0.05]],
         [[0.05, 0.50, 0.15, 0.30], [0.05, 0.55, 0.20, 0.20]],
     ]
@@ -43,7 +43,7 @@ CHAIN_SHARES = np.array([0.6, 0.3, 0.1])  # the successors of an item
 N_INTENTS = 16
 LIKED_BY = 4  # so many intents like an item
 DISLIKE = 0.02  # the weight of an item that the intent does not like; a liked one has 1
-POPULARITY_EXPONENT = 0.7
+POPULARITY_EXPONENT = 1.0
 LENGTH_EXPONENT = 2.0
 MAX_LENGTH = 50
 NEW_ITEMS = 0.15  # share of the catalogue that appears after the first day, evenly
@@ -64,7 +64,7 @@ class ShopConfig(BaseModel):
 
     seed: int = Field(default=0, ge=0)
     """Of the shop and of its visitors."""
-    n_items: int = Field(default=3000, ge=10 * len(CATEGORIES))
+    n_items: int = Field(default=2000, ge=10 * len(CATEGORIES))
     """Items in the catalogue on the last day."""
     n_days: PositiveInt = 14
     """Days the log covers."""
