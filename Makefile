@@ -8,6 +8,10 @@ PYTHON := .venv/bin/python
 UV := $(or $(shell command -v uv),build/tools/bin/uv)
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
+# An image's lock is the part of the whole lock that it installs.
+IMAGE_LOCK := -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	-c deploy/requirements.lock
+
 .PHONY: help
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -48,6 +52,8 @@ broker: .venv/installed ## An Apache Kafka on 127.0.0.1:9092 until Ctrl-C
 lock: $(UV) ## Resolve the dependencies again
 	$(UV) pip compile -q --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
 		--all-extras --group dev pyproject.toml -o deploy/requirements.lock
+	$(UV) pip compile $(IMAGE_LOCK) --extra stream pyproject.toml -o deploy/stream.lock
+	$(UV) pip compile $(IMAGE_LOCK) --extra stream --extra train pyproject.toml -o deploy/train.lock
 
 .PHONY: clean
 clean: ## Remove the environment and everything built
