@@ -9,7 +9,6 @@ import fcntl
 import http.client
 import json
 import shutil
-import signal
 import sys
 import time
 import uuid
@@ -120,9 +119,10 @@ def run_demo(settings: DemoSettings) -> Summary:
             f"replay: {len(log.heldout):,} clicks in order of time at "
             f"{settings.clicks_per_second:g}/s, {replay_seconds:.0f} s"
         )
-        with _worker(demo, bundle), AnswerReader(demo.kafka) as reader:
+        with _worker(demo, bundle) as worker, AnswerReader(demo.kafka) as reader:
             _replay_and_watch(demo, log.idle_timeout_s)
             reader.wait_for(len(log.heldout), QUIET_S)
+            worker.check_runs()
         demo.tell("worker: stopped")
         replay = read_replay(demo.kafka, reader.answers)
     if not replay.answers:
@@ -224,7 +224,7 @@ def _replay_and_watch(demo: Demo, idle_timeout_s: int | None) -> None:
         *("--bootstrap-servers", demo.kafka.bootstrap_servers, "--topic", demo.kafka.clicks_topic),
         *("--clicks-per-second", f"{demo.settings.clicks_per_second}"),
     ]
-    with running(watch, how=signal.SIGINT), running(replay) as producer:
+    with running(watch), running(replay) as producer:
         producer.wait()
         time.sleep(1.0)  # for the eye alone: the view draws the end
 

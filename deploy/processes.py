@@ -47,11 +47,9 @@ class Child:
         if self._process.wait() != 0:
             raise ProcessError(self._last_words())
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+    def stop(self) -> None:
         """End it, kindly first; nothing happens when it has ended already."""
-        if self._process.poll() is not None:
-            return
-        self._process.send_signal(how)
+        self._process.terminate()
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -67,15 +65,13 @@ class Child:
 
 
 @contextlib.contextmanager
-def running(
-    arguments: Sequence[str], log: Path | None = None, how: signal.Signals = signal.SIGTERM
-) -> Iterator[Child]:
-    """A child that ends with the block, by the signal ``how``."""
+def running(arguments: Sequence[str], log: Path | None = None) -> Iterator[Child]:
+    """A child that ends with the block."""
     child = Child(arguments, log)
     try:
         yield child
     finally:
-        child.stop(how)
+        child.stop()
 
 
 def end_on_signals() -> None:
@@ -90,7 +86,8 @@ def end_on_signals() -> None:
         sys.exit(128 + number)
 
     for name in ENDING_SIGNALS:
-        signal.signal(name, end)
+        if name != signal.SIGHUP or signal.getsignal(name) != signal.SIG_IGN:  # as nohup wants it
+            signal.signal(name, end)
 
 
 def _end_with_parent() -> None:
