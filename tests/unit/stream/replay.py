@@ -22,7 +22,7 @@ RECORD_MS = 10_000_000
 
 
 class FakeScorer:
-    """Two layers of two units. The list after a click is a row of ``scores``.
+    """Two layers of two units, the upper one ahead by 1. A list is made of a row of ``scores``.
 
     ``memory`` 0: the row of the clicked item. Above 0 earlier clicks choose the row as well, so
     that a list tells whether all of them have been taken, once each and in order.
@@ -40,12 +40,12 @@ class FakeScorer:
         self, item_index: Int64[np.ndarray, "B"], hidden: Float32[np.ndarray, "L B H"]
     ) -> Float32[np.ndarray, "L B H"]:
         lower = self.memory * hidden[0] + item_index[:, None].astype(np.float32)
-        return np.stack([lower, self.memory * hidden[1] + lower])
+        return np.stack([lower, lower + 1])
 
     def rank(
         self, hidden_last: Float32[np.ndarray, "B H"]
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
-        scores = self.scores[hidden_last[:, 0].astype(int) % len(self.scores)]
+        scores = self.scores[(hidden_last[:, 0] - 1).astype(int) % len(self.scores)]
         top_index = np.argsort(-scores, axis=1, kind="stable")[:, : self.n_recommendations]
         return top_index.astype(np.int32), np.take_along_axis(scores, top_index, axis=1)
 

@@ -232,6 +232,19 @@ def test_only_the_next_click_of_a_session_rebuilds_it_and_is_not_judged_by_the_o
     assert state_of(replay, b"t").bundle_id == BUNDLE.manifest.bundle_id
 
 
+def test_a_repeated_event_after_a_swap_gets_the_new_models_list_and_rebuilds_once() -> None:
+    log = [click("s", "a", 0, 0, "e"), click("s", "a", 0, 1, "e"), click("s", "a", 0, 2, "e")]
+    replay = Replay(BUNDLE, SCORER, NEVER).run([log[:1]])
+    replay.bundle, replay.scorer = NEXT, NEXT_SCORER
+    outputs = [replay.step([r])[0] for r in log[1:]]
+    assert [o.rebuilt for o in outputs] == [1, 0]
+    expected = Replay(NEXT, NEXT_SCORER, NEVER).run([log])
+    assert outputs[0].recommendations == expected.messages[0][1:2]
+    assert cached(replay.sessions.get(0, b"s") or b"") == cached(
+        expected.sessions.get(0, b"s") or b""
+    )
+
+
 # -- by hand ----------------------------------------------------------------------------------
 
 # After item a the list is b, c, d with scores 3, 2, 2 (e has 2 as well, and is left out); after b
@@ -512,8 +525,8 @@ def test_the_batch_that_crosses_the_limit_raises_and_does_so_again_after_a_resta
 
 @given(st.integers(1, 9))
 def test_the_limit_is_met_at_the_same_place_from_any_split(size: int) -> None:
-    log = [click("s", "a", 1, n) for n in range(4)]
-    log += [Record(0, n, RECORD_MS, None, b"") for n in range(4, 40)]
+    log = [Record(0, n, RECORD_MS, None, b"") for n in range(40)]
+    log[9] = click("s", "a", 1, 9)  # a good click ends a run
     replay = hand(Rules(None, 0, BadClickLimit(run=10, share=0.5)))
-    with pytest.raises(BadClickLimitError, match="offsets 4 to 13"):
+    with pytest.raises(BadClickLimitError, match="offsets 10 to 19"):
         replay.run(log[at : at + size] for at in range(0, len(log), size))
