@@ -6,7 +6,7 @@ whole catalogue, nothing sampled. Sessions of like length are stepped side by si
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,10 +40,11 @@ class SessionBatch:
 
         Those are the first b rows, b falling with t.
         """
-        for t in range(1, self.item_index.shape[1]):
+        for t in range(1, int(self.lengths.max(initial=0))):
             yield self.item_index[: np.count_nonzero(self.lengths > t), :t]
 
 
+@runtime_checkable  # so that the tests' checks of argument types can look at one
 class Predictor(Protocol):
     """What the evaluator needs of a model or a baseline."""
 
@@ -144,7 +145,7 @@ def figures(ranks: Ranks) -> dict[str, float]:
 
 
 def _figures(prefix: str, rank: Int64[np.ndarray, "P"]) -> dict[str, float]:
-    result: dict[str, float] = {f"{prefix}predictions": len(rank)}
+    result: dict[str, float] = {f"{prefix}predictions": float(len(rank))}
     n_predictions = max(1, len(rank))
     for k in CUTOFFS:
         hit = rank[rank <= k]

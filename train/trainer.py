@@ -20,6 +20,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 from torch import Tensor
 
@@ -68,6 +69,12 @@ class Hyperparameters(BaseModel):
     """Nesterov momentum."""
     seed: NonNegativeInt = 1
     """Of the initial weights, the order of sessions, negatives and dropout."""
+
+    @model_validator(mode="after")
+    def _has_negatives(self) -> "Hyperparameters":
+        if self.batch_size == 1 and self.n_negatives == 0:
+            raise ValueError("a batch of one session and no drawn negatives leave nothing to learn")
+        return self
 
 
 class EpochResult(NamedTuple):

@@ -1,0 +1,94 @@
+"""How well a GRU predicts RSC15-100k, beside the baselines: ``make bench-accuracy``.
+
+Epochs are chosen on the newest sessions of the training file; then the same parameters are trained
+on the whole file for as many epochs, and the test file is looked at once.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import structlog
+import torch
+
+from train.baselines import build_baselines
+from train.checkpoint import load_checkpoint
+from train.clicks import Columns, read_clicks, split_by_time
+from train.evaluate import GRUPredictor, Predictor, figures, rank_targets
+from train.fit import Schedule, TrainingLog, fit
+from train.presets import PRESETS
+from train.progress import EpochProgress
+from train.sessions import build_sessions
+from train.trainer import Hyperparameters
+
+DATASET = "rsc15-100k"
+RESULT = Path(__file__).parent / "results" / f"{DATASET}.json"
+VALIDATION_FRACTION = 0.12  # the training file's last day, about as many sessions as the test's
+SCHEDULE = Schedule(epochs=12, patience=4)
+
+log = structlog.get_logger()
+
+
+def train(training_log: TrainingLog, schedule: Schedule, folder: Path) -> None:
+    """Fit the data set's preset; the checkpoint is in `folder`."""
+    predictions = training_log.train.n_clicks - len(training_log.train)
+    with EpochProgress(predictions, 1, schedule.epochs) as progress:
+        hyperparameters = Hyperparameters.model_validate(PRESETS[DATASET])
+        fit(training_log, hyperparameters, schedule, folder, watch=progress.watch())
+
+
+def main() -> int:
+    """Train, evaluate, and write one row a model."""
+    torch.set_num_threads(1)
+    data = Path(os.environ.get("NEXTCLICK_DATA", "../shared/data")) / DATASET
+    clicks, test_clicks = (
+        read_clicks(data / f"{part}.tsv.gz", Columns(preset="public")).clicks
+        for part in ("train", "test")
+    )
+    begin = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        older, newer = split_by_time(clicks, VALIDATION_FRACTION)
+        part = build_sessions(older)
+        validation = build_sessions(newer, part.catalogue).sessions
+        train(
+            TrainingLog(part.sessions, validation, part.catalogue, None),
+            SCHEDULE,
+            Path(folder, "validated"),
+        )
+        chosen = load_checkpoint(Path(folder, "validated")).info
+        log.info("epochs_chosen", epochs=chosen.epoch, metrics=chosen.metrics)
+
+        whole = build_sessions(clicks)
+        train(
+            TrainingLog(whole.sessions, None, whole.catalogue, None),
+            Schedule(epochs=chosen.epoch),
+            Path(folder, "whole"),
+        )
+        model = load_checkpoint(Path(folder, "whole")).model
+    log.info("trained", seconds=round(time.monotonic() - begin))
+
+    n_items = len(whole.catalogue)
+    test = build_sessions(test_clicks, whole.catalogue)
+    log.info("test", dropped_clicks=test.dropped_clicks, dropped_sessions=test.dropped_sessions)
+    predictors: dict[str, Predictor] = {"gru": GRUPredictor(model)}
+    rows = []
+    for name, predictor in (predictors | build_baselines(whole.sessions, n_items)).items():
+        result = figures(rank_targets(predictor, test.sessions, n_items))
+        rows.append(
+            {
+                "model": name,
+                "recall_at_20": round(result["recall_at_20"], 4),
+                "mrr_at_20": round(result["mrr_at_20"], 4),
+                "predictions": int(result["predictions"]),
+            }
+        )
+        print(json.dumps(rows[-1]))
+    RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

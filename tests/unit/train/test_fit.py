@@ -1,0 +1,215 @@
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+
+from train.baselines import build_baselines
+from train.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
+from train.evaluate import figures, rank_targets
+from train.fit import FitError, Schedule, TrainingLog, Watch, fit
+from train.sessions import build_sessions
+from train.shop import markov_clicks
+from train.trainer import Hyperparameters
+
+SMALL = Hyperparameters(
+    hidden_size=32,
+    n_negatives=64,
+    batch_size=16,
+    dropout_embedding=0.0,
+    dropout_hidden=0.0,
+    learning_rate=0.1,
+)
+
+
+def a_log(
+    predictability: float = 0.9, n_sessions: int = 600, *, validate: bool = True
+) -> TrainingLog:
+    clicks = markov_clicks(predictability, n_sessions, n_items=40, seed=2)
+    in_train = pl.col("session_id") < f"{n_sessions * 4 // 5:08d}"
+    train = build_sessions(clicks.filter(in_train))
+    validation = build_sessions(clicks.filter(~in_train), train.catalogue).sessions
+    return TrainingLog(train.sessions, validation if validate else None, train.catalogue, 1800)
+
+
+def pop_recall(log: TrainingLog) -> float:
+    assert log.validation is not None
+    pop = build_baselines(log.train, len(log.catalogue))["pop"]
+    ranks = rank_targets(pop, log.validation, len(log.catalogue))
+    return figures(ranks)["recall_at_1"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"loss": "cross-entropy"},
+        {"embedding": "separate"},
+        {"n_layers": 2},
+        {"momentum": 0.3, "learning_rate": 0.05},
+    ],
+    ids=str,
+)
+def test_a_predictable_log_is_learnt(tmp_path: Path, change: dict[str, object]) -> None:
+    log = a_log(predictability=0.9)
+    hyperparameters = SMALL.model_copy(update=change)
+    info = fit(log, hyperparameters, Schedule(epochs=8, patience=0), tmp_path)
+    # The chain's follower is right 90 % of the time; popularity is right by chance, 1 in 40.
+    assert info.metrics["recall_at_1"] > 0.8
+    assert pop_recall(log) < 0.1
+
+
+@pytest.mark.parametrize("loss", ["bpr-max", "cross-entropy"])
+def test_nothing_is_learnt_where_there_is_nothing_to_learn(tmp_path: Path, loss: str) -> None:
+    log = a_log(predictability=0.0)
+    hyperparameters = SMALL.model_copy(update={"loss": loss})
+    info = fit(log, hyperparameters, Schedule(epochs=4, patience=0), tmp_path)
+    # 600 predictions at a chance of 1 in 40: 0.07 is seven standard deviations above.
+    assert info.metrics["recall_at_1"] < 0.07
+
+
+class Killed(BaseException):
+    """What a kill looks like from inside: nothing after the step runs."""
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_checkpoint(folder).model.state_dict()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3])
+def test_a_killed_training_resumes_to_the_figures_of_an_unbroken_one(
+    tmp_path: Path, momentum: float
+) -> None:
+    log = a_log(predictability=0.6)
+    hyperparameters = SMALL.model_copy(
+        update={"momentum": momentum, "dropout_embedding": 0.2, "dropout_hidden": 0.2}
+    )
+    schedule = Schedule(epochs=4, patience=0)
+    unbroken = fit(log, hyperparameters, schedule, tmp_path / "unbroken")
+
+    done: list[EpochRecord] = []
+    steps_of_epoch_3 = 0
+
+    def kill(clicks: int, loss: float) -> None:
+        nonlocal steps_of_epoch_3
+        steps_of_epoch_3 += len(done) == 2
+        if steps_of_epoch_3 == 5:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(log, hyperparameters, schedule, tmp_path / "broken", watch=Watch(kill, done.append))
+    half = load_checkpoint(tmp_path / "broken")
+    assert not half.info.finished
+    resumed = fit(log, hyperparameters, schedule, tmp_path / "broken", resume=half)
+
+    assert resumed.finished
+    assert resumed.epoch == unbroken.epoch
+    assert resumed.metrics == unbroken.metrics
+    assert [r.loss for r in resumed.history] == [r.loss for r in unbroken.history]
+    for name, tensor in weights(tmp_path / "unbroken").items():
+        assert torch.equal(tensor, weights(tmp_path / "broken")[name])
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    log, schedule = a_log(n_sessions=60), Schedule(epochs=2, patience=0)
+    info = fit(log, SMALL, schedule, tmp_path)
+
+    def never(clicks: int, loss: float) -> None:
+        raise AssertionError("a step was trained")
+
+    again = fit(
+        log, SMALL, schedule, tmp_path, resume=load_checkpoint(tmp_path), watch=Watch(never)
+    )
+    assert again == info
+
+
+def test_more_epochs_than_before_go_on_from_the_last_one(tmp_path: Path) -> None:
+    log = a_log(n_sessions=60)
+    fit(log, SMALL, Schedule(epochs=1, patience=0), tmp_path)
+    longer = Schedule(epochs=3, patience=0)
+    info = fit(log, SMALL, longer, tmp_path, resume=load_checkpoint(tmp_path))
+    assert [record.epoch for record in info.history] == [1, 2, 3]
+    assert info.history[-1].loss == fit(log, SMALL, longer, tmp_path / "other").history[-1].loss
+
+
+def test_another_seed_gives_another_model_and_the_same_seed_the_same(tmp_path: Path) -> None:
+    log, schedule = a_log(n_sessions=60, validate=False), Schedule(epochs=1)
+    first, same, other = (tmp_path / name for name in ("first", "same", "other"))
+    fit(log, SMALL, schedule, first)
+    fit(log, SMALL, schedule, same)
+    fit(log, SMALL.model_copy(update={"seed": 2}), schedule, other)
+    assert torch.equal(weights(first)["item_embedding"], weights(same)["item_embedding"])
+    assert not torch.equal(weights(first)["item_embedding"], weights(other)["item_embedding"])
+
+
+def test_training_stops_after_its_patience_and_keeps_the_best_epoch(tmp_path: Path) -> None:
+    # Nothing can be learnt of this log, so the validation is soon as good as it gets by chance.
+    log = a_log(predictability=0.0, n_sessions=60)
+    info = fit(log, SMALL, Schedule(epochs=50, patience=2), tmp_path)
+    recall = [record.metrics["recall_at_20"] for record in info.history]
+    assert len(recall) == info.epoch + 2 < 50
+    assert recall[info.epoch - 1] == max(recall)
+    assert info.metrics == info.history[info.epoch - 1].metrics
+    kept = load_checkpoint(tmp_path)
+    last = kept.resume_arrays()["item_embedding"]
+    assert not np.array_equal(kept.model.item_embedding.detach().numpy(), last)
+
+
+def test_a_time_budget_ends_the_training_within_an_epoch(tmp_path: Path) -> None:
+    log = a_log(n_sessions=600)
+    ticks = iter(range(10_000))
+    budget = Schedule(epochs=10, time_budget_s=20)
+    info = fit(log, SMALL, budget, tmp_path, clock=lambda: float(next(ticks)))
+    assert len(info.history) == 1
+    assert info.finished
+    assert info.metrics, "the last validation still runs"
+    assert load_checkpoint(tmp_path).info == info
+
+
+def test_without_validation_the_last_epoch_is_kept(tmp_path: Path) -> None:
+    info = fit(a_log(n_sessions=60, validate=False), SMALL, Schedule(epochs=3), tmp_path)
+    assert info.epoch == 3
+    assert info.metrics == {}
+
+
+def test_the_checkpoint_describes_the_training_part(tmp_path: Path) -> None:
+    log = a_log(n_sessions=60)
+    info: CheckpointInfo = fit(log, SMALL, Schedule(epochs=1), tmp_path)
+    assert info.training.sessions == 48
+    assert info.training.clicks == 48 * 6
+    assert info.idle_timeout_s == 1800
+    support = np.bincount(log.train.item_index, minlength=info.training.items)
+    assert [item.score for item in info.popular] == sorted(support, reverse=True)
+
+
+def test_a_checkpoint_of_other_parameters_is_not_resumed(tmp_path: Path) -> None:
+    log = a_log(n_sessions=60)
+    fit(log, SMALL, Schedule(epochs=1), tmp_path)
+    other = SMALL.model_copy(update={"hidden_size": 8})
+    with pytest.raises(FitError, match="was trained with hidden_size=32, not 8"):
+        fit(log, other, Schedule(epochs=2), tmp_path, resume=load_checkpoint(tmp_path))
+
+
+def test_a_checkpoint_of_another_log_is_not_resumed(tmp_path: Path) -> None:
+    fit(a_log(n_sessions=60), SMALL, Schedule(epochs=1), tmp_path)
+    with pytest.raises(FitError, match=r"was trained on another log \(.*sessions 48.*sessions 64"):
+        fit(
+            a_log(n_sessions=80),
+            SMALL,
+            Schedule(epochs=2),
+            tmp_path,
+            resume=load_checkpoint(tmp_path),
+        )
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_its_parameters(tmp_path: Path) -> None:
+    wild = SMALL.model_copy(update={"learning_rate": 1e30})
+    with pytest.raises(FitError, match=r"the loss of epoch 1 is .*learning_rate=1e\+30"):
+        fit(a_log(n_sessions=60), wild, Schedule(epochs=1), tmp_path)
+    assert not (tmp_path / "checkpoint.json").exists()
+
+
+def test_bpr_max_without_any_negative_is_refused() -> None:
+    with pytest.raises(ValueError, match="a batch of one session and no drawn negatives"):
+        Hyperparameters(batch_size=1, n_negatives=0)

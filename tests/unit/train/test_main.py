@@ -1,0 +1,149 @@
+import json
+from pathlib import Path
+
+import matplotlib.image
+import polars as pl
+import pytest
+
+from train.__main__ import main
+from train.checkpoint import load_checkpoint
+from train.shop import markov_clicks
+
+QUICK = ["--epochs", "2", "--hidden-size", "8", "--n-negatives", "16", "--batch-size", "8"]
+
+
+@pytest.fixture
+def clicks(tmp_path: Path) -> Path:
+    path = tmp_path / "clicks.parquet"
+    markov_clicks(0.9, n_sessions=100, n_items=30, seed=1).write_parquet(path)
+    return path
+
+
+def fit(clicks: Path, out: Path, *flags: str) -> int:
+    return main(["fit", "--clicks", str(clicks), "--out", str(out), *QUICK, *flags])
+
+
+def test_fit_leaves_a_checkpoint_figures_and_a_plot(clicks: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert fit(clicks, out, "--idle-timeout-s", "1800", "--embedding", "separate") == 0
+    info = load_checkpoint(out).info
+    assert info.model.embedding == "separate"
+    assert info.idle_timeout_s == 1800
+    assert info.training.sessions == 90
+    assert info.finished
+    figures = json.loads((out / "figures.json").read_text())
+    assert figures["protocol"] == info.protocol
+    assert figures["validation"]["gru"] == info.metrics
+    assert set(figures["validation"]) == {"gru", "pop", "s-pop", "markov"}
+    assert len({row["predictions"] for row in figures["validation"].values()}) == 1
+    assert [record["epoch"] for record in figures["history"]] == [1, 2]
+    image = matplotlib.image.imread(out / "training.png")
+    assert image.std() > 0.05, "more than an empty page"
+
+
+def test_fit_validates_on_the_file_it_is_given(clicks: Path, tmp_path: Path) -> None:
+    newer = tmp_path / "newer.csv"
+    markov_clicks(0.9, n_sessions=20, n_items=30, seed=5).write_csv(newer)
+    assert fit(clicks, tmp_path / "out", "--validation", str(newer)) == 0
+    info = load_checkpoint(tmp_path / "out").info
+    assert info.training.sessions == 100
+    assert info.metrics["predictions"] == 20 * 5
+
+
+def test_fit_on_everything_has_a_plot_and_no_validation_figures(
+    clicks: Path, tmp_path: Path
+) -> None:
+    assert fit(clicks, tmp_path / "out", "--validation-fraction", "0") == 0
+    assert json.loads((tmp_path / "out" / "figures.json").read_text())["validation"] == {"gru": {}}
+    assert (tmp_path / "out" / "training.png").exists()
+
+
+def test_fit_never_trains_over_a_checkpoint_unasked(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert fit(clicks, out) == 0
+    before = load_checkpoint(out).info
+    assert fit(clicks, out) == 2
+    assert f"{out} holds a checkpoint" in capsys.readouterr().err
+    assert fit(clicks, out, "--resume") == 0
+    assert load_checkpoint(out).info == before
+    assert fit(clicks, out, "--resume", "--epochs", "3") == 0
+    assert len(load_checkpoint(out).info.history) == 3
+
+
+def test_evaluate_prints_the_checkpoints_validation_figures_again(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer = tmp_path / "newer.parquet"
+    log = markov_clicks(0.9, n_sessions=20, n_items=30, seed=5)
+    new_item = pl.DataFrame(
+        {"session_id": ["x", "x"], "item_id": ["new", "i0"], "timestamp_ms": [1, 2]}
+    )
+    pl.concat([log, new_item.select(log.columns)], how="vertical_relaxed").write_parquet(newer)
+    out = tmp_path / "out"
+    assert fit(clicks, out, "--validation", str(newer)) == 0
+    capsys.readouterr()
+    words = ["--checkpoint", str(out), "--clicks", str(newer), "--train-clicks", str(clicks)]
+    assert main(["evaluate", *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    kept = json.loads((out / "figures.json").read_text())["validation"]
+    assert result["figures"] == kept
+    assert result["dropped_clicks"] >= 1
+    assert result["dropped_sessions"] == 1
+    assert result["sessions"] == 20
+
+
+def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = tmp_path / "shop.parquet"
+    words = ["--out", str(shop), "--clicks", "3000", "--seed", "3", "--n-items", "300"]
+    assert main(["shop", *words]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["clicks"] == 3000
+    assert 0.3 < result["oracle_recall_at_20"] < 1
+    assert fit(shop, tmp_path / "out") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--dropout-hidden", "1"], "--dropout-hidden: Input should be less than 1 (found '1')"),
+        (["--loss", "hinge"], "--loss: Input should be 'bpr-max' or 'cross-entropy'"),
+        (["--hiden-size", "9"], "--hiden-size"),
+        (["--batch-size", "1", "--n-negatives", "0"], "no drawn negatives"),
+    ],
+)
+def test_a_wrong_setting_stops_in_one_sentence(
+    clicks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    sentence: str,
+) -> None:
+    assert fit(clicks, tmp_path / "out", *flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["fit", "--out", "x"], "--clicks"),
+        (["fit", "--clicks", "none.csv", "--out", "x"], "none.csv"),
+        (["evaluate", "--checkpoint", "none", "--clicks", "none.csv"], "none holds no checkpoint"),
+        (["retrain"], "retrain"),
+        ([], "fit"),
+    ],
+    ids=str,
+)
+def test_a_command_that_cannot_run_says_why(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    assert main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert len(error.splitlines()) == 1
