@@ -1,10 +1,9 @@
-"""The Grafana dashboard as code: `python -m deploy.grafana.dashboard` writes dashboard.json.
+"""The Grafana dashboard as code: `python -m deploy.grafana.dashboard [--check]`.
 
-Edit here, never in Grafana: the file is provisioned read-only, and a test compares the two.
+What it shows stands in graphs.py. Edit here, never in Grafana: the file is provisioned read-only, and a test compares the two.
 """
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, timeseries
@@ -22,248 +21,13 @@ from grafana_foundation_sdk.models.dashboard import (
     Threshold,
     ThresholdsMode,
 )
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from deploy.grafana.graphs import ROWS, Graph
 
 OUTPUT = Path(__file__).with_name("dashboard.json")
 SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 WIDTH, HEIGHT = 8, 8  # three panels a row of Grafana's 24 columns
-
-P50_OBJECTIVE_S = 0.012
-P99_OBJECTIVE_S = 0.030
-"""At 1,000 clicks/s a worker; the alert LatencyOverObjective has the same figure."""
-
-
-@dataclass(frozen=True, slots=True)
-class Graph:
-    """One panel: what it shows, in which unit of Grafana's, and its queries by legend."""
-
-    title: str
-    text: str
-    unit: str
-    queries: dict[str, str]
-    limits: tuple[float, ...] = ()
-    stacked: bool = False
-    highest: float | None = None
-    logarithmic: bool = False
-    """For latencies: a backlog of a minute and the objective of milliseconds are both read."""
-
-
-def quantile(q: float, metric: str, *labels: str) -> str:
-    """The q-quantile of a histogram over the last minute and all workers, by these labels."""
-    by = ", ".join(("le", *labels))
-    return f"histogram_quantile({q}, sum by ({by}) (rate({metric}_bucket[1m])))"
-
-
-def per_second(metric: str, *labels: str) -> str:
-    """A counter's rate over the last minute and all workers, by these labels."""
-    by = f" by ({', '.join(labels)})" if labels else ""
-    return f"sum{by} (rate({metric}[1m]))"
-
-
-ROWS: dict[str, list[Graph]] = {
-    "Latency": [
-        Graph(
-            "Append to commit",
-            "From the click's append to the broker to the commit of its recommendation. Lines: "
-            "the objectives for the median and the 99th percentile.",
-            "s",
-            {
-                "p50": "nextclick:recs_latency_seconds:p50_1m",
-                "p90": "nextclick:recs_latency_seconds:p90_1m",
-                "p99": "nextclick:recs_latency_seconds:p99_1m",
-            },
-            limits=(P50_OBJECTIVE_S, P99_OBJECTIVE_S),
-            logarithmic=True,
-        ),
-        Graph(
-            "Micro-batch by stage, p99",
-            "Which of the five stages is slow: score is the model, deliver is Kafka.",
-            "s",
-            {"{{stage}}": "nextclick:recs_stage_seconds:p99_1m"},
-            logarithmic=True,
-        ),
-        Graph(
-            "The visitor's click to commit",
-            "As the first panel, from the click's own timestamp: what the producers add.",
-            "s",
-            {
-                "p50": quantile(0.5, "recs_event_latency_seconds"),
-                "p99": quantile(0.99, "recs_event_latency_seconds"),
-            },
-            logarithmic=True,
-        ),
-        Graph(
-            "Worker's time by stage",
-            "Seconds that workers spend in each stage, a second; 1 is one worker without a pause.",
-            "short",
-            {"{{stage}}": per_second("recs_stage_seconds_sum", "stage")},
-            stacked=True,
-        ),
-        Graph(
-            "One ONNX call, p99",
-            "encode steps the sessions, rank scores all items.",
-            "s",
-            {"{{graph}}": quantile(0.99, "recs_inference_seconds", "graph")},
-        ),
-        Graph(
-            "Clicks in a micro-batch",
-            "At the largest size (256) the worker has no time left.",
-            "short",
-            {
-                "p50": quantile(0.5, "recs_batch_clicks"),
-                "p90": quantile(0.9, "recs_batch_clicks"),
-            },
-        ),
-    ],
-    "Throughput": [
-        Graph(
-            "Clicks/s by outcome",
-            "model: answered by the model; duplicate: a repeated event; unknown_item: an item the "
-            "model has never seen; fallback: popularity, for want of a list.",
-            "cps",
-            {"{{outcome}}": per_second("recs_clicks_total", "outcome")},
-            stacked=True,
-        ),
-        Graph(
-            "Bad clicks/s by reason",
-            "Sent to the dead-letter topic.",
-            "cps",
-            {
-                "{{reason}}": per_second("recs_rejected_clicks_total", "reason"),
-                "all": "nextclick:recs_rejected_clicks:rate1m",
-            },
-        ),
-        Graph(
-            "Recommendations/s by model",
-            "Two models at once: a roll-out of a new bundle.",
-            "cps",
-            {"{{model}}": per_second("recs_recommendations_total", "model")},
-            stacked=True,
-        ),
-        Graph(
-            "Out of the ordinary",
-            "late: older than the session's last click; redelivered: already applied, passed over; "
-            "no click: offsets of transaction markers or aborted records; lost: removed by "
-            "retention before they were processed, which must stay 0.",
-            "cps",
-            {
-                "late": per_second("recs_late_clicks_total"),
-                "redelivered": per_second("recs_skipped_clicks_total"),
-                "no click": per_second("recs_offset_holes_total"),
-                "lost": per_second("recs_lost_clicks_total"),
-            },
-        ),
-        Graph(
-            "Lag",
-            "Clicks appended and not yet processed, by partition.",
-            "short",
-            {
-                "partition {{partition}}": "sum by (partition) (recs_consumer_lag_clicks)",
-                "all": "nextclick:recs_consumer_lag_clicks:sum",
-            },
-        ),
-        Graph(
-            "Share of bad clicks, 5 minutes",
-            "The alert BadClicks fires at 5 %; a worker stops itself at one half.",
-            "percentunit",
-            {"bad": "nextclick:recs_rejected_clicks:share5m"},
-            limits=(0.05,),
-        ),
-    ],
-    "Quality": [
-        Graph(
-            "Live Recall@20 and MRR@20, 15 minutes",
-            "The session's next click judges its last list, as the offline evaluator does.",
-            "percentunit",
-            {
-                "Recall@20": "nextclick:recs_live_recall_at_20:ratio15m",
-                "MRR@20": "nextclick:recs_live_mrr_at_20:ratio15m",
-            },
-        ),
-        Graph(
-            "Judged lists/s",
-            "How many lists the figures beside stand on; late ones are counted apart.",
-            "cps",
-            {"{{timing}}": per_second("recs_live_predictions_total", "timing")},
-        ),
-        Graph(
-            "Share of clicks answered by the model",
-            "The rest are repeated events, unknown items and sessions without a list. It falls "
-            "when the model grows old.",
-            "percentunit",
-            {
-                "model": 'sum(rate(recs_clicks_total{outcome="model"}[5m]))'
-                " / (sum(rate(recs_clicks_total[5m])) > 0)"
-            },
-            highest=1.0,
-        ),
-    ],
-    "State and workers": [
-        Graph(
-            "Live sessions",
-            "By partition; comes down again when sessions expire.",
-            "short",
-            {"partition {{partition}}": "sum by (partition) (recs_live_sessions)"},
-            stacked=True,
-        ),
-        Graph(
-            "Sessions expired and rebuilt/s",
-            "rebuilt: the hidden state was computed anew from the trail, after a new bundle.",
-            "cps",
-            {
-                "expired": per_second("recs_expired_sessions_total"),
-                "rebuilt": per_second("recs_rebuilt_sessions_total"),
-            },
-        ),
-        Graph(
-            "Assignments, 15 minutes",
-            "How often each worker got its partitions anew.",
-            "short",
-            {"{{instance}}": "increase(recs_rebalances_total[15m])"},
-        ),
-        Graph(
-            "Restore",
-            "Mean wall time of the restores of the last 15 minutes: no clicks are answered "
-            "in these partitions meanwhile.",
-            "s",
-            {
-                "{{instance}}": "increase(recs_restore_seconds_sum[15m])"
-                " / (increase(recs_restore_seconds_count[15m]) > 0)"
-            },
-        ),
-        Graph(
-            "Changelog records restored/s",
-            "Read by restores, before clicks are answered.",
-            "cps",
-            {"records": per_second("recs_restored_records_total")},
-        ),
-        Graph(
-            "Ready",
-            "1: partitions are assigned, restored and served.",
-            "short",
-            {"{{instance}}": "recs_ready"},
-            highest=1.0,
-        ),
-        Graph(
-            "Bundle in service",
-            "Workers by bundle.",
-            "short",
-            {"{{bundle_id}}": "sum by (bundle_id) (recs_bundle_info)"},
-            stacked=True,
-        ),
-        Graph(
-            "CPU",
-            "Cores used; the worker's batch loop can use one, ONNX Runtime another.",
-            "short",
-            {"{{instance}}": 'rate(process_cpu_seconds_total{job="nextclick"}[1m])'},
-        ),
-        Graph(
-            "Memory",
-            "Resident.",
-            "bytes",
-            {"{{instance}}": 'process_resident_memory_bytes{job="nextclick"}'},
-        ),
-    ],
-}
 
 
 def panel(graph: Graph, number: int) -> timeseries.Panel:
@@ -336,6 +100,32 @@ def build() -> str:
     return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
 
 
+class DashboardSettings(BaseSettings):
+    """Write the Grafana dashboard, or say that it is not what the code builds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DASHBOARD_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_prog_name="python -m deploy.grafana.dashboard",
+        use_attribute_docstrings=True,
+    )
+
+    check: bool = False
+    """Write nothing; exit with code 1 when the file differs."""
+
+
+def main() -> int:
+    if not CliApp.run(DashboardSettings).check:
+        OUTPUT.write_text(build())
+        return 0
+    if OUTPUT.exists() and OUTPUT.read_text() == build():
+        return 0
+    print(f"{OUTPUT.name} is not what its code builds; run python -m deploy.grafana.dashboard")
+    return 1
+
+
 if __name__ == "__main__":
-    OUTPUT.write_text(build())
-    sys.stdout.write(f"{OUTPUT}\n")
+    sys.exit(main())

@@ -40,7 +40,7 @@ def test_a_lock_pins_what_its_image_needs_as_the_whole_lock_does(
     for extra in extras:
         needed |= set(project["optional-dependencies"][extra])
     assert names(needed) <= names(pins(lock))
-    assert pins(lock) <= pins("requirements.lock"), "make it anew, see deploy/Dockerfile"
+    assert pins(lock) <= pins("requirements.lock"), "run make lock"
 
 
 def test_every_pin_has_a_hash() -> None:

@@ -12,7 +12,8 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from deploy.grafana.dashboard import OUTPUT, P99_OBJECTIVE_S, ROWS, build
+from deploy.grafana.dashboard import OUTPUT, build
+from deploy.grafana.graphs import P99_OBJECTIVE_S, ROWS
 from stream.metrics import LATENCY_BUCKETS, Metrics
 
 FOLDER = Path("deploy/prometheus")
