@@ -172,11 +172,16 @@ class Metrics:
             self.expired.inc(output.expired + len(tombstones[partition]))
 
     def count_restore(
-        self, sessions_by_partition: Mapping[int, int], n_records: int, seconds: float
+        self,
+        sessions_by_partition: Mapping[int, int],
+        n_records: int,
+        n_lost: int,
+        seconds: float,
     ) -> None:
         """Count an assignment and its restore; partitions that left no longer have gauges."""
         self.rebalances.inc()
         self.restored.inc(n_records)
+        self.lost.inc(n_lost)
         self.restore.observe(seconds)
         self.sessions.clear()
         self.lag.clear()

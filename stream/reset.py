@@ -2,15 +2,14 @@
 
 import asyncio
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from stream.batch import PartitionOutput
 from stream.delivery import Delivery
-from stream.kafka import aiokafka_options, confluent_options
+from stream.kafka import confluent_options
 from stream.position import POSITION_KEY, Position, decode_position
+from stream.reader import CommittedReader
 from stream.settings import ResetSettings
-from stream.store import CommittedReader
 from stream.topics import TIMEOUT_S, check_topics
 
 
@@ -53,10 +52,11 @@ def _check_stopped(settings: ResetSettings) -> None:
 async def _write(
     settings: ResetSettings, partitions: list[int], delivery: Delivery, topic_id: str
 ) -> dict[int, int]:
-    offsets = await _target_offsets(settings, partitions)
-    await delivery.own(partitions)
+    reader = CommittedReader(settings)
     try:
-        old = await _old_positions(settings, partitions)
+        offsets = await _target_offsets(settings, partitions, reader)
+        await delivery.own(partitions)
+        old = await _old_positions(settings, partitions, reader)
         for partition in partitions:
             # The watermark stays with the sessions: they expire by it. A clean record of bad
             # clicks, since the operator has seen them.
@@ -64,40 +64,34 @@ async def _write(
             position = Position(offsets[partition], topic_id, watermark_ms)
             await delivery.commit(partition, PartitionOutput(position), [])
     finally:
+        await reader.close()
         await delivery.close()
     return offsets
 
 
-async def _target_offsets(settings: ResetSettings, partitions: list[int]) -> dict[int, int]:
-    consumer = AIOKafkaConsumer(**aiokafka_options(settings))
-    await consumer.start()
-    try:
-        tps = [TopicPartition(settings.clicks_topic, p) for p in partitions]
-        begin = await consumer.beginning_offsets(tps)
-        end = await consumer.end_offsets(tps)
-    finally:
-        await consumer.stop()
+async def _target_offsets(
+    settings: ResetSettings, partitions: list[int], reader: CommittedReader
+) -> dict[int, int]:
+    bounds = await reader.bounds(settings.clicks_topic, partitions)
     if settings.to == "earliest":
-        return {tp.partition: begin[tp] for tp in tps}
+        return {p: begin for p, (begin, _) in bounds.items()}
     if settings.to == "latest":
-        return {tp.partition: end[tp] for tp in tps}
+        return {p: end for p, (_, end) in bounds.items()}
     offset = int(settings.to)
-    for tp in tps:
-        if not begin[tp] <= offset <= end[tp]:
+    for partition, (begin, end) in bounds.items():
+        if not begin <= offset <= end:
             raise ResetError(
-                f"offset {offset} is outside {tp.topic}-{tp.partition}, "
-                f"which holds {begin[tp]} to {end[tp]}"
+                f"offset {offset} is outside {settings.clicks_topic}-{partition}, "
+                f"which holds {begin} to {end}"
             )
     return dict.fromkeys(partitions, offset)
 
 
-async def _old_positions(settings: ResetSettings, partitions: list[int]) -> dict[int, Position]:
-    reader = CommittedReader(settings)
+async def _old_positions(
+    settings: ResetSettings, partitions: list[int], reader: CommittedReader
+) -> dict[int, Position]:
     positions = {}
-    try:
-        async for record in reader.read(settings.changelog_topic, dict.fromkeys(partitions, 0)):
-            if record.key == POSITION_KEY:
-                positions[record.partition] = decode_position(record.value)
-    finally:
-        await reader.close()
+    async for record in reader.read(settings.changelog_topic, dict.fromkeys(partitions, 0)):
+        if record.key == POSITION_KEY:
+            positions[record.partition] = decode_position(record.value)
     return positions

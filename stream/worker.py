@@ -22,11 +22,13 @@ from stream.faust_patches import LeanMonitor
 from stream.kafka import faust_options
 from stream.metrics import Metrics
 from stream.position import BadClickLimit, BadClickLimitError, Position, PositionError
+from stream.reader import CommittedReader
+from stream.restore import restore_partitions
 from stream.scorer import Scorer
 from stream.session import StateError
 from stream.settings import WorkerSettings
-from stream.store import STORE_URL, CommittedReader, SessionStore, restore_sessions
-from stream.topics import TopicError, TopicFacts, group_offsets, topic_id
+from stream.store import STORE_URL, SessionStore
+from stream.topics import TopicError, TopicFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -267,29 +269,23 @@ class Worker:
     # -- restore --------------------------------------------------------------------------
 
     async def restore(self) -> None:
-        """Make the assigned partitions ours: fence, read the changelog, check the positions."""
+        """Make the assigned partitions ours, between two batches."""
         started = time.perf_counter()
+        topic = self._settings.clicks_topic
+        partitions = sorted(
+            tp.partition for tp in self.app.consumer.assignment() if tp.topic == topic
+        )
         try:
             async with self._between_batches:
                 self._restored = False
-                tps = [
-                    tp
-                    for tp in self.app.consumer.assignment()
-                    if tp.topic == self._settings.clicks_topic
-                ]
-                partitions = sorted(tp.partition for tp in tps)
-                self._sessions.own(partitions)
-                await self._delivery.own(partitions)
-                n_records = await restore_sessions(
-                    self._sessions, partitions, self._reader, self._settings.changelog_topic
+                n_records, n_lost = await restore_partitions(
+                    partitions, self._sessions, self._delivery, self._reader, self._settings
                 )
-                if tps:
-                    await self._check_positions(tps)
                 self._restored = True
         except Exception as error:
             self._on_error(error)
         seconds = time.perf_counter() - started
-        self._metrics.count_restore(self._sessions.sizes(), n_records, seconds)
+        self._metrics.count_restore(self._sessions.sizes(), n_records, n_lost, seconds)
         log.info(
             "restored",
             partitions=partitions,
@@ -297,49 +293,6 @@ class Worker:
             sessions=len(self._sessions),
             seconds=round(seconds, 3),
         )
-
-    async def _check_positions(self, tps: list[TP]) -> None:
-        """Give every partition a position that the clicks topic can be read on from."""
-        topic = self._settings.clicks_topic
-        current_id = await asyncio.to_thread(topic_id, self._settings)
-        committed = await asyncio.to_thread(group_offsets, self._settings)
-        begin = await self.app.consumer.earliest_offsets(*tps)
-        end = await self.app.consumer.highwaters(*tps)
-        for tp in tps:
-            of_partition = self._sessions.partitions[tp.partition]
-            position = of_partition.position
-            where = f"{topic}-{tp.partition}"
-            how = "`python -m stream reset --to earliest|latest|OFFSET` decides where to go on"
-            if position is None:
-                if committed.get(tp.partition, 0) > begin[tp]:
-                    raise PositionError(
-                        f"{self._settings.changelog_topic} has no position for {where}, but the "
-                        f"group {self._settings.app_id} has committed offset "
-                        f"{committed[tp.partition]}: the changelog was lost; {how}"
-                    )
-                of_partition.position = Position(begin[tp], current_id)
-            elif position.topic_id != current_id:
-                raise PositionError(
-                    f"{topic} has topic id {current_id}, the position of {where} is of "
-                    f"{position.topic_id}: the topic was deleted and made anew; {how}"
-                )
-            elif position.next_offset > end[tp]:
-                raise PositionError(
-                    f"the position of {where} is {position.next_offset}, past the topic's end at "
-                    f"{end[tp]}; {how}"
-                )
-            elif position.next_offset < begin[tp]:
-                lost = begin[tp] - position.next_offset
-                self._metrics.lost.inc(lost)
-                log.error(
-                    "clicks_lost_to_retention",
-                    topic=topic,
-                    partition=tp.partition,
-                    first=position.next_offset,
-                    last=begin[tp] - 1,
-                    clicks=lost,
-                )
-                position.next_offset = begin[tp]
 
     def positions(self) -> dict[TP, int]:
         """Where each restored partition goes on; empty until a restore is complete."""

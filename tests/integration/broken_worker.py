@@ -13,25 +13,27 @@ from typing import Any
 from faust.tables.recovery import Recovery
 
 from stream import __main__ as command
-from stream import faust_patches, worker
+from stream import faust_patches, restore, worker
 from stream.delivery import Delivery
-from stream.sessions import PartitionSessions
+from stream.sessions import PartitionSessions, Sessions
 from stream.topics import group_offsets
 
 
 def no_position_record() -> None:
     """Go by the group's committed offsets, as a stock consumer does."""
-    check = worker.Worker._check_positions
+    check = restore._check_positions
 
-    async def check_positions(self: Any, tps: Any) -> None:
-        committed = group_offsets(self._settings)
-        for tp in tps:
-            position = self._sessions.partitions[tp.partition].position
+    async def check_positions(
+        partitions: Any, sessions: Sessions, reader: Any, settings: Any
+    ) -> int:
+        committed = group_offsets(settings)
+        for partition in partitions:
+            position = sessions.partitions[partition].position
             if position is not None:
-                position.next_offset = committed.get(tp.partition, 0)
-        await check(self, tps)
+                position.next_offset = committed.get(partition, 0)
+        return await check(partitions, sessions, reader, settings)
 
-    worker.Worker._check_positions = check_positions  # type: ignore[method-assign]
+    restore._check_positions = check_positions
 
 
 def no_fencing() -> None:
@@ -52,11 +54,11 @@ def no_fencing() -> None:
 
 def no_restore() -> None:
     """Take the positions from the changelog and leave the sessions there."""
-    restore = PartitionSessions.restore
+    take = PartitionSessions.restore
 
     def positions_only(self: Any, key: bytes, value: bytes | None) -> None:
         if key.startswith(b"\x00"):
-            restore(self, key, value)
+            take(self, key, value)
 
     PartitionSessions.restore = positions_only  # type: ignore[method-assign]
 
