@@ -1,0 +1,136 @@
+"""Bad input: routed, counted, explained, and nothing lost."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from stream.click import Reason
+from tests.integration.service import Deployment
+from tests.integration.traffic import LOG_BEGIN_MS, click, session_load
+
+YEAR_9999_MS = 253_370_764_800_000
+
+
+def test_every_kind_of_click_goes_where_the_contract_says(deployment: Deployment) -> None:
+    good = click("s", "item-1", LOG_BEGIN_MS, "first")
+    bad = {
+        Reason.NOT_JSON: (b"s", b"not json"),
+        Reason.BAD_FIELD: (b"s", b'{"session_id": "s", "timestamp_ms": 1}'),
+        Reason.BAD_ITEM_ID: (b"s", click("s", "x" * 10_000, LOG_BEGIN_MS)),
+        Reason.BAD_TIMESTAMP: (b"s", click("s", "item-1", YEAR_9999_MS)),
+        Reason.NULL_VALUE: (b"s", None),
+        Reason.NULL_KEY: (None, good),
+        Reason.KEY_MISMATCH: (b"other", good),
+        Reason.BAD_SESSION_ID: (b"", click("", "item-1", LOG_BEGIN_MS)),
+    }
+    assert set(bad) == set(Reason)
+    clicks = [
+        (b"s", good),
+        *bad.values(),
+        (b"s", good),  # the same event again
+        (b"s", click("s", "nobody-knows-me", LOG_BEGIN_MS + 1)),
+        (b"s", click("s", "item-2", LOG_BEGIN_MS + 2)),
+        (b"t", click("t", "nobody-knows-me", LOG_BEGIN_MS + 3)),
+    ]
+    deployment.send(clicks, partition=0)
+    worker = deployment.start()
+    deployment.wait_until_answered(len(clicks))
+
+    answers = [json.loads(r.value or b"") for r in deployment.read(deployment.recommendations)]
+    outcomes = [answer["outcome"] for answer in answers]
+    assert outcomes == ["model", "duplicate", "unknown_item", "model", "fallback"]
+    assert answers[0]["items"] == answers[1]["items"] == answers[2]["items"]
+    assert answers[3]["items"] != answers[0]["items"]
+    letters = deployment.read(deployment.dead_letters)
+    assert [(r.headers["reason"].decode(), r.key, r.value) for r in letters] == [
+        (reason.value, *record) for reason, record in bad.items()
+    ]
+    for n, letter in enumerate(letters, start=1):
+        assert letter.headers["topic"].decode() == deployment.clicks
+        assert letter.headers["partition"] == b"0"
+        assert letter.headers["offset"] == str(n).encode()
+        assert letter.headers["detail"]
+    for reason in Reason:
+        assert worker.metric(f'recs_rejected_clicks_total{{reason="{reason}"}}') == 1
+    assert worker.metric('recs_clicks_total{outcome="duplicate"}') == 1
+
+
+def mutated(value: bytes, random: np.random.Generator) -> bytes:
+    """A valid click with a few of its bytes changed, dropped or doubled."""
+    raw = bytearray(value)
+    for _ in range(random.integers(1, 4)):
+        at = int(random.integers(len(raw)))
+        how = random.integers(3)
+        if how == 0:
+            raw[at] = int(random.integers(256))
+        elif how == 1:
+            del raw[at]
+        else:
+            raw[at:at] = raw[at : at + 8]
+    return bytes(raw)
+
+
+def test_random_bytes_and_mutated_clicks_lose_nothing_and_stop_nothing(
+    deployment: Deployment,
+) -> None:
+    random = np.random.default_rng(7)
+    good = list(session_load(80_000, n_sessions=5000))
+    bad = [random.bytes(int(random.integers(0, 200))) for _ in range(10_000)]
+    bad += [mutated(value, random) for _, value in good[:10_000]]
+    clicks = []
+    for n, value in enumerate(bad):
+        clicks.append((good[4 * n][0], value))
+        clicks += good[4 * n : 4 * n + 4]
+    deployment.send(clicks)
+    worker = deployment.start()
+    deployment.wait_until_answered(len(clicks), timeout_s=200)
+    assert worker.process.poll() is None
+    answers = len(deployment.read(deployment.recommendations))
+    letters = deployment.read(deployment.dead_letters)
+    assert answers + len(letters) == len(clicks)
+    # A mutation can leave a click good; no random string is one.
+    assert 10_000 < len(letters) <= len(bad)
+    assert answers >= len(good)
+
+
+def test_ten_thousand_bad_clicks_in_a_row_stop_the_worker_and_lose_nothing(
+    deployment: Deployment,
+) -> None:
+    n_good = deployment.send(
+        ((b"s", click("s", "item-1", LOG_BEGIN_MS + n)) for n in range(300)), partition=0
+    )
+    deployment.send(((b"s", b"no click") for _ in range(10_000)), partition=0)
+    deployment.send([(b"s", click("s", "item-2", LOG_BEGIN_MS + 400))], partition=0)
+    limit = f"offsets {n_good} to {n_good + 999}"
+    at_stop = []
+    for _ in range(2):
+        worker = deployment.start(wait=False)
+        assert worker.wait_for_exit() == 3, worker.log()
+        assert f"1000 bad clicks in a row in {deployment.clicks}-0, {limit}" in worker.log()
+        at_stop.append(deployment.positions()[0].next_offset)
+        time.sleep(6)  # a worker that died holds its partitions for the session timeout
+    assert at_stop[0] == at_stop[1] <= n_good + 1000, "a restart moved the stop"
+    assert len(deployment.read(deployment.dead_letters)) == at_stop[0] - n_good
+    worker = deployment.start(bad_click_run_limit="20000", bad_click_share_limit="1.0")
+    deployment.wait_until_answered(10_301)
+    assert len(deployment.read(deployment.dead_letters)) == 10_000
+    assert len(deployment.read(deployment.recommendations)) == 301
+    assert worker.process.poll() is None
+
+
+@pytest.mark.parametrize("size", [1_000_000, 5_000_000])
+def test_a_bad_click_as_large_as_the_topic_takes_is_a_dead_letter(
+    deployment: Deployment, size: int
+) -> None:
+    deployment.app += f"-{size}"
+    deployment.create_topics("--max-message-bytes", str(size))
+    overhead = 200  # of the record and its batch
+    value = b"x" * (size - overhead)
+    deployment.send([(b"s", value), (b"s", click("s", "item-1", LOG_BEGIN_MS))])
+    deployment.start()
+    deployment.wait_until_answered(2)
+    (letter,) = deployment.read(deployment.dead_letters)
+    assert letter.value == value
+    assert len(deployment.read(deployment.recommendations)) == 1

@@ -1,0 +1,225 @@
+"""Restarts, deployments that are wrong, and what must survive them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from tests.bundles import write_tiny_bundle
+from tests.integration.service import Deployment, wait_for
+from tests.integration.traffic import LOG_BEGIN_MS, click
+from tests.integration.verdict import sessions_in_changelog, verdict
+
+HOUR_MS = 3_600_000
+
+
+def move_group_to(deployment: Deployment, offset: int) -> None:
+    """Move the group's committed offsets, as an operator's tool would."""
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
+    request = ConsumerGroupTopicPartitions(
+        deployment.app, [TopicPartition(deployment.clicks, p, offset) for p in range(4)]
+    )
+    admin.alter_consumer_group_offsets([request])[deployment.app].result(20)
+
+
+@pytest.mark.parametrize("guards", [(), ("no_position_record",)], ids=["whole", "broken"])
+def test_redelivered_dead_letters_and_expired_sessions_are_skipped(
+    deployment: Deployment, guards: tuple[str, ...]
+) -> None:
+    clicks: list[tuple[bytes | None, bytes | None]] = [
+        (b"old", click("old", "item-1", LOG_BEGIN_MS)),
+        (b"old", b"no click"),
+        (b"old", click("old", "item-2", LOG_BEGIN_MS + 1)),
+        (b"new", click("new", "item-3", LOG_BEGIN_MS + HOUR_MS)),
+        (b"new", click("new", "item-4", LOG_BEGIN_MS + HOUR_MS + 1)),
+    ]
+    first = deployment.start(batch_clicks="1")
+    deployment.send(clicks, partition=0)
+    deployment.wait_until_answered(len(clicks))
+    first.process.terminate()
+    assert first.wait_for_exit() == 0
+    assert {key for _, key in sessions_in_changelog(deployment)} == {b"new"}
+    move_group_to(deployment, 0)
+    # Faust seeks to the group's offset, so all five come again, below the position.
+    again = deployment.start("without:seek_to_positions", *guards)
+    deployment.send([(b"new", click("new", "item-5", LOG_BEGIN_MS + HOUR_MS + 2))], partition=0)
+    wait_for(
+        lambda: (
+            deployment.positions()[0].next_offset == 6 and again.metric("recs_batch_clicks_sum") > 0
+        ),
+        60,
+        "the last click",
+    )
+    exact = (
+        again.metric("recs_skipped_clicks_total") == len(clicks)
+        and len(deployment.read(deployment.dead_letters)) == 1
+        and verdict(deployment).exact
+    )
+    assert exact != bool(guards)
+
+
+def test_the_position_record_decides_and_not_the_groups_offset(deployment: Deployment) -> None:
+    first = deployment.start()
+    deployment.send([(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(20)])
+    deployment.wait_until_answered(20)
+    first.process.terminate()
+    assert first.wait_for_exit() == 0
+    deployment.send([(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(20, 40)])
+    move_group_to(deployment, 0)
+    second = deployment.start()
+    deployment.wait_until_answered(40)
+    assert second.metric("recs_skipped_clicks_total") == 0, "the seek went to the group's offset"
+    assert verdict(deployment).exact
+
+
+def test_a_partition_without_clicks_keeps_its_position_and_is_collected_at_its_next_click(
+    kafka: str, deployment: Deployment, tmp_path: Path
+) -> None:
+    deployment.bundle = write_tiny_bundle(
+        tmp_path / "short", n_items=50, hidden_size=8, k=20, idle_timeout_s=60
+    )
+    deployment.extra = {"allowed_lateness_s": "0"}
+    worker = deployment.start()
+    for n in range(50):
+        name = f"s{n}"
+        deployment.send([(name.encode(), click(name, "item-1", LOG_BEGIN_MS + n))], partition=0)
+    deployment.send([(b"busy", click("busy", "item-1", LOG_BEGIN_MS))], partition=1)
+    # Three idle timeouts pass in the log of partition 1; partition 0 has no click.
+    deployment.send(
+        [(b"busy", click("busy", "item-2", LOG_BEGIN_MS + n * 30_000)) for n in range(1, 7)],
+        partition=1,
+    )
+    deployment.wait_until_answered(57)
+    worker.process.terminate()
+    assert worker.wait_for_exit() == 0
+    deployment.start()
+    assert sum(p == 0 for p, _ in sessions_in_changelog(deployment)) == 50
+    deployment.send([(b"late", click("late", "item-3", LOG_BEGIN_MS + 180_000))], partition=0)
+    deployment.send([(b"late", click("late", "item-3", LOG_BEGIN_MS + 180_001))], partition=0)
+    deployment.wait_until_answered(59)
+    assert {key for p, key in sessions_in_changelog(deployment) if p == 0} == {b"late"}
+
+
+def test_a_start_and_a_restart_with_an_empty_changelog_answer_from_the_first_click(
+    deployment: Deployment,
+) -> None:
+    first = deployment.start()
+    first.process.terminate()
+    assert first.wait_for_exit() == 0
+    deployment.send([(b"s", click("s", "item-1", LOG_BEGIN_MS))])
+    deployment.start()
+    deployment.wait_until_answered(1)
+    assert verdict(deployment).exact
+
+
+def recreate(deployment: Deployment, topic: str, **config: str) -> None:
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
+    admin.delete_topics([topic])[topic].result(20)
+    wait_for(lambda: topic not in admin.list_topics(timeout=10).topics, 30, "a deleted topic")
+    admin.create_topics([NewTopic(topic, 4, 1, config=config)])[topic].result(20)
+
+
+def answered_and_stopped(deployment: Deployment) -> None:
+    worker = deployment.start()
+    deployment.send([(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(5)])
+    deployment.wait_until_answered(5)
+    worker.process.terminate()
+    assert worker.wait_for_exit() == 0
+
+
+def test_a_lost_changelog_stops_the_start_and_a_reset_goes_on(deployment: Deployment) -> None:
+    answered_and_stopped(deployment)
+    recreate(deployment, deployment.changelog, **{"cleanup.policy": "compact"})
+    worker = deployment.start(wait=False)
+    assert worker.wait_for_exit() == 2, worker.log()
+    assert "the changelog was lost" in worker.log()
+    wait_for(lambda: deployment.command("reset", "--to", "latest").returncode == 0, 30, "a reset")
+    deployment.start()
+    deployment.send([(b"s", click("s", "item-7", LOG_BEGIN_MS + 7))])
+    deployment.wait_until_answered(6)
+    assert len(deployment.read(deployment.recommendations)) == 6
+
+
+def test_a_clicks_topic_made_anew_stops_the_start_and_a_reset_goes_on(
+    deployment: Deployment,
+) -> None:
+    answered_and_stopped(deployment)
+    recreate(deployment, deployment.clicks, **{"message.timestamp.type": "LogAppendTime"})
+    worker = deployment.start(wait=False)
+    assert worker.wait_for_exit() == 2, worker.log()
+    assert "the topic was deleted and made anew" in worker.log()
+    wait_for(lambda: deployment.command("reset", "--to", "earliest").returncode == 0, 30, "a reset")
+    deployment.start()
+    deployment.send([(b"s", click("s", "item-7", LOG_BEGIN_MS + 7))])
+    wait_for(lambda: len(deployment.read(deployment.recommendations)) == 6, 30, "the sixth answer")
+
+
+def test_a_reset_is_refused_while_a_worker_runs_and_outside_the_log(
+    deployment: Deployment,
+) -> None:
+    worker = deployment.start()
+    refused = deployment.command("reset", "--to", "earliest")
+    assert refused.returncode == 2
+    assert "stop the workers first" in refused.stderr
+    worker.process.terminate()
+    assert worker.wait_for_exit() == 0
+    outside = deployment.command("reset", "--to", "99")
+    assert outside.returncode == 2
+    assert f"offset 99 is outside {deployment.clicks}-0, which holds 0 to 0" in outside.stderr
+
+
+def refusal(deployment: Deployment) -> str:
+    """One sentence on stderr, exit code 2, no traceback."""
+    worker = deployment.start(wait=False)
+    assert worker.wait_for_exit() == 2, worker.log()
+    sentence = worker.log().splitlines()[-1]
+    assert "Traceback" not in worker.log()
+    return sentence
+
+
+def test_missing_topics_stop_the_start(deployment: Deployment) -> None:
+    deployment.app += "-nowhere"
+    assert refusal(deployment).startswith(f"missing topics: {deployment.clicks}, ")
+    assert deployment.command("topics", "check").returncode == 2
+
+
+def test_a_changelog_of_other_partitions_stops_the_start(deployment: Deployment) -> None:
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
+    deployment.app += "-wrong"
+    admin.create_topics([NewTopic(deployment.changelog, 3, 1)])[deployment.changelog].result(20)
+    done = deployment.command("topics", "create")
+    assert done.returncode == 2
+    sentence = refusal(deployment)
+    assert f"{deployment.changelog} has 3 partitions, {deployment.clicks} has 4" in sentence
+    assert "cleanup.policy=delete, expected compact alone" in sentence
+
+
+def test_a_wrong_bundle_stops_the_start(deployment: Deployment, tmp_path: Path) -> None:
+    broken = tmp_path / "broken" / deployment.bundle.name
+    shutil.copytree(deployment.bundle, broken)
+    (broken / "items.txt").write_text("item-0\n")
+    deployment.bundle = broken
+    assert "items.txt" in refusal(deployment)
+
+
+def test_a_new_bundle_rebuilds_the_sessions_from_their_trails(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    answered_and_stopped(deployment)
+    deployment.bundle = write_tiny_bundle(
+        tmp_path / "next", n_items=50, hidden_size=12, k=10, n_layers=2, seed=5
+    )
+    worker = deployment.start()
+    deployment.send([(b"s", click("s", "item-9", LOG_BEGIN_MS + 9))])
+    deployment.wait_until_answered(6)
+    last = json.loads(deployment.read(deployment.recommendations)[-1].value or b"")
+    assert (last["model"], last["outcome"]) == (deployment.bundle.name, "model")
+    assert worker.metric("recs_rebuilt_sessions_total") == 1
+    # A fault-free run of all six clicks under the new bundle ends in the same state.
+    found = verdict(deployment)
+    assert (found.wrong_states, found.missing, found.duplicates) == (0, 0, 0)
+    assert found.hidden_error < 1e-5
