@@ -1,6 +1,7 @@
 """The Grafana dashboard as code: `python -m deploy.grafana.dashboard [--check]`.
 
-What it shows stands in graphs.py. Edit here, never in Grafana: the file is provisioned read-only, and a test compares the two.
+What it shows stands in graphs.py. Edit there, never in Grafana: dashboard.json is provisioned
+read-only, and a test compares it with the code.
 """
 
 import sys

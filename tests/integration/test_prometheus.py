@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.parse
 import urllib.request
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +60,7 @@ def server(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
             pytest.fail(reason)
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("prometheus")
-    name = f"prometheus-{free_port()}"
+    name = f"prometheus-{uuid.uuid4().hex[:8]}"
     topics = {
         "NEXTCLICK_BOOTSTRAP_SERVERS": kafka,
         "NEXTCLICK_APP_ID": name,
