@@ -9,7 +9,7 @@ UV := $(or $(shell command -v uv),build/tools/bin/uv)
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # An image's lock is the part of the whole lock that it installs.
-IMAGE_LOCK := -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+IMAGE_LOCK := -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 	-c deploy/requirements.lock
 
 .PHONY: help
@@ -22,7 +22,7 @@ demo: .venv/installed ## The main job end to end: Kafka, training, export, worke
 
 .PHONY: test
 test: .venv/installed build/prometheus ## All tests, on a real Kafka and a real Prometheus
-	$(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(TESTS)
+	REQUIRE_PROMETHEUS=1 $(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(TESTS)
 
 .PHONY: check
 check: .venv/installed build/prometheus ## Formatting, lint, types, architecture, generated files, Prometheus rules
@@ -48,10 +48,14 @@ bench-accuracy: .venv/installed ## The GRU beside its baselines on RSC15-100k, i
 broker: .venv/installed ## An Apache Kafka on 127.0.0.1:9092 until Ctrl-C
 	$(PYTHON) -m deploy.broker --port 9092
 
+.PHONY: images
+images: .venv/installed ## Container images on a host that cannot pull any (needs Docker and debootstrap)
+	$(PYTHON) -m deploy.images
+
 .PHONY: lock
 lock: $(UV) ## Resolve the dependencies again
-	$(UV) pip compile -q --universal --upgrade --generate-hashes --no-emit-index-url --no-header \
-		--all-extras --group dev pyproject.toml -o deploy/requirements.lock
+	$(UV) pip compile -q --universal --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
+		--no-header --all-extras --group dev pyproject.toml -o deploy/requirements.lock
 	$(UV) pip compile $(IMAGE_LOCK) --extra stream pyproject.toml -o deploy/stream.lock
 	$(UV) pip compile $(IMAGE_LOCK) --extra stream --extra train pyproject.toml -o deploy/train.lock
 

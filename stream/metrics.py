@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from stream.batch import PartitionOutput, Scores
+from stream.click import Reason
+from stream.messages import Outcome
 
 # Around the objective of 12 ms at the median and 30 ms at p99: steps of about a third there,
 # doubling outside, so that a quantile read from the buckets is never off by more than that.
@@ -139,6 +141,22 @@ class Metrics:
             f"Sum of 1/rank of the next click within the first {LIVE_K}, by timing.",
             "timing",
         )
+        self._create_series()
+
+    def _create_series(self) -> None:
+        """Begin every series with a closed label at 0: Prometheus' rate() misses a first step."""
+        for outcome in Outcome:
+            self.clicks.labels(outcome)
+        for reason in Reason:
+            self.rejected.labels(reason)
+        for timing in ("in_order", "late"):
+            self.live_predictions.labels(timing)
+            self.live_hits.labels(timing)
+            self.live_reciprocal_rank.labels(timing)
+        for stage in ("plan", "score", "finish", "deliver", "apply"):
+            self.stage.labels(stage)
+        for graph in ("encode", "rank"):
+            self.inference.labels(graph)
 
     def count_batch(
         self,

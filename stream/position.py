@@ -5,7 +5,7 @@ click below it is skipped whole. It also carries what must survive a restart to 
 a function of the log alone: the watermark and the count of bad clicks.
 """
 
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 
@@ -44,7 +44,7 @@ class Position(msgspec.Struct, array_like=True):
     bad_window_start: int = 0
     format: int = FORMAT
 
-    def copy(self) -> Self:
+    def copy(self) -> "Position":
         """Return an equal position that can be advanced without touching this one."""
         return msgspec.structs.replace(self)
 

@@ -4,10 +4,12 @@ import asyncio
 import logging
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import faust
@@ -70,6 +72,8 @@ def build_app(settings: WorkerSettings) -> WorkerApp:
         settings.app_id,
         **faust_options(settings),
         store=STORE_URL,
+        # Faust makes a folder that nothing is ever written to; not in the current one.
+        datadir=Path(tempfile.gettempdir()) / "nextclick-faust",
         # The topics are made by `topics create`: the principal of a worker needs no CREATE.
         topic_allow_declare=False,
         topic_disable_leader=True,
