@@ -463,6 +463,11 @@ def test_an_earlier_timestamp_is_late_and_a_gap_of_0() -> None:
     assert state.trail[-1].timestamp_ms == 0
 
 
+def test_a_click_of_the_same_millisecond_is_not_late() -> None:
+    log = [click("s", "a", 5, 0), click("s", "b", 5, 1)]
+    assert hand().step(log)[0].late == 0
+
+
 def test_without_an_idle_timeout_no_session_ends() -> None:
     replay = hand(NEVER)
     replay.step([click("s", "a", 0, 0), click("t", "a", 9_999_999, 1), click("s", "b", 2, 2)])
