@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, SettingsError
 
 from stream.bundle import BundleError
 from stream.faust_patches import PatchError
+from stream.position import PositionError
 from stream.reset import ResetError
 from stream.settings import ResetSettings, TopicsSettings, WatchSettings, WorkerSettings
 from stream.topics import TopicError
@@ -37,7 +38,14 @@ def _guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
     """Turn what is wrong with a deployment into one sentence and exit code 2."""
     try:
         return run(words)
-    except (BundleError, PatchError, TopicError, ResetError, SettingsError) as error:
+    except (
+        BundleError,
+        PatchError,
+        PositionError,
+        TopicError,
+        ResetError,
+        SettingsError,
+    ) as error:
         print(error, file=sys.stderr)
     return EXIT_DEPLOYMENT
 

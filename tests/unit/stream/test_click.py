@@ -156,6 +156,12 @@ def test_arbitrary_bytes_never_raise(key: bytes | None, value: bytes | None) -> 
     check_law(parse_click(record(value, key)))
 
 
+def test_10_000_random_byte_strings_never_raise() -> None:
+    rng = random.Random(2)
+    for _ in range(10_000):
+        check_law(parse_click(record(rng.randbytes(rng.randrange(200)), rng.choice((b"s", b"")))))
+
+
 # hypothesis' text leaves surrogates out unless asked; json.dumps escapes them.
 any_text = st.text(st.characters(exclude_categories=())) | st.text(max_size=300)
 any_json = st.recursive(

@@ -6,6 +6,7 @@ import pytest
 
 from stream import __main__ as cli
 from stream.__main__ import COMMANDS, main
+from stream.position import decode_position
 
 
 @pytest.fixture(autouse=True)
@@ -139,6 +140,17 @@ def test_help_of_a_command_begins_as_it_is_typed(
         main([*command.split(), "--help"])
     assert exit_.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: python -m stream {command} ")
+
+
+def test_a_position_of_another_version_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(words: list[str]) -> int:
+        decode_position(b"\x93")
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, "reset", run)
+    assert refused(capsys, "reset").startswith("position record of format 1 expected: ")
 
 
 def test_a_bug_is_not_dressed_up_as_a_bad_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
