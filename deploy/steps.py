@@ -106,13 +106,8 @@ def run_demo(settings: DemoSettings) -> Summary:
             f"{len(log.heldout):,} to replay"
         )
         bundle = _train_and_export(demo, log)
-        replay_seconds = len(log.heldout) / settings.clicks_per_second
-        demo.tell(
-            f"replay: {len(log.heldout):,} clicks in order of time at "
-            f"{settings.clicks_per_second:g}/s, {replay_seconds:.0f} s"
-        )
         with _worker(demo, bundle) as worker, AnswerReader(demo.kafka) as reader:
-            _replay_and_watch(demo, log.idle_timeout_s)
+            _replay_and_watch(demo, log)
             reader.wait_for(len(log.heldout), QUIET_S)
             worker.check_runs()
         demo.tell("worker: stopped")
@@ -206,15 +201,20 @@ def _is_ready(port: int) -> bool:
         connection.close()
 
 
-def _replay_and_watch(demo: Demo, idle_timeout_s: int | None) -> None:
+def _replay_and_watch(demo: Demo, log: Heldout) -> None:
     """Returns when the last click is acknowledged; the view shows the last answers too."""
+    per_second = demo.settings.clicks_per_second
+    demo.tell(
+        f"replay: {len(log.heldout):,} clicks in order of time at {per_second:g}/s, "
+        f"{len(log.heldout) / per_second:.0f} s"
+    )
     watch = ["stream", "watch", "--from-beginning", *demo.kafka_flags]
-    if idle_timeout_s is not None:
-        watch += ["--idle-timeout-s", str(idle_timeout_s)]
+    if log.idle_timeout_s is not None:
+        watch += ["--idle-timeout-s", str(log.idle_timeout_s)]
     replay = [
         *("deploy.replay", "--clicks", str(demo.settings.out / "heldout.parquet")),
         *("--bootstrap-servers", demo.kafka.bootstrap_servers, "--topic", demo.kafka.clicks_topic),
-        *("--clicks-per-second", f"{demo.settings.clicks_per_second}"),
+        *("--clicks-per-second", f"{per_second}"),
     ]
     with running(watch), running(replay) as producer:
         producer.wait()
