@@ -12,7 +12,13 @@ from stream.bundle import BundleError
 from stream.faust_patches import PatchError
 from stream.position import PositionError
 from stream.reset import ResetError
-from stream.settings import ResetSettings, TopicsSettings, WatchSettings, WorkerSettings
+from stream.settings import (
+    KafkaSettings,
+    ResetSettings,
+    TopicsSettings,
+    WatchSettings,
+    WorkerSettings,
+)
 from stream.topics import TopicError
 
 T = TypeVar("T", bound=BaseSettings)
@@ -70,6 +76,8 @@ def _settings(command: str, kind: type[T], words: list[str]) -> T:
 
 def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     """Say what is wrong with a setting: flag and environment name, found, expected, meaning."""
+    if not problem["loc"]:  # settings that do not go together
+        return problem["msg"].removeprefix("Value error, ")
     name = str(problem["loc"][0])
     field = kind.model_fields[name]
     where = f"--{name.replace('_', '-')} (or {kind.model_config['env_prefix']}{name.upper()})"
@@ -102,7 +110,7 @@ def _topics_create(words: list[str]) -> int:
 def _topics_check(words: list[str]) -> int:
     from stream.topics import check_topics
 
-    facts = check_topics(_settings("topics check", TopicsSettings, words))
+    facts = check_topics(_settings("topics check", KafkaSettings, words))
     print(f"topics are right: {facts.click_partitions} partitions of clicks")
     return 0
 

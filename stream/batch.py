@@ -1,13 +1,12 @@
 """The heart: clicks and states in, what to publish and what to persist out.
 
 Pure and synchronous. Three steps, so that only the middle one needs a thread:
-``plan_batch`` parses and resumes (steps 1 and 2 of a click's path), ``score_plan`` runs the
+``plan_batch`` parses and resumes (steps 1 and 2 of a click's path), ``Waves.score`` runs the
 model (3), ``finish_batch`` writes the records (4). Neither Faust nor a clock is known here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -16,7 +15,6 @@ from stream.bundle import Bundle
 from stream.click import BadClick, Click, Record, parse_click
 from stream.messages import Item, Message, Outcome, dead_letter, recommendation
 from stream.position import BadClickLimit, Position
-from stream.scorer import Scorer
 from stream.session import (
     TRAIL_CLICKS,
     LastOutcome,
@@ -25,6 +23,7 @@ from stream.session import (
     decode_state,
     encode_state,
 )
+from stream.waves import Scores, Waves
 
 Lookup = Callable[[int, bytes], bytes | None]
 """(partition, session) -> the state's bytes, or None."""
@@ -101,7 +100,6 @@ class _Session:
     last_outcome: LastOutcome
     trail: list[TrailClick]
     current: _ListRef
-    depth: int = 0
     changed: bool = False
 
 
@@ -115,36 +113,14 @@ class _Answer:
 
 
 @dataclass(slots=True)
-class _Wave:
-    """The k-th step of every session that has one; rank_row -1: nobody asked for a list."""
-
-    rows: list[int] = field(default_factory=list)
-    items: list[int] = field(default_factory=list)
-    rank_rows: list[int] = field(default_factory=list)
-
-
-@dataclass(slots=True)
 class Plan:
     """What the model has to compute, and for whom."""
 
     outputs: dict[int, PartitionOutput] = field(default_factory=dict)
-    waves: list[_Wave] = field(default_factory=list)
-    n_ranks: int = 0
-    hidden: list[Float32[np.ndarray, "LH"] | None] = field(default_factory=list)
+    waves: Waves = field(default_factory=Waves)
     answers: list[_Answer] = field(default_factory=list)
     to_judge: list[tuple[PartitionOutput, _ListRef, int, bool]] = field(default_factory=list)
     sessions: dict[tuple[int, bytes], _Session] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """What the model computed for a plan, and how long each graph took."""
-
-    hidden: Float32[np.ndarray, "L S H"]
-    top_index: Int32[np.ndarray, "R K"]
-    top_score: Float32[np.ndarray, "R K"]
-    encode_seconds: float
-    rank_seconds: float
 
 
 def plan_batch(
@@ -214,7 +190,7 @@ def _plan_click(
         plan.to_judge.append((output, session.current, index, late))
     session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
     session.last_outcome = LastOutcome.MODEL
-    session.current = _step(plan, session, index, ranked=True)
+    session.current = plan.waves.step(session.row, index, ranked=True)
     plan.answers.append(_Answer(output, record, click, Outcome.MODEL, session.current))
 
 
@@ -258,10 +234,8 @@ def _is_repeated(click: Click, trail: Sequence[TrailClick]) -> bool:
 
 
 def _fresh(plan: Plan, name: tuple[int, bytes], click: Click) -> _Session:
-    session = _Session(
-        len(plan.hidden), click.timestamp_ms, 0, LastOutcome.FALLBACK, [], current=None
-    )
-    plan.hidden.append(None)
+    row = plan.waves.add_session(None)
+    session = _Session(row, click.timestamp_ms, 0, LastOutcome.FALLBACK, [], current=None)
     plan.sessions[name] = session
     return session
 
@@ -269,68 +243,27 @@ def _fresh(plan: Plan, name: tuple[int, bytes], click: Click) -> _Session:
 def _from_state(
     plan: Plan, output: PartitionOutput, state: SessionState, bundle: Bundle
 ) -> _Session:
+    same_model = state.bundle_id == bundle.manifest.bundle_id
     session = _Session(
-        len(plan.hidden),
+        plan.waves.add_session(state.hidden if same_model else None),
         state.last_click_ms,
         state.n_clicks,
         state.last_outcome,
         list(state.trail),
         _Stored(state.top_index, state.top_score) if state.top_index.size else None,
     )
-    if state.bundle_id == bundle.manifest.bundle_id:
-        plan.hidden.append(state.hidden)
+    if same_model:
         return session
     # Another model made the hidden state and the list: run the trail through this one. Its list
     # was never published, so the next click does not judge it.
-    plan.hidden.append(None)
     known = [bundle.item_index[c.item_id] for c in session.trail if c.item_id in bundle.item_index]
     for index in known[:-1]:
-        _step(plan, session, index, ranked=False)
-    session.current = _step(plan, session, known[-1], ranked=True) if known else None
+        plan.waves.step(session.row, index, ranked=False)
+    session.current = plan.waves.step(session.row, known[-1], ranked=True) if known else None
     session.last_outcome = LastOutcome.UNKNOWN_ITEM if known else LastOutcome.FALLBACK
     session.changed = True
     output.rebuilt += 1
     return session
-
-
-def _step(plan: Plan, session: _Session, item_index: int, *, ranked: bool) -> int:
-    if session.depth == len(plan.waves):
-        plan.waves.append(_Wave())
-    wave = plan.waves[session.depth]
-    session.depth += 1
-    wave.rows.append(session.row)
-    wave.items.append(item_index)
-    rank_row = -1
-    if ranked:
-        rank_row = plan.n_ranks
-        plan.n_ranks += 1
-    wave.rank_rows.append(rank_row)
-    return rank_row
-
-
-def score_plan(plan: Plan, scorer: Scorer) -> Scores:
-    """Run the waves, then one rank call for all clicks. Blocks; releases the GIL inside ONNX."""
-    started = perf_counter()
-    shape = (scorer.n_layers, len(plan.hidden), scorer.hidden_size)
-    hidden = np.zeros(shape, np.float32)
-    for row, stored in enumerate(plan.hidden):
-        if stored is not None:
-            hidden[:, row] = stored.reshape(shape[0], shape[2])
-    last = np.empty((plan.n_ranks, scorer.hidden_size), np.float32)
-    for wave in plan.waves:
-        rows = np.array(wave.rows)
-        stepped = scorer.encode(np.array(wave.items, np.int64), hidden[:, rows])
-        hidden[:, rows] = stepped
-        rank_rows = np.array(wave.rank_rows)
-        ranked = rank_rows >= 0
-        last[rank_rows[ranked]] = stepped[-1][ranked]
-    encoded = perf_counter()
-    if plan.n_ranks:
-        top_index, top_score = scorer.rank(last)
-    else:
-        top_index = np.empty((0, scorer.n_recommendations), np.int32)
-        top_score = np.empty((0, scorer.n_recommendations), np.float32)
-    return Scores(hidden, top_index, top_score, encoded - started, perf_counter() - encoded)
 
 
 def finish_batch(

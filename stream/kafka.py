@@ -38,7 +38,7 @@ def confluent_options(settings: KafkaSettings) -> dict[str, Any]:
 def aiokafka_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return the options of an aiokafka client: address and security."""
     options: dict[str, Any] = {
-        "bootstrap_servers": settings.bootstrap_servers.split(","),
+        "bootstrap_servers": settings.servers,
         "client_id": CLIENT_ID,
         "security_protocol": settings.security_protocol,
     }
@@ -56,7 +56,7 @@ def aiokafka_options(settings: KafkaSettings) -> dict[str, Any]:
 def faust_options(settings: KafkaSettings) -> dict[str, Any]:
     """Return the options of a Faust app: address and security."""
     options: dict[str, Any] = {
-        "broker": [URL(f"kafka://{server}") for server in settings.bootstrap_servers.split(",")],
+        "broker": [URL(f"kafka://{server}") for server in settings.servers],
         "broker_client_id": CLIENT_ID,
     }
     context = _ssl_context(settings) if _has_tls(settings) else None

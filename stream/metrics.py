@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from stream.batch import PartitionOutput, Scores
+from stream.batch import PartitionOutput
 from stream.click import Reason
 from stream.messages import Outcome
+from stream.waves import Scores
 
 # Around the objective of 12 ms at the median and 30 ms at p99: steps of about a third there,
 # doubling outside, so that a quantile read from the buckets is never off by more than that.
@@ -93,14 +94,14 @@ class Metrics:
         )
         self.inference = histogram(
             "recs_inference_seconds",
-            "Wall time of one ONNX call, by graph: encode, rank.",
+            "Wall time of the model on one micro-batch, by graph: encode (all waves), rank.",
             STAGE_BUCKETS,
             "graph",
         )
         self.batch_size = histogram(
             "recs_batch_clicks",
             "Clicks in one micro-batch.",
-            (1, 2, 4, 8, 16, 32, 64, 128, 256),
+            (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
         )
         self.sessions = gauge("recs_live_sessions", "Sessions held, by partition.", "partition")
         self.expired = counter(
@@ -125,7 +126,9 @@ class Metrics:
             "partition",
         )
         self.ready = gauge("recs_ready", "1 when partitions are assigned and restored, else 0.")
-        self.bundle = Info("recs_bundle", "The bundle in service.", registry=registry)
+        self.bundle = Info(
+            "recs_bundle", "The bundle in service: bundle_id, architecture.", registry=registry
+        )
         self.live_predictions = counter(
             "recs_live_predictions_total",
             "Lists judged by the session's next click, by timing: in_order, late.",

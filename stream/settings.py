@@ -5,9 +5,17 @@ in the bundle's manifest.
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    Field,
+    FilePath,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 CONFIG = SettingsConfigDict(
@@ -30,11 +38,11 @@ class KafkaSettings(BaseSettings):
     """Kafka brokers, host:port, separated by commas."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """Kafka's security.protocol."""
-    ssl_cafile: Path | None = None
+    ssl_cafile: FilePath | None = None
     """CA certificates (PEM) that signed the brokers'; unset: the system's."""
-    ssl_certfile: Path | None = None
+    ssl_certfile: FilePath | None = None
     """Client certificate (PEM), for mutual TLS."""
-    ssl_keyfile: Path | None = None
+    ssl_keyfile: FilePath | None = None
     """Key (PEM) of the client certificate."""
     sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
     """SASL mechanism, where the security protocol is a SASL one."""
@@ -53,6 +61,22 @@ class KafkaSettings(BaseSettings):
     """Topic the recommendations are written to."""
     dead_letter_topic: str = Field(default="clicks-dead-letter", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
     """Topic the bad clicks are written to."""
+
+    @model_validator(mode="after")
+    def _check_sasl(self) -> Self:
+        if self.security_protocol.startswith("SASL_") and not (
+            self.sasl_username and self.sasl_password
+        ):
+            raise ValueError(
+                f"security_protocol is {self.security_protocol}, which needs sasl_username and "
+                "sasl_password; one of them is not set"
+            )
+        return self
+
+    @property
+    def servers(self) -> list[str]:
+        """The brokers, one by one."""
+        return [server.strip() for server in self.bootstrap_servers.split(",")]
 
     @property
     def changelog_topic(self) -> str:

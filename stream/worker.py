@@ -16,7 +16,7 @@ import faust
 import structlog
 from faust.types import TP
 
-from stream.batch import Plan, Rules, finish_batch, plan_batch, score_plan
+from stream.batch import Plan, Rules, finish_batch, plan_batch
 from stream.bundle import Bundle
 from stream.click import Record
 from stream.delivery import Delivery, TransactionLostError
@@ -208,7 +208,7 @@ class Worker:
         await self._check_holes(plan)
         with self._stage("score"):
             scores = await asyncio.get_running_loop().run_in_executor(
-                self._scoring, score_plan, plan, self._scorer
+                self._scoring, plan.waves.score, self._scorer
             )
         with self._stage("finish"):
             outputs = finish_batch(plan, scores, self._bundle, topic, _now_ms())

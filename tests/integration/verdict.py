@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from stream.batch import Rules, finish_batch, plan_batch, score_plan
+from stream.batch import Rules, finish_batch, plan_batch
 from stream.bundle import load_bundle
 from stream.click import Record
 from stream.position import POSITION_KEY, BadClickLimit, Position
@@ -121,7 +121,7 @@ def _fault_free(
             rules,
             deployment.clicks,
         )
-        outputs = finish_batch(plan, score_plan(plan, scorer), bundle, deployment.clicks, 0)
+        outputs = finish_batch(plan, plan.waves.score(scorer), bundle, deployment.clicks, 0)
         output = outputs[r.partition]
         positions[r.partition] = output.position
         states |= {(r.partition, key): raw for key, raw in output.states.items()}

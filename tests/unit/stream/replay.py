@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from stream.batch import PartitionOutput, Rules, finish_batch, plan_batch, score_plan
+from stream.batch import PartitionOutput, Rules, finish_batch, plan_batch
 from stream.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
 from stream.click import Record
 from stream.messages import Message
@@ -105,7 +105,7 @@ class Replay:
         self.sessions.own({*self.sessions.partitions, *records})
         positions = {p: self.partition(p).position or Position(0, "topic") for p in records}
         plan = plan_batch(records, positions, self.sessions.get, self.bundle, self.rules, TOPIC)
-        scores = score_plan(plan, self.scorer)
+        scores = plan.waves.score(self.scorer)
         outputs = finish_batch(plan, scores, self.bundle, TOPIC, PUBLISHED_MS)
         for p, output in outputs.items():
             dead = self._dead(p, output) if self.collect else []

@@ -51,7 +51,7 @@ def _cli(kind: Any, *words: str) -> Any:
         ("app_id", ["a.b_c-D9"], ["", "a b", "a/b", "a" * 201]),
         ("clicks_topic", ["clicks"], ["", "clicks!", "c" * 250]),
         ("bootstrap_servers", ["a:1,b:2"], [""]),
-        ("security_protocol", ["SASL_SSL"], ["TLS", "ssl"]),
+        ("security_protocol", ["SSL"], ["TLS", "ssl"]),
         ("sasl_mechanism", ["PLAIN"], ["GSSAPI"]),
         ("log_level", ["debug"], ["DEBUG", "loud"]),
     ],
@@ -91,3 +91,21 @@ def test_the_password_is_not_shown() -> None:
 def test_the_changelog_is_named_after_the_app() -> None:
     # Faust's own rule: app, table, "changelog"; another name would leave the table without one.
     assert KafkaSettings(app_id="shop").changelog_topic == "shop-sessions-changelog"
+
+
+@pytest.mark.parametrize("missing", ["sasl_username", "sasl_password"])
+def test_sasl_needs_a_user_and_a_password_and_names_neither_ones_value(missing: str) -> None:
+    given = {"sasl_username": "someone", "sasl_password": "secret", missing: None}
+    with pytest.raises(ValidationError) as refused:
+        KafkaSettings(security_protocol="SASL_SSL", **given)  # type: ignore[arg-type]
+    (problem,) = refused.value.errors()
+    assert problem["msg"].endswith("needs sasl_username and sasl_password; one of them is not set")
+
+
+def test_a_certificate_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValidationError, match="does not point to a file"):
+        KafkaSettings(security_protocol="SSL", ssl_cafile=tmp_path / "absent.pem")
+
+
+def test_servers_are_one_by_one_without_spaces() -> None:
+    assert KafkaSettings(bootstrap_servers="a:1, b:2").servers == ["a:1", "b:2"]
