@@ -42,15 +42,15 @@ def plot_training(
 ) -> None:
     """A PNG of loss, Recall@20 and MRR@20 by epoch; baselines are level lines beside them."""
     epochs = [record.epoch for record in history]
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 4), layout="constrained")
     FigureCanvasAgg(figure)
     measured = [name for name in ("recall_at_20", "mrr_at_20") if name in history[-1].metrics]
     axes = figure.subplots(1, 1 + len(measured), squeeze=False)[0]
     for axis, name in zip(axes, ["loss", *measured], strict=True):
         colour, title = _LINES[name]
         values = [r.loss if name == "loss" else r.metrics[name] for r in history]
-        axis.plot(epochs, values, color=colour, marker="o", markersize=4, label="gru")
-        axis.set_title(title if name == "loss" else f"{title}, validation")
+        axis.plot(epochs, values, color=colour, marker="o", markersize=4)
+        axis.set_title(title)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.25)
         axis.margins(x=0.08)
@@ -58,17 +58,14 @@ def plot_training(
         axis.spines[["top", "right"]].set_visible(False)
         if name == "loss":
             continue
-        for style, (baseline, figures) in zip(_BASELINE_STYLES, baselines.items(), strict=False):
-            axis.axhline(figures[name], color="0.45", linestyle=style, label=baseline)
+        levels = [figures[name] for figures in baselines.values()]
+        for style, level in zip(_BASELINE_STYLES, levels, strict=False):
+            axis.axhline(level, color="0.45", linestyle=style)
         best = history[best_epoch - 1].metrics[name]
         axis.plot([best_epoch], [best], "o", color=colour, markersize=10, fillstyle="none")
-        axis.annotate(
-            f"{best:.4f}",
-            (best_epoch, best),
-            xytext=(0, 10),
-            textcoords="offset points",
-            ha="center",
-        )
-        axis.set_ylim(bottom=0, top=1.15 * max(values + [f[name] for f in baselines.values()]))
-        axis.legend(loc="lower right", frameon=False)
+        axis.set_title(f"Validation {title}: {best:.4f} (epoch {best_epoch})")
+        axis.set_ylim(0, 1.1 * max(values + levels))
+    if baselines and measured:  # below all panels, where it hides no line
+        lines = axes[-1].get_lines()[1 : 1 + len(baselines)]
+        figure.legend(lines, list(baselines), loc="outside lower center", ncols=3, frameon=False)
     figure.savefig(path, dpi=120)
