@@ -5,5 +5,10 @@ How they were found, and what did not help, stands in docs/experiments.md.
 
 PRESETS: dict[str, dict[str, object]] = {
     "default": {},
-    "rsc15-100k": {"batch_size": 32, "dropout_embedding": 0.5, "dropout_hidden": 0.2},
+    "rsc15-100k": {
+        "n_negatives": 2048,
+        "batch_size": 32,
+        "dropout_embedding": 0.5,
+        "dropout_hidden": 0.2,
+    },
 }

@@ -53,15 +53,15 @@ class Hyperparameters(BaseModel):
     """BPR-max: alpha of the exponential linear unit on the scores; 0 leaves it out."""
     logq: bool = True
     """Cross-entropy: correct the scores for how likely an item is among the candidates."""
-    n_negatives: NonNegativeInt = 2048
+    n_negatives: NonNegativeInt = 512
     """Negatives drawn for each step, beside the batch's own targets."""
     sample_alpha: float = Field(default=0.5, ge=0, le=2)
     """Negatives are drawn with probability proportional to support^sample_alpha."""
     batch_size: PositiveInt = 64
     """Sessions side by side."""
-    dropout_embedding: float = Field(default=0.2, ge=0, lt=1)
+    dropout_embedding: float = Field(default=0.1, ge=0, lt=1)
     """Share of an embedding's entries left out of a training step."""
-    dropout_hidden: float = Field(default=0.2, ge=0, lt=1)
+    dropout_hidden: float = Field(default=0.1, ge=0, lt=1)
     """Share of a hidden state's entries left out on the way up, to the next layer or the scores."""
     learning_rate: PositiveFloat = 0.05
     """Of Adagrad."""

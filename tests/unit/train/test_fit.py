@@ -16,7 +16,7 @@ from train.trainer import Hyperparameters
 SMALL = Hyperparameters(
     hidden_size=32,
     n_negatives=64,
-    batch_size=16,
+    batch_size=32,
     dropout_embedding=0.0,
     dropout_hidden=0.0,
     learning_rate=0.1,
