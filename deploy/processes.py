@@ -5,10 +5,12 @@ import ctypes
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 STOP_TIMEOUT_S = 20.0
+POLL_S = 0.05
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -44,7 +46,11 @@ class Child:
 
     def wait(self) -> None:
         """Return when it has done its work; raise ProcessError when it failed."""
-        if self._process.wait() != 0:
+        # Not one blocking wait: Polars, once imported, has SIGINT restart system calls
+        # (SA_RESTART), and a restarted call leaves Python no moment to hear Ctrl-C.
+        while self._process.poll() is None:
+            time.sleep(POLL_S)
+        if self._process.returncode != 0:
             raise ProcessError(self._last_words())
 
     def stop(self) -> None:
