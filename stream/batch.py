@@ -8,6 +8,7 @@ model (3), ``finish_batch`` writes the records (4). Neither Faust nor a clock is
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from jaxtyping import Float32, Int32
 
@@ -51,8 +52,7 @@ class Rules:
         )
 
 
-@dataclass(slots=True)
-class Judgement:
+class Judgement(msgspec.Struct):
     """A click that tells how good the session's last list was. ``rank`` 0: not in it."""
 
     late: bool
@@ -78,8 +78,7 @@ class PartitionOutput:
     rebuilt: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
+class _Stored(msgspec.Struct, frozen=True):
     """A list out of the session's state."""
 
     top_index: Int32[np.ndarray, "K"]
@@ -90,8 +89,7 @@ _ListRef = int | _Stored | None
 """A list: row of this batch's rank call, out of the state, or none (popularity answers)."""
 
 
-@dataclass(slots=True)
-class _Session:
+class _Session(msgspec.Struct):
     """One session while its clicks of this batch are planned. ``row``: its row of hidden."""
 
     row: int
@@ -103,8 +101,7 @@ class _Session:
     changed: bool = False
 
 
-@dataclass(slots=True)
-class _Answer:
+class _Answer(msgspec.Struct):
     output: PartitionOutput
     record: Record
     click: Click
@@ -320,10 +317,10 @@ def _rank_of(target: int, listed: _ListRef, scores: Scores) -> int:
     """Rank of an item in a list, from 1; the last position of its score (ties count against)."""
     assert listed is not None, "only a list of the model is judged"
     top_index, top_score = _list_of(listed, scores)
-    found = np.flatnonzero(top_index == target)
-    if not found.size:
+    items = top_index.tolist()
+    if target not in items:
         return 0
-    return int(np.flatnonzero(top_score == top_score[found[0]])[-1]) + 1
+    return int(np.flatnonzero(top_score == top_score[items.index(target)])[-1]) + 1
 
 
 def _state_of(session: _Session, scores: Scores, bundle_id: str) -> SessionState:

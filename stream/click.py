@@ -1,10 +1,11 @@
 """A record's bytes become a click, or a bad click with its reason. Never an exception.
 
+Values of the path are msgspec structs: a frozen dataclass takes three times as long to make.
+
 Law: every accepted click encodes into a session state (see session.py).
 """
 
 import unicodedata
-from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import blake2b
 
@@ -28,8 +29,7 @@ class Reason(StrEnum):
     BAD_TIMESTAMP = "bad_timestamp"
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(msgspec.Struct, frozen=True):
     """One Kafka record of the clicks topic.
 
     ``timestamp_ms`` is the record's own (the append time, as ``topics create`` sets it).
@@ -42,8 +42,7 @@ class Record:
     value: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Click:
+class Click(msgspec.Struct, frozen=True):
     """A click that can be answered. ``event_hash`` is 0 where the producer sent no event_id."""
 
     session: bytes
@@ -52,8 +51,7 @@ class Click:
     event_hash: int
 
 
-@dataclass(frozen=True, slots=True)
-class BadClick:
+class BadClick(msgspec.Struct, frozen=True):
     """A record that is no click: the reason, and a sentence for whoever reads the dead letter."""
 
     reason: Reason

@@ -1,6 +1,5 @@
 """What the worker publishes: recommendations and dead letters, as Kafka messages."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -22,8 +21,7 @@ class Outcome(StrEnum):
     FALLBACK = "fallback"
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """One record to produce; ``value`` None is a tombstone."""
 
     key: bytes | None

@@ -4,10 +4,10 @@
 """
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
+import msgspec
 import numpy as np
 from jaxtyping import Float32, Int32
 
@@ -34,8 +34,7 @@ class StateError(ValueError):
     """Bytes in the changelog that this version cannot read."""
 
 
-@dataclass(frozen=True, slots=True)
-class TrailClick:
+class TrailClick(msgspec.Struct, frozen=True):
     """One click of the past. ``context`` is empty until a bundle declares context fields."""
 
     item_id: str
@@ -44,8 +43,7 @@ class TrailClick:
     context: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class SessionState:
+class SessionState(msgspec.Struct, frozen=True):
     """One session under one bundle.
 
     hidden: all layers' state after the last known item, in the bundle's shape, flat.

@@ -92,7 +92,7 @@ class WorkerSettings(KafkaSettings):
     batch_clicks: PositiveInt = Field(default=256, le=4096)
     """Most clicks in one micro-batch."""
     batch_window_s: NonNegativeFloat = Field(default=0.005, le=1.0)
-    """Longest time the first click of a micro-batch waits for others."""
+    """Shortest time from one micro-batch to the next: clicks that come closer go together."""
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""
     allowed_lateness_s: NonNegativeInt = 600

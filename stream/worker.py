@@ -144,6 +144,7 @@ class Worker:
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._between_batches = asyncio.Lock()
         self._restored = False
+        self._took_at = 0.0
         self._batch_started: float | None = None
         self.app.agent(self._clicks, name="recommend")(self._recommend)
         self.app.timer(LAG_EVERY_S)(self._watch_lag)
@@ -168,17 +169,18 @@ class Worker:
             del events  # Faust counts a message as unacknowledged while it is referenced
 
     async def _take(self, queue: Any) -> list[Any]:
-        """Return up to ``batch_clicks`` events, the first at most one window old."""
+        """Return up to ``batch_clicks`` events; batches begin at least one window apart.
+
+        So a lone click does not wait, and one that queued up behind a batch waits no longer;
+        without the pause, transactions run back to back and saturate two cores.
+        """
         events = [await queue.get()]
-        waited = False
-        while len(events) < self._settings.batch_clicks:
-            if not queue.empty():
-                events.append(queue.get_nowait())
-            elif waited:
-                break
-            else:
-                await asyncio.sleep(self._settings.batch_window_s)
-                waited = True
+        pause_s = self._took_at + self._settings.batch_window_s - time.monotonic()
+        if pause_s > 0:
+            await asyncio.sleep(pause_s)
+        self._took_at = time.monotonic()
+        while len(events) < self._settings.batch_clicks and not queue.empty():
+            events.append(queue.get_nowait())
         return events
 
     async def _process(self, events: list[Any]) -> None:
