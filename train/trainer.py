@@ -42,7 +42,7 @@ class Hyperparameters(BaseModel):
     """Units of each GRU layer, and width of the item embedding."""
     n_layers: PositiveInt = 1
     """GRU layers, one above the other."""
-    embedding: Literal["shared", "separate"] = "shared"
+    embedding: Literal["shared", "separate"] = "separate"
     """Whether clicks are read through the rows items are scored with, or through a table of their
     own."""
     loss: Literal["bpr-max", "cross-entropy"] = "bpr-max"
@@ -57,13 +57,13 @@ class Hyperparameters(BaseModel):
     """Negatives drawn for each step, beside the batch's own targets."""
     sample_alpha: float = Field(default=0.5, ge=0, le=2)
     """Negatives are drawn with probability proportional to support^sample_alpha."""
-    batch_size: PositiveInt = 64
+    batch_size: PositiveInt = 96
     """Sessions side by side."""
-    dropout_embedding: float = Field(default=0.1, ge=0, lt=1)
+    dropout_embedding: float = Field(default=0.0, ge=0, lt=1)
     """Share of an embedding's entries left out of a training step."""
-    dropout_hidden: float = Field(default=0.1, ge=0, lt=1)
+    dropout_hidden: float = Field(default=0.0, ge=0, lt=1)
     """Share of a hidden state's entries left out on the way up, to the next layer or the scores."""
-    learning_rate: PositiveFloat = 0.05
+    learning_rate: PositiveFloat = 0.07
     """Of Adagrad."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Nesterov momentum."""

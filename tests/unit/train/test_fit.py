@@ -45,7 +45,7 @@ def pop_recall(log: TrainingLog) -> float:
     [
         {},
         {"loss": "cross-entropy"},
-        {"embedding": "separate"},
+        {"embedding": "shared"},
         {"n_layers": 2},
         {"momentum": 0.3, "learning_rate": 0.05},
     ],

@@ -25,9 +25,9 @@ def fit(clicks: Path, out: Path, *flags: str) -> int:
 
 def test_fit_leaves_a_checkpoint_figures_and_a_plot(clicks: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert fit(clicks, out, "--idle-timeout-s", "1800", "--embedding", "separate") == 0
+    assert fit(clicks, out, "--idle-timeout-s", "1800", "--embedding", "shared") == 0
     info = load_checkpoint(out).info
-    assert info.model.embedding == "separate"
+    assert info.model.embedding == "shared"
     assert info.idle_timeout_s == 1800
     assert info.training.sessions == 90
     assert info.finished
