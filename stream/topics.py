@@ -121,26 +121,12 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
     if wrong:
         raise TopicError("; ".join(wrong))
     return TopicFacts(
-        topic_id(settings),
+        _topic_id(admin, clicks),
         partitions[clicks],
         partitions[recommendations],
         partitions[dead_letter],
         dead_letter_bytes,
     )
-
-
-def topic_id(settings: KafkaSettings) -> str:
-    """Return the clicks topic's id: another one after the topic was deleted and made anew."""
-    admin = AdminClient(confluent_options(settings))
-    future = admin.describe_topics(
-        TopicCollection([settings.clicks_topic]), request_timeout=TIMEOUT_S
-    )[settings.clicks_topic]
-    try:
-        return str(future.result(TIMEOUT_S).topic_id)
-    except KafkaException as error:
-        raise TopicError(
-            f"topic {settings.clicks_topic} cannot be described: {error.args[0].str()}"
-        ) from error
 
 
 def group_offsets(settings: KafkaSettings) -> dict[int, int]:
@@ -171,3 +157,10 @@ def _configs(admin: AdminClient, names: tuple[str, ...]) -> dict[str, dict[str, 
         resource.name: {key: entry.value for key, entry in future.result(TIMEOUT_S).items()}
         for resource, future in futures.items()
     }
+
+
+def _topic_id(admin: AdminClient, topic: str) -> str:
+    """Return a topic's id: another one after it was deleted and made anew."""
+    request = TopicCollection([topic])
+    future = admin.describe_topics(request, request_timeout=TIMEOUT_S)[topic]
+    return str(future.result(TIMEOUT_S).topic_id)

@@ -4,6 +4,7 @@
 second group are intact there: they only place the fault.
 """
 
+import asyncio
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ import uuid
 from typing import Any
 
 from faust.tables.recovery import Recovery
+from faust.transport.consumer import Consumer
 
 from stream import __main__ as command
 from stream import faust_patches, restore, worker
@@ -24,14 +26,14 @@ def no_position_record() -> None:
     check = restore._check_positions
 
     async def check_positions(
-        partitions: Any, sessions: Sessions, reader: Any, settings: Any
+        partitions: Any, sessions: Sessions, reader: Any, settings: Any, topic_id: str
     ) -> int:
         committed = group_offsets(settings)
         for partition in partitions:
             position = sessions.partitions[partition].position
             if position is not None:
                 position.next_offset = committed.get(partition, 0)
-        return await check(partitions, sessions, reader, settings)
+        return await check(partitions, sessions, reader, settings, topic_id)
 
     restore._check_positions = check_positions
 
@@ -78,6 +80,17 @@ def no_stopped_flow() -> None:
     _replace_patch("restore_before_resume", restore_before_resume)
 
 
+def slow_seek() -> None:
+    """Take a second between the seek and the resume, as a busy broker may: no guard is out."""
+    seek = Consumer.perform_seek
+
+    async def perform_seek(self: Any) -> None:
+        await seek(self)
+        await asyncio.sleep(1.0)
+
+    Consumer.perform_seek = perform_seek  # type: ignore[method-assign]
+
+
 def no_hole_check() -> None:
     """Trust that what Faust delivers is everything."""
 
@@ -121,6 +134,7 @@ GUARDS = {
     "no_restore": no_restore,
     "no_stopped_flow": no_stopped_flow,
     "no_hole_check": no_hole_check,
+    "slow_seek": slow_seek,
     "stop_before_commit": stop_before_commit,
 }
 

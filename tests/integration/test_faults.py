@@ -3,14 +3,18 @@
 Each test also runs with the guard taken out that makes it pass, and must then see the damage.
 """
 
+import contextlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deploy.broker import EmbeddedKafka
+from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment, wait_for
 from tests.integration.traffic import session_load
 from tests.integration.verdict import verdict
@@ -78,10 +82,12 @@ def test_sigterm_under_load_is_exact_and_exits_with_0(
 def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     deployment: Deployment, load: threading.Thread, guards: tuple[str, ...]
 ) -> None:
-    first = deployment.start(*guards)
+    # Slower than the load, so that clicks wait in the queue when a rebalance clears it.
+    deployment.extra = {"batch_clicks": "8"}
+    first = deployment.start(*guards, "slow_seek")
     load.start()
     in_full_swing(deployment, 0.1)
-    second = deployment.start(*guards)
+    second = deployment.start(*guards, "slow_seek")
     in_full_swing(deployment, 0.4)
     first.end(signal.SIGTERM)
     assert first.wait_for_exit(30) == 0, first.log()
@@ -111,6 +117,34 @@ def test_a_worker_that_sleeps_past_its_session_timeout_writes_nothing_when_it_wa
         sleeper.wait_until_ready()
     found = verdict(deployment)
     assert found.exact != bool(guards), found
+
+
+def test_a_broker_that_restarts_under_load_loses_nothing(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
+    with EmbeddedKafka(tmp_path / "kafka") as broker:
+        deployment = Deployment(broker.bootstrap_servers, "restart", bundle, tmp_path)
+        deployment.create_topics()
+        load = threading.Thread(
+            target=deployment.send,
+            args=(session_load(N_CLICKS),),
+            kwargs={"per_second": PER_SECOND},
+        )
+        try:
+            worker = deployment.start()
+            load.start()
+            in_full_swing(deployment, 0.2)
+            broker.restart()
+            load.join()
+            # A commit whose outcome the broker could not tell ends the worker: by design, the
+            # orchestrator starts it again and the restore decides.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                worker.wait_for_exit(15)
+                deployment.start()
+            deployment.wait_until_answered(N_CLICKS)
+            found = verdict(deployment)
+        finally:
+            deployment.close()
+    assert found.exact, found
 
 
 def is_stopped(pid: int) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.cimpl import NewTopic
+from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment, wait_for
@@ -156,6 +156,17 @@ def test_a_clicks_topic_made_anew_stops_the_start_and_a_reset_goes_on(
     deployment.start()
     deployment.send([(b"s", click("s", "item-7", LOG_BEGIN_MS + 7))])
     wait_for(lambda: len(deployment.read(deployment.recommendations)) == 6, 30, "the sixth answer")
+
+
+def test_partitions_added_to_the_clicks_alone_stop_a_running_worker(
+    deployment: Deployment,
+) -> None:
+    worker = deployment.start()
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
+    admin.create_partitions([NewPartitions(deployment.clicks, 5)])[deployment.clicks].result(20)
+    deployment.start(wait=False)  # a join makes the group look at its partitions again
+    assert worker.wait_for_exit(90) == 2, worker.log()
+    assert f"{deployment.changelog} has 4 partitions, {deployment.clicks} has 5" in worker.log()
 
 
 def test_a_reset_is_refused_while_a_worker_runs_and_outside_the_log(

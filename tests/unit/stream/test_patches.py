@@ -168,12 +168,17 @@ async def test_clicks_go_on_at_the_positions_of_assigned_partitions(
 
 def test_clicks_are_read_committed_and_no_fetch_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
     def create(self: Any, transport: Any) -> Any:
-        return Recorder([], _isolation_level="read_uncommitted", _fetch_max_wait_ms=1500)
+        return Recorder(
+            [],
+            _isolation_level="read_uncommitted",
+            _fetch_max_wait_ms=1500,
+            _fetch_min_bytes=1,
+        )
 
     monkeypatch.setattr(AIOKafkaConsumerThread, "_create_worker_consumer", create)
     faust_patches.fetch_committed_clicks_soon()
     consumer = thread_class._create_worker_consumer(None, None)
-    assert (consumer._isolation_level, consumer._fetch_max_wait_ms) == ("read_committed", 20)
+    assert (consumer._isolation_level, consumer._fetch_max_wait_ms) == ("read_committed", 5)
 
 
 def test_the_attributes_that_the_fetch_patch_sets_are_aiokafkas() -> None:

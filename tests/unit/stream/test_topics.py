@@ -35,7 +35,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr(topics, "AdminClient", lambda options: None)
     monkeypatch.setattr(topics, "_existing", lambda admin, settings: fake.partitions)
     monkeypatch.setattr(topics, "_configs", configs)
-    monkeypatch.setattr(topics, "topic_id", lambda settings: "the-id")
+    monkeypatch.setattr(topics, "_topic_id", lambda admin, topic: "the-id")
     return fake
 
 
