@@ -83,6 +83,8 @@ def build_app(settings: WorkerSettings) -> WorkerApp:
         topic_disable_leader=True,
         table_standby_replicas=0,
         consumer_auto_offset_reset="earliest",
+        # Partitions added to the clicks are noticed so soon, and restore.py checks them.
+        consumer_metadata_max_age_ms=10_000,
         broker_session_timeout=settings.session_timeout_s,
         broker_heartbeat_interval=settings.session_timeout_s / 4,
         broker_rebalance_timeout=60.0,
