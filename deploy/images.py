@@ -45,8 +45,8 @@ class ImagesSettings(BaseSettings):
     """Make this one alone; the others are taken to be there."""
     suite: str = "bookworm"
     """Debian release of the base; it has Python 3.11."""
-    mirror: str = "http://deb.debian.org/debian"
-    """Where debootstrap fetches the packages."""
+    mirror: str | None = None
+    """Where debootstrap fetches the packages; unset: its own default."""
     cache: Path | None = Field(default=None, validation_alias="BROKER_CACHE")
     """Folder for Kafka's jars; the default is the user's cache folder."""
 
@@ -55,7 +55,7 @@ class ImagesError(Exception):
     """An image cannot be made; the message is one sentence for the operator."""
 
 
-def make_base(suite: str, mirror: str) -> None:
+def make_base(suite: str, mirror: str | None) -> None:
     """A Debian image with Python 3 and venv, which trusts the certificates that this host trusts.
 
     Takes about 50 s. A package index behind a private certificate can so be reached while
@@ -66,7 +66,7 @@ def make_base(suite: str, mirror: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "root")
         packages = "--include=python3,python3-venv,ca-certificates"
-        run("debootstrap", "--variant=minbase", packages, suite, str(root), mirror)
+        run("debootstrap", "--variant=minbase", packages, suite, str(root), *([mirror] if mirror else []))
         shutil.rmtree(root / "var/cache/apt/archives")
         shutil.rmtree(root / "var/lib/apt/lists")
         host = Path("/") / CA_CERTIFICATES
