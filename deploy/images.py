@@ -66,7 +66,14 @@ def make_base(suite: str, mirror: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "root")
         packages = "--include=python3,python3-venv,ca-certificates"
-        run("debootstrap", "--variant=minbase", packages, suite, str(root), *([mirror] if mirror else []))
+        run(
+            "debootstrap",
+            "--variant=minbase",
+            packages,
+            suite,
+            str(root),
+            *([mirror] if mirror else []),
+        )
         shutil.rmtree(root / "var/cache/apt/archives")
         shutil.rmtree(root / "var/lib/apt/lists")
         host = Path("/") / CA_CERTIFICATES
