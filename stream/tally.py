@@ -5,9 +5,12 @@ The watch view's memory: bounded, whatever the load and however long it runs.
 
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from stream.judge import Judge, Quality
 from stream.messages import Item, Recommendation
+
+T = TypeVar("T")
 
 RECENT_S = 10
 """Rates and latencies are those of so many seconds."""
@@ -62,20 +65,22 @@ class Tally:
         self.quality = Quality(K)
         self._judge = Judge(idle_timeout_s, MAX_JUDGED_SESSIONS)
         self._seconds: OrderedDict[int, _Second] = OrderedDict()
-        # Clicks without their answer and answers without their click (one consumer reads both
-        # topics, in no promised order), by source: the append time.
+        # Clicks without their answer and answers without their click (one consumer reads all
+        # topics, in no promised order), by source: the append time; None for a dead letter,
+        # which has no latency.
         self._clicked_ms: OrderedDict[str, int] = OrderedDict()
-        self._answered_ms: OrderedDict[str, int] = OrderedDict()
+        self._answered_ms: OrderedDict[str, int | None] = OrderedDict()
         self._sessions: OrderedDict[str, SessionView] = OrderedDict()
 
     def add_click(self, source: str, appended_ms: int, now_s: float) -> None:
         """Count a record of the clicks topic; ``source`` is topic-partition-offset."""
         self.clicks += 1
         self._second(now_s).clicks += 1
-        answered_ms = self._answered_ms.pop(source, None)
-        if answered_ms is None:
+        if source not in self._answered_ms:
             _remember(self._clicked_ms, source, appended_ms)
-        else:
+            return
+        answered_ms = self._answered_ms.pop(source)
+        if answered_ms is not None:
             self._second(now_s).latencies_ms.append(answered_ms - appended_ms)
 
     def add_recommendation(
@@ -98,7 +103,8 @@ class Tally:
     def add_dead_letter(self, source: str, reason: str) -> None:
         """Count a record of the dead-letter topic."""
         self.dead_letters[reason] += 1
-        self._clicked_ms.pop(source, None)
+        if self._clicked_ms.pop(source, None) is None:
+            _remember(self._answered_ms, source, None)
 
     @property
     def waiting(self) -> int:
@@ -164,7 +170,7 @@ class Tally:
         return session
 
 
-def _remember(waiting: OrderedDict[str, int], source: str, appended_ms: int) -> None:
+def _remember(waiting: OrderedDict[str, T], source: str, appended_ms: T) -> None:
     waiting[source] = appended_ms
     if len(waiting) > MAX_WAITING:
         waiting.popitem(last=False)

@@ -49,6 +49,14 @@ def test_quantiles_are_nearest_ranks_of_the_last_ten_seconds() -> None:
     assert tally.latency_ms(40.0, 0.5) is None
 
 
+def test_a_dead_letter_read_before_its_click_leaves_nothing_waiting() -> None:
+    tally = Tally(None)
+    tally.add_dead_letter("clicks-0-1", "not_json")
+    tally.add_click("clicks-0-1", 1000, 10.0)
+    assert tally.waiting == 0
+    assert tally.latency_ms(12.0, 0.5) is None
+
+
 def test_a_dead_letter_ends_the_wait_for_an_answer() -> None:
     tally = Tally(None)
     tally.add_click("clicks-0-1", 0, now_s=0.0)
