@@ -18,7 +18,7 @@ help: ## Show the targets
 
 .PHONY: demo
 demo: .venv/installed ## The main job end to end: Kafka, training, export, worker, replay (CLICKS=path: your own log)
-	$(PYTHON) -m deploy.demo $(if $(CLICKS),--clicks $(CLICKS))
+	$(PYTHON) -m deploy.demo $(if $(CLICKS),--clicks "$(CLICKS)")
 
 .PHONY: test
 test: .venv/installed build/prometheus ## All tests, on a real Kafka and a real Prometheus

@@ -44,6 +44,12 @@ def main() -> int:
     """Train, evaluate, and write one row a model."""
     torch.set_num_threads(1)
     data = Path(os.environ.get("NEXTCLICK_DATA", "../shared/data")) / DATASET
+    if not data.is_dir():
+        print(
+            f"{data} is not there: set NEXTCLICK_DATA to the folder that holds {DATASET}/",
+            file=sys.stderr,
+        )
+        return 2
     clicks, test_clicks = (
         read_clicks(data / f"{part}.tsv.gz", Columns(preset="public")).clicks
         for part in ("train", "test")

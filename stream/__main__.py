@@ -1,5 +1,6 @@
 """``python -m stream worker | topics create | topics check | reset | watch``."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -92,9 +93,13 @@ def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
 
 def _worker(words: list[str]) -> int:
     # Imported here, so that the other commands do not load Faust and ONNX Runtime.
-    from stream.service import run_worker
+    from stream.service import AddressError, run_worker
 
-    return run_worker(_settings("worker", WorkerSettings, words))
+    try:
+        return run_worker(_settings("worker", WorkerSettings, words))
+    except AddressError as error:
+        print(error, file=sys.stderr)
+        return EXIT_DEPLOYMENT
 
 
 def _topics_create(words: list[str]) -> int:
@@ -102,8 +107,13 @@ def _topics_create(words: list[str]) -> int:
 
     settings = _settings("topics create", TopicsSettings, words)
     created = create_topics(settings)
-    check_topics(settings)
+    facts = check_topics(settings)
     print(f"created: {', '.join(created) or 'nothing, all topics exist'}")
+    if facts.click_partitions != settings.partitions:
+        print(
+            f"{settings.clicks_topic} has {facts.click_partitions} partitions, not the "
+            f"{settings.partitions} asked for: existing topics are left alone"
+        )
     return 0
 
 
@@ -126,7 +136,11 @@ def _reset(words: list[str]) -> int:
 def _watch(words: list[str]) -> int:
     from stream.watch import watch
 
-    watch(_settings("watch", WatchSettings, words))
+    try:
+        watch(_settings("watch", WatchSettings, words))
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -16,10 +16,9 @@ from stream.kafka import aiokafka_options
 from stream.messages import Message
 from stream.position import POSITION_KEY, encode_position
 from stream.settings import KafkaSettings
-from stream.topics import TopicFacts
+from stream.topics import BATCH_BYTES, TopicFacts
 
 TRANSACTION_TIMEOUT_MS = 15_000
-MAX_BATCH_BYTES = 1_000_000
 MIN_REQUEST_BYTES = 4_000_000
 
 
@@ -57,7 +56,7 @@ class Delivery:
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             retry_backoff_ms=10,
             acks="all",
-            max_batch_size=MAX_BATCH_BYTES,
+            max_batch_size=BATCH_BYTES,
             # A dead letter is as large as its click: the producer must take what the topic takes.
             max_request_size=max(MIN_REQUEST_BYTES, self._facts.dead_letter_bytes + 65_536),
         )

@@ -1,6 +1,7 @@
 """Start a worker process: read the bundle, check the topics, patch Faust, run."""
 
 import asyncio
+import socket
 
 import faust
 import structlog
@@ -20,6 +21,10 @@ from stream.worker import Worker
 log = structlog.get_logger(__name__)
 
 
+class AddressError(Exception):
+    """The web server's address cannot be taken: one sentence."""
+
+
 def run_worker(settings: WorkerSettings) -> int:
     """Serve until a signal; returns the exit code. Raises what is wrong with the deployment."""
     configure_logging(settings.log_level)
@@ -27,6 +32,7 @@ def run_worker(settings: WorkerSettings) -> int:
     bundle = load_bundle(settings.bundle)
     scorer = OnnxScorer(bundle, settings.inference_threads)
     facts = check_topics(settings)
+    _check_address(settings)
     # It would be a second series for every counter, which nobody reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here
     metrics = Metrics(REGISTRY)
@@ -50,3 +56,15 @@ def run_worker(settings: WorkerSettings) -> int:
         service.execute_from_commandline()
     except SystemExit as ended:
         return int(ended.code or 0)
+
+
+def _check_address(settings: WorkerSettings) -> None:
+    """Raise AddressError where the pages cannot be served; Faust would say so in a traceback."""
+    try:
+        with socket.create_server((settings.web_host, settings.web_port)):
+            return
+    except OSError as error:
+        raise AddressError(
+            f"web_host and web_port are {settings.web_host}:{settings.web_port}, where no server "
+            f"can listen ({error.strerror}); each worker on a host needs a port of its own"
+        ) from error

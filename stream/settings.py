@@ -63,6 +63,20 @@ class KafkaSettings(BaseSettings):
     """Topic the bad clicks are written to."""
 
     @model_validator(mode="after")
+    def _check_topics_differ(self) -> Self:
+        roles = {
+            "clicks_topic": self.clicks_topic,
+            "recommendations_topic": self.recommendations_topic,
+            "dead_letter_topic": self.dead_letter_topic,
+            "the changelog of app_id": self.changelog_topic,
+        }
+        for role, name in roles.items():
+            others = [other for other in roles if other != role and roles[other] == name]
+            if others:
+                raise ValueError(f"{role} and {others[0]} are both {name}; expected two topics")
+        return self
+
+    @model_validator(mode="after")
     def _check_sasl(self) -> Self:
         if self.security_protocol.startswith("SASL_") and not (
             self.sasl_username and self.sasl_password
@@ -101,7 +115,7 @@ class WorkerSettings(KafkaSettings):
     """Stop at this many bad clicks in a row in one partition."""
     bad_click_share_limit: float = Field(default=0.5, gt=0.0, le=1.0)
     """Stop when more than this share of a partition's last 2,000 clicks is bad."""
-    session_timeout_s: PositiveFloat = Field(default=10.0, ge=6.0)
+    session_timeout_s: PositiveFloat = Field(default=10.0, ge=6.0, le=1800.0)
     """A worker that is silent for so long loses its partitions (the group's session timeout)."""
     web_host: str = "127.0.0.1"
     """Address of /healthz, /ready and /metrics."""
@@ -118,14 +132,14 @@ class TopicsSettings(KafkaSettings):
     """Partitions of each topic (the changelog's must equal the clicks topic's)."""
     replication_factor: PositiveInt = 1
     """Replicas of each partition; 3 in production."""
-    max_message_bytes: PositiveInt = Field(default=1_048_588, le=64 * 1024 * 1024)
+    max_message_bytes: PositiveInt = Field(default=1_048_588, ge=1024, le=64 * 1024 * 1024)
     """Largest click; the dead-letter topic gets 64 KiB more."""
 
 
 class ResetSettings(KafkaSettings):
     """Move the position of stopped workers: where the next start reads on."""
 
-    to: str = Field(pattern=r"^(earliest|latest|\d+)$")
+    to: str = Field(pattern=r"^(earliest|latest|[0-9]+)$")
     """earliest, latest or an offset."""
     partition: NonNegativeInt | None = None
     """The partition to move; unset: all of them."""

@@ -16,6 +16,8 @@ from stream.settings import KafkaSettings, TopicsSettings
 TIMEOUT_S = 20
 DEAD_LETTER_EXTRA_BYTES = 65_536
 """What a dead letter's headers may add to the click it keeps."""
+BATCH_BYTES = 1_000_000
+"""Largest batch of records the worker produces; the brokers' default takes it."""
 _CHANGELOG_CONFIG = {
     # compact alone: retention would delete the position record of a partition without clicks.
     "cleanup.policy": "compact",
@@ -109,8 +111,18 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
             f"{clicks} has message.timestamp.type={config[clicks]['message.timestamp.type']}, "
             "expected LogAppendTime (latency is counted from it)"
         )
-    if "compact" in config[dead_letter]["cleanup.policy"]:
-        wrong.append(f"{dead_letter} is compacted: dead letters without a key would be refused")
+    for topic in (clicks, recommendations, dead_letter):
+        if "compact" in config[topic]["cleanup.policy"]:
+            wrong.append(
+                f"{topic} has cleanup.policy={config[topic]['cleanup.policy']}, expected delete "
+                "(compaction keeps one record a session, and refuses records without a key)"
+            )
+    for topic in (recommendations, changelog):
+        if int(config[topic]["max.message.bytes"]) < BATCH_BYTES:
+            wrong.append(
+                f"{topic} has max.message.bytes={config[topic]['max.message.bytes']}, expected "
+                f"at least {BATCH_BYTES}, what a batch of the worker may take"
+            )
     click_bytes = int(config[clicks]["max.message.bytes"])
     dead_letter_bytes = int(config[dead_letter]["max.message.bytes"])
     if dead_letter_bytes < click_bytes + DEAD_LETTER_EXTRA_BYTES:

@@ -9,6 +9,9 @@ from stream.worker import Worker
 
 STUCK_AFTER_S = 60.0
 """A batch takes tens of milliseconds, and a Kafka client gives up after 40 s."""
+LOST_AFTER_S = 300.0
+"""A rebalance and the restore of a million sessions take a minute. Faust logs a group's final
+refusal (no authorisation, say) and waits for ever; a restart at least says so again."""
 
 
 def add_pages(worker: Worker, metrics: Metrics) -> None:
@@ -16,10 +19,14 @@ def add_pages(worker: Worker, metrics: Metrics) -> None:
 
     @worker.app.page("/healthz")
     async def healthz(self: Any, request: Any) -> Any:
-        """200 while the event loop turns and no batch is stuck: what a liveness probe asks."""
-        stuck_s = round(worker.stuck_s, 1)
-        healthy = stuck_s < STUCK_AFTER_S
-        return self.json({"healthy": healthy, "batch_s": stuck_s}, status=200 if healthy else 503)
+        """200 while the event loop turns and nothing is stuck: what a liveness probe asks."""
+        healthy = worker.stuck_s < STUCK_AFTER_S and worker.not_ready_s < LOST_AFTER_S
+        body = {
+            "healthy": healthy,
+            "batch_s": round(worker.stuck_s, 1),
+            "not_ready_s": round(worker.not_ready_s, 1),
+        }
+        return self.json(body, status=200 if healthy else 503)
 
     @worker.app.page("/ready")
     async def ready(self: Any, request: Any) -> Any:

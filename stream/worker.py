@@ -151,6 +151,7 @@ class Worker:
         self._between_batches = asyncio.Lock()
         self._restored = False
         self._took_at = 0.0
+        self._last_ready = time.monotonic()
         self._batch_started: float | None = None
         self.app.agent(self._clicks, name="recommend")(self._recommend)
         self.app.timer(LAG_EVERY_S)(self._watch_lag)
@@ -330,10 +331,16 @@ class Worker:
         """Seconds that the current batch has taken; 0 between batches."""
         return 0.0 if self._batch_started is None else time.monotonic() - self._batch_started
 
+    @property
+    def not_ready_s(self) -> float:
+        """Seconds since partitions were last assigned and restored, or since the start."""
+        return 0.0 if self.ready else time.monotonic() - self._last_ready
+
     async def _watch_lag(self) -> None:
         self._metrics.ready.set(self.ready)
         if not self.ready:
             return
+        self._last_ready = time.monotonic()
         self._metrics.set_sessions(self._sessions.sizes())
         positions = self.positions()
         end = await self.app.consumer.highwaters(*positions)

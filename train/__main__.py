@@ -78,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run_evaluate(command)
         elif isinstance(command, ShopSettings):
             run_shop(command)
+    except KeyboardInterrupt:
+        print("interrupted; a fit goes on with --resume", file=sys.stderr)
+        return 130
     except ValidationError as error:
         for problem in error.errors():
             flag = ".".join(str(part) for part in problem["loc"][1:]).replace("_", "-")
@@ -175,6 +178,11 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         read_clicks(settings.clicks, settings.columns, idle_timeout_s=idle_timeout_s).clicks,
         checkpoint.catalogue,
     )
+    if not len(indexed.sessions):
+        raise FitError(
+            f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
+            f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
+        )
     predictors: dict[str, Predictor] = {"gru": GRUPredictor(checkpoint.model)}
     if settings.train_clicks is not None:
         train_clicks = read_clicks(

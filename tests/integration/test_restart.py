@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,10 @@ def test_a_new_bundle_rebuilds_the_sessions_from_their_trails(
     found = verdict(deployment)
     assert (found.wrong_states, found.missing, found.duplicates) == (0, 0, 0)
     assert found.hidden_error < 1e-5
+
+
+def test_a_port_that_is_taken_stops_the_start(deployment: Deployment) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        deployment.extra = {"web_port": str(port)}
+        assert f"web_host and web_port are 127.0.0.1:{port}" in refusal(deployment)

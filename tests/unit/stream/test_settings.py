@@ -109,3 +109,16 @@ def test_a_certificate_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 def test_servers_are_one_by_one_without_spaces() -> None:
     assert KafkaSettings(bootstrap_servers="a:1, b:2").servers == ["a:1", "b:2"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {"recommendations_topic": "clicks"},
+        {"dead_letter_topic": "recommendations"},
+        {"clicks_topic": "nextclick-sessions-changelog"},
+    ],
+)
+def test_no_topic_has_two_roles(names: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match=r"are both \S+; expected two topics"):
+        KafkaSettings(**names)  # type: ignore[arg-type]

@@ -9,10 +9,17 @@ from stream.settings import KafkaSettings
 from stream.topics import TopicError, TopicFacts, check_topics
 
 RIGHT: dict[str, dict[str, str]] = {
-    "clicks": {"message.timestamp.type": "LogAppendTime", "max.message.bytes": "1000"},
-    "recommendations": {},
+    "clicks": {
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": "1000",
+    },
+    "recommendations": {"cleanup.policy": "delete", "max.message.bytes": "1000000"},
     "clicks-dead-letter": {"cleanup.policy": "delete", "max.message.bytes": "66536"},
-    "nextclick-sessions-changelog": {"cleanup.policy": "compact"},
+    "nextclick-sessions-changelog": {
+        "cleanup.policy": "compact",
+        "max.message.bytes": "1000000",
+    },
 }
 CHANGELOG = "nextclick-sessions-changelog"
 
@@ -78,7 +85,15 @@ def test_missing_topics_are_all_named_with_the_command_that_makes_them(broker: B
             "clicks-dead-letter",
             "cleanup.policy",
             "compact,delete",
-            "clicks-dead-letter is compacted: dead letters without a key would be refused",
+            "clicks-dead-letter has cleanup.policy=compact,delete, expected delete "
+            "(compaction keeps one record a session, and refuses records without a key)",
+        ),
+        (
+            "recommendations",
+            "max.message.bytes",
+            "999999",
+            "recommendations has max.message.bytes=999999, expected at least 1000000, "
+            "what a batch of the worker may take",
         ),
         (
             "clicks-dead-letter",
