@@ -53,7 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         (
             ["reset", "--to=now"],
             "--to (or NEXTCLICK_TO) is 'now', expected: match pattern "
-            r"'^(earliest|latest|\d+)$'; it means: earliest, latest or an offset.",
+            r"'^(earliest|latest|[0-9]+)$'; it means: earliest, latest or an offset.",
         ),
         (
             ["worker", "--bundle=b", "--batch-click=3"],
