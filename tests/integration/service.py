@@ -5,10 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +15,9 @@ from typing import Any
 from deploy.broker import free_port
 from stream.position import POSITION_KEY, Position, decode_position
 from tests.integration.traffic import Stored, produce, read_topic
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Wait until a condition holds; fails the test with a sentence if it does not in time."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        time.sleep(0.05)
 
 
 @dataclass

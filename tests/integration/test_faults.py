@@ -15,9 +15,10 @@ import pytest
 
 from deploy.broker import EmbeddedKafka
 from tests.bundles import write_tiny_bundle
-from tests.integration.service import Deployment, wait_for
+from tests.integration.service import Deployment
 from tests.integration.traffic import session_load
 from tests.integration.verdict import verdict
+from tests.waiting import wait_for
 
 N_CLICKS = 6000
 PER_SECOND = 1000.0
