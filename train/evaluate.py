@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 
 from train.model import GRU4Rec
 from train.sessions import Sessions
@@ -34,6 +34,10 @@ class SessionBatch:
     item_index: Int64[np.ndarray, "B T"]
     """Click t of session b; zeros behind a session's end, never to be read."""
     lengths: Int64[np.ndarray, "B"]
+    timestamp_ms: Int64[np.ndarray, "B T"]
+    """When click t was made; of the prefix alone a predictor may know it."""
+    context: Int32[np.ndarray, "B T F"]
+    """Its number in every context field; likewise."""
 
     def steps(self) -> Iterator[Int64[np.ndarray, "b t"]]:
         """Prefixes of 1, 2, ... clicks of the sessions that go on after them.
@@ -122,7 +126,15 @@ def session_batches(
         column = np.arange(lengths[row[0]])
         inside = column < lengths[row, None]
         click = np.where(inside, sessions.start[row, None] + column, 0)
-        yield row, SessionBatch(np.where(inside, sessions.item_index[click], 0), lengths[row])
+        yield (
+            row,
+            SessionBatch(
+                item_index=np.where(inside, sessions.item_index[click], 0),
+                lengths=lengths[row],
+                timestamp_ms=np.where(inside, sessions.timestamp_ms[click], 0),
+                context=np.where(inside[:, :, None], sessions.context[click], 0),
+            ),
+        )
 
 
 def conservative_rank(

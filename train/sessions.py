@@ -3,6 +3,7 @@
 What the trainer, the baselines and the evaluator read: three arrays instead of a list a session.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -10,8 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int64
+from jaxtyping import Float32, Int32, Int64
 
+from train.context import ContextField, context_indices
+
+TARGET_WEIGHT = "target_weight"
 SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
 
 
@@ -42,6 +46,10 @@ class Sessions:
     timestamp_ms: Int64[np.ndarray, "T"]
     start: Int64[np.ndarray, "S_plus_1"]
     session_id: list[str]
+    context: Int32[np.ndarray, "T F"]
+    """The number of every click in every context field (`train/context.py`); F may be 0."""
+    target_weight: Float32[np.ndarray, "T"]
+    """What a click counts as the one to predict; 0: it is read but never a target."""
 
     def __len__(self) -> int:
         return len(self.session_id)
@@ -69,6 +77,8 @@ class Sessions:
             timestamp_ms=self.timestamp_ms[rows],
             start=self.start[first : end + 1] - self.start[first],
             session_id=self.session_id[first:end],
+            context=self.context[rows],
+            target_weight=self.target_weight[rows],
         )
 
 
@@ -94,12 +104,17 @@ def build_catalogue(log: pl.DataFrame) -> Catalogue:
     )
 
 
-def build_sessions(log: pl.DataFrame, catalogue: Catalogue | None = None) -> Indexed:
+def build_sessions(
+    log: pl.DataFrame,
+    catalogue: Catalogue | None = None,
+    context: Sequence[ContextField] = (),
+) -> Indexed:
     """The log's sessions over ``catalogue`` (default: the log's own items).
 
     Needs the columns session_id, item_id and timestamp_ms; clicks of one session and one
     timestamp keep the order they have in the log. Sessions that begin together stand in the
-    order of their names.
+    order of their names. A gap of ``context`` counts from the last click on a known item, as it
+    does in the stream. Where the log has a column target_weight, it is kept.
     """
     if catalogue is None:
         catalogue = build_catalogue(log)
@@ -107,7 +122,9 @@ def build_sessions(log: pl.DataFrame, catalogue: Catalogue | None = None) -> Ind
         {"item_id": catalogue.item_ids, "item_index": np.arange(len(catalogue), dtype=np.int64)},
         schema={"item_id": pl.String, "item_index": pl.Int64},
     )
-    clicks = log.select("session_id", "item_id", "timestamp_ms").join(
+    columns = {"session_id", "item_id", "timestamp_ms", TARGET_WEIGHT}
+    columns |= {field.name for field in context if field.kind == "column"}
+    clicks = log.select(name for name in log.columns if name in columns).join(
         rows, on="item_id", how="left", maintain_order="left"
     )
     known = clicks.filter(pl.col("item_index").is_not_null())
@@ -132,6 +149,12 @@ def build_sessions(log: pl.DataFrame, catalogue: Catalogue | None = None) -> Ind
             timestamp_ms=kept["timestamp_ms"].to_numpy(writable=True),
             start=np.concatenate([[0], np.cumsum(sessions["length"].to_numpy())]).astype(np.int64),
             session_id=sessions["session_id"].to_list(),
+            context=context_indices(kept, context),
+            target_weight=(
+                kept[TARGET_WEIGHT].cast(pl.Float32).to_numpy()
+                if TARGET_WEIGHT in kept.columns
+                else np.ones(len(kept), dtype=np.float32)
+            ),
         ),
         catalogue=catalogue,
         dropped_clicks=len(log) - len(known),

@@ -1,16 +1,8 @@
 import numpy as np
 
+from tests.unit.train.building import batch_of, sessions_of
 from train.baselines import build_baselines, count_transitions, item_support
-from train.evaluate import Predictor, SessionBatch
-from train.sessions import Sessions
-
-
-def sessions_of(clicks: list[list[int]]) -> Sessions:
-    start = np.cumsum([0] + [len(session) for session in clicks])
-    item_index = np.array([item for session in clicks for item in session], dtype=np.int64)
-    names = [str(s) for s in range(len(clicks))]
-    return Sessions(item_index, np.arange(len(item_index)), start, names)
-
+from train.evaluate import Predictor
 
 # Support: item 0 four clicks, 1 three, 2 two, 3 one, 4 none.
 TRAINING = sessions_of([[0, 1, 0, 1], [0, 2], [2, 0, 1, 3]])
@@ -19,7 +11,7 @@ BASELINES = build_baselines(TRAINING, n_items=5)
 
 def best_first(predictor: Predictor, session: list[int]) -> list[list[int]]:
     """The list after each click of a session; its last click only stands for a next one."""
-    batch = SessionBatch(np.array([[*session, 0]]), np.array([len(session) + 1]))
+    batch = batch_of([[*session, 0]])
     return [np.argsort(-scores[0], kind="stable").tolist() for scores in predictor.predict(batch)]
 
 
@@ -59,11 +51,12 @@ def test_transitions_do_not_cross_from_one_session_into_the_next() -> None:
 
 
 def test_every_row_of_a_batch_gets_the_list_of_its_own_prefix() -> None:
-    batch = SessionBatch(np.array([[0, 1, 3], [2, 0, 0], [3, 3, 0]]), np.array([3, 2, 2]))
+    sessions = [[0, 1, 3], [2, 0], [3, 3]]
+    batch = batch_of(sessions)
     for predictor in BASELINES.values():
         together = list(predictor.predict(batch))
         assert [len(scores) for scores in together] == [3, 1]
         for row in range(3):
-            alone = SessionBatch(batch.item_index[row : row + 1], batch.lengths[row : row + 1])
+            alone = batch_of([sessions[row]])
             for step, scores in enumerate(predictor.predict(alone)):
                 assert (together[step][row] == scores[0]).all()

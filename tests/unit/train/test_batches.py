@@ -1,20 +1,22 @@
+from itertools import pairwise
+
 import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
+from tests.unit.train.building import sessions_of
 from train.batches import Step, session_parallel
 from train.sessions import Sessions
 
 
-def sessions_of(lengths: list[int]) -> Sessions:
+def distinct_clicks(lengths: list[int]) -> Sessions:
     """Sessions whose clicks are all on different items: an item names its click."""
-    start = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    item_index = np.arange(start[-1])
-    return Sessions(item_index, item_index, start, [str(s) for s in range(len(lengths))])
+    start = np.cumsum([0, *lengths]).tolist()
+    return sessions_of([range(a, b) for a, b in pairwise(start)])
 
 
 def steps_of(lengths: list[int], batch_size: int, seed: int = 1) -> list[Step]:
-    return list(session_parallel(sessions_of(lengths), batch_size, np.random.default_rng(seed)))
+    return list(session_parallel(distinct_clicks(lengths), batch_size, np.random.default_rng(seed)))
 
 
 lengths = st.lists(st.integers(2, 9), min_size=1, max_size=30)
@@ -36,7 +38,7 @@ def test_every_click_with_a_successor_comes_once_with_it(
 def test_a_lane_reads_each_session_from_its_first_click_to_its_last(
     lengths: list[int], batch_size: int
 ) -> None:
-    starts = sessions_of(lengths).start.tolist()
+    starts = distinct_clicks(lengths).start.tolist()
     target: dict[int, int] = {}
     for step in steps_of(lengths, batch_size):
         for lane, (item, following, first) in enumerate(

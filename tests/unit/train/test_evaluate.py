@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
+from tests.unit.train.building import sessions_of
 from train.evaluate import (
     CUTOFFS,
     GRUPredictor,
@@ -18,14 +19,6 @@ from train.evaluate import (
     session_batches,
 )
 from train.model import GRU4Rec, GRU4RecConfig
-from train.sessions import Sessions
-
-
-def sessions_of(clicks: list[list[int]]) -> Sessions:
-    start = np.cumsum([0] + [len(session) for session in clicks])
-    item_index = np.array([item for session in clicks for item in session], dtype=np.int64)
-    names = [str(s) for s in range(len(clicks))]
-    return Sessions(item_index, np.arange(len(item_index)), start, names)
 
 
 def ranks_of(ranks: list[int], novel: list[bool] | None = None) -> Ranks:

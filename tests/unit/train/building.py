@@ -1,0 +1,33 @@
+"""Sessions and batches from lists of item indices, one click a second."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from train.evaluate import SessionBatch
+from train.sessions import Sessions
+
+
+def sessions_of(items: Sequence[Sequence[int]]) -> Sessions:
+    """These sessions, one beginning after the other's end."""
+    item_index = np.array([item for session in items for item in session], dtype=np.int64)
+    return Sessions(
+        item_index=item_index,
+        timestamp_ms=1000 * np.arange(len(item_index)),
+        start=np.cumsum([0, *(len(session) for session in items)]),
+        session_id=[str(number) for number in range(len(items))],
+        context=np.zeros((len(item_index), 0), dtype=np.int32),
+        target_weight=np.ones(len(item_index), dtype=np.float32),
+    )
+
+
+def batch_of(items: Sequence[Sequence[int]]) -> SessionBatch:
+    """These sessions side by side; the longest comes first."""
+    longest = len(items[0])
+    padded = np.array([[*session, *[0] * (longest - len(session))] for session in items])
+    return SessionBatch(
+        item_index=padded,
+        lengths=np.array([len(session) for session in items]),
+        timestamp_ms=np.tile(1000 * np.arange(longest), (len(items), 1)),
+        context=np.zeros((*padded.shape, 0), dtype=np.int32),
+    )

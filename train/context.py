@@ -1,0 +1,150 @@
+"""What a click says besides its item, as small whole numbers: one column a context field.
+
+The fields are learnt from the training log, kept in the checkpoint and written into the bundle's
+manifest; `stream/context.py` computes the same numbers from a click and its session's state.
+Liu et al. (arXiv 1609.05787) tell *input context* (what surrounds a click) from *transition
+context* (the gap since the click before).
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int32
+from pydantic import BaseModel, ConfigDict, Field
+
+MISSING = 0
+"""The click does not say: no such column, an empty value, the first click's gap."""
+UNKNOWN = 1
+"""The click says what the training log never said, or said too rarely."""
+FIRST_VALUE = 2
+
+HOURS, WEEKDAYS = 24, 7
+MAX_VALUES = 1000
+"""A column's most frequent values that are told apart; the others are UNKNOWN."""
+MIN_SUPPORT = 20
+"""Clicks a value needs to be told apart."""
+MAX_VALUE_BYTES = 64
+"""Longer values are UNKNOWN, in the log and in the stream."""
+GAP_BIN_EDGES_S = (1.0, *(float(2**n) for n in range(1, 18)))
+"""Upper edges of the gap's bins: 1 s, 2 s, 4 s, ... 36 h; one more bin lies above them."""
+
+
+class ContextField(BaseModel):
+    """One field: how a click's number is found, from MISSING up to but without `size`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    name: str
+    """The column's name, or hour, weekday or gap."""
+    kind: Literal["column", "hour", "weekday", "gap"]
+    """What it is computed from: a column of the click, its time, or the time since the last one."""
+    values: tuple[str, ...] = ()
+    """column: the texts that have numbers of their own; the first one has FIRST_VALUE."""
+    edges_s: tuple[float, ...] = ()
+    """gap: upper edges of the bins in seconds, each part of the bin below it."""
+    utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
+    """hour, weekday: what to add to UTC."""
+
+    @property
+    def size(self) -> int:
+        """Numbers a click can have here."""
+        own = {
+            "column": len(self.values),
+            "hour": HOURS,
+            "weekday": WEEKDAYS,
+            "gap": len(self.edges_s) + 1,
+        }
+        return FIRST_VALUE + own[self.kind]
+
+
+class ContextError(Exception):
+    """One sentence on why a log has no such context."""
+
+
+def learn_fields(
+    clicks: pl.DataFrame, names: Sequence[str], *, utc_offset_s: int = 0
+) -> tuple[ContextField, ...]:
+    """The fields of these names: hour, weekday, gap, or a column of the log.
+
+    A column's values are its most frequent ones in this log, the first 1,000 with at least 20
+    clicks each. Raises ContextError for a column that the log lacks.
+    """
+    return tuple(_learn_field(clicks, name, utc_offset_s) for name in names)
+
+
+def _learn_field(clicks: pl.DataFrame, name: str, utc_offset_s: int) -> ContextField:
+    if name == "gap":
+        return ContextField(name=name, kind="gap", edges_s=GAP_BIN_EDGES_S)
+    if name == "hour":
+        return ContextField(name=name, kind="hour", utc_offset_s=utc_offset_s)
+    if name == "weekday":
+        return ContextField(name=name, kind="weekday", utc_offset_s=utc_offset_s)
+    if name not in clicks.columns:
+        raise ContextError(
+            f"context {name!r} is no column of the log, whose columns are "
+            f"{', '.join(clicks.columns)}; hour, weekday and gap come from the time"
+        )
+    counts = _texts(clicks[name]).drop_nulls().value_counts(name="clicks")
+    text = counts.columns[0]
+    frequent = counts.filter(
+        (pl.col("clicks") >= MIN_SUPPORT) & (pl.col(text).str.len_bytes() <= MAX_VALUE_BYTES)
+    ).sort(["clicks", text], descending=[True, False])
+    return ContextField(
+        name=name, kind="column", values=tuple(frequent[text].head(MAX_VALUES).to_list())
+    )
+
+
+def context_indices(
+    clicks: pl.DataFrame, fields: Sequence[ContextField]
+) -> Int32[np.ndarray, "T F"]:
+    """The number of every click in every field.
+
+    `clicks` has session_id, timestamp_ms and the fields' columns; sessions stand one behind the
+    other in order of time. A column that the log lacks is MISSING throughout.
+    """
+    result = np.empty((len(clicks), len(fields)), dtype=np.int32)
+    for column, field in enumerate(fields):
+        result[:, column] = _field_indices(clicks, field)
+    return result
+
+
+def _field_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarray, "T"]:
+    timestamp_ms = clicks["timestamp_ms"].to_numpy()
+    if field.kind == "gap":
+        gap_s = np.maximum(np.diff(timestamp_ms, prepend=0), 0) / 1000
+        index = FIRST_VALUE + np.searchsorted(np.array(field.edges_s), gap_s, side="left")
+        first = (clicks["session_id"] != clicks["session_id"].shift()).fill_null(True)
+        return np.where(first.to_numpy(), MISSING, index).astype(np.int32)
+    if field.kind == "column":
+        return _column_indices(clicks, field)
+    hours = (timestamp_ms // 1000 + field.utc_offset_s) // 3600
+    if field.kind == "hour":
+        return (FIRST_VALUE + hours % HOURS).astype(np.int32)
+    # 1 January 1970 was a Thursday; Monday is 0.
+    return (FIRST_VALUE + (hours // HOURS + 3) % WEEKDAYS).astype(np.int32)
+
+
+def _column_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarray, "T"]:
+    if field.name not in clicks.columns:
+        return np.full(len(clicks), MISSING, dtype=np.int32)
+    texts = _texts(clicks[field.name]).alias("text")
+    numbers = pl.DataFrame(
+        {"text": field.values, "number": np.arange(FIRST_VALUE, field.size, dtype=np.int32)},
+        schema={"text": pl.String, "number": pl.Int32},
+    )
+    number = texts.to_frame().join(numbers, on="text", how="left", maintain_order="left")["number"]
+    nothing = pl.Series([MISSING], dtype=pl.Int32)
+    return number.fill_null(UNKNOWN).zip_with(texts.is_not_null(), nothing).to_numpy()
+
+
+def _texts(values: pl.Series) -> pl.Series:
+    """Values as the text that names them: 3 and 3.0 alike are "3", true is "true"."""
+    if values.dtype.is_float():  # what pandas makes of whole numbers where one is missing
+        values = values.fill_nan(None)
+        whole = values.cast(pl.Int64, strict=False)
+        text = whole.cast(pl.String).zip_with(whole == values, values.cast(pl.String))
+    else:
+        text = values.cast(pl.String, strict=False)
+    return text.set(text == "", None)
