@@ -14,6 +14,7 @@ import polars as pl
 from jaxtyping import Float32, Int32, Int64
 
 from train.context import ContextField, context_indices
+from train.order import ITEM_ID, codes, in_order, number_ids
 
 TARGET_WEIGHT = "target_weight"
 SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
@@ -45,7 +46,8 @@ class Sessions:
     item_index: Int64[np.ndarray, "T"]
     timestamp_ms: Int64[np.ndarray, "T"]
     start: Int64[np.ndarray, "S_plus_1"]
-    session_id: list[str]
+    session_id: pl.Series
+    """S names, categorical or text: of twenty million a list of texts would be 2 GB."""
     context: Int32[np.ndarray, "T F"]
     """The number of every click in every context field (`train/context.py`); F may be 0."""
     target_weight: Float32[np.ndarray, "T"]
@@ -111,52 +113,52 @@ def build_sessions(
 ) -> Indexed:
     """The log's sessions over ``catalogue`` (default: the log's own items).
 
-    Needs the columns session_id, item_id and timestamp_ms; clicks of one session and one
-    timestamp keep the order they have in the log. Sessions that begin together stand in the
-    order of their names. A gap of ``context`` counts from the last click on a known item, as it
-    does in the stream. Where the log has a column target_weight, it is kept.
+    Needs the columns session_id and item_id (categorical or text) and timestamp_ms; clicks of one
+    session and one timestamp keep the order they have in the log. Sessions that begin together
+    stand in the order of their names. A gap of ``context`` counts from the last click on a known
+    item, as it does in the stream. Where the log has a column target_weight, it is kept.
     """
+    wanted = {"session_id", "item_id", "timestamp_ms", TARGET_WEIGHT}
+    wanted |= {field.name for field in context if field.kind == "column"}
+    clicks = number_ids(log.select(name for name in log.columns if name in wanted))
     if catalogue is None:
-        catalogue = build_catalogue(log)
-    rows = pl.DataFrame(
-        {"item_id": catalogue.item_ids, "item_index": np.arange(len(catalogue), dtype=np.int64)},
-        schema={"item_id": pl.String, "item_index": pl.Int64},
-    )
-    columns = {"session_id", "item_id", "timestamp_ms", TARGET_WEIGHT}
-    columns |= {field.name for field in context if field.kind == "column"}
-    clicks = log.select(name for name in log.columns if name in columns).join(
-        rows, on="item_id", how="left", maintain_order="left"
-    )
-    known = clicks.filter(pl.col("item_index").is_not_null())
-    sessions = known.group_by("session_id").agg(
-        pl.len().cast(pl.Int64).alias("length"), pl.col("timestamp_ms").min().alias("first_ms")
-    )
-    sessions = (
-        sessions.filter(pl.col("length") >= SHORTEST_SESSION)
-        .sort("first_ms", "session_id")
-        .with_row_index("session")
-    )
-    kept = known.join(
-        sessions.select("session_id", "session"),
-        on="session_id",
-        how="inner",
-        maintain_order="left",
-    ).sort("session", "timestamp_ms", maintain_order=True)
+        catalogue = build_catalogue(clicks)
+    item_index = pl.Series("item_index", _item_index(clicks["item_id"], catalogue))
+    known = item_index >= 0
+    clicks = clicks.drop("item_id").with_columns(item_index)
+    if not known.all():
+        clicks = clicks.filter(known)
+    n_known = len(clicks)
+    clicks = in_order(clicks)
+    sessions = clicks.select(pl.col("session_id").rle().struct.unnest())
+    long_enough = sessions["len"] >= SHORTEST_SESSION
+    if not long_enough.all():
+        rows = np.repeat(long_enough.to_numpy(), sessions["len"].to_numpy())
+        clicks, sessions = clicks.filter(pl.Series(rows)), sessions.filter(long_enough)
     return Indexed(
         sessions=Sessions(
             # writable: torch.from_numpy warns about arrays it could be made to change
-            item_index=kept["item_index"].to_numpy(writable=True),
-            timestamp_ms=kept["timestamp_ms"].to_numpy(writable=True),
-            start=np.concatenate([[0], np.cumsum(sessions["length"].to_numpy())]).astype(np.int64),
-            session_id=sessions["session_id"].to_list(),
-            context=context_indices(kept, context),
+            item_index=clicks["item_index"].to_numpy(writable=True),
+            timestamp_ms=clicks["timestamp_ms"].to_numpy(writable=True),
+            start=np.concatenate([[0], np.cumsum(sessions["len"].to_numpy())]).astype(np.int64),
+            session_id=sessions["value"].alias("session_id"),
+            context=context_indices(clicks, context),
             target_weight=(
-                kept[TARGET_WEIGHT].cast(pl.Float32).to_numpy()
-                if TARGET_WEIGHT in kept.columns
-                else np.ones(len(kept), dtype=np.float32)
+                clicks[TARGET_WEIGHT].cast(pl.Float32).to_numpy(writable=True)
+                if TARGET_WEIGHT in clicks.columns
+                else np.ones(len(clicks), dtype=np.float32)
             ),
         ),
         catalogue=catalogue,
-        dropped_clicks=len(log) - len(known),
+        dropped_clicks=len(log) - n_known,
         dropped_sessions=log["session_id"].n_unique() - len(sessions),
     )
+
+
+def _item_index(items: pl.Series, catalogue: Catalogue) -> Int64[np.ndarray, "T"]:
+    """The catalogue's row of every item, -1 for those it does not have."""
+    item = codes(items)
+    listed = codes(pl.Series(catalogue.item_ids, dtype=pl.String).cast(ITEM_ID))
+    row = np.full(max(item.max(initial=0), listed.max(initial=0)) + 1, -1, dtype=np.int64)
+    row[listed] = np.arange(len(listed))
+    return np.asarray(row[item])

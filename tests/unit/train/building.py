@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import polars as pl
 
 from train.evaluate import SessionBatch
 from train.sessions import Sessions
@@ -15,7 +16,7 @@ def sessions_of(items: Sequence[Sequence[int]]) -> Sessions:
         item_index=item_index,
         timestamp_ms=1000 * np.arange(len(item_index)),
         start=np.cumsum([0, *(len(session) for session in items)]),
-        session_id=[str(number) for number in range(len(items))],
+        session_id=pl.Series([str(number) for number in range(len(items))], dtype=pl.String),
         context=np.zeros((len(item_index), 0), dtype=np.int32),
         target_weight=np.ones(len(item_index), dtype=np.float32),
     )

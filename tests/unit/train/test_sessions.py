@@ -29,7 +29,7 @@ def test_sessions_stand_in_order_of_their_first_click() -> None:
     )
     sessions = indexed.sessions
     names = indexed.catalogue.item_ids
-    assert sessions.session_id == ["early", "late"]
+    assert sessions.session_id.to_list() == ["early", "late"]
     assert sessions.start.tolist() == [0, 2, 4]
     assert [names[i] for i in sessions.item_index] == ["c", "b", "a", "b"]
     assert sessions.timestamp_ms.tolist() == [10, 70, 50, 60]
@@ -50,7 +50,7 @@ def test_catalogue_numbers_the_most_clicked_item_first() -> None:
 def test_clicks_on_unknown_items_are_dropped_and_counted() -> None:
     rows = [("s", "a", 0), ("s", "new", 1), ("s", "b", 2), ("t", "a", 3), ("t", "new", 4)]
     indexed = build_sessions(log(rows), Catalogue(["a", "b"]))
-    assert indexed.sessions.session_id == ["s"]
+    assert indexed.sessions.session_id.to_list() == ["s"]
     assert indexed.sessions.item_index.tolist() == [0, 1]
     assert (indexed.dropped_clicks, indexed.dropped_sessions) == (2, 1)
 
@@ -86,7 +86,7 @@ def test_every_click_is_in_its_session_or_counted(rows: list[Row]) -> None:
 def test_two_slices_hold_the_whole(rows: list[Row], cut: int) -> None:
     sessions = build_sessions(log(rows)).sessions
     left, right = sessions.slice(0, cut), sessions.slice(cut, len(sessions))
-    assert left.session_id + right.session_id == sessions.session_id
+    assert [*left.session_id, *right.session_id] == sessions.session_id.to_list()
     assert np.array_equal(np.r_[left.item_index, right.item_index], sessions.item_index)
     assert np.array_equal(np.r_[left.timestamp_ms, right.timestamp_ms], sessions.timestamp_ms)
     assert np.array_equal(np.r_[left.lengths, right.lengths], sessions.lengths)
