@@ -1,18 +1,23 @@
 """Click logs from disk: read, check, cut, filter, split, write.
 
-A log in memory is a frame with the columns session_id and item_id (text), timestamp_ms (int64)
-and the log's further columns as they came (a text file's are text). Sessions stand in order of
-their first click, ties by name; clicks of a session in order of time, ties as in the file.
+A log in memory is a frame with the columns session_id and item_id (categorical, see order.py, or
+text), timestamp_ms (int64) and the log's further columns as they came (a text file's are text).
+Sessions stand in order of their first click, ties by name; clicks of a session in order of time,
+ties as in the file. A log of a hundred million clicks takes the same path as one of ten.
 """
 
 import gzip
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import polars as pl
 import structlog
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from jaxtyping import Bool, Int, UInt32
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
+from train.order import SESSION_ID, codes, in_order, number_ids
 from train.rows import ClickLogError, Columns, Reason, read_rows
 
 __all__ = [
@@ -31,6 +36,8 @@ __all__ = [
 ]
 
 DAY_MS = 86_400_000
+EPOCH_SECONDS = (1_000_000_000, 4_000_000_000)
+"""2001 to 2096."""
 
 log = structlog.get_logger()
 
@@ -40,6 +47,9 @@ class Filters(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    last_days: PositiveFloat | None = None
+    """Only sessions that begin less than so many days before the newest one does, found before
+    anything else; 0.125 is three hours. Means nothing where the log's time is only an order."""
     min_item_support: PositiveInt = 1
     """Items with fewer clicks are left out."""
     min_session_length: PositiveInt = 2
@@ -64,6 +74,7 @@ class Filtered(NamedTuple):
     rare_item_clicks: int
     short_session_clicks: int
     repeat_clicks: int
+    old_clicks: int
 
 
 class Split(NamedTuple):
@@ -74,40 +85,40 @@ class Split(NamedTuple):
 
 
 def read_clicks(
-    path: Path,
+    path: str | Path,
     columns: Columns | None = None,
     *,
     idle_timeout_s: int | None = None,
     rejected_path: Path | None = None,
+    keep: Sequence[str] | None = None,
 ) -> Log:
-    """The clicks of a .parquet, .csv or .tsv log (text also .gz), default columns: the wire's.
+    """The clicks of a log, default columns: the wire's; ``train/source.py`` says what it may be.
 
-    Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``) with their
-    row number and reason; a warning counts them. Sessions are cut at gaps longer than
-    ``idle_timeout_s``; a log of visitors needs it. Raises ClickLogError for a log that is
-    unreadable, lacks a column or has no good click.
+    Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``, for a URL in
+    the working directory) with their row number and reason; a warning counts them. ``keep`` names
+    the further columns to read, of those the log has; None reads them all. Sessions are cut at
+    gaps longer than ``idle_timeout_s``; a log of visitors needs it. Raises ClickLogError for a
+    log that is unreadable, lacks a column or has no good click.
     """
     columns = columns or Columns()
     if columns.visitor and idle_timeout_s is None:
         raise ClickLogError(
             f"{path}: sessions of the visitors in {columns.visitor!r} need an idle timeout"
         )
-    rows = read_rows(path, columns)
-    rejected = {
-        Reason(name): count
-        for name, count in rows.bad["reason"].value_counts(sort=True).iter_rows()
-    }
-    if rejected:
-        rejected_path = rejected_path or path.with_name(path.name + ".rejected.csv")
+    rows = read_rows(path, columns, keep)
+    if rows.n_bad:
+        rejected_path = rejected_path or _rejected_path(path)
         _write_rejected(rows.bad, rejected_path)
-        log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rejected)
+        log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rows.n_bad)
         if rows.good.is_empty():
-            counts = ", ".join(f"{name} {count}" for name, count in rejected.items())
+            counts = ", ".join(f"{name} {count}" for name, count in rows.n_bad.items())
             raise ClickLogError(f"{path} has no good click ({counts}), see {rejected_path}")
-    clicks = _in_order(rows.good)
+    n_bad, clicks = rows.n_bad, in_order(rows.good)
+    del rows  # the unordered rows are as large as the ordered ones
+    _warn_of_seconds(path, clicks["timestamp_ms"], columns)
     if idle_timeout_s is not None:
         clicks = cut_sessions(clicks, idle_timeout_s, number_all=columns.visitor is not None)
-    return Log(clicks, rejected, rejected_path if rejected else None)
+    return Log(clicks, n_bad, rejected_path if n_bad else None)
 
 
 def cut_sessions(
@@ -118,23 +129,32 @@ def cut_sessions(
     A session that is cut becomes session-1, session-2 and so on; one that is not keeps its
     name, unless ``number_all``. Raises ClickLogError if a new name is another session's.
     """
-    same = pl.col("session_id") == pl.col("session_id").shift()
-    cut = same & (pl.col("timestamp_ms").diff() > idle_timeout_s * 1000)
-    cuts = clicks.select(cut=cut.fill_null(False)).to_series()
-    if not (number_all or cuts.any()):
+    if clicks.is_empty():
         return clicks
-    session = clicks["session_id"].rle_id()
-    part = pl.col("part") - pl.col("part").first().over(session) + 1
-    parts = clicks.select("session_id", part=cuts.cum_sum()).with_columns(part)
-    renamed = (pl.col("part").last().over(session) > 1) | number_all
-    name = pl.when(renamed).then(pl.format("{}-{}", "session_id", "part")).otherwise("session_id")
-    named = clicks.with_columns(parts.select(session_id=name).to_series())
-    if named["session_id"].n_unique() != parts.n_unique():
+    session = clicks["session_id"].rle_id().to_numpy()
+    same = session[1:] == session[:-1]
+    gap = np.diff(clicks["timestamp_ms"].to_numpy()) > idle_timeout_s * 1000
+    if not (number_all or (same & gap).any()):
+        return clicks
+    begins = np.r_[True, ~same | gap]
+    start = np.flatnonzero(begins)
+    whole = session[start]  # the session that a new one is part of
+    n_parts = np.bincount(whole)
+    part = np.arange(len(start)) - (np.cumsum(n_parts) - n_parts)[whole] + 1
+    renamed = (n_parts > 1)[whole] | number_all
+    parts = pl.DataFrame(
+        {"name": clicks["session_id"].gather(start), "part": part, "renamed": renamed}
+    ).with_columns(pl.col("name").cast(pl.String))
+    name = pl.when("renamed").then(pl.format("{}-{}", "name", "part")).otherwise("name")
+    names = parts.select(name.cast(SESSION_ID)).to_series()
+    del parts
+    if names.n_unique() != len(names):
         raise ClickLogError(
             "cutting sessions at idle gaps makes names like session-2 that other sessions "
             "already have; rename those first"
         )
-    return _in_order(named)
+    row = np.cumsum(begins, dtype=np.uint32) - 1
+    return in_order(clicks.with_columns(session_id=names.gather(pl.Series(row))))
 
 
 def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
@@ -143,65 +163,110 @@ def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
     A dropped item shortens sessions and a dropped session takes support from items, so one
     round is not enough; filtering the result again changes nothing.
     """
-    left = clicks.select(
-        row=pl.int_range(pl.len()),
-        session=pl.col("session_id").rle_id(),
-        item=pl.col("item_id").cast(pl.Categorical).to_physical(),
+    if filters.last_days is not None:
+        n_before = len(clicks)
+        clicks = _last_days(clicks, filters.last_days)
+        old_clicks = n_before - len(clicks)
+    else:
+        old_clicks = 0
+    left = _Left(
+        row=np.arange(len(clicks), dtype=np.uint32),
+        session=clicks["session_id"].rle_id().to_numpy(),
+        item=codes(number_ids(clicks.select("item_id"))["item_id"]),
     )
-    repeat = (
-        (pl.col("item") == pl.col("item").shift())
-        & (pl.col("session") == pl.col("session").shift())
-    ).fill_null(False)
-    keeps = {
-        "repeat": ~repeat if filters.drop_repeats else pl.lit(True),
-        "rare": pl.len().over("item") >= filters.min_item_support,
-        "short": pl.len().over("session") >= filters.min_session_length,
+    keeps: dict[str, Callable[[_Left], np.ndarray]] = {
+        "rare": lambda left: _counts(left.item) >= filters.min_item_support,
+        "short": lambda left: _counts(left.session) >= filters.min_session_length,
     }
-    dropped = dict.fromkeys(keeps, 0)
+    if filters.drop_repeats:
+        keeps = {"repeat": _is_no_repeat} | keeps
+    dropped = {"repeat": 0, "rare": 0, "short": 0}
     before = -1
-    while before != len(left):
-        before = len(left)
+    while before != len(left.row):
+        before = len(left.row)
         for name, keep in keeps.items():
-            passed = left.filter(keep)
-            dropped[name] += len(left) - len(passed)
-            left = passed
+            passes = keep(left)
+            n_dropped = len(passes) - int(np.count_nonzero(passes))
+            if n_dropped:
+                dropped[name] += n_dropped
+                left = _Left(left.row[passes], left.session[passes], left.item[passes])
     return Filtered(
-        clicks=clicks[left["row"]],
+        clicks=clicks if len(left.row) == len(clicks) else clicks[pl.Series(left.row)],
         rare_item_clicks=dropped["rare"],
         short_session_clicks=dropped["short"],
         repeat_clicks=dropped["repeat"],
+        old_clicks=old_clicks,
     )
+
+
+class _Left(NamedTuple):
+    """What is left of a log while it is filtered."""
+
+    row: UInt32[np.ndarray, "T"]
+    session: UInt32[np.ndarray, "T"]
+    item: UInt32[np.ndarray, "T"]
+
+
+def _counts(code: UInt32[np.ndarray, "T"]) -> Int[np.ndarray, "T"]:
+    """How often each click's code occurs. Counting a million items takes no hash table."""
+    return np.asarray(np.bincount(code)[code])
+
+
+def _is_no_repeat(left: _Left) -> Bool[np.ndarray, "T"]:
+    repeat = (left.item[1:] == left.item[:-1]) & (left.session[1:] == left.session[:-1])
+    return np.asarray(np.r_[True, ~repeat][: len(left.row)])
+
+
+def _last_days(clicks: pl.DataFrame, days: float) -> pl.DataFrame:
+    """The sessions that begin less than so many days before the newest one does."""
+    if clicks.is_empty():
+        return clicks
+    start, first_ms = _session_starts(clicks)
+    return clicks[int(start[np.searchsorted(first_ms, first_ms[-1] - days * DAY_MS, "right")]) :]
+
+
+def _session_starts(
+    clicks: pl.DataFrame,
+) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
+    """The first row of every session, and its time, which never falls."""
+    length = clicks.select(pl.col("session_id").rle().struct.field("len")).to_series().to_numpy()
+    start = np.cumsum(length, dtype=np.int64) - length
+    return start, clicks["timestamp_ms"].to_numpy()[start]
 
 
 def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None = None) -> Split:
     """The log without its newest sessions, and those: the last ``fraction``, or ``days``.
 
     A session's time is that of its first click; with ``days`` the test sessions are those that
-    begin less than so many days before the log's last click. Test clicks on items that
-    training never saw stay in: build_sessions drops and counts them, a replay sends them.
-    Raises ClickLogError if one side would be empty.
+    begin less than so many days before the log's last click. Both parts are views of the log.
+    Test clicks on items that training never saw stay in: build_sessions drops and counts them, a
+    replay sends them. Raises ClickLogError if one side would be empty.
     """
-    session = clicks["session_id"].rle_id()
-    n_sessions = clicks["session_id"].n_unique()
+    start, first_ms = _session_starts(clicks)
+    n_sessions = len(start)
+    if n_sessions < 2:
+        raise ClickLogError(
+            f"a log of {n_sessions} session{'s' * (n_sessions != 1)} cannot be split by time: "
+            "both sides need one"
+        )
     if days is None:
-        n_test = round(n_sessions * fraction)
-        in_test = session >= n_sessions - n_test
+        n_train = n_sessions - round(n_sessions * fraction)
     else:
-        at = pl.col("timestamp_ms")
-        begins_late = at.first().over(session) > at.max() - days * DAY_MS
-        in_test = clicks.select(begins_late).to_series()
-    split = Split(clicks.filter(~in_test), clicks.filter(in_test))
-    if split.train.is_empty() or split.test.is_empty():
+        latest_ms = int(clicks["timestamp_ms"].max())  # type: ignore[arg-type]  # int64, no null
+        n_train = int(np.searchsorted(first_ms, latest_ms - days * DAY_MS, "right"))
+    if not 0 < n_train < n_sessions:
         part = f"the last {fraction:g} of the sessions" if days is None else f"the last {days} days"
-        found = "no session" if split.test.is_empty() else "every session"
+        found = "every session" if n_train == 0 else "no session"
         raise ClickLogError(
             f"{part} of this log hold {found} of {n_sessions}; both sides need some"
         )
-    return split
+    first_row = int(start[n_train])
+    return Split(clicks[:first_row], clicks[first_row:])
 
 
 def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
     """Write a log that ``read_clicks`` reads back: .parquet, .csv or .csv.gz."""
+    clicks = clicks.with_columns(pl.selectors.categorical().cast(pl.String))
     name = path.name.lower()
     path.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith(".parquet"):
@@ -215,19 +280,32 @@ def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
         raise ClickLogError(f"{path}: click logs are written as .parquet, .csv or .csv.gz")
 
 
-def _in_order(clicks: pl.DataFrame) -> pl.DataFrame:
-    return clicks.sort(
-        pl.col("timestamp_ms").min().over("session_id"),
-        "session_id",
-        "timestamp_ms",
-        maintain_order=True,
-    )
+def _rejected_path(path: str | Path) -> Path:
+    """The log's name + .rejected.csv beside it; of a URL in the working directory."""
+    url = "://" in str(path)
+    parts = [part for part in Path(str(path)).parts if not any(c in part for c in "*?[")]
+    whole = Path(parts[-1]) if url else Path(*parts)
+    return whole.with_name(whole.name + ".rejected.csv")
 
 
-def _write_rejected(bad: pl.DataFrame, path: Path) -> None:
+def _write_rejected(bad: pl.LazyFrame, path: Path) -> None:
     try:
-        bad.write_csv(path)
+        with path.open("wb") as file:
+            bad.sink_csv(file, engine="streaming")
     except OSError as error:
         raise ClickLogError(
             f"{path} cannot be written ({error.strerror}); name another file for the bad rows"
         ) from error
+
+
+def _warn_of_seconds(path: str | Path, timestamp_ms: pl.Series, columns: Columns) -> None:
+    """A warning alone: the numbers may be an order, of which nothing is known."""
+    earliest, latest = timestamp_ms.min(), timestamp_ms.max()
+    if columns.time_unit == "ms" and (EPOCH_SECONDS[0] <= earliest and latest <= EPOCH_SECONDS[1]):  # type: ignore[operator]  # integers
+        log.warning(
+            "times_look_like_seconds",
+            clicks=str(path),
+            column=columns.time,
+            found=earliest,
+            read_as="milliseconds of January 1970; say time_unit s if they are seconds",
+        )

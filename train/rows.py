@@ -1,9 +1,7 @@
 """A log's file becomes rows: each a click, or bad for a reason from a closed list."""
 
-import csv
-import gzip
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,21 +9,24 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 from pydantic import BaseModel, ConfigDict, model_validator
 
+from train.order import ITEM_ID, SESSION_ID, VISITOR_ID
+from train.source import FILE, SURPLUS, ClickLogError, Source, open_log, unreadable
+
+__all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
+
 WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
 # What a click may look like is the clicks topic's rule (docs/contract.md), so that whatever a
 # model was trained on can also be served.
 MAX_ID_BYTES = 256
 MAX_VISITOR_BYTES = 240  # leaves room for the "-k" that makes a visitor a session
 MAX_FUTURE_MS = 5 * 60 * 1000
+# Found by us beside the log's own columns, which may have any name.
+_SESSION, _ITEM, _TIME, _REASON = "\0session", "\0item", "\0time", "\0reason"
 
 _PRESETS: dict[str, dict[str, str]] = {
     "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms", "time_unit": "ms"},
     "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
 }
-
-
-class ClickLogError(Exception):
-    """A click log that cannot be used: one sentence with the file, the found and the expected."""
 
 
 class Reason(StrEnum):
@@ -60,7 +61,8 @@ class Columns(BaseModel):
     """Column of the click's time."""
     time_unit: Literal["s", "ms", "iso"] = "ms"
     """Seconds (fractions kept to the millisecond), milliseconds, or ISO 8601 (UTC if it names no
-    zone). A column that is only an order is read as a number too; cut no sessions in such a log."""
+    zone). A column that is only an order is read as a number too; in such a log cut no sessions
+    and keep no last days."""
 
     @model_validator(mode="before")
     @classmethod
@@ -74,154 +76,157 @@ class Rows(NamedTuple):
     """A log's rows under the wire's names, those that are clicks apart from those that are not."""
 
     good: pl.DataFrame
-    """session_id (or the visitor's), item_id, timestamp_ms, context; in the order of the file."""
-    bad: pl.DataFrame
-    """Row number (the first is 1), reason, and the columns as the file has them."""
+    """session_id (or the visitor's) and item_id, categorical, timestamp_ms, and further columns;
+    in the order of the file."""
+    n_bad: dict[Reason, int]
+    """Bad rows by reason, the most frequent first."""
+    bad: pl.LazyFrame
+    """Row number (the first is 1; counted on from file to file), reason, file where there are
+    several, and the log's columns; collecting it reads the log again."""
 
 
-def read_rows(path: Path, columns: Columns) -> Rows:
-    """The rows of a .parquet, .csv or .tsv file (text also .gz).
+def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = None) -> Rows:
+    """The rows of a log (``train/source.py`` says what it may be).
 
-    Raises ClickLogError if the file is unreadable, lacks a column or has no rows.
+    ``keep`` names the further columns to read, of those that the log has; None reads them all.
+    Raises ClickLogError if the log is unreadable, lacks a column or has no rows.
     """
-    table, surplus = _read_table(path)
-    if table.is_empty():
-        raise ClickLogError(f"{path} is empty: a header and no click")
-    parsed = _parse(path, table, columns)
-    reason = _reasons(parsed, surplus, MAX_VISITOR_BYTES if columns.visitor else MAX_ID_BYTES)
-    bad = reason.is_not_null()
-    # Columns of lists or structs cannot stand in a CSV file.
-    shown = table.drop(pl.selectors.nested(), "row", "reason", strict=False)
-    numbered = shown.insert_column(0, reason.alias("reason")).with_row_index("row", offset=1)
-    return Rows(good=parsed.filter(~bad), bad=numbered.filter(bad))
-
-
-def _read_table(path: Path) -> tuple[pl.DataFrame, pl.Series]:
-    """The file's rows (of a text file: all text), and which have more fields than the header."""
-    name = path.name.lower().removesuffix(".gz")
+    source = open_log(path)
     try:
-        if name.endswith((".csv", ".tsv")):
-            return _read_text(path, "," if name.endswith(".csv") else "\t")
-        if path.name.lower().endswith((".parquet", ".pq")):
-            table = pl.read_parquet(path)
-            return table, pl.repeat(False, len(table), eager=True)
-    except pl.exceptions.NoDataError:
-        raise ClickLogError(f"{path} is empty: not even a header") from None
+        return _read_rows(path, source, columns, keep)
     except FileNotFoundError:
         raise ClickLogError(f"{path} does not exist") from None
-    except (OSError, EOFError, csv.Error, pl.exceptions.PolarsError) as error:
-        raise ClickLogError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    raise ClickLogError(f"{path}: a click log is .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise unreadable(path, error) from error
 
 
-def _read_text(path: Path, separator: str) -> tuple[pl.DataFrame, pl.Series]:
-    quote = '"' if separator == "," else None  # tab-separated logs know no quotes
-    try:
-        table = pl.read_csv(
-            path,
-            separator=separator,
-            quote_char=quote,
-            infer_schema=False,
-            encoding="utf8-lossy",
-        )
-        return table, pl.repeat(False, len(table), eager=True)
-    except pl.exceptions.ComputeError:
-        # One row with more fields than the header, or with a stray quote, makes Polars refuse
-        # the whole file. Read it again row by row, many times slower, to find such rows.
-        return _read_ragged_text(path, separator)
-
-
-def _read_ragged_text(path: Path, separator: str) -> tuple[pl.DataFrame, pl.Series]:
-    opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
-    rows: list[list[str | None]] = []
-    surplus: list[bool] = []
-    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-        reader = csv.reader(
-            lines,
-            delimiter=separator,
-            quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
-        )
-        header = next(reader)
-        last = len(header) - 1
-        for row in reader:
-            fields = [*row[:last], separator.join(row[last:])]  # what is too much stays visible
-            rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
-            surplus.append(len(row) > len(header))
-    schema = dict.fromkeys(header, pl.String)
-    return pl.DataFrame(rows, schema=schema, orient="row"), pl.Series(surplus, dtype=pl.Boolean)
-
-
-def _parse(path: Path, table: pl.DataFrame, columns: Columns) -> pl.DataFrame:
-    """The table under the wire's names; null where a value cannot be read."""
-    sources = (columns.visitor or columns.session, columns.item, columns.time)
-    context = [name for name in table.columns if name not in sources]
-    for name in sources:
-        if name not in table.columns:
-            raise ClickLogError(f"{path} has no column {name!r}, only {', '.join(table.columns)}")
-    for name in WIRE_COLUMNS:
-        if name in context:
-            raise ClickLogError(f"{path}: column {name!r} is not what it is read as; rename it")
-    parse: list[Callable[[pl.Series], pl.Series]] = [
-        _parse_ids,
-        _parse_ids,
-        lambda values: _parse_times(values, columns.time_unit),
+def _read_rows(
+    path: str | Path, source: Source, columns: Columns, keep: Sequence[str] | None
+) -> Rows:
+    schema = source.table.collect_schema()
+    context = [
+        name for name in _further_columns(path, schema, columns) if keep is None or name in keep
     ]
-    parsed = []
-    for source, name, parse_values in zip(sources, WIRE_COLUMNS, parse, strict=True):
-        try:
-            parsed.append(parse_values(table[source]).alias(name))
-        except pl.exceptions.PolarsError as error:
+    judged = source.table.with_columns(_parse(path, source, schema, columns)).with_columns(
+        _reason(source, schema, columns)
+    )
+    good = judged.filter(pl.col(_REASON).is_null()).select(
+        pl.col(_SESSION).cast(VISITOR_ID if columns.visitor else SESSION_ID).alias("session_id"),
+        pl.col(_ITEM).cast(ITEM_ID).alias("item_id"),
+        pl.col(_TIME).alias("timestamp_ms"),
+        *context,
+    )
+    # Columns of lists or structs cannot stand in a CSV file.
+    shown = [
+        name
+        for name, dtype in schema.items()
+        if not dtype.is_nested() and name not in ("row", "reason", "file", SURPLUS, FILE)
+    ]
+    bad = (
+        judged.with_row_index("\0row", offset=1)
+        .filter(pl.col(_REASON).is_not_null())
+        .select(
+            pl.col("\0row").alias("row"),
+            pl.col(_REASON).alias("reason"),
+            *([pl.col(FILE).alias("file")] if FILE in schema else []),
+            *shown,
+        )
+    )
+    clicks = good.collect(engine="streaming").rechunk()
+    n_rows = int(source.table.select(pl.len()).collect(engine="streaming").item())
+    if n_rows == 0:
+        raise ClickLogError(f"{path} is empty: a header and no click")
+    n_bad: dict[Reason, int] = {}
+    if len(clicks) < n_rows:
+        reasons = bad.select("reason").collect(engine="streaming")["reason"]
+        n_bad = {Reason(name): count for name, count in reasons.value_counts(sort=True).iter_rows()}
+    return Rows(clicks, n_bad, bad)
+
+
+def _sources(columns: Columns) -> tuple[str, str, str]:
+    return (columns.visitor or columns.session, columns.item, columns.time)
+
+
+def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> list[str]:
+    further = [name for name in schema if name not in (*_sources(columns), SURPLUS, FILE)]
+    for name in WIRE_COLUMNS:
+        if name in further:
+            raise ClickLogError(f"{path}: column {name!r} is not what it is read as; rename it")
+    return further
+
+
+def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
+    """The three columns of a click; null where a value cannot be read."""
+    for name, wire in zip(_sources(columns), WIRE_COLUMNS, strict=True):
+        if name in source.conflicts:
             raise ClickLogError(
-                f"{path}: column {source!r} holds {table[source].dtype}, which is no {name}"
-            ) from error
-    return pl.DataFrame([*parsed, *table.select(context)])
+                f"{path}: column {name!r} holds {source.conflicts[name]} in different files; "
+                "write them alike"
+            )
+        if name not in schema:
+            own = ", ".join(column for column in schema if column not in (SURPLUS, FILE))
+            raise ClickLogError(f"{path} has no column {name!r}, only {own}")
+        dtype = schema[name]
+        if dtype.is_nested() or (
+            wire == "timestamp_ms"
+            and columns.time_unit == "iso"
+            and dtype not in (pl.String, pl.Datetime, pl.Date)
+        ):
+            raise ClickLogError(f"{path}: column {name!r} holds {dtype}, which is no {wire}")
+    session, item, at = _sources(columns)
+    return [
+        _parse_id(session, schema[session]).alias(_SESSION),
+        _parse_id(item, schema[item]).alias(_ITEM),
+        _parse_time(at, schema[at], columns.time_unit).alias(_TIME),
+    ]
 
 
-def _parse_ids(values: pl.Series) -> pl.Series:
-    if values.dtype.is_float():  # what pandas makes of whole numbers where one is missing
-        values = values.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        return whole.cast(pl.String).zip_with(whole == values, values.cast(pl.String))
-    return values.cast(pl.String)
+def _parse_id(name: str, dtype: pl.DataType) -> pl.Expr:
+    value = pl.col(name)
+    if dtype.is_float():  # what pandas makes of whole numbers where one is missing
+        value = value.fill_nan(None)
+        whole = value.cast(pl.Int64, strict=False)
+        return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
+    return value.cast(pl.String, strict=False)
 
 
-def _parse_times(values: pl.Series, unit: str) -> pl.Series:
-    if isinstance(values.dtype, pl.Datetime | pl.Date):
-        return values.cast(pl.Datetime("ms")).dt.epoch("ms")
+def _parse_time(name: str, dtype: pl.DataType, unit: str) -> pl.Expr:
+    value = pl.col(name)
+    if isinstance(dtype, pl.Datetime | pl.Date):
+        return value.cast(pl.Datetime("ms")).dt.epoch("ms")
     if unit == "iso":
-        text = values.str.replace(" ", "T", literal=True).str.replace("[Zz]$", "+00:00")
+        text = value.str.replace(" ", "T", literal=True).str.replace("[Zz]$", "+00:00")
         zoned = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="ms", strict=False)
         plain = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="ms", strict=False)
         return zoned.dt.epoch("ms").fill_null(plain.dt.epoch("ms"))
+    if unit == "ms" and dtype.is_integer():
+        return value.cast(pl.Int64, strict=False)
     # float64 holds today's milliseconds exactly (2^41 of 2^53)
-    number = values.cast(pl.Float64, strict=False) * (1000 if unit == "s" else 1)
+    number = value.cast(pl.Float64, strict=False) * (1000 if unit == "s" else 1)
     return number.round().cast(pl.Int64, strict=False)
 
 
-def _reasons(parsed: pl.DataFrame, surplus: pl.Series, max_session_bytes: int) -> pl.Series:
+def _reason(source: Source, schema: pl.Schema, columns: Columns) -> pl.Expr:
     """Why each row is bad; null where it is good."""
 
     def bad_id(name: str, max_bytes: int) -> pl.Expr:
         return ~pl.col(name).str.len_bytes().is_between(1, max_bytes).fill_null(False)
 
     latest_ms = time.time_ns() // 1_000_000 + MAX_FUTURE_MS
-    good_time = pl.col("timestamp_ms").is_between(0, latest_ms).fill_null(False)
-    bad_session = bad_id("session_id", max_session_bytes) | pl.col("session_id").str.starts_with(
-        "\0"
-    )
-    bad_item = bad_id("item_id", MAX_ID_BYTES) | pl.col("item_id").str.contains(r"\p{Cc}")
+    max_session_bytes = MAX_VISITOR_BYTES if columns.visitor else MAX_ID_BYTES
+    surplus = pl.col(SURPLUS) if SURPLUS in schema else pl.lit(False)
     # Bytes that are no UTF-8 were read as U+FFFD.
-    broken = pl.any_horizontal(pl.col("session_id", "item_id").str.contains("\ufffd", literal=True))
-    reason = (
+    broken = pl.any_horizontal(pl.col(_SESSION, _ITEM).str.contains("\ufffd", literal=True))
+    return (
         pl.when(surplus)
         .then(pl.lit(Reason.BAD_FIELD.value))
-        .when(broken)
+        .when(broken if source.is_text else pl.lit(False))
         .then(pl.lit(Reason.NOT_UTF8.value))
-        .when(bad_session)
+        .when(bad_id(_SESSION, max_session_bytes) | pl.col(_SESSION).str.starts_with("\0"))
         .then(pl.lit(Reason.BAD_SESSION_ID.value))
-        .when(bad_item)
+        .when(bad_id(_ITEM, MAX_ID_BYTES) | pl.col(_ITEM).str.contains(r"\p{Cc}"))
         .then(pl.lit(Reason.BAD_ITEM_ID.value))
-        .when(~good_time)
+        .when(~pl.col(_TIME).is_between(0, latest_ms).fill_null(False))
         .then(pl.lit(Reason.BAD_TIMESTAMP.value))
+        .alias(_REASON)
     )
-    return parsed.select(reason=reason).to_series()

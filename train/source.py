@@ -1,0 +1,183 @@
+"""Where a click log lies: a file, a folder or glob of Parquet files, or a URL; a lazy table of it.
+
+Parquet is not read here: what nobody asks for is never decoded. Text files are small by comparison
+and are read whole.
+"""
+
+import csv
+import glob
+import gzip
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import polars as pl
+
+SURPLUS = "\0surplus"
+"""In a text log with such rows: whether a row has more fields than the header has names."""
+FILE = "\0file"
+"""In a log of several files: the file a row stands in."""
+_PARQUET = (".parquet", ".pq")
+
+
+class ClickLogError(Exception):
+    """A click log that cannot be used: one sentence with the file, the found and the expected."""
+
+
+class Source(NamedTuple):
+    """The rows of a log as they came; of a text file all columns are text."""
+
+    table: pl.LazyFrame
+    """May have the columns SURPLUS and FILE besides the log's own."""
+    is_text: bool
+    """Bytes that are no UTF-8 stand as U+FFFD."""
+    conflicts: dict[str, str]
+    """Columns that were left out because files disagree about their types, and what they hold."""
+
+
+def open_log(path: str | Path) -> Source:
+    """The log at ``path``, whose files are read when the table is collected.
+
+    A .parquet, .csv or .tsv file (text also .gz); a folder (all .parquet files below it) or a
+    glob of Parquet files, in order of their names; a URL (s3://, gs://, az://, https://, file://)
+    of such a file, glob or, with a slash at its end, folder. Files that are named with a leading
+    dot or underscore are passed over in a folder. A column that a file lacks is null there; of
+    a URL with several files the first one says which columns there are. Raises ClickLogError.
+    """
+    if "://" in str(path):
+        return _scan_url(str(path))
+    path = Path(path)
+    try:
+        if path.is_dir() or (any(c in str(path) for c in "*?[") and not path.exists()):
+            return _scan_files(path, _files(path))
+        name = path.name.lower().removesuffix(".gz")
+        if name.endswith((".csv", ".tsv")):
+            separator = "," if name.endswith(".csv") else "\t"
+            return Source(_read_text(path, separator).lazy(), is_text=True, conflicts={})
+        if path.name.lower().endswith(_PARQUET):
+            return Source(pl.scan_parquet(path, glob=False), is_text=False, conflicts={})
+    except pl.exceptions.NoDataError:
+        raise ClickLogError(f"{path} is empty: not even a header") from None
+    except FileNotFoundError:
+        raise ClickLogError(f"{path} does not exist") from None
+    except (OSError, EOFError, csv.Error, pl.exceptions.PolarsError) as error:
+        raise unreadable(path, error) from error
+    raise ClickLogError(f"{path}: a click log is .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
+
+
+def unreadable(path: str | Path, error: Exception) -> ClickLogError:
+    """One sentence of what a reader says in several lines."""
+    return ClickLogError(f"{path} cannot be read: {(str(error) or repr(error)).splitlines()[0]}")
+
+
+def _scan_url(url: str) -> Source:
+    if not url.lower().endswith(_PARQUET) and not url.endswith("/"):
+        raise ClickLogError(f"{url}: a URL names .parquet files, or a folder of them with a / last")
+    table = pl.scan_parquet(
+        url + "**/*.parquet" if url.endswith("/") else url,
+        include_file_paths=FILE,
+        missing_columns="insert",
+        extra_columns="ignore",
+        hive_partitioning=False,
+    )
+    return Source(table, is_text=False, conflicts={})
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = [
+            file
+            for file in path.rglob("*")
+            if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+        ]
+    else:
+        found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - ** too
+    files = sorted(file for file in found if file.name.lower().endswith(_PARQUET))
+    if not files:
+        raise ClickLogError(f"{path} holds no .parquet file")
+    return files
+
+
+def _scan_files(path: Path, files: Sequence[Path]) -> Source:
+    """The files as one table with every column that any of them has."""
+    schema: dict[str, pl.DataType] = {}
+    found: dict[str, set[str]] = {}
+    for file in files:
+        try:
+            columns = pl.read_parquet_schema(file)
+        except (OSError, pl.exceptions.PolarsError) as error:
+            raise unreadable(file, error) from error
+        for name, dtype in columns.items():
+            schema.setdefault(name, dtype)
+            found.setdefault(name, set()).add(str(dtype))
+    conflicts = {
+        name: " and ".join(sorted(dtypes)) for name, dtypes in found.items() if len(dtypes) > 1
+    }
+    table = pl.scan_parquet(
+        list(files),
+        glob=False,
+        schema={name: dtype for name, dtype in schema.items() if name not in conflicts},
+        missing_columns="insert",
+        extra_columns="ignore",
+        include_file_paths=FILE,
+    )
+    return Source(table, is_text=False, conflicts=conflicts)
+
+
+def _read_text(path: Path, separator: str) -> pl.DataFrame:
+    with path.open("rb") as file:
+        magic = file.read(2)
+    if path.suffix.lower() == ".gz" and magic and magic != b"\x1f\x8b":
+        raise ClickLogError(f"{path} is no gzip file, though its name ends in .gz")
+    quote = '"' if separator == "," else None  # tab-separated logs know no quotes
+    try:
+        header = pl.read_csv(
+            path,
+            separator=separator,
+            quote_char=quote,
+            has_header=False,
+            n_rows=1,
+            infer_schema=False,
+            encoding="utf8-lossy",
+        )
+        _check_header(path, [str(name) for name in header.row(0)])
+        return pl.read_csv(
+            path,
+            separator=separator,
+            quote_char=quote,
+            infer_schema=False,
+            encoding="utf8-lossy",
+        )
+    except pl.exceptions.ComputeError:
+        # One row with more fields than the header, or with a stray quote, makes Polars refuse
+        # the whole file. Read it again row by row, many times slower, to find such rows.
+        return _read_ragged_text(path, separator)
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    """Polars would rename the second of two columns in silence."""
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise ClickLogError(f"{path} has the column {twice[0]!r} twice; rename one of them")
+
+
+def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
+    opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
+    rows: list[list[str | None]] = []
+    surplus: list[bool] = []
+    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
+        reader = csv.reader(
+            lines,
+            delimiter=separator,
+            quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
+        )
+        header = next(reader)
+        _check_header(path, header)
+        last = len(header) - 1
+        for row in reader:
+            fields = [*row[:last], separator.join(row[last:])]  # what is too much stays visible
+            rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
+            surplus.append(len(row) > len(header))
+    table = pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")
+    return table.with_columns(pl.Series(SURPLUS, surplus, dtype=pl.Boolean))
