@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from train.evaluate import SessionBatch
+from train.ranks import Ranks
 from train.sessions import Sessions
 
 
@@ -31,4 +32,20 @@ def batch_of(items: Sequence[Sequence[int]]) -> SessionBatch:
         lengths=np.array([len(session) for session in items]),
         timestamp_ms=np.tile(1000 * np.arange(longest), (len(items), 1)),
         context=np.zeros((*padded.shape, 0), dtype=np.int32),
+    )
+
+
+def ranks_from(
+    rank: Sequence[int], novel: Sequence[bool] | None = None, weight: Sequence[float] | None = None
+) -> Ranks:
+    """Predictions of one session that ranked its clicks so."""
+    n = len(rank)
+    return Ranks(
+        session=np.zeros(n, dtype=np.int64),
+        position=np.arange(1, n + 1),
+        length=np.full(n, n + 1),
+        target=np.zeros(n, dtype=np.int64),
+        rank=np.array(rank, dtype=np.int64),
+        novel=np.ones(n, dtype=bool) if novel is None else np.array(novel, dtype=bool),
+        weight=np.ones(n, dtype=np.float32) if weight is None else np.array(weight, np.float32),
     )
