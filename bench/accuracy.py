@@ -17,12 +17,13 @@ import torch
 from train.baselines import build_baselines
 from train.checkpoint import load_checkpoint
 from train.clicks import Columns, read_clicks, split_by_time
-from train.evaluate import GRUPredictor, Predictor, figures, rank_targets
+from train.evaluate import Predictor, figures, rank_targets
 from train.fit import Schedule, TrainingLog, fit
+from train.hyperparameters import Hyperparameters
+from train.predictor import ModelPredictor
 from train.presets import PRESETS
 from train.progress import EpochProgress
 from train.sessions import build_sessions
-from train.trainer import Hyperparameters
 
 DATASET = "rsc15-100k"
 RESULT = Path(__file__).parent / "results" / f"{DATASET}.json"
@@ -79,7 +80,7 @@ def main() -> int:
     n_items = len(whole.catalogue)
     test = build_sessions(test_clicks, whole.catalogue)
     log.info("test", dropped_clicks=test.dropped_clicks, dropped_sessions=test.dropped_sessions)
-    predictors: dict[str, Predictor] = {"gru": GRUPredictor(model)}
+    predictors: dict[str, Predictor] = {"gru": ModelPredictor(model)}
     rows = []
     for name, predictor in (predictors | build_baselines(whole.sessions, n_items)).items():
         result = figures(rank_targets(predictor, test.sessions, n_items))

@@ -15,7 +15,8 @@ from stream.messages import Recommendation
 from train.baselines import Pop
 from train.checkpoint import Checkpoint
 from train.clicks import cut_sessions
-from train.evaluate import GRUPredictor, Predictor, figures, rank_targets
+from train.evaluate import Predictor, figures, rank_targets
+from train.predictor import ModelPredictor
 from train.sessions import Catalogue, Sessions, build_sessions
 
 K = 20
@@ -131,7 +132,7 @@ def evaluate_offline(checkpoint: Checkpoint, clicks: pl.DataFrame) -> OfflineFig
     def evaluate(predictor: Predictor) -> dict[str, float]:
         return figures(rank_targets(predictor, sessions, n_items))
 
-    model, pop = evaluate(GRUPredictor(checkpoint.model)), evaluate(Pop(support))
+    model, pop = evaluate(ModelPredictor(checkpoint.model)), evaluate(Pop(support))
     return OfflineFigures(
         recall_at_20=model["recall_at_20"],
         mrr_at_20=model["mrr_at_20"],

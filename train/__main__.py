@@ -26,9 +26,10 @@ from train.clicks import (
     split_by_time,
     write_clicks,
 )
-from train.evaluate import PROTOCOL, GRUPredictor, Predictor, figures, rank_targets
+from train.evaluate import PROTOCOL, Predictor, figures, rank_targets
 from train.fit import FitError, TrainingLog, fit
 from train.oracle import score_oracle
+from train.predictor import ModelPredictor
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures
 from train.sessions import build_sessions
@@ -183,7 +184,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
             f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
             f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
         )
-    predictors: dict[str, Predictor] = {"gru": GRUPredictor(checkpoint.model)}
+    predictors: dict[str, Predictor] = {"gru": ModelPredictor(checkpoint.model)}
     if settings.train_clicks is not None:
         train_clicks = read_clicks(
             settings.train_clicks, settings.columns, idle_timeout_s=idle_timeout_s

@@ -1,14 +1,14 @@
 """Sessions side by side: the mini-batches of a recurrent network without padding.
 
 Session-parallel mini-batches of Hidasi et al. (arXiv 1511.06939, sec. 3.1.1): lane b of the batch
-reads one session after the other, and its hidden state is reset where a session begins.
+reads one session after the other, and its state is reset where a session begins.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from train.sessions import Sessions
 
@@ -19,7 +19,13 @@ class Step(NamedTuple):
     item_index: Int64[np.ndarray, "B"]
     target: Int64[np.ndarray, "B"]
     first: Bool[np.ndarray, "B"]
-    """The click opens its session: the lane's hidden state is of another one."""
+    """The click opens its session: the lane's state is of another one."""
+    context: Int32[np.ndarray, "B F"]
+    """Of the click."""
+    target_context: Int32[np.ndarray, "B F"]
+    """Of the click that followed; only a model that peeks may look."""
+    weight: Float32[np.ndarray, "B"]
+    """What the target counts."""
 
 
 def session_parallel(
@@ -51,4 +57,11 @@ def session_parallel(
     for t in range(lane_length[0]):
         place = lane_begin[: np.count_nonzero(lane_length > t)] + t
         row = click[place]
-        yield Step(sessions.item_index[row], sessions.item_index[row + 1], first[place])
+        yield Step(
+            item_index=sessions.item_index[row],
+            target=sessions.item_index[row + 1],
+            first=first[place],
+            context=sessions.context[row],
+            target_context=sessions.context[row + 1],
+            weight=sessions.target_weight[row + 1],
+        )

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from train.model import GRU4Rec, GRU4RecConfig
+from train.model import ModelConfig, SessionModel
 from train.sessions import Catalogue
 
 INFO = "checkpoint.json"
@@ -66,10 +66,11 @@ class EpochRecord(_Record):
 class CheckpointInfo(_Record):
     """Everything of a checkpoint that is not an array or an item id."""
 
-    format: Literal[1] = 1
-    architecture: Literal["gru"] = "gru"
-    model: GRU4RecConfig
+    format: Literal[2] = 2
+    model: ModelConfig
     hyperparameters: dict[str, JsonValue]
+    epochs: int
+    """How many the run was to have: the course of a decaying learning rate follows from it."""
     training: TrainingData
     idle_timeout_s: int | None
     """The gap that cut the training sessions; null where the log came with a session column."""
@@ -94,7 +95,7 @@ class Checkpoint:
     folder: Path
     info: CheckpointInfo
     catalogue: Catalogue
-    model: GRU4Rec
+    model: SessionModel
 
     def resume_arrays(self) -> dict[str, np.ndarray]:
         """Arrays of the trainer after the last epoch in `info.history`."""
@@ -145,7 +146,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{folder / ITEMS} has {len(item_ids)} lines, {INFO} says n_items={info.model.n_items}"
         )
 
-    model = GRU4Rec(info.model)
+    model = SessionModel(info.model)
     weights = _read_arrays(folder / info.weights)
     check_arrays(folder / info.weights, weights, model.state_dict())
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})

@@ -19,9 +19,12 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from train.evaluate import PROTOCOL, GRUPredictor, figures, rank_targets
+from train.context import ContextField
+from train.evaluate import PROTOCOL, figures, rank_targets
+from train.hyperparameters import Hyperparameters
+from train.predictor import ModelPredictor
 from train.sessions import Catalogue, Sessions
-from train.trainer import Hyperparameters, Trainer
+from train.trainer import Trainer
 
 MONITOR = "recall_at_20"
 """The validation figure that says which epoch was the best."""
@@ -55,6 +58,8 @@ class TrainingLog:
     catalogue: Catalogue
     idle_timeout_s: int | None
     """The gap that cut the sessions; None where the log named them itself."""
+    context: tuple[ContextField, ...] = ()
+    """What the columns of the sessions' context mean."""
 
     def description(self) -> TrainingData:
         """The training part in figures, as the checkpoint keeps it."""
@@ -85,6 +90,7 @@ def fit(
     *,
     resume: Checkpoint | None = None,
     watch: Watch | None = None,
+    device: str = "cpu",
     clock: Callable[[], float] = time.monotonic,
 ) -> CheckpointInfo:
     """Train, and keep the best epoch's model in `folder` with what it takes to go on.
@@ -94,11 +100,13 @@ def fit(
     """
     watch = watch or Watch()
     support = item_support(log.train, len(log.catalogue))
-    trainer = Trainer(hyperparameters, support)
+    trainer = Trainer(
+        hyperparameters, support, context=log.context, epochs=schedule.epochs, device=device
+    )
     history: list[EpochRecord] = []
     best_weights: dict[str, np.ndarray] = {}
     if resume is not None:
-        _check_same_run(resume, log, hyperparameters)
+        _check_same_run(resume, log, hyperparameters, schedule)
         history = list(resume.info.history)
         best_weights = weights_of(resume.model)
         trainer.load_state(str(resume.folder / resume.info.resume), resume.resume_arrays())
@@ -119,7 +127,7 @@ def fit(
             )
         metrics = {}
         if log.validation is not None:
-            predictor = GRUPredictor(trainer.model)
+            predictor = ModelPredictor(trainer.model)
             metrics = figures(rank_targets(predictor, log.validation, len(log.catalogue)))
         history.append(
             EpochRecord(
@@ -136,6 +144,7 @@ def fit(
         info = CheckpointInfo(
             model=trainer.model.config,
             hyperparameters=hyperparameters.model_dump(),
+            epochs=schedule.epochs,
             training=log.description(),
             idle_timeout_s=log.idle_timeout_s,
             epoch=best.epoch,
@@ -171,14 +180,27 @@ def _is_finished(history: list[EpochRecord], schedule: Schedule, *, out_of_time:
     )
 
 
-def _check_same_run(resume: Checkpoint, log: TrainingLog, hyperparameters: Hyperparameters) -> None:
+def check_hyperparameters(
+    resume: Checkpoint, hyperparameters: Hyperparameters, schedule: Schedule
+) -> None:
+    """Raise FitError unless a run of these would go on as the checkpoint's began."""
     wanted = hyperparameters.model_dump()
-    for name, value in resume.info.hyperparameters.items():
-        if wanted.get(name) != value:
+    if hyperparameters.decay != "constant":  # its course follows from where it is to end
+        wanted["epochs"] = schedule.epochs
+    for name, value in {**resume.info.hyperparameters, "epochs": resume.info.epochs}.items():
+        if name in wanted and wanted[name] != value:
             raise FitError(
-                f"{resume.folder} was trained with {name}={value}, not {wanted.get(name)}: "
+                f"{resume.folder} was trained with {name}={value}, not {wanted[name]}: "
                 "resume with its own parameters"
             )
+
+
+def _check_same_run(
+    resume: Checkpoint, log: TrainingLog, hyperparameters: Hyperparameters, schedule: Schedule
+) -> None:
+    check_hyperparameters(resume, hyperparameters, schedule)
+    if resume.info.model.context != log.context:
+        raise FitError(f"{resume.folder} was trained with other context fields or values")
     if resume.info.training != log.description() or (
         resume.catalogue.item_ids != log.catalogue.item_ids
     ):

@@ -1,7 +1,8 @@
 """What a training step minimises, as functions of scores.
 
 All share one shape: row b of `scores` rates C distinct items for session b, `target[b]` is the
-column of the item that was clicked next, and every other column is a negative.
+column of the item that was clicked next, and every other column is a negative. Each gives one loss
+a row; the trainer weighs and averages them.
 """
 
 from typing import Any
@@ -17,21 +18,63 @@ def cross_entropy(
     scores: Float[Tensor, "B C"],
     target: Int64[Tensor, "B"],
     log_q: Float[Tensor, "C"] | None = None,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of the softmax over the C sampled items, averaged over the batch.
+) -> Float[Tensor, "B"]:
+    """Cross-entropy of the softmax over the C items.
 
     ``-log(exp(r_t) / sum_j exp(r_j))`` with ``r = scores - log_q``: the logQ correction. `log_q` is
     the log of the chance that an item is among the C at all; without it a model trained on
     sampled negatives underrates what is drawn often
     (Bengio & Senecal, IEEE TNN 19(4), 2008; in-batch: Yi et al., RecSys 2019, sec. 3).
+    Over the whole catalogue, without `log_q`, it is the full softmax.
     """
-    return F.cross_entropy(scores if log_q is None else scores - log_q, target)
+    corrected = scores if log_q is None else scores - log_q
+    return F.cross_entropy(corrected, target, reduction="none")
+
+
+def bpr(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """BPR: ``-mean_j log sigmoid(r_t - r_j)``, j over the negatives.
+
+    Rendle et al. (UAI 2009), as Hidasi et al. use it (arXiv 1511.06939, sec. 3.1.3).
+    """
+    wins = F.logsigmoid(_margin(scores, target))
+    return -_mean_of_negatives(wins, target)
+
+
+def top1(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """TOP1: ``mean_j sigmoid(r_j - r_t) + sigmoid(r_j^2)``, j over the negatives.
+
+    Hidasi et al. (arXiv 1511.06939, sec. 3.1.3).
+    """
+    terms = torch.sigmoid(-_margin(scores, target)) + torch.sigmoid(scores.square())
+    return _mean_of_negatives(terms, target)
+
+
+def top1_max(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
+    """TOP1-max: ``sum_j s_j (sigmoid(r_j - r_t) + sigmoid(r_j^2))``, s the negatives' softmax.
+
+    Hidasi & Karatzoglou (CIKM 2018, arXiv 1706.03847, the section on ranking-max losses).
+    """
+    terms = torch.sigmoid(-_margin(scores, target)) + torch.sigmoid(scores.square())
+    s = torch.softmax(scores.scatter(1, target[:, None], -torch.inf), dim=1)
+    loss: Tensor = torch.linalg.vecdot(s, terms)
+    return loss
+
+
+def _margin(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B C"]:
+    return scores.gather(1, target[:, None]) - scores
+
+
+def _mean_of_negatives(
+    terms: Float[Tensor, "B C"], target: Int64[Tensor, "B"]
+) -> Float[Tensor, "B"]:
+    of_target = terms.gather(1, target[:, None])[:, 0]
+    return (terms.sum(dim=1) - of_target) / (terms.shape[1] - 1)
 
 
 def bpr_max(
     scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"], bpreg: float, elu: float = 0.0
-) -> Float[Tensor, ""]:
-    """BPR-max with score regularisation, averaged over the batch.
+) -> Float[Tensor, "B"]:
+    """BPR-max with score regularisation.
 
     ``-log(sum_j s_j sigmoid(r_t - r_j)) + bpreg * sum_j s_j r_j^2``, j over the negatives, s their
     softmax (Hidasi & Karatzoglou, CIKM 2018, arXiv 1706.03847, the section on ranking-max losses).
@@ -79,11 +122,11 @@ class _BprMax(torch.autograd.Function):
             # The slope is 1 above 0 and r + elu below: sums, as torch.where takes 7 x as long.
             above = r.sign().clamp_(min=0)
             gradient.mul_(r.clamp_(max=0).add_(elu).add_(above, alpha=1 - elu))
-        ctx.save_for_backward(gradient.div_(len(scores)))
-        loss: Tensor = (bpreg * regularisation - torch.log(wins)).mean()
+        ctx.save_for_backward(gradient)
+        loss: Tensor = (bpreg * regularisation - torch.log(wins))[:, 0]
         return loss
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (of_scores,) = ctx.saved_tensors
-        return of_scores * gradient, None, None, None
+        return of_scores * gradient[:, None], None, None, None

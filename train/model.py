@@ -1,129 +1,209 @@
-"""The session model: a GRU over item embeddings that scores every item as the next click.
+"""The session model: layers over item embeddings that score every item as the next click.
 
 Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks" (arXiv 1511.06939);
-shared ("constrained") embedding from Hidasi & Karatzoglou (arXiv 1706.03847).
-The same `encode` and `scores` are trained, evaluated and exported: there is no second forward pass.
+shared ("constrained") embedding from Hidasi & Karatzoglou (arXiv 1706.03847); context from Liu et
+al. (arXiv 1609.05787). The same `step` and `score_rows` are trained, evaluated and exported: there
+is no second forward pass.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
+
+from train.cells import GATES, Cell, LayerContext, RecurrentLayer, WindowLayer
+from train.context import ContextField
+
+Embedding = Literal["shared", "separate", "one-hot"]
+InputContext = Literal["concat", "multiply", "matrices"]
+TransitionContext = Literal["concat", "multiply", "matrices", "decay"]
 
 
 @dataclass(frozen=True, slots=True)
-class GRU4RecConfig:
+class ModelConfig:
     """What the weights' shapes follow from; it is kept in the checkpoint."""
 
     n_items: int
+    cell: Cell = "gru"
     hidden_size: int = 100
     n_layers: int = 1
-    embedding: Literal["shared", "separate"] = "shared"
+    window: int = 3
+    embedding: Embedding = "shared"
+    residual: bool = False
+    feed_forward: bool = False
+    normalise: bool = False
+    temperature: float = 1.0
     dropout_embedding: float = 0.0
     dropout_hidden: float = 0.0
+    context: tuple[ContextField, ...] = ()
+    input_context: InputContext = "concat"
+    transition_context: TransitionContext = "concat"
+    context_size: int = 16
+    peek_context: bool = False
+    """The query sees the context of the click it is to predict: for research, never served."""
+
+    @property
+    def input_columns(self) -> list[int]:
+        """Columns of `context` that surround a click."""
+        return [n for n, field in enumerate(self.context) if field.kind != "gap"]
+
+    @property
+    def transition_columns(self) -> list[int]:
+        """Columns of `context` that tell the way from the click before."""
+        return [n for n, field in enumerate(self.context) if field.kind == "gap"]
+
+    def columns(self, way: str) -> list[int]:
+        """Columns of `context` that come in this way."""
+        of_input = self.input_columns if self.input_context == way else []
+        return of_input + (self.transition_columns if self.transition_context == way else [])
 
 
-class GRULayer(nn.Module):
-    """One GRU layer, one click at a time, in plain operations that export as they stand.
+class SessionModel(nn.Module):
+    """Session model over N items; `state` is all it knows of a session and starts as zeros."""
 
-    Cho et al. (arXiv 1406.1078), with the reset gate behind the recurrent product, so that all
-    three gates of the hidden side are one matrix product. Same equations and same packing
-    (reset, update, new) as `torch.nn.GRUCell`.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int) -> None:
-        super().__init__()
-        self.weight_input = nn.Parameter(torch.empty(3 * hidden_size, input_size))
-        self.weight_hidden = nn.Parameter(torch.empty(3 * hidden_size, hidden_size))
-        self.bias_input = nn.Parameter(torch.zeros(3 * hidden_size))
-        self.bias_hidden = nn.Parameter(torch.zeros(3 * hidden_size))
-        for weight in (self.weight_input, self.weight_hidden):
-            for gate in weight.data.chunk(3):  # each gate is a matrix of its own to Glorot's bound
-                nn.init.xavier_uniform_(gate)
-
-    def forward(
-        self, x: Float[Tensor, "B I"], hidden: Float[Tensor, "B H"]
-    ) -> Float[Tensor, "B H"]:
-        """The hidden state after one more input."""
-        x_reset, x_update, x_new = F.linear(x, self.weight_input, self.bias_input).chunk(3, dim=1)
-        h_reset, h_update, h_new = F.linear(hidden, self.weight_hidden, self.bias_hidden).chunk(
-            3, dim=1
-        )
-        reset = torch.sigmoid(x_reset + h_reset)
-        update = torch.sigmoid(x_update + h_update)
-        new = torch.tanh(x_new + reset * h_new)
-        return new + update * (hidden - new)
-
-
-class GRU4Rec(nn.Module):
-    """Session model over N items; `hidden` is all it knows of a session and starts as zeros."""
-
-    def __init__(self, config: GRU4RecConfig) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         n_items, hidden_size = config.n_items, config.hidden_size
         self.item_embedding = nn.Parameter(torch.empty(n_items, hidden_size))
         self.output_bias = nn.Parameter(torch.zeros(n_items))
-        tables = [self.item_embedding]
-        if config.embedding == "separate":
-            self.input_embedding = nn.Parameter(torch.empty(n_items, hidden_size))
-            tables.append(self.input_embedding)
-        for table in tables:
-            nn.init.xavier_uniform_(table)
-        self.layers = nn.ModuleList(
-            GRULayer(hidden_size, hidden_size) for _ in range(config.n_layers)
+        nn.init.xavier_uniform_(self.item_embedding)
+        width = hidden_size
+        if config.embedding != "shared":
+            if config.embedding == "one-hot":
+                width = GATES[config.cell] * hidden_size
+            self.input_embedding = nn.Parameter(torch.empty(n_items, width))
+            nn.init.xavier_uniform_(self.input_embedding)
+        sizes = [field.size for field in config.context]
+        self.concatenated = nn.ParameterList(
+            nn.Parameter(0.1 * torch.randn(sizes[c], config.context_size))
+            for c in config.columns("concat")
         )
+        self.multiplied = nn.ParameterList(
+            nn.Parameter(torch.zeros(sizes[c], width)) for c in config.columns("multiply")
+        )
+        self.layers = nn.ModuleList(self._build_layers(width, sizes))
+        if config.feed_forward:
+            self.head_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
+            self.head_bias = nn.Parameter(torch.zeros(hidden_size))
+            nn.init.xavier_uniform_(self.head_weight)
+        if config.peek_context:
+            self.peeked = nn.ParameterList(
+                nn.Parameter(torch.zeros(size, hidden_size)) for size in sizes
+            )
+        self.state_sizes = [cast(int, layer.state_size) for layer in self.layers]
+        self.state_size = sum(self.state_sizes)
+
+    def _build_layers(self, width: int, sizes: list[int]) -> Iterator[nn.Module]:
+        config = self.config
+        width += config.context_size * len(config.columns("concat"))
+        if config.cell == "window":
+            yield WindowLayer(width, config.hidden_size, config.window)
+            return
+        for n in range(config.n_layers):
+            first, one_hot = n == 0, config.embedding == "one-hot"
+            matrices = config.columns("matrices") if first else []
+            yield RecurrentLayer(
+                config.cell,
+                None if first and one_hot else width if first else config.hidden_size,
+                config.hidden_size,
+                input_sizes=[sizes[c] for c in matrices if c in config.input_columns],
+                transition_sizes=[sizes[c] for c in matrices if c in config.transition_columns],
+                decay_sizes=[sizes[c] for c in config.columns("decay")],
+                rank=config.context_size,
+            )
 
     @property
     def input_table(self) -> nn.Parameter:
         """The rows clicks are read through: the output's own, or a table of their own."""
         return self.item_embedding if self.config.embedding == "shared" else self.input_embedding
 
-    def initial_hidden(self, n_sessions: int) -> Float[Tensor, "L B H"]:
+    def initial_state(self, n_sessions: int) -> Float[Tensor, "B S"]:
         """The state of sessions that have not clicked yet."""
-        return self.output_bias.new_zeros(self.config.n_layers, n_sessions, self.config.hidden_size)
+        return self.output_bias.new_zeros(n_sessions, self.state_size)
 
     def encode(
-        self, item_index: Int64[Tensor, "B"], hidden: Float[Tensor, "L B H"]
-    ) -> Float[Tensor, "L B H"]:
-        """Advance B sessions by one click each; row b of both arguments is the same session."""
-        return self.step(F.embedding(item_index, self.input_table), hidden)
+        self,
+        item_index: Int64[Tensor, "B"],
+        context: Int32[Tensor, "B F"],
+        state: Float[Tensor, "B S"],
+    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B S"]]:
+        """Advance B sessions by one click each; the query that ranks the next, and the state.
+
+        Row b of every argument is the same session.
+        """
+        return self.step(F.embedding(item_index, self.input_table), context, state)
 
     def step(
-        self, embedded: Float[Tensor, "B H"], hidden: Float[Tensor, "L B H"]
-    ) -> Float[Tensor, "L B H"]:
+        self,
+        embedded: Float[Tensor, "B E"],
+        context: Int32[Tensor, "B F"],
+        state: Float[Tensor, "B S"],
+    ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B S"]]:
         """`encode` from embeddings already looked up, as the trainer does for its touched rows."""
-        x = self._dropout(embedded, self.config.dropout_embedding)
+        config = self.config
+        item = x = self._dropout(embedded, config.dropout_embedding)
+        for table, column in zip(self.multiplied, config.columns("multiply"), strict=True):
+            x = x * (1 + F.embedding(context[:, column], table))
+        added = [
+            F.embedding(context[:, column], table)
+            for table, column in zip(self.concatenated, config.columns("concat"), strict=True)
+        ]
+        if added:
+            x = torch.cat([x, *added], dim=1)
+        of_layer = LayerContext(
+            context[:, config.input_columns], context[:, config.transition_columns]
+        )
+        states = torch.split(state, self.state_sizes, dim=1)
         after = []
-        for layer_index, layer in enumerate(self.layers):
-            if layer_index:
-                x = self._dropout(x, self.config.dropout_hidden)
-            x = cast(GRULayer, layer)(x, hidden[layer_index])
-            after.append(x)
-        return torch.stack(after)
+        for n, (layer, before) in enumerate(zip(self.layers, states, strict=True)):
+            below = item if n == 0 else x
+            if n:
+                x = self._dropout(x, config.dropout_hidden)
+            x, layer_state = layer(x, before, of_layer)
+            after.append(layer_state)
+            if config.residual and below.shape == x.shape:
+                x = x + below
+        x = self._dropout(x, config.dropout_hidden)
+        if config.feed_forward:
+            x = torch.tanh(F.linear(x, self.head_weight, self.head_bias))
+        if config.normalise:
+            x = config.temperature * _unit(x)
+        return x, after[0] if len(after) == 1 else torch.cat(after, dim=1)
+
+    def peek(
+        self, query: Float[Tensor, "B H"], context: Int32[Tensor, "B F"]
+    ) -> Float[Tensor, "B H"]:
+        """The query once the next click's context is known (Liu et al., eq. 8 and 9)."""
+        for column, table in enumerate(self.peeked):
+            query = query * (1 + F.embedding(context[:, column], table))
+        return query
 
     def scores(
-        self, hidden_last: Float[Tensor, "B H"], item_index: Int64[Tensor, "C"] | None = None
+        self, query: Float[Tensor, "B H"], item_index: Int64[Tensor, "C"] | None = None
     ) -> Float[Tensor, "B C"]:
         """Scores of the candidates as the next click; all N items when none are named."""
         if item_index is None:
-            return self.score_rows(hidden_last, self.item_embedding, self.output_bias)
-        return self.score_rows(
-            hidden_last, self.item_embedding[item_index], self.output_bias[item_index]
-        )
+            return self.score_rows(query, self.item_embedding, self.output_bias)
+        return self.score_rows(query, self.item_embedding[item_index], self.output_bias[item_index])
 
     def score_rows(
         self,
-        hidden_last: Float[Tensor, "B H"],
+        query: Float[Tensor, "B H"],
         rows: Float[Tensor, "C H"],
         bias: Float[Tensor, "C"],
     ) -> Float[Tensor, "B C"]:
         """`scores` from output rows already looked up."""
-        return F.linear(self._dropout(hidden_last, self.config.dropout_hidden), rows, bias)
+        return F.linear(query, self.output_rows(rows), bias)
+
+    def output_rows(self, rows: Float[Tensor, "C H"]) -> Float[Tensor, "C H"]:
+        """Rows of `item_embedding` as a query is multiplied with them."""
+        return _unit(rows) if self.config.normalise else rows
 
     def _dropout(self, x: Float[Tensor, "B H"], share: float) -> Float[Tensor, "B H"]:
         if not self.training or share == 0:
@@ -134,3 +214,8 @@ class GRU4Rec(nn.Module):
     def n_parameters(self) -> int:
         """Weights in the model, for the log line of a run."""
         return sum(math.prod(parameter.shape) for parameter in self.parameters())
+
+
+def _unit(x: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:
+    """Rows of unit length (NISER, Gupta et al., arXiv 1909.04276, sec. 4.1)."""
+    return x * torch.rsqrt(x.square().sum(dim=1, keepdim=True) + 1e-12)

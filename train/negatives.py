@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from train.kernels import number_items
+
 # Drawn at once; the cost of a call to the generator and to searchsorted is spread over many steps.
 _DRAWS = 131_072
 
@@ -56,20 +58,18 @@ class NegativeSampler:
 
 
 class RowNumbers:
-    """Numbers the distinct items of a step 0, 1, 2, ... without sorting them.
+    """Numbers the distinct items of a step 0, 1, 2, ... in the order they come, without sorting.
 
     A table of N marks makes the cost of a step that of its own items, whatever N is.
     """
 
     def __init__(self, n_items: int) -> None:
-        self._mark = np.zeros(n_items, dtype=np.int64)
+        self._mark = np.full(n_items, -1, dtype=np.int64)
 
     def number(
         self, item_index: Int64[np.ndarray, "C"]
     ) -> tuple[Int64[np.ndarray, "U"], Int64[np.ndarray, "C"]]:
         """The distinct items, and for each given item its place among them."""
-        place = np.arange(len(item_index))
-        self._mark[item_index] = place  # of equal items one place stays: it stands for the item
-        distinct = item_index[self._mark[item_index] == place]
-        self._mark[distinct] = place[: len(distinct)]
-        return distinct, self._mark[item_index]
+        distinct, place = np.empty_like(item_index), np.empty_like(item_index)
+        n_distinct = number_items(item_index, self._mark, distinct, place)
+        return distinct[:n_distinct], place

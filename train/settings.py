@@ -7,9 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from train.clicks import Columns, Filters
 from train.fit import Schedule
+from train.hyperparameters import Hyperparameters
 from train.presets import PRESETS
 from train.shop import ShopConfig
-from train.trainer import Hyperparameters
 
 
 class FitSettings(Hyperparameters, Schedule):

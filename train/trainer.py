@@ -1,80 +1,32 @@
 """One epoch of training: steps over session-parallel batches that touch only their own items.
 
 A step copies the embedding rows of its clicks, targets and negatives, differentiates with respect
-to the copies, and updates those rows alone: its cost does not grow with the catalogue.
+to the copies, and updates those rows alone: its cost does not grow with the catalogue. The full
+softmax is the exception: it touches every row.
 """
 
+import math
 import time
-from collections.abc import Callable
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
 from torch import Tensor
 
+from train import losses
 from train.batches import Step, session_parallel
 from train.checkpoint import check_arrays, weights_of
-from train.losses import bpr_max, cross_entropy
-from train.model import GRU4Rec, GRU4RecConfig
+from train.context import ContextField
+from train.hyperparameters import Hyperparameters
+from train.model import ModelConfig, SessionModel
 from train.negatives import NegativeSampler, RowNumbers
-from train.optimiser import Adagrad
+from train.optimiser import Optimiser
 from train.sessions import Sessions
 
-
-class Hyperparameters(BaseModel):
-    """What decides the weights, besides the log; kept in the checkpoint."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    hidden_size: PositiveInt = 100
-    """Units of each GRU layer, and width of the item embedding."""
-    n_layers: PositiveInt = 1
-    """GRU layers, one above the other."""
-    embedding: Literal["shared", "separate"] = "separate"
-    """Whether clicks are read through the rows items are scored with, or through a table of their
-    own."""
-    loss: Literal["bpr-max", "cross-entropy"] = "bpr-max"
-    """What a step minimises."""
-    bpreg: NonNegativeFloat = 1.0
-    """BPR-max: weight of the score regularisation."""
-    elu: NonNegativeFloat = 0.5
-    """BPR-max: alpha of the exponential linear unit on the scores; 0 leaves it out."""
-    logq: bool = True
-    """Cross-entropy: correct the scores for how likely an item is among the candidates."""
-    n_negatives: NonNegativeInt = 512
-    """Negatives drawn for each step, beside the batch's own targets."""
-    sample_alpha: float = Field(default=0.5, ge=0, le=2)
-    """Negatives are drawn with probability proportional to support^sample_alpha."""
-    batch_size: PositiveInt = 96
-    """Sessions side by side."""
-    dropout_embedding: float = Field(default=0.0, ge=0, lt=1)
-    """Share of an embedding's entries left out of a training step."""
-    dropout_hidden: float = Field(default=0.0, ge=0, lt=1)
-    """Share of a hidden state's entries left out on the way up, to the next layer or the scores."""
-    learning_rate: PositiveFloat = 0.07
-    """Of Adagrad."""
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    """Nesterov momentum."""
-    seed: NonNegativeInt = 1
-    """Of the initial weights, the order of sessions, negatives and dropout."""
-
-    @model_validator(mode="after")
-    def _has_negatives(self) -> "Hyperparameters":
-        if self.batch_size == 1 and self.n_negatives == 0:
-            raise ValueError("a batch of one session and no drawn negatives leave nothing to learn")
-        return self
+_TABLES = ("item_embedding", "input_embedding", "output_bias")
 
 
 class EpochResult(NamedTuple):
@@ -88,30 +40,47 @@ class EpochResult(NamedTuple):
     """False if the deadline came first."""
 
 
+class Update(NamedTuple):
+    """A gradient on its way to a parameter; `row` None: to the whole of it."""
+
+    name: str
+    row: Int64[Tensor, "U"] | None
+    gradient: Float[Tensor, "..."]
+
+
 class Trainer:
     """A model in training with all that changes from step to step."""
 
-    def __init__(self, hyperparameters: Hyperparameters, support: Int64[np.ndarray, "N"]) -> None:
+    def __init__(
+        self,
+        hyperparameters: Hyperparameters,
+        support: Int64[np.ndarray, "N"],
+        *,
+        context: Sequence[ContextField] = (),
+        epochs: int = 1,
+        device: str = "cpu",
+    ) -> None:
         self.hyperparameters = h = hyperparameters
+        self._epochs, self._device = epochs, torch.device(device)
         torch.manual_seed(h.seed)
-        self.model = GRU4Rec(
-            GRU4RecConfig(
+        self.model = SessionModel(
+            ModelConfig(
                 n_items=len(support),
-                hidden_size=h.hidden_size,
-                n_layers=h.n_layers,
-                embedding=h.embedding,
-                dropout_embedding=h.dropout_embedding,
-                dropout_hidden=h.dropout_hidden,
+                context=tuple(context),
+                **{name: getattr(h, name) for name in _MODEL_FIELDS},
             )
+        ).to(self._device)
+        parameters = dict(self.model.named_parameters())
+        self._dense = [(name, p) for name, p in parameters.items() if name not in _TABLES]
+        self._optimiser = Optimiser(
+            h.optimiser, parameters.items(), momentum=h.momentum, weight_decay=h.weight_decay
         )
-        self._optimiser = Adagrad(self.model.named_parameters(), h.learning_rate, h.momentum)
         self._sampler = NegativeSampler(support, h.sample_alpha)
         self._numbers = RowNumbers(len(support))
         self._log_q: Tensor | None = None
         if h.loss == "cross-entropy" and h.logq:
-            in_batch = h.batch_size * (2 if h.embedding == "shared" else 1)
-            log_q = self._sampler.log_inclusion(h.n_negatives, in_batch)
-            self._log_q = torch.from_numpy(log_q.astype(np.float32))
+            log_q = self._sampler.log_inclusion(h.n_negatives, h.batch_size * h.bptt)
+            self._log_q = torch.from_numpy(log_q.astype(np.float32)).to(self._device)
 
     def train_epoch(
         self,
@@ -131,65 +100,164 @@ class Trainer:
         seeds = np.random.SeedSequence([h.seed, epoch]).spawn(3)
         torch.manual_seed(int(seeds[0].generate_state(1)[0]))
         steps = session_parallel(sessions, h.batch_size, np.random.default_rng(seeds[1]))
-        negatives = self._sampler.blocks(h.n_negatives, np.random.default_rng(seeds[2]))
-        hidden = self.model.initial_hidden(h.batch_size)
+        negatives = self._sampler.blocks(
+            h.n_negatives if h.is_sampled else 0, np.random.default_rng(seeds[2])
+        )
+        state = self.model.initial_state(h.batch_size)
+        n_predictions = max(1, sessions.n_clicks - len(sessions))
         self.model.train()
         loss_sum, n_clicks, complete, begin = 0.0, 0, True, clock()
-        for step in steps:
+        for window in _windows(steps, h.bptt):
             if clock() >= deadline:
                 complete = False
                 break
-            hidden, loss = self._step(step, next(negatives), hidden)
-            loss_sum += loss * len(step.target)
-            n_clicks += len(step.target)
-            on_step(len(step.target), loss)
+            progress = (epoch - 1) + n_clicks / n_predictions
+            self._optimiser.begin_step(h.learning_rate * self._rate(progress))
+            state, loss = self._step(window, next(negatives), state)
+            learnt = sum(len(step.target) for step in window)
+            loss_sum += loss * learnt
+            n_clicks += learnt
+            on_step(learnt, loss)
         self.model.eval()
         return EpochResult(loss_sum / max(1, n_clicks), n_clicks, clock() - begin, complete)
 
-    def _step(
-        self, step: Step, negatives: Int64[np.ndarray, "S"], hidden: Float[Tensor, "L B H"]
-    ) -> tuple[Float[Tensor, "L b H"], float]:
-        """Learn from one click of each session; the new hidden state and the mean loss.
+    def _rate(self, progress: float) -> float:
+        """Share of the learning rate after `progress` epochs."""
+        h = self.hyperparameters
+        if progress < h.warmup_epochs:
+            return (progress + 1e-3) / h.warmup_epochs
+        left = 1 - (progress - h.warmup_epochs) / max(1e-9, self._epochs - h.warmup_epochs)
+        if h.decay == "constant":
+            return 1.0
+        # Never quite 0: the last steps are not for nothing.
+        return max(1e-3, left if h.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
-        No gradient flows into earlier clicks: the hidden state is what it is.
+    def _step(
+        self, window: list[Step], negatives: Int64[np.ndarray, "S"], state: Float[Tensor, "B S"]
+    ) -> tuple[Float[Tensor, "b S"], float]:
+        """Learn from a click or a few of each session; the new state and the mean loss.
+
+        No gradient flows into clicks before the window: the state is what it is.
         """
         model, h = self.model, self.hyperparameters
-        n_lanes = len(step.target)
-        shared = h.embedding == "shared"
-        # A shared table's touched rows are gathered once; its clicks are candidates like others.
-        drawn = [step.target, negatives, step.item_index] if shared else [step.target, negatives]
-        item, place = self._numbers.number(np.concatenate(drawn))
-        item_row, place_row = torch.from_numpy(item), torch.from_numpy(place)
-        rows = model.item_embedding.detach()[item_row].requires_grad_()
-        bias = model.output_bias.detach()[item_row].requires_grad_()
-        if shared:
-            input_rows, input_place = rows, place_row[-n_lanes:]
-        else:
-            input_item, input_number = self._numbers.number(step.item_index)
-            input_item_row = torch.from_numpy(input_item)
-            input_rows = model.input_embedding.detach()[input_item_row].requires_grad_()
-            input_place = torch.from_numpy(input_number)
+        click = np.concatenate([step.item_index for step in window])
+        target = np.concatenate([step.target for step in window])
+        weight = self._tensor(np.concatenate([step.weight for step in window]))
+        candidate = None
+        if h.is_sampled:
+            drawn = np.concatenate([target, negatives])
+            # Items that were only clicked, and are no candidates, are numbered behind them.
+            item, place = self._numbers.number(np.concatenate([drawn, click]))
+            candidate = self._tensor(item[: place[: len(drawn)].max() + 1])
+            target = place[: len(target)]
+        rows, bias = (_leaf(p, candidate) for p in (model.item_embedding, model.output_bias))
+        inputs = _leaf(model.input_table, self._tensor(click))
+        column = self._tensor(target)
 
-        hidden = hidden[:, :n_lanes] * torch.from_numpy(~step.first)[:, None]
-        hidden = model.step(F.embedding(input_place, input_rows), hidden)
-        scores = model.score_rows(hidden[-1], rows, bias)
-        target = place_row[:n_lanes]
-        if h.loss == "bpr-max":
-            loss = bpr_max(scores, target, h.bpreg, h.elu)
-        else:
-            loss = cross_entropy(
-                scores, target, None if self._log_q is None else self._log_q[item_row]
-            )
+        queries = []
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=h.precision == "bfloat16"):
+            of_step = torch.split(inputs, [len(step.target) for step in window])
+            for step, embedded in zip(window, of_step, strict=True):
+                keep = self._tensor((~step.first).astype(np.float32))
+                state = state[: len(keep)] * keep[:, None]
+                query, state = model.step(embedded, self._tensor(step.context), state)
+                if h.peek_context:
+                    query = model.peek(query, self._tensor(step.target_context))
+                queries.append(query)
+            query = queries[0] if len(queries) == 1 else torch.cat(queries)
+            scores = model.score_rows(query, rows, bias).float()
+        loss = (self._losses(scores, column, candidate) * weight).mean()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
-        self._optimiser.step_rows("item_embedding", item_row, _gradient(rows))
-        self._optimiser.step_rows("output_bias", item_row, _gradient(bias))
-        if not shared:
-            self._optimiser.step_rows("input_embedding", input_item_row, _gradient(input_rows))
-        for name, parameter in model.layers.named_parameters(prefix="layers"):
-            self._optimiser.step(name, _gradient(parameter))
+        updates = [Update(name, None, _gradient(p)) for name, p in self._dense]
+        updates.append(Update("output_bias", candidate, _gradient(bias)))
+        if h.embedding == "shared":
+            updates += self._shared(rows, candidate, inputs, click)
+        else:
+            updates.append(Update("item_embedding", candidate, _gradient(rows)))
+            updates.append(self._added_up("input_embedding", click, _gradient(inputs)))
+        self._apply(updates)
+        return state.detach().float(), loss.item()
+
+    def _losses(
+        self,
+        scores: Float[Tensor, "B C"],
+        target: Int64[Tensor, "B"],
+        candidate: Int64[Tensor, "C"] | None,
+    ) -> Float[Tensor, "B"]:
+        h = self.hyperparameters
+        match h.loss:
+            case "bpr-max":
+                return losses.bpr_max(scores, target, h.bpreg, h.elu)
+            case "cross-entropy":
+                log_q = None if self._log_q is None else self._log_q[candidate]
+                return losses.cross_entropy(scores, target, log_q)
+            case "softmax":
+                return losses.cross_entropy(scores, target)
+            case "top1-max":
+                return losses.top1_max(scores, target)
+            case "bpr":
+                return losses.bpr(scores, target)
+            case "top1":
+                return losses.top1(scores, target)
+
+    def _shared(
+        self,
+        rows: Float[Tensor, "C H"],
+        candidate: Int64[Tensor, "C"] | None,
+        inputs: Float[Tensor, "B H"],
+        click: Int64[np.ndarray, "B"],
+    ) -> list[Update]:
+        """Gradients of one table from both of its ends, each row once."""
+        gradient = _gradient(rows)
+        if candidate is None:
+            gradient.index_add_(0, self._tensor(click), _gradient(inputs))
+            return [Update("item_embedding", None, gradient)]
+        n_candidates = len(candidate)
+        item, place = self._numbers.number(np.concatenate([candidate.cpu().numpy(), click]))
+        at = place[n_candidates:]
+        inside = at < n_candidates
+        of_inputs = _gradient(inputs)
+        gradient.index_add_(0, self._tensor(at[inside]), of_inputs[self._tensor(inside)])
+        updates = [Update("item_embedding", candidate, gradient)]
+        if not inside.all():
+            behind = of_inputs[self._tensor(~inside)]
+            updates.append(
+                Update(
+                    "item_embedding",
+                    self._tensor(item[n_candidates:]),
+                    behind.new_zeros(len(item) - n_candidates, behind.shape[1]).index_add_(
+                        0, self._tensor(at[~inside] - n_candidates), behind
+                    ),
+                )
+            )
+        return updates
+
+    def _added_up(
+        self, name: str, item_index: Int64[np.ndarray, "B"], gradient: Float[Tensor, "B E"]
+    ) -> Update:
+        """The gradient of the distinct rows."""
+        item, place = self._numbers.number(item_index)
+        total = gradient.new_zeros(len(item), gradient.shape[1])
+        return Update(name, self._tensor(item), total.index_add_(0, self._tensor(place), gradient))
+
+    def _apply(self, updates: list[Update]) -> None:
+        clip = self.hyperparameters.clip_norm
+        if clip:
+            squares = sum(float(update.gradient.square().sum()) for update in updates)
+            if squares > clip**2:
+                for update in updates:
+                    update.gradient.mul_(clip / math.sqrt(squares))
+        for name, row, gradient in updates:
+            if row is None:
+                self._optimiser.step(name, gradient)
+            else:
+                self._optimiser.step_rows(name, row, gradient)
+        for _, parameter in self._dense:
             parameter.grad = None
-        return hidden.detach(), loss.item()
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self._device)
 
     def state(self) -> dict[str, np.ndarray]:
         """A copy of all that training changes, weights included."""
@@ -206,6 +274,20 @@ class Trainer:
         self._optimiser.load_state(
             source, {name: array for name, array in state.items() if name not in own}
         )
+
+
+_MODEL_FIELDS = set(ModelConfig.__dataclass_fields__) & set(Hyperparameters.model_fields)
+
+
+def _windows(steps: Iterator[Step], n_clicks: int) -> Iterator[list[Step]]:
+    while window := list(islice(steps, n_clicks)):
+        yield window
+
+
+def _leaf(table: Tensor, row: Int64[Tensor, "U"] | None) -> Float[Tensor, "U ..."]:
+    """The named rows, or the whole table, as what a step differentiates by."""
+    rows = table.detach() if row is None else table.detach().index_select(0, row)
+    return rows.requires_grad_()
 
 
 def _gradient(tensor: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ from train.baselines import build_baselines
 from train.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
 from train.evaluate import figures, rank_targets
 from train.fit import FitError, Schedule, TrainingLog, Watch, fit
+from train.hyperparameters import Hyperparameters
 from train.sessions import build_sessions
 from train.shop import markov_clicks
-from train.trainer import Hyperparameters
 
 SMALL = Hyperparameters(
     hidden_size=32,
@@ -48,6 +48,16 @@ def pop_recall(log: TrainingLog) -> float:
         {"embedding": "shared"},
         {"n_layers": 2},
         {"momentum": 0.3, "learning_rate": 0.05},
+        {"loss": "softmax"},
+        {"loss": "top1-max"},
+        {"cell": "rnn"},
+        {"cell": "lstm", "residual": True},
+        {"cell": "window", "feed_forward": True},
+        {"embedding": "one-hot"},
+        {"normalise": True, "loss": "cross-entropy"},
+        {"bptt": 4},
+        {"optimiser": "adam", "learning_rate": 0.01, "clip_norm": 1.0, "decay": "cosine"},
+        {"precision": "bfloat16"},
     ],
     ids=str,
 )
@@ -191,6 +201,13 @@ def test_a_checkpoint_of_other_parameters_is_not_resumed(tmp_path: Path) -> None
         fit(log, other, Schedule(epochs=2), tmp_path, resume=load_checkpoint(tmp_path))
 
 
+def test_a_decaying_learning_rate_is_not_resumed_towards_another_end(tmp_path: Path) -> None:
+    log, decaying = a_log(n_sessions=60), SMALL.model_copy(update={"decay": "linear"})
+    fit(log, decaying, Schedule(epochs=2), tmp_path)
+    with pytest.raises(FitError, match="was trained with epochs=2, not 3"):
+        fit(log, decaying, Schedule(epochs=3), tmp_path, resume=load_checkpoint(tmp_path))
+
+
 def test_a_checkpoint_of_another_log_is_not_resumed(tmp_path: Path) -> None:
     fit(a_log(n_sessions=60), SMALL, Schedule(epochs=1), tmp_path)
     with pytest.raises(FitError, match=r"was trained on another log \(.*sessions 48.*sessions 64"):
@@ -211,5 +228,5 @@ def test_a_loss_that_is_no_number_stops_the_training_with_its_parameters(tmp_pat
 
 
 def test_bpr_max_without_any_negative_is_refused() -> None:
-    with pytest.raises(ValueError, match="a batch of one session and no drawn negatives"):
+    with pytest.raises(ValueError, match="loss=bpr-max needs negatives"):
         Hyperparameters(batch_size=1, n_negatives=0)

@@ -1,10 +1,10 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
-from train.losses import bpr_max, cross_entropy
+from train.losses import bpr, bpr_max, cross_entropy, top1, top1_max
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -39,18 +39,52 @@ def test_elu_bends_negative_scores_alone() -> None:
     assert bent.item() == pytest.approx(straight.item())
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "bpr_max"])
-def test_a_loss_is_the_mean_of_its_rows(loss: str) -> None:
+def test_bpr_is_the_mean_over_the_negatives() -> None:
+    # Target 0 against 0 and ln 3: sigmoid 1/2 and 1/4, so (ln 2 + ln 4) / 2.
+    scores, target = torch.tensor([[0.0, 0.0, LN3]]), torch.tensor([1])
+    assert bpr(scores, target).item() == pytest.approx(1.5 * LN2)
+
+
+def test_top1_and_top1_max_add_the_size_of_the_negatives() -> None:
+    # sigmoid(0 - 0) + sigmoid(0) = 1; sigmoid(ln 3 - 0) + sigmoid(ln 3 ^ 2) = 3/4 + t.
+    scores, target = torch.tensor([[0.0, 0.0, LN3]]), torch.tensor([1])
+    t = 1 / (1 + math.exp(-(LN3**2)))
+    assert top1(scores, target).item() == pytest.approx((1 + 3 / 4 + t) / 2)
+    assert top1_max(scores, target).item() == pytest.approx(1 / 4 + 3 / 4 * (3 / 4 + t))
+
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+LOSSES: dict[str, Loss] = {
+    "bpr": bpr,
+    "top1": top1,
+    "top1_max": top1_max,
+    "bpr_max": lambda s, t: bpr_max(s, t, bpreg=1.3, elu=0.5),
+    "cross_entropy": lambda s, t: cross_entropy(s, t, torch.linspace(-2, 0, 6).to(s.dtype)),
+    "softmax": cross_entropy,
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_row_has_the_loss_it_has_alone(name: str) -> None:
     torch.manual_seed(2)
     scores, target = torch.randn(4, 6), torch.tensor([0, 5, 2, 2])
+    rows = [LOSSES[name](scores[b : b + 1], target[b : b + 1]) for b in range(4)]
+    torch.testing.assert_close(LOSSES[name](scores, target), torch.cat(rows))
 
-    def of(scores: Tensor, target: Tensor) -> float:
-        if loss == "bpr_max":
-            return bpr_max(scores, target, bpreg=1.3, elu=0.5).item()
-        return cross_entropy(scores, target, torch.linspace(-2, 0, 6)).item()
 
-    rows = [of(scores[b : b + 1], target[b : b + 1]) for b in range(4)]
-    assert of(scores, target) == pytest.approx(sum(rows) / 4, rel=1e-5)
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_agree_with_differences(name: str) -> None:
+    torch.manual_seed(3)
+    scores = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([4, 0, 2])
+    assert torch.autograd.gradcheck(lambda s: LOSSES[name](s, target), (scores,))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_better_score_of_the_target_is_a_smaller_loss(name: str) -> None:
+    scores, target = torch.tensor([[0.1, 0.4, -0.2, 0.3, 0.0, 0.2]]), torch.tensor([2])
+    better = scores.index_fill(1, target, 1.0)
+    assert LOSSES[name](better, target).item() < LOSSES[name](scores, target).item()
 
 
 @pytest.mark.parametrize("elu", [0.0, 0.5, 1.0])
@@ -61,17 +95,10 @@ def test_gradients_of_bpr_max_agree_with_differences(elu: float) -> None:
     assert torch.autograd.gradcheck(lambda s: bpr_max(s, target, bpreg=0.7, elu=elu), (scores,))
 
 
-def test_gradients_of_cross_entropy_agree_with_differences() -> None:
-    torch.manual_seed(3)
-    scores = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
-    target, log_q = torch.tensor([4, 0, 2]), torch.linspace(-3, 0, 5, dtype=torch.float64)
-    assert torch.autograd.gradcheck(lambda s: cross_entropy(s, target, log_q), (scores,))
-
-
 @pytest.mark.parametrize("elu", [0.0, 1.0])
 def test_a_hopeless_target_costs_much_but_not_infinitely_much(elu: float) -> None:
     scores = torch.tensor([[-200.0, 200.0]], requires_grad=True)
-    loss = bpr_max(scores, torch.tensor([0]), bpreg=0.0, elu=elu)
+    loss = bpr_max(scores, torch.tensor([0]), bpreg=0.0, elu=elu).sum()
     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert 50 < loss.item() < 60
     assert scores.grad is not None

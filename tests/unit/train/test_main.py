@@ -110,9 +110,11 @@ def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
     ("flags", "sentence"),
     [
         (["--dropout-hidden", "1"], "--dropout-hidden: Input should be less than 1 (found '1')"),
-        (["--loss", "hinge"], "--loss: Input should be 'bpr-max' or 'cross-entropy'"),
+        (["--loss", "hinge"], "--loss: Input should be 'bpr-max', 'cross-entropy'"),
         (["--hiden-size", "9"], "--hiden-size"),
-        (["--batch-size", "1", "--n-negatives", "0"], "no drawn negatives"),
+        (["--momentum", "0.1", "--optimiser", "adam"], "momentum=0.1 with optimiser=adam"),
+        (["--cell", "window", "--n-layers", "2"], "n_layers=2 with cell=window"),
+        (["--batch-size", "1", "--n-negatives", "0"], "loss=bpr-max needs negatives"),
     ],
 )
 def test_a_wrong_setting_stops_in_one_sentence(
