@@ -3,6 +3,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from train.losses import bpr, bpr_max, cross_entropy, top1, top1_max
 
