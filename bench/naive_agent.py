@@ -4,7 +4,7 @@ One click at a time, ``async for`` over the stream, ``table[key] = value``, ``to
 list, one graph from click to list. It parses, encodes states and writes messages with our
 functions, and has uvloop and the producer settings that Faust is fastest with, so that the ratio
 is about the path and nothing else. It does less: no repeated events, no list for an item that the
-model has never seen (the load has neither), no expiry, no change of the model; and it promises
+model has never seen (the load has neither), no context, no expiry, no change of the model; and it promises
 less: a fault loses clicks or applies them twice.
 """
 
@@ -24,7 +24,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic_settings import CliApp
 
 from stream.bundle import Bundle, load_bundle
-from stream.click import BadClick, Click, Reason, Record, parse_click
+from stream.click import BadClick, Click, Reason, Record
 from stream.kafka import faust_options
 from stream.logs import configure_logging
 from stream.messages import Item, Outcome, dead_letter, recommendation
@@ -59,15 +59,11 @@ class NaiveSettings(KafkaSettings):
 
 
 def one_graph(bundle: Bundle) -> onnx.ModelProto:
-    """Click in, list out: the bundle's two graphs, joined at the last layer's hidden state."""
+    """Click in, list out: the bundle's two graphs, joined at the query."""
     encode = onnx.load(bundle.encode_path)
     rank = compose.add_prefix(onnx.load(bundle.rank_path), "rank/")
-    last = bundle.manifest.n_layers - 1
     graph = encode.graph
-    graph.initializer.append(helper.make_tensor("rank/last", onnx.TensorProto.INT64, [], [last]))
-    graph.node.append(
-        helper.make_node("Gather", ["hidden_out", "rank/last"], ["rank/hidden"], axis=0)
-    )
+    graph.node.append(helper.make_node("Identity", ["query"], ["rank/query"]))
     graph.node.extend(rank.graph.node)
     graph.initializer.extend(rank.graph.initializer)
     graph.output.extend(rank.graph.output)
@@ -84,19 +80,18 @@ class Model:
         self._session = onnxruntime.InferenceSession(
             one_graph(bundle).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        manifest = bundle.manifest
-        self._shape = (manifest.n_layers, 1, manifest.hidden_size)
+        self._shape = (1, bundle.manifest.state_size)
 
     def step(
-        self, item_index: int, hidden: np.ndarray | None
+        self, item_index: int, state: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return hidden, the list's indices and its scores after one click, all flat."""
-        before = np.zeros(self._shape, np.float32) if hidden is None else hidden
+        """Return the state, the list's indices and its scores after one click."""
+        before = np.zeros(self._shape, np.float32) if state is None else state
         after, index, score = self._session.run(
-            ["hidden_out", "rank/top_index", "rank/top_score"],
-            {"item_index": np.array([item_index]), "hidden": before.reshape(self._shape)},
+            ["state_out", "rank/top_index", "rank/top_score"],
+            {"item_index": np.array([item_index]), "state": before.reshape(self._shape)},
         )
-        return after.reshape(-1), index[0], score[0]
+        return after[0], index[0], score[0]
 
 
 def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) -> SessionState:
@@ -109,8 +104,8 @@ def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) ->
         and click.timestamp_ms - before.last_click_ms > idle_timeout_s * 1000
     ):
         before = None
-    hidden, top_index, top_score = model.step(
-        bundle.item_index[click.item_id], before.hidden if before else None
+    state, top_index, top_score = model.step(
+        bundle.item_index[click.item_id], before.model_state if before else None
     )
     trail = before.trail if before else ()
     now = TrailClick(click.item_id, click.timestamp_ms, click.event_hash)
@@ -120,7 +115,7 @@ def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) ->
         before.n_clicks + 1 if before else 1,
         LastOutcome.MODEL,
         (*trail, now)[-TRAIL_CLICKS:],
-        hidden,
+        state,
         top_index,
         top_score,
     )
@@ -167,7 +162,7 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
                 message.key,
                 value,
             )
-            click = parse_click(record)
+            click = bundle.parse_click(record)
             if isinstance(click, Click) and click.item_id not in bundle.item_index:
                 click = BadClick(Reason.BAD_ITEM_ID, "the model has never seen this item")
             if isinstance(click, BadClick):

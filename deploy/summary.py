@@ -4,7 +4,7 @@ Pure functions over what was read: nothing here knows Kafka. A click is named by
 partition and offset of its record.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ from stream.messages import Recommendation
 from train.baselines import Pop
 from train.checkpoint import Checkpoint
 from train.clicks import cut_sessions
+from train.context import ContextField
 from train.evaluate import Predictor, figures, rank_targets
 from train.predictor import ModelPredictor
 from train.sessions import Catalogue, Sessions, build_sessions
@@ -108,7 +109,10 @@ def latency_ms(replay: Replay, quantile: float) -> float:
 
 
 def offline_sessions(
-    clicks: pl.DataFrame, catalogue: Catalogue, idle_timeout_s: int | None
+    clicks: pl.DataFrame,
+    catalogue: Catalogue,
+    idle_timeout_s: int | None,
+    context: Sequence[ContextField] = (),
 ) -> Sessions:
     """The sessions that the evaluator is asked about, cut as serving cuts them.
 
@@ -118,15 +122,18 @@ def offline_sessions(
     known = clicks.filter(pl.col("item_id").is_in(catalogue.item_ids))
     if idle_timeout_s is not None:
         known = cut_sessions(known, idle_timeout_s)
-    return build_sessions(known, catalogue).sessions
+    return build_sessions(known, catalogue, context).sessions
 
 
 def evaluate_offline(checkpoint: Checkpoint, clicks: pl.DataFrame) -> OfflineFigures:
     """The model's figures on these clicks, and those of the items most popular in training."""
     n_items = len(checkpoint.catalogue)
-    sessions = offline_sessions(clicks, checkpoint.catalogue, checkpoint.info.idle_timeout_s)
+    info = checkpoint.info
+    sessions = offline_sessions(
+        clicks, checkpoint.catalogue, info.idle_timeout_s, info.model.context
+    )
     support = np.zeros(n_items, np.int64)
-    for item in checkpoint.info.popular:
+    for item in info.popular:
         support[item.item_index] = round(item.score)
 
     def evaluate(predictor: Predictor) -> dict[str, float]:

@@ -2,19 +2,19 @@
 
 import sys
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
-import numpy as np
 import onnx
 import structlog
 import torch
-from jaxtyping import Int64
 from pydantic import PositiveInt, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from export.graph import OPSET, GRULayerWeights, encode_graph, rank_graph
-from export.parity import ParityError, check_parity, random_sessions
+from export.encode import bundle_graphs
+from export.graph import OPSET
+from export.parity import ParityError, ParitySession, check_parity, random_sessions
 from stream.bundle import (
     Bundle,
     BundleError,
@@ -25,9 +25,11 @@ from stream.bundle import (
     TrainingData,
     write_bundle,
 )
+from stream.context import ContextField
 from stream.scorer import OnnxScorer
-from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint, weights_of
+from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.clicks import ClickLogError, Columns, read_clicks
+from train.model import ModelConfig
 from train.sessions import build_sessions
 
 PARITY_SESSIONS = 1000
@@ -59,7 +61,7 @@ class ExportConfig(BaseSettings):
 
 
 def export_bundle(
-    checkpoint: Checkpoint, root: Path, k: int, sessions: list[Int64[np.ndarray, "_T"]]
+    checkpoint: Checkpoint, root: Path, k: int, sessions: list[ParitySession]
 ) -> Path:
     """The folder of the bundle below ``root`` that serves the checkpoint's best model.
 
@@ -67,30 +69,34 @@ def export_bundle(
     ParityError or BundleError, and then nothing is written.
     """
     info, model = checkpoint.info, checkpoint.model
-    if k > info.model.n_items:
-        raise BundleError(f"n_recommendations is {k}, the catalogue has {info.model.n_items} items")
+    config = info.model
+    if config.peek_context:
+        raise BundleError(
+            f"{checkpoint.folder} was trained with peek_context: it asks for the context of the "
+            "click to come, which nobody knows in service; expected a model without"
+        )
+    if k > config.n_items:
+        raise BundleError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
     manifest = Manifest(
-        architecture=info.architecture,
-        hidden_size=info.model.hidden_size,
-        n_layers=info.model.n_layers,
-        n_items=info.model.n_items,
+        architecture=describe(config),
+        hidden_size=config.hidden_size,
+        n_layers=config.n_layers,
+        state_size=model.state_size,
+        query_size=config.hidden_size,
+        n_items=config.n_items,
         n_recommendations=k,
         idle_timeout_s=info.idle_timeout_s,
+        context=[ContextField(**field.model_dump()) for field in config.context],
         opset=OPSET,
         training=TrainingData(**info.training.model_dump()),
         metrics=Metrics(info.protocol, info.metrics) if info.metrics else None,
         parity=Parity(0, 0, 0.0, 0),
         popular=[PopularItem(item.item_index, item.score) for item in info.popular[:k]],
     )
-    weights = weights_of(model)
-    layers = [
-        GRULayerWeights(*(weights[f"layers.{n}.{name}"] for name in GRULayerWeights._fields))
-        for n in range(info.model.n_layers)
-    ]
     with tempfile.TemporaryDirectory() as graphs:
         encode, rank = Path(graphs, "encode.onnx"), Path(graphs, "rank.onnx")
-        onnx.save(encode_graph(model.input_table.detach().numpy(), layers), encode)
-        onnx.save(rank_graph(weights["item_embedding"], weights["output_bias"], k), rank)
+        for graph, path in zip(bundle_graphs(model, k), (encode, rank), strict=True):
+            onnx.save(graph, path)
         catalogue = checkpoint.catalogue
         staged = Bundle(manifest, catalogue.item_ids, catalogue.index, encode, rank)
         parity = check_parity(model, OnnxScorer(staged), sessions)
@@ -99,15 +105,39 @@ def export_bundle(
         return write_bundle(root, manifest, catalogue.item_ids, encode, rank)
 
 
-def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Int64[np.ndarray, "_T"]]:
+def describe(config: ModelConfig) -> str:
+    """What kind of model that is, in words: for people who look at a bundle or at its metric."""
+    parts: list[str] = [config.cell]
+    if config.n_layers > 1:
+        parts.append(f"{config.n_layers} layers")
+    if config.cell == "window":
+        parts.append(f"{config.window} clicks")
+    parts.append(f"{config.embedding} embedding")
+    parts += ["residual"] * config.residual + ["feed-forward layer"] * config.feed_forward
+    parts += ["cosine scores"] * config.normalise
+    for way in dict.fromkeys((config.input_context, config.transition_context)):
+        names = [config.context[column].name for column in config.columns(way)]
+        if names:
+            parts.append(f"{way} context {' '.join(names)}")
+    return ", ".join(parts)
+
+
+def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[ParitySession]:
     """1,000 sessions: the newest of the log where one is named, the others drawn at random."""
-    catalogue = checkpoint.catalogue
-    if config.clicks is None:
-        return random_sessions(PARITY_SESSIONS, len(catalogue), seed=0)
-    idle_timeout_s = checkpoint.info.idle_timeout_s
-    clicks = read_clicks(config.clicks, config.columns, idle_timeout_s=idle_timeout_s).clicks
-    newest = build_sessions(clicks, catalogue).sessions.items()[-PARITY_SESSIONS:]
-    return newest + random_sessions(PARITY_SESSIONS - len(newest), len(catalogue), seed=0)
+    catalogue, fields = checkpoint.catalogue, checkpoint.info.model.context
+    newest = []
+    if config.clicks is not None:
+        idle_timeout_s = checkpoint.info.idle_timeout_s
+        clicks = read_clicks(config.clicks, config.columns, idle_timeout_s=idle_timeout_s).clicks
+        sessions = build_sessions(clicks, catalogue, fields).sessions
+        first_click_of = sessions.start.tolist()[-PARITY_SESSIONS - 1 :]
+        newest = [
+            ParitySession(sessions.item_index[a:b], sessions.context[a:b])
+            for a, b in pairwise(first_click_of)
+        ]
+    n_random = PARITY_SESSIONS - len(newest)
+    sizes = [field.size for field in fields]
+    return newest + random_sessions(n_random, len(catalogue), sizes, seed=0)
 
 
 def main() -> int:

@@ -1,6 +1,7 @@
 """Proof that the graphs compute what the model computes: the same sessions through both."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,9 +10,10 @@ from torch import Tensor
 
 from stream.bundle import Parity
 from stream.scorer import Scorer
-from train.model import GRU4Rec
+from train.model import SessionModel
 
-MAX_HIDDEN_ERROR = 1e-5
+MAX_ERROR = 1e-5
+"""Of a number of the state or the query; of one above 1 (an LSTM's cell has no bound) the share."""
 TIE = 1e-5
 """Scores closer than this may change places: sums in another order differ by as much."""
 RELATIVE_TIE = 2e-6
@@ -27,64 +29,88 @@ class ParityError(Exception):
     """One sentence: where graph and model part, by how much, and what is allowed."""
 
 
-def check_parity(
-    model: GRU4Rec, scorer: Scorer, sessions: Sequence[Int64[np.ndarray, "_T"]]
-) -> Parity:
-    """The figures of a replay of ``sessions`` (item indices) in which graphs and model agreed.
+class ParitySession(NamedTuple):
+    """What a session clicked, and each click's number in every context field."""
 
-    Each side carries its own hidden state from click to click, as a worker does, so that errors
-    add up over a session. After every click hidden must agree within 1e-5, and so must the top-k,
-    except that items may change places where the model's scores are tied (``TIE``).
+    item_index: Int64[np.ndarray, "_T"]
+    context: Int32[np.ndarray, "_T F"]
+
+
+def check_parity(model: SessionModel, scorer: Scorer, sessions: Sequence[ParitySession]) -> Parity:
+    """The figures of a replay of ``sessions`` in which graphs and model agreed.
+
+    Each side carries its own state from click to click, as a worker does, so that errors add up
+    over a session. After every click state and query must agree within 1e-5 (``MAX_ERROR``), and so
+    must the top-k, except that items may change places where the model's scores are tied (``TIE``).
     Raises ParityError at the first click that does not.
     """
-    sessions = sorted(sessions, key=len, reverse=True)
-    max_abs_hidden = 0.0
+    sessions = sorted(sessions, key=lambda session: len(session.item_index), reverse=True)
+    max_error = 0.0
     clicks = top_k_equal = 0
     for first in range(0, len(sessions), _SESSIONS_AT_ONCE):
         batch = sessions[first : first + _SESSIONS_AT_ONCE]
-        hidden = np.zeros((scorer.n_layers, len(batch), scorer.hidden_size), np.float32)
-        model_hidden = model.initial_hidden(len(batch))
-        for click in range(len(batch[0])):
-            going_on = sum(len(session) > click for session in batch)
-            item_index = np.array([session[click] for session in batch[:going_on]])
-            hidden = scorer.encode(item_index, np.ascontiguousarray(hidden[:, :going_on]))
-            top_index, _ = scorer.rank(hidden[-1])
+        state = np.zeros((len(batch), scorer.state_size), np.float32)
+        model_state = model.initial_state(len(batch))
+        for click in range(len(batch[0].item_index)):
+            going_on = [session for session in batch if len(session.item_index) > click]
+            item_index = np.array([session.item_index[click] for session in going_on])
+            context = np.array([session.context[click] for session in going_on])
+            query, state = scorer.encode(item_index, context, state[: len(going_on)])
+            top_index, _ = scorer.rank(query)
             with torch.inference_mode():
-                model_hidden = model.encode(
-                    torch.from_numpy(item_index), model_hidden[:, :going_on]
+                model_query, model_state = model.encode(
+                    torch.from_numpy(item_index),
+                    torch.from_numpy(context),
+                    model_state[: len(going_on)],
                 )
-                scores = model.scores(model_hidden[-1])
+                scores = model.scores(model_query)
             where = f"after click {click + 1} of a session"
-            error = _check_hidden(where, hidden, model_hidden.numpy())
-            max_abs_hidden = max(max_abs_hidden, error)
+            for name, found, expected in (
+                ("state", state, model_state),
+                ("query", query, model_query),
+            ):
+                max_error = max(max_error, _check(where, name, found, expected.numpy()))
             top_k_equal += _check_top_k(where, top_index, scores)
-            clicks += going_on
+            clicks += len(going_on)
     return Parity(
         sessions=len(sessions),
         clicks=clicks,
-        max_abs_hidden=max_abs_hidden,
+        max_error=max_error,
         top_k_equal=top_k_equal,
     )
 
 
-def random_sessions(n_sessions: int, n_items: int, seed: int) -> list[Int64[np.ndarray, "_T"]]:
+def random_sessions(
+    n_sessions: int, n_items: int, field_sizes: Sequence[int], seed: int
+) -> list[ParitySession]:
     """Sessions of 1 to 50 clicks, 5 in the middle, every item of the catalogue equally likely.
 
-    No log is needed, and items that a log hardly shows are met as often as the popular ones.
+    So is every number of a context field. No log is needed, and what a log hardly shows is met as
+    often as the popular.
     """
     random = np.random.default_rng(seed)
     lengths = np.minimum(random.geometric(0.2, n_sessions), _LONGEST_SESSION)
-    return [random.integers(n_items, size=length) for length in lengths]
+    sizes = np.array(field_sizes, np.int32)
+    return [
+        ParitySession(
+            random.integers(n_items, size=length),
+            random.integers(sizes, size=(length, len(sizes)), dtype=np.int32),
+        )
+        for length in lengths
+    ]
 
 
-def _check_hidden(
-    where: str, hidden: Float32[np.ndarray, "L B H"], expected: Float32[np.ndarray, "L B H"]
+def _check(
+    where: str,
+    name: str,
+    found: Float32[np.ndarray, "B X"],
+    expected: Float32[np.ndarray, "B X"],
 ) -> float:
-    error = float(np.abs(hidden - expected).max())
-    if not error <= MAX_HIDDEN_ERROR:  # so that NaN fails
+    error = float((np.abs(found - expected) / np.maximum(np.abs(expected), 1)).max(initial=0.0))
+    if not error <= MAX_ERROR:  # so that NaN fails
         raise ParityError(
-            f"{where}, encode.onnx and the model differ by {error:.3g} in hidden, "
-            f"allowed {MAX_HIDDEN_ERROR:g}"
+            f"{where}, encode.onnx and the model differ by {error:.3g} in the {name}, "
+            f"allowed {MAX_ERROR:g}"
         )
     return error
 

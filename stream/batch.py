@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from stream.bundle import Bundle
-from stream.click import BadClick, Click, Record, parse_click
+from stream.click import BadClick, Click, Record
 from stream.messages import Item, Message, Outcome, dead_letter, recommendation
 from stream.position import BadClickLimit, Position
 from stream.session import (
@@ -90,7 +90,7 @@ _ListRef = int | _Stored | None
 
 
 class _Session(msgspec.Struct):
-    """One session while its clicks of this batch are planned. ``row``: its row of hidden."""
+    """One session while its clicks of this batch are planned. ``row``: its row in the waves."""
 
     row: int
     last_click_ms: int
@@ -144,7 +144,7 @@ def plan_batch(
             if record.offset > position.next_offset:
                 output.holes.append((position.next_offset, record.offset))
             position.next_offset = record.offset + 1
-            click = parse_click(record)
+            click = bundle.parse_click(record)
             if isinstance(click, BadClick):
                 rules.limit.count_bad(position, topic, partition, record.offset)
                 output.rejected.append((record, click))
@@ -175,7 +175,9 @@ def _plan_click(
     output.late += late
     session.changed = True
     session.n_clicks += 1
-    session.trail.append(TrailClick(click.item_id, click.timestamp_ms, click.event_hash))
+    session.trail.append(
+        TrailClick(click.item_id, click.timestamp_ms, click.event_hash, click.context)
+    )
     del session.trail[:-TRAIL_CLICKS]
     if index is None:
         known_list = session.current is not None
@@ -185,9 +187,9 @@ def _plan_click(
         return
     if session.last_outcome is LastOutcome.MODEL:
         plan.to_judge.append((output, session.current, index, late))
-    session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
     session.last_outcome = LastOutcome.MODEL
-    session.current = plan.waves.step(session.row, index, ranked=True)
+    is_first = session.current is None  # every known item leaves a list
+    session.current = _step(plan, session, bundle, index, click, is_first=is_first, ranked=True)
     plan.answers.append(_Answer(output, record, click, Outcome.MODEL, session.current))
 
 
@@ -242,7 +244,7 @@ def _from_state(
 ) -> _Session:
     same_model = state.bundle_id == bundle.manifest.bundle_id
     session = _Session(
-        plan.waves.add_session(state.hidden if same_model else None),
+        plan.waves.add_session(state.model_state if same_model else None),
         state.last_click_ms,
         state.n_clicks,
         state.last_outcome,
@@ -251,16 +253,38 @@ def _from_state(
     )
     if same_model:
         return session
-    # Another model made the hidden state and the list: run the trail through this one. Its list
-    # was never published, so the next click does not judge it.
-    known = [bundle.item_index[c.item_id] for c in session.trail if c.item_id in bundle.item_index]
-    for index in known[:-1]:
-        plan.waves.step(session.row, index, ranked=False)
-    session.current = plan.waves.step(session.row, known[-1], ranked=True) if known else None
+    # Another model made the state and the list: run the trail through this one. Its list was never
+    # published, so the next click does not judge it. The time of the last click is that of the last
+    # item known to this model, as if it had served the session from the trail's beginning.
+    index = bundle.item_index
+    known = [(index[c.item_id], c) for c in session.trail if c.item_id in index]
+    session.last_click_ms = session.trail[0].timestamp_ms
+    session.current = None
+    for n, (item, click) in enumerate(known, start=1):
+        session.current = _step(
+            plan, session, bundle, item, click, is_first=n == 1, ranked=n == len(known)
+        )
     session.last_outcome = LastOutcome.UNKNOWN_ITEM if known else LastOutcome.FALLBACK
     session.changed = True
     output.rebuilt += 1
     return session
+
+
+def _step(
+    plan: Plan,
+    session: _Session,
+    bundle: Bundle,
+    index: int,
+    click: Click | TrailClick,
+    *,
+    is_first: bool,
+    ranked: bool,
+) -> int:
+    """Advance a session by a known item; returns the row of its list, or -1 if not ``ranked``."""
+    gap_ms = None if is_first else click.timestamp_ms - session.last_click_ms
+    session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
+    context = bundle.context.indices(click.context, click.timestamp_ms, gap_ms)
+    return plan.waves.step(session.row, index, context, ranked=ranked)
 
 
 def finish_batch(
@@ -334,7 +358,7 @@ def _state_of(session: _Session, scores: Scores, bundle_id: str) -> SessionState
         session.n_clicks,
         session.last_outcome,
         tuple(session.trail),
-        scores.hidden[:, session.row].reshape(-1),
+        scores.state[session.row],
         top_index,
         top_score,
     )

@@ -7,14 +7,19 @@ each. Export writes it through ``write_bundle``; a worker reads it through ``loa
 import hashlib
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-FORMAT = 1
+from stream.click import RESERVED, ClickParser
+from stream.context import MAX_FIELDS, MAX_VALUE_BYTES, Context, ContextField, column_key
+
+FORMAT = 2
 ENCODE, RANK, ITEMS, MANIFEST = "encode.onnx", "rank.onnx", "items.txt", "manifest.json"
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
@@ -23,13 +28,6 @@ Size = Annotated[int, msgspec.Meta(ge=1)]
 
 class BundleError(Exception):
     """A bundle that must not be served: one sentence naming the file, the found, the expected."""
-
-
-class ContextField(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A click's extra input: values between ``bins[i]`` and ``bins[i + 1]`` are one category."""
-
-    name: str
-    bins: list[float]
 
 
 class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,13 +50,14 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a replay through the ONNX graphs gave beside PyTorch; all 0 where none was made.
 
-    ``top_k_equal`` counts the clicks whose lists are equal position by position; in the others
-    only ties changed places.
+    ``max_error``: the largest difference of a state's or a query's number, as a share of it where
+    it is larger than 1. ``top_k_equal`` counts the clicks whose lists are equal position by
+    position; in the others only ties changed places.
     """
 
     sessions: Count
     clicks: Count
-    max_abs_hidden: float
+    max_error: float
     top_k_equal: Count
 
 
@@ -74,6 +73,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     ``bundle_id`` is the start of the sha256 over all other fields; as ``sha256`` is one of them,
     it names the content of the whole folder. ``idle_timeout_s`` None: a session never expires.
+    ``state_size``: numbers the model remembers of a session, zeros at first; ``query_size``: those
+    that ask for a list. ``architecture``, ``hidden_size`` and ``n_layers`` are for people to read.
     """
 
     format: int = FORMAT
@@ -81,6 +82,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     architecture: str
     hidden_size: Size
     n_layers: Size
+    state_size: Count
+    query_size: Size
     n_items: Size
     n_recommendations: Size
     idle_timeout_s: Size | None
@@ -95,13 +98,23 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n."""
+    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n.
+
+    ``context`` and ``parse_click`` are made of the manifest's fields.
+    """
 
     manifest: Manifest
     item_ids: list[str]
     item_index: dict[str, int]
     encode_path: Path
     rank_path: Path
+    context: Context = field(init=False)
+    parse_click: ClickParser = field(init=False)
+
+    def __post_init__(self) -> None:
+        context = Context(self.manifest.context)
+        object.__setattr__(self, "context", context)
+        object.__setattr__(self, "parse_click", ClickParser(context.columns))
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -131,6 +144,7 @@ def load_bundle(folder: Path) -> Bundle:
                 f"{folder / name} has opset {opset}, manifest says opset={manifest.opset}"
             )
     item_ids = _parse_items(folder / ITEMS, content[ITEMS], manifest.n_items)
+    _check_context(folder / MANIFEST, manifest.context)
     _check_lists(folder / MANIFEST, manifest)
     return Bundle(
         manifest=manifest,
@@ -190,7 +204,10 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BundleError(f"{path} is no manifest: {error}") from error
     if version.format != FORMAT:
-        raise BundleError(f"{path} has format {version.format}, this version reads {FORMAT}")
+        raise BundleError(
+            f"{path} has format {version.format}, this version reads {FORMAT}; "
+            "export the checkpoint again"
+        )
     manifest = _decode(path, text)
     content_id = _content_id(manifest)
     if manifest.bundle_id != content_id:
@@ -212,10 +229,30 @@ def _content_id(manifest: Manifest) -> str:
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
 
 
+def _check_context(path: Path, fields: Sequence[ContextField]) -> None:
+    if len(fields) > MAX_FIELDS:
+        raise BundleError(f"{path} has {len(fields)} context fields, at most {MAX_FIELDS} are kept")
+    names = Counter((f.kind, f.name) for f in fields)
+    keys = Counter(column_key(f.name) for f in fields if f.kind == "column")
+    for f in fields:
+        wrong = None
+        if names[f.kind, f.name] > 1:
+            wrong = "stands there twice"
+        elif f.kind == "column" and f.name in RESERVED:
+            wrong = f"has the name of a click's own field; {', '.join(RESERVED)} are none"
+        elif f.kind == "column" and keys[column_key(f.name)] > 1:
+            wrong = "has a name whose CRC-32 is another column's; rename it"
+        elif len(set(f.values)) < len(f.values) or any(
+            not 1 <= len(value.encode()) <= MAX_VALUE_BYTES for value in f.values
+        ):
+            wrong = f"has values that are no different texts of 1 to {MAX_VALUE_BYTES} bytes"
+        elif any(a >= b for a, b in pairwise(f.edges_s)):
+            wrong = "has edges_s that do not rise"
+        if wrong:
+            raise BundleError(f"{path}: context field {f.name!r} of kind {f.kind} {wrong}")
+
+
 def _check_lists(path: Path, manifest: Manifest) -> None:
-    if manifest.context:
-        names = [field.name for field in manifest.context]
-        raise BundleError(f"{path} asks for context {names}, format {FORMAT} serves none")
     if manifest.n_recommendations > manifest.n_items:
         raise BundleError(
             f"{path} has n_recommendations={manifest.n_recommendations}, "

@@ -23,32 +23,32 @@ _OnnxError = (
 
 @runtime_checkable  # the tests' runtime type check asks for it
 class Scorer(Protocol):
-    """What a batch needs of a model."""
+    """What a batch needs of a model: S numbers of state, D of query, F context fields."""
 
     @property
-    def n_layers(self) -> int: ...
+    def state_size(self) -> int: ...
     @property
-    def hidden_size(self) -> int: ...
+    def query_size(self) -> int: ...
     @property
     def n_recommendations(self) -> int: ...
 
     def encode(
-        self, item_index: Int64[np.ndarray, "B"], hidden: Float32[np.ndarray, "L B H"]
-    ) -> Float32[np.ndarray, "L B H"]:
-        """Advance B sessions by one click each.
+        self,
+        item_index: Int64[np.ndarray, "B"],
+        context: Int32[np.ndarray, "B F"],
+        state: Float32[np.ndarray, "B S"],
+    ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
+        """Advance B sessions by one click each; the query for their next list, and the state.
 
-        Row b of every argument is the same session. ``hidden`` is zeros for a new session and is
-        returned new, not changed.
+        Row b of every argument is the same session. ``context`` is of the click that is made, not
+        of the one to come. ``state`` is zeros for a new session and is returned new, not changed.
         """
         ...
 
     def rank(
-        self, hidden_last: Float32[np.ndarray, "B H"]
+        self, query: Float32[np.ndarray, "B D"]
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
-        """The K best items of B sessions and their scores, best first; ties: lower index first.
-
-        ``hidden_last`` is the last layer of what ``encode`` returned.
-        """
+        """The K best items of B sessions and their scores, best first; ties: lower index first."""
         ...
 
 
@@ -62,53 +62,65 @@ class OnnxScorer:
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         manifest = bundle.manifest
-        self.n_layers = manifest.n_layers
-        self.hidden_size = manifest.hidden_size
+        self.state_size = manifest.state_size
+        self.query_size = manifest.query_size
         self.n_recommendations = manifest.n_recommendations
-        layers, hidden, k = self.n_layers, self.hidden_size, self.n_recommendations
+        self._n_fields = len(manifest.context)
+        k = self.n_recommendations
+        query, state = f"float[B,{self.query_size}]", f"float[B,{self.state_size}]"
+        context = {"context": f"int32[B,{self._n_fields}]"} if self._n_fields else {}
         self._encode = _open_graph(
             bundle.encode_path,
             threads,
-            inputs={"item_index": "int64[B]", "hidden": f"float[{layers},B,{hidden}]"},
-            outputs={"hidden_out": f"float[{layers},B,{hidden}]"},
+            inputs={"item_index": "int64[B]", **context, "state": state},
+            outputs={"query": query, "state_out": state},
         )
         self._rank = _open_graph(
             bundle.rank_path,
             threads,
-            inputs={"hidden": f"float[B,{hidden}]"},
+            inputs={"query": query},
             outputs={"top_index": f"int32[B,{k}]", "top_score": f"float[B,{k}]"},
         )
-        self._check_catalogue(bundle)
+        self._check_sizes(bundle)
 
     def encode(
-        self, item_index: Int64[np.ndarray, "B"], hidden: Float32[np.ndarray, "L B H"]
-    ) -> Float32[np.ndarray, "L B H"]:
+        self,
+        item_index: Int64[np.ndarray, "B"],
+        context: Int32[np.ndarray, "B F"],
+        state: Float32[np.ndarray, "B S"],
+    ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
         """As ``Scorer.encode``; an ``item_index`` outside the catalogue is the caller's bug."""
-        (advanced,) = self._encode.run(["hidden_out"], {"item_index": item_index, "hidden": hidden})
-        assert isinstance(advanced, np.ndarray)
-        return advanced
+        inputs = {"item_index": item_index, "state": state}
+        if self._n_fields:
+            inputs["context"] = context
+        query, advanced = self._encode.run(["query", "state_out"], inputs)
+        assert isinstance(query, np.ndarray) and isinstance(advanced, np.ndarray)
+        return query, advanced
 
     def rank(
-        self, hidden_last: Float32[np.ndarray, "B H"]
+        self, query: Float32[np.ndarray, "B D"]
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
         """As ``Scorer.rank``."""
-        top_index, top_score = self._rank.run(["top_index", "top_score"], {"hidden": hidden_last})
+        top_index, top_score = self._rank.run(["top_index", "top_score"], {"query": query})
         assert isinstance(top_index, np.ndarray) and isinstance(top_score, np.ndarray)
         return top_index, top_score
 
-    def _check_catalogue(self, bundle: Bundle) -> None:
-        """Runs the catalogue's last item through both graphs, which also warms them up."""
+    def _check_sizes(self, bundle: Bundle) -> None:
+        """Runs the last item and every field's last value through both, which warms them up too."""
         n_items = bundle.manifest.n_items
-        hidden = np.zeros((self.n_layers, 1, self.hidden_size), np.float32)
+        last = [field.size - 1 for field in bundle.manifest.context]
+        context = np.array([last], np.int32).reshape(1, len(last))
         try:
-            hidden = self.encode(np.array([n_items - 1]), hidden)
+            query, _ = self.encode(
+                np.array([n_items - 1]), context, np.zeros((1, self.state_size), np.float32)
+            )
         except _OnnxError as error:
             raise BundleError(
-                f"{bundle.encode_path} fails on item_index {n_items - 1}, "
-                f"manifest says n_items={n_items}: {_first_line(error)}"
+                f"{bundle.encode_path} fails on item_index {n_items - 1} and context {last}, "
+                f"manifest says n_items={n_items} and fields of such sizes: {_first_line(error)}"
             ) from error
         try:
-            top_index, _ = self.rank(hidden[-1])
+            top_index, _ = self.rank(query)
         except _OnnxError as error:
             raise BundleError(f"{bundle.rank_path} fails: {_first_line(error)}") from error
         if not 0 <= top_index.min() <= top_index.max() < n_items:

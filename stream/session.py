@@ -1,6 +1,6 @@
 """A session's state and its bytes: what the table and its changelog hold.
 
-``hidden`` is a cache of the trail under one bundle; the trail alone can rebuild it.
+``model_state`` is a cache of the trail under one bundle; the trail alone can rebuild it.
 """
 
 import struct
@@ -15,7 +15,7 @@ FORMAT: Final = 1
 TRAIL_CLICKS: Final = 50
 """Clicks kept of a session. A rebuild under a new bundle is exact up to this length."""
 
-# format, last outcome, bundle id, last_click_ms, clicks, trail entries, floats of hidden, top-k.
+# format, last outcome, bundle id, last_click_ms, clicks, trail entries, floats of state, top-k.
 _HEADER = struct.Struct("<BB8sqIHIH")
 _LAST_CLICK = struct.Struct("<q")
 _LAST_CLICK_AT: Final = 10
@@ -35,7 +35,10 @@ class StateError(ValueError):
 
 
 class TrailClick(msgspec.Struct, frozen=True):
-    """One click of the past. ``context`` is empty until a bundle declares context fields."""
+    """One click of the past.
+
+    ``context``: what it said in the columns that its bundle declared (see context.py).
+    """
 
     item_id: str
     timestamp_ms: int
@@ -46,7 +49,8 @@ class TrailClick(msgspec.Struct, frozen=True):
 class SessionState(msgspec.Struct, frozen=True):
     """One session under one bundle.
 
-    hidden: all layers' state after the last known item, in the bundle's shape, flat.
+    model_state: all that the model remembers after the last known item; what stands in it is the
+    model's own affair.
     top_index, top_score: the last list the model made, best first; empty before the first.
     """
 
@@ -55,7 +59,7 @@ class SessionState(msgspec.Struct, frozen=True):
     n_clicks: int
     last_outcome: LastOutcome
     trail: tuple[TrailClick, ...]
-    hidden: Float32[np.ndarray, "LH"]
+    model_state: Float32[np.ndarray, "S"]
     top_index: Int32[np.ndarray, "K"]
     top_score: Float32[np.ndarray, "K"]
 
@@ -70,7 +74,7 @@ def encode_state(state: SessionState) -> bytes:
             state.last_click_ms,
             state.n_clicks,
             len(state.trail),
-            state.hidden.size,
+            state.model_state.size,
             state.top_index.size,
         )
     ]
@@ -81,7 +85,7 @@ def encode_state(state: SessionState) -> bytes:
         )
         parts.append(item)
         parts.append(click.context)
-    parts.append(state.hidden.tobytes())
+    parts.append(state.model_state.tobytes())
     parts.append(state.top_index.tobytes())
     parts.append(state.top_score.tobytes())
     return b"".join(parts)
@@ -93,7 +97,7 @@ def decode_state(raw: bytes) -> SessionState:
     Raises StateError on an unknown format version.
     """
     check_format(raw)
-    _, outcome, bundle, last_click_ms, n_clicks, n_trail, n_hidden, n_top = _HEADER.unpack_from(raw)
+    _, outcome, bundle, last_click_ms, n_clicks, n_trail, n_state, n_top = _HEADER.unpack_from(raw)
     at = _HEADER.size
     trail = []
     for _ in range(n_trail):
@@ -103,8 +107,8 @@ def decode_state(raw: bytes) -> SessionState:
         at += n_item
         trail.append(TrailClick(item_id, timestamp_ms, event_hash, raw[at : at + n_context]))
         at += n_context
-    hidden = np.frombuffer(raw, np.float32, n_hidden, at)
-    at += 4 * n_hidden
+    model_state = np.frombuffer(raw, np.float32, n_state, at)
+    at += 4 * n_state
     top_index = np.frombuffer(raw, np.int32, n_top, at)
     at += 4 * n_top
     top_score = np.frombuffer(raw, np.float32, n_top, at)
@@ -114,7 +118,7 @@ def decode_state(raw: bytes) -> SessionState:
         n_clicks,
         LastOutcome(outcome),
         tuple(trail),
-        hidden,
+        model_state,
         top_index,
         top_score,
     )

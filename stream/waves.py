@@ -4,6 +4,7 @@ The k-th steps of all sessions go through ``encode`` in one call; ranking costs 
 only the steps that publish a list are ranked, together, at the end.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -17,10 +18,10 @@ from stream.scorer import Scorer
 class Scores:
     """What the model computed, and how long each graph took.
 
-    hidden: of S sessions after their last step. top_index, top_score: one row a ranked step (R).
+    state: of all sessions after their last step. top_index, top_score: a row a ranked step (R).
     """
 
-    hidden: Float32[np.ndarray, "L S H"]
+    state: Float32[np.ndarray, "sessions S"]
     top_index: Int32[np.ndarray, "R K"]
     top_score: Float32[np.ndarray, "R K"]
     encode_seconds: float
@@ -29,10 +30,14 @@ class Scores:
 
 @dataclass(slots=True)
 class _Wave:
-    """The k-th step of every session that has one; rank_row -1: nobody asked for a list."""
+    """The k-th step of every session that has one; rank_row -1: nobody asked for a list.
+
+    contexts: the fields' numbers of one step behind those of the other.
+    """
 
     rows: list[int] = field(default_factory=list)
     items: list[int] = field(default_factory=list)
+    contexts: list[int] = field(default_factory=list)
     rank_rows: list[int] = field(default_factory=list)
 
 
@@ -41,18 +46,21 @@ class Waves:
 
     def __init__(self) -> None:
         self._waves: list[_Wave] = []
-        self._hidden: list[Float32[np.ndarray, LH] | None] = []
+        self._stored: list[Float32[np.ndarray, S] | None] = []
         self._depth: list[int] = []
         self._n_ranks = 0
 
-    def add_session(self, hidden: Float32[np.ndarray, "LH"] | None) -> int:
-        """Return the row of a session that begins at ``hidden``; None is all zeros."""
-        self._hidden.append(hidden)
+    def add_session(self, state: Float32[np.ndarray, "S"] | None) -> int:
+        """Return the row of a session that begins at ``state``; None is all zeros."""
+        self._stored.append(state)
         self._depth.append(0)
-        return len(self._hidden) - 1
+        return len(self._stored) - 1
 
-    def step(self, row: int, item_index: int, *, ranked: bool) -> int:
-        """Advance a session by one item; returns the row of its list, or -1 if not ``ranked``."""
+    def step(self, row: int, item_index: int, context: Sequence[int], *, ranked: bool) -> int:
+        """Advance a session by a click, its item and its number in every context field.
+
+        Returns the row of its list, or -1 if not ``ranked``.
+        """
         depth = self._depth[row]
         self._depth[row] = depth + 1
         if depth == len(self._waves):
@@ -60,6 +68,7 @@ class Waves:
         wave = self._waves[depth]
         wave.rows.append(row)
         wave.items.append(item_index)
+        wave.contexts.extend(context)
         rank_row = -1
         if ranked:
             rank_row = self._n_ranks
@@ -70,23 +79,23 @@ class Waves:
     def score(self, scorer: Scorer) -> Scores:
         """Run everything. Blocks; the interpreter's lock is released inside ONNX Runtime."""
         started = perf_counter()
-        shape = (scorer.n_layers, len(self._hidden), scorer.hidden_size)
-        hidden = np.zeros(shape, np.float32)
-        for row, stored in enumerate(self._hidden):
+        state = np.zeros((len(self._stored), scorer.state_size), np.float32)
+        for row, stored in enumerate(self._stored):
             if stored is not None:
-                hidden[:, row] = stored.reshape(shape[0], shape[2])
-        last = np.empty((self._n_ranks, scorer.hidden_size), np.float32)
+                state[row] = stored
+        queries = np.empty((self._n_ranks, scorer.query_size), np.float32)
         for wave in self._waves:
             rows = np.array(wave.rows)
-            stepped = scorer.encode(np.array(wave.items, np.int64), hidden[:, rows])
-            hidden[:, rows] = stepped
+            context = np.array(wave.contexts, np.int32).reshape(len(rows), -1)
+            items = np.array(wave.items, np.int64)
+            query, state[rows] = scorer.encode(items, context, state[rows])
             rank_rows = np.array(wave.rank_rows)
             ranked = rank_rows >= 0
-            last[rank_rows[ranked]] = stepped[-1][ranked]
+            queries[rank_rows[ranked]] = query[ranked]
         encoded = perf_counter()
         if self._n_ranks:
-            top_index, top_score = scorer.rank(last)
+            top_index, top_score = scorer.rank(queries)
         else:
             top_index = np.empty((0, scorer.n_recommendations), np.int32)
             top_score = np.empty((0, scorer.n_recommendations), np.float32)
-        return Scores(hidden, top_index, top_score, encoded - started, perf_counter() - encoded)
+        return Scores(state, top_index, top_score, encoded - started, perf_counter() - encoded)

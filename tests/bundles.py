@@ -1,4 +1,4 @@
-"""Real bundles of any size for tests and benchmarks, built in milliseconds without PyTorch.
+"""Real bundles of any size and kind for tests and benchmarks, made in milliseconds.
 
 The graphs are the ones that export writes, so that their speed is production's.
 """
@@ -6,20 +6,35 @@ The graphs are the ones that export writes, so that their speed is production's.
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+import torch
+from onnx import TensorProto
 
-from export.graph import (
-    OPSET,
-    GRULayerWeights,
-    build_model,
-    encode_graph,
-    float_value,
-    rank_graph,
-)
+from export.encode import bundle_graphs
+from export.graph import OPSET, Graph, value_info
 from stream.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
+from stream.context import ContextField
+from train.model import ModelConfig, SessionModel
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> SessionModel:
+    """A model with random weights, the same for one seed, in evaluation mode.
+
+    No weight is left at a value behind which a mistake could hide, such as a bias of 0; rows near
+    unit length make scores that differ, and every context value moves them.
+    """
+    model = SessionModel(config).eval()
+    random = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            scale = 0.1 if "bias" in name else 1 / weight.shape[-1] ** 0.5
+            if name.startswith("concatenated") or "scales" in name or "decay" in name:
+                scale = 1.0
+            weight.normal_(0, scale, generator=random)
+    return model
 
 
 def write_tiny_bundle(
@@ -33,30 +48,34 @@ def write_tiny_bundle(
     constant: bool = False,
     item_ids: Sequence[str] | None = None,
     idle_timeout_s: int | None = 1800,
+    **config: Any,
 ) -> Path:
-    """The folder of a bundle below ``folder``: a GRU with random weights, the same for one seed.
+    """The folder of a bundle below ``folder``: a model with random weights, the same for one seed.
 
+    ``config``: of the model, a GRU unless it says otherwise (see ``train.model.ModelConfig``).
     ``constant`` makes a model that costs next to nothing and counts: ``encode`` adds 1 to every
-    component of hidden, so that a click applied twice or not at all shows in the state, and
-    ``rank`` always answers items 0 to k - 1 with scores k to 1. ``item_ids`` default to item-0,
-    item-1, and so on.
+    component of the state, so that a click applied twice or not at all shows in it, and ``rank``
+    always answers items 0 to k - 1 with scores k to 1. ``item_ids`` default to item-0, item-1, and
+    so on.
     """
-    random = np.random.default_rng(seed)
+    model = random_model(
+        ModelConfig(n_items, hidden_size=hidden_size, n_layers=n_layers, **config), seed
+    )
+    context = [ContextField(**field.model_dump()) for field in model.config.context]
     if constant:
-        encode, rank = _counting_encode(n_layers, hidden_size), _fixed_rank(hidden_size, k)
+        encode, rank = _counting_encode(model.state_size, hidden_size), _fixed_rank(hidden_size, k)
     else:
-        # Shared embedding, as the model: rows near unit length make scores that differ.
-        embedding = _normal(random, (n_items, hidden_size), 1 / np.sqrt(hidden_size))
-        layers = [_gru_layer(random, hidden_size) for _ in range(n_layers)]
-        encode = encode_graph(embedding, layers)
-        rank = rank_graph(embedding, _normal(random, (n_items,), 0.1), k)
+        encode, rank = bundle_graphs(model, k)
     manifest = Manifest(
-        architecture="gru",
+        architecture=model.config.cell,
         hidden_size=hidden_size,
         n_layers=n_layers,
+        state_size=model.state_size,
+        query_size=hidden_size,
         n_items=n_items,
         n_recommendations=k,
         idle_timeout_s=idle_timeout_s,
+        context=context,
         opset=OPSET,
         training=TrainingData(0, 0, 0, 0, n_items),
         metrics=None,
@@ -71,42 +90,34 @@ def write_tiny_bundle(
         return write_bundle(folder, manifest, names, encode_path, rank_path)
 
 
-def _gru_layer(random: np.random.Generator, hidden_size: int) -> GRULayerWeights:
-    scale, gates = 1 / np.sqrt(hidden_size), 3 * hidden_size
-    return GRULayerWeights(
-        weight_input=_normal(random, (gates, hidden_size), scale),
-        weight_hidden=_normal(random, (gates, hidden_size), scale),
-        bias_input=_normal(random, (gates,), 0.1),
-        bias_hidden=_normal(random, (gates,), 0.1),
+def _counting_encode(state_size: int, query_size: int) -> onnx.ModelProto:
+    graph = Graph()
+    after = graph.add("Add", "state", np.array([1], np.float32), output="state_out")
+    first, end, axis = np.array([0]), np.array([query_size]), np.array([1])
+    graph.add("Slice", after, first, end, axis, output="query")
+    return graph.model(
+        [
+            value_info("item_index", TensorProto.INT64, "B"),
+            value_info("state", TensorProto.FLOAT, "B", state_size),
+        ],
+        [
+            value_info("query", TensorProto.FLOAT, "B", query_size),
+            value_info("state_out", TensorProto.FLOAT, "B", state_size),
+        ],
     )
 
 
-def _counting_encode(n_layers: int, hidden_size: int) -> onnx.ModelProto:
-    item_index = helper.make_tensor_value_info("item_index", TensorProto.INT64, ["B"])
-    hidden, hidden_out = (
-        float_value(name, n_layers, "B", hidden_size) for name in ("hidden", "hidden_out")
+def _fixed_rank(query_size: int, k: int) -> onnx.ModelProto:
+    graph = Graph()
+    batch = graph.add("Shape", "query", end=1)
+    shape = graph.add("Concat", batch, np.array([1]), axis=0)
+    index = np.arange(k, dtype=np.int32)[None]
+    graph.add("Expand", index, shape, output="top_index")
+    graph.add("Expand", index[:, ::-1].astype(np.float32) + 1, shape, output="top_score")
+    return graph.model(
+        [value_info("query", TensorProto.FLOAT, "B", query_size)],
+        [
+            value_info("top_index", TensorProto.INT32, "B", k),
+            value_info("top_score", TensorProto.FLOAT, "B", k),
+        ],
     )
-    nodes = [helper.make_node("Add", ["hidden", "one"], ["hidden_out"])]
-    one = np.array([1], np.float32)
-    return build_model(nodes, {"one": one}, [item_index, hidden], [hidden_out])
-
-
-def _fixed_rank(hidden_size: int, k: int) -> onnx.ModelProto:
-    constants = {
-        "index": np.arange(k, dtype=np.int32)[None],
-        "score": np.arange(k, 0, -1, dtype=np.float32)[None],
-        "one": np.array([1]),
-    }
-    nodes = [
-        helper.make_node("Shape", ["hidden"], ["batch"], end=1),
-        helper.make_node("Concat", ["batch", "one"], ["shape"], axis=0),
-        helper.make_node("Expand", ["index", "shape"], ["top_index"]),
-        helper.make_node("Expand", ["score", "shape"], ["top_score"]),
-    ]
-    top_index = helper.make_tensor_value_info("top_index", TensorProto.INT32, ["B", k])
-    outputs = [top_index, float_value("top_score", "B", k)]
-    return build_model(nodes, constants, [float_value("hidden", "B", hidden_size)], outputs)
-
-
-def _normal(random: np.random.Generator, shape: tuple[int, ...], scale: float) -> np.ndarray:
-    return (random.standard_normal(shape) * scale).astype(np.float32)

@@ -27,11 +27,12 @@ from stream.settings import KafkaSettings
 from tests.integration.service import Deployment
 from train.checkpoint import Checkpoint, load_checkpoint
 from train.clicks import Columns, read_clicks
-from train.evaluate import GRUPredictor, session_batches
+from train.evaluate import session_batches
 from train.fit import Schedule, TrainingLog, fit
+from train.hyperparameters import Hyperparameters
+from train.predictor import ModelPredictor
 from train.sessions import build_sessions
 from train.shop import generate_shop
-from train.trainer import Hyperparameters
 
 DATA = Path(os.environ.get("NEXTCLICK_DATA", Path(__file__).parents[2] / "../shared/data"))
 K = 20
@@ -70,7 +71,7 @@ def test_a_replay_through_kafka_gives_the_evaluators_lists_and_figures(
 ) -> None:
     log = read_log()
     checkpoint = trained(log, tmp_path / "checkpoint")
-    sessions = random_sessions(100, len(checkpoint.catalogue), seed=0)
+    sessions = random_sessions(100, len(checkpoint.catalogue), [], seed=0)
     bundle = export_bundle(checkpoint, tmp_path / "bundles", K, sessions)
     deployment = Deployment(kafka, fresh_name(read_log.__name__), bundle, tmp_path)
     settings = KafkaSettings(
@@ -145,7 +146,7 @@ def offline_scores(
     sessions = offline_sessions(log.test, checkpoint.catalogue, log.idle_timeout_s)
     by_prefix = {}
     for rows, batch in session_batches(sessions, 256):
-        for t, scores in enumerate(GRUPredictor(checkpoint.model).predict(batch), start=1):
+        for t, scores in enumerate(ModelPredictor(checkpoint.model).predict(batch), start=1):
             for row, of_session in zip(rows, scores, strict=False):
                 by_prefix[sessions.session_id[row], t] = of_session
     return by_prefix

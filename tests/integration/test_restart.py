@@ -234,7 +234,7 @@ def test_a_new_bundle_rebuilds_the_sessions_from_their_trails(
     # A fault-free run of all six clicks under the new bundle ends in the same state.
     found = verdict(deployment)
     assert (found.wrong_states, found.missing, found.duplicates) == (0, 0, 0)
-    assert found.hidden_error < 1e-5
+    assert found.state_error < 1e-5
 
 
 def test_a_port_that_is_taken_stops_the_start(deployment: Deployment) -> None:

@@ -27,11 +27,11 @@ class Verdict:
     duplicates: int
     different: int
     wrong_states: int
-    hidden_error: float
+    state_error: float
 
     @property
     def exact(self) -> bool:
-        return self.hidden_error < 1e-5 and not (
+        return self.state_error < 1e-5 and not (
             self.missing or self.duplicates or self.different or self.wrong_states
         )
 
@@ -49,7 +49,7 @@ def verdict(deployment: Deployment) -> Verdict:
     # Expiry collects a dead session when it gets round to it.
     states = {name: raw for name, raw in found_states.items() if name not in dead}
     wrong = len(states.keys() ^ expected_states.keys())
-    hidden_error = 0.0
+    state_error = 0.0
     for name in states.keys() & expected_states.keys():
         ours, theirs = decode_state(states[name]), decode_state(expected_states[name])
         wrong += (ours.n_clicks, ours.trail, ours.last_click_ms, ours.last_outcome) != (
@@ -58,13 +58,13 @@ def verdict(deployment: Deployment) -> Verdict:
             theirs.last_click_ms,
             theirs.last_outcome,
         )
-        hidden_error = max(hidden_error, float(np.abs(ours.hidden - theirs.hidden).max()))
+        state_error = max(state_error, float(np.abs(ours.model_state - theirs.model_state).max()))
     return Verdict(
         missing=len(expected_answers.keys() - by_source.keys()),
         duplicates=len(found) - len(by_source),
         different=different,
         wrong_states=wrong,
-        hidden_error=hidden_error,
+        state_error=state_error,
     )
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import pairwise
 
 from bench.clicks import LONGEST_SESSION, ClickStream
-from stream.click import Click, Record, parse_click
+from stream.click import Click, ClickParser, Record
 
 N_ITEMS = 1_000
 N_OPEN = 100
@@ -12,7 +12,7 @@ N_CLICKS = 20_000
 
 
 def parsed(n_clicks: int, seed: int) -> list[Click]:
-    stream = ClickStream(N_ITEMS, seed, N_OPEN)
+    stream, parse_click = ClickStream(N_ITEMS, seed, N_OPEN), ClickParser()
     clicks = []
     for offset in range(n_clicks):
         key, value = stream.click(timestamp_ms=offset)

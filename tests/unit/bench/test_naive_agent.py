@@ -15,15 +15,16 @@ from tests.bundles import write_tiny_bundle
 def test_one_graph_answers_as_encode_and_rank_do(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=500, n_layers=2, k=5))
     model, scorer = Model(bundle, threads=1), OnnxScorer(bundle)
-    hidden = np.zeros((2, 1, 8), np.float32)
+    state_of_model = np.zeros((1, 16), np.float32)
+    no_context = np.empty((1, 0), np.int32)
     stored = None
     for n, index in enumerate([3, 499, 3, 77]):
         click = Click(b"s", f"item-{index}", 1_000 * n, n + 1)
         stored = encode_state(advance(bundle, model, click, stored))
-        hidden = scorer.encode(np.array([index]), hidden)
-        top_index, top_score = scorer.rank(hidden[-1])
+        query, state_of_model = scorer.encode(np.array([index]), no_context, state_of_model)
+        top_index, top_score = scorer.rank(query)
         state = decode_state(stored)
-        np.testing.assert_array_equal(state.hidden, hidden.reshape(-1))
+        np.testing.assert_array_equal(state.model_state, state_of_model[0])
         np.testing.assert_array_equal(state.top_index, top_index[0])
         np.testing.assert_array_equal(state.top_score, top_score[0])
         assert state.n_clicks == len(state.trail) == n + 1

@@ -22,7 +22,7 @@ from deploy.summary import (
 )
 from stream.messages import ClickRef, Item, Outcome, Recommendation
 from train.checkpoint import Checkpoint, CheckpointInfo, PopularItem, TrainingData
-from train.model import GRU4Rec, GRU4RecConfig
+from train.model import ModelConfig, SessionModel
 from train.sessions import Catalogue
 
 MINUTE_MS = 60_000
@@ -120,7 +120,7 @@ def test_published_lists_give_the_evaluators_figures(tmp_path: Path) -> None:
     random = np.random.default_rng(5)
     catalogue = Catalogue([f"i{n}" for n in range(60)])
     torch.manual_seed(5)
-    model = GRU4Rec(GRU4RecConfig(n_items=60, hidden_size=12)).eval()
+    model = SessionModel(ModelConfig(n_items=60, hidden_size=12)).eval()
     rows = []
     for session in range(80):
         minutes = np.cumsum(random.choice([1, 10, 25, 29, 31, 45], size=8))
@@ -156,24 +156,27 @@ def clicks(*rows: tuple[str, str, int]) -> pl.DataFrame:
 
 
 def serve(
-    model: GRU4Rec, catalogue: Catalogue, log: pl.DataFrame, idle_timeout_ms: int
+    model: SessionModel, catalogue: Catalogue, log: pl.DataFrame, idle_timeout_ms: int
 ) -> list[Answer]:
     answers = []
-    hidden: dict[str, torch.Tensor] = {}
+    states: dict[str, torch.Tensor] = {}
     last_ms: dict[str, int] = {}
     in_time = log.sort("timestamp_ms", maintain_order=True)
     for offset, (session_id, item_id, at_ms) in enumerate(in_time.iter_rows()):
         if item_id not in catalogue.index:
-            outcome = Outcome.UNKNOWN_ITEM if session_id in hidden else Outcome.FALLBACK
+            outcome = Outcome.UNKNOWN_ITEM if session_id in states else Outcome.FALLBACK
             answers.append(answer((0, offset), session_id, item_id, at_ms=at_ms, outcome=outcome))
             continue
         if at_ms - last_ms.get(session_id, at_ms) > idle_timeout_ms:
-            del hidden[session_id]
+            del states[session_id]
         last_ms[session_id] = at_ms
-        before = hidden.get(session_id, model.initial_hidden(1))
+        before = states.get(session_id, model.initial_state(1))
+        no_context = torch.empty(1, 0, dtype=torch.int32)
         with torch.inference_mode():
-            hidden[session_id] = model.encode(torch.tensor([catalogue.index[item_id]]), before)
-            score, index = model.scores(hidden[session_id][-1])[0].topk(20)
+            query, states[session_id] = model.encode(
+                torch.tensor([catalogue.index[item_id]]), no_context, before
+            )
+            score, index = model.scores(query)[0].topk(20)
         items = [
             Item(catalogue.item_ids[i], s)
             for i, s in zip(index.tolist(), score.tolist(), strict=True)
@@ -185,10 +188,11 @@ def serve(
     return answers
 
 
-def info(model: GRU4Rec, catalogue: Catalogue, idle_timeout_s: int) -> CheckpointInfo:
+def info(model: SessionModel, catalogue: Catalogue, idle_timeout_s: int) -> CheckpointInfo:
     return CheckpointInfo(
         model=model.config,
         hyperparameters={},
+        epochs=1,
         training=TrainingData(
             first_timestamp_ms=0, last_timestamp_ms=0, clicks=0, sessions=0, items=len(catalogue)
         ),

@@ -2,13 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import structlog
 import torch
 
-from export.__main__ import ExportConfig, export_bundle, main, parity_sessions
+from export.__main__ import ExportConfig, describe, export_bundle, main, parity_sessions
 from export.parity import ParityError, random_sessions
 from stream.bundle import BundleError, load_bundle
 from stream.scorer import OnnxScorer
@@ -21,20 +23,32 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from train.model import GRU4Rec, GRU4RecConfig
+from train.context import ContextField
+from train.model import ModelConfig, SessionModel
 from train.sessions import Catalogue
 
 N_ITEMS = 30
+CONTEXT = (
+    ContextField(name="event_type", kind="column", values=("view", "cart")),
+    ContextField(name="gap", kind="gap", edges_s=(1.0, 2.5)),
+    ContextField(name="hour", kind="hour", utc_offset_s=3600),
+)
+SIZES = [field.size for field in CONTEXT]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    return write_checkpoint(tmp_path, cell="lstm", n_layers=2, context=CONTEXT)
+
+
+def write_checkpoint(tmp_path: Path, **options: Any) -> Path:
     """A checkpoint of an untrained model over 30 items."""
     torch.manual_seed(0)
-    model = GRU4Rec(GRU4RecConfig(n_items=N_ITEMS, hidden_size=8, n_layers=2))
+    model = SessionModel(ModelConfig(n_items=N_ITEMS, hidden_size=8, **options))
     info = CheckpointInfo(
         model=model.config,
         hyperparameters={},
+        epochs=3,
         training=TrainingData(
             first_timestamp_ms=1_000, last_timestamp_ms=9_000, clicks=77, sessions=20, items=N_ITEMS
         ),
@@ -59,12 +73,19 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 
 def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    sessions = random_sessions(50, N_ITEMS, seed=1)
+    sessions = random_sessions(50, N_ITEMS, SIZES, seed=1)
     folder = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
     bundle = load_bundle(folder)
     manifest = bundle.manifest
     assert bundle.item_ids == checkpoint.catalogue.item_ids
-    assert (manifest.architecture, manifest.hidden_size, manifest.n_layers) == ("gru", 8, 2)
+    assert (manifest.hidden_size, manifest.n_layers) == (8, 2)
+    assert manifest.architecture == (
+        "lstm, 2 layers, shared embedding, concat context event_type hour gap"
+    )
+    assert (manifest.state_size, manifest.query_size) == (2 * 2 * 8, 8)
+    assert [msgspec.structs.asdict(field) for field in manifest.context] == [
+        field.model_dump() for field in CONTEXT
+    ]
     assert (manifest.n_items, manifest.n_recommendations) == (N_ITEMS, 4)
     assert manifest.idle_timeout_s == 1800
     assert (manifest.training.clicks, manifest.training.last_timestamp_ms) == (77, 9_000)
@@ -73,12 +94,12 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
     assert manifest.metrics.figures == {"recall_at_20": 0.5}
     assert [item.item_index for item in manifest.popular] == [29, 28, 27, 26]
     assert manifest.parity.sessions == 50
-    assert manifest.parity.clicks == sum(map(len, sessions))
-    assert manifest.parity.max_abs_hidden < 1e-6
+    assert manifest.parity.clicks == sum(len(session.item_index) for session in sessions)
+    assert manifest.parity.max_error < 1e-6
 
 
 def test_the_same_checkpoint_twice_is_one_bundle(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    sessions = random_sessions(20, N_ITEMS, seed=1)
+    sessions = random_sessions(20, N_ITEMS, SIZES, seed=1)
     first = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
     assert export_bundle(checkpoint, tmp_path / "bundles", 4, sessions) == first
     assert list((tmp_path / "bundles").iterdir()) == [first]
@@ -90,14 +111,44 @@ def test_a_failed_check_writes_nothing(
     encode = OnnxScorer.encode
 
     def drifting_encode(
-        scorer: OnnxScorer, item_index: np.ndarray, hidden: np.ndarray
-    ) -> np.ndarray:
-        return encode(scorer, item_index, hidden) + np.float32(1e-4)
+        scorer: OnnxScorer, item_index: np.ndarray, context: np.ndarray, state: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        query, after = encode(scorer, item_index, context, state)
+        return query, after + np.float32(1e-4)
 
     monkeypatch.setattr(OnnxScorer, "encode", drifting_encode)
     with pytest.raises(ParityError, match=r"after click 1 .* differ by 0.0001"):
-        export_bundle(checkpoint, tmp_path / "bundles", 4, random_sessions(20, N_ITEMS, seed=1))
+        export_bundle(
+            checkpoint, tmp_path / "bundles", 4, random_sessions(20, N_ITEMS, SIZES, seed=1)
+        )
     assert not (tmp_path / "bundles").exists()
+
+
+def test_a_model_that_peeks_at_the_next_clicks_context_is_not_exported(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, context=CONTEXT, peek_context=True))
+    sessions = random_sessions(20, N_ITEMS, SIZES, seed=1)
+    with pytest.raises(BundleError, match="was trained with peek_context: it asks for the context"):
+        export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
+    assert not (tmp_path / "bundles").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "gru, shared embedding"),
+        ({"cell": "window", "window": 4}, "window, 4 clicks, shared embedding"),
+        (
+            {"residual": True, "feed_forward": True, "normalise": True, "embedding": "one-hot"},
+            "gru, one-hot embedding, residual, feed-forward layer, cosine scores",
+        ),
+        (
+            {"context": CONTEXT, "input_context": "matrices", "transition_context": "decay"},
+            "gru, shared embedding, matrices context event_type hour, decay context gap",
+        ),
+    ],
+)
+def test_a_bundle_says_in_words_what_its_model_is(options: dict[str, Any], words: str) -> None:
+    assert describe(ModelConfig(n_items=N_ITEMS, **options)) == words
 
 
 def test_more_recommendations_than_items_is_one_sentence(
@@ -112,14 +163,18 @@ def test_the_newest_sessions_of_a_log_come_first_and_random_ones_fill_up(
 ) -> None:
     log = tmp_path / "clicks.csv"
     log.write_text(
-        "session_id,item_id,timestamp_ms\n"
-        "old,item-1,1000\nold,item-2,2000\n"
-        "new,item-3,5000\nnew,unheard-of,5500\nnew,item-4,6000\n"
+        "session_id,item_id,timestamp_ms,event_type\n"
+        "old,item-1,1000,cart\nold,item-2,2000,view\n"
+        "new,item-3,5000,\nnew,unheard-of,5500,view\nnew,item-4,6000,purchase\n"
     )
     config = ExportConfig(checkpoint=checkpoint.folder, clicks=log)
     sessions = parity_sessions(config, checkpoint)
     assert len(sessions) == 1000
-    assert [session.tolist() for session in sessions[:2]] == [[1, 2], [3, 4]]
+    assert [session.item_index.tolist() for session in sessions[:2]] == [[1, 2], [3, 4]]
+    assert [session.context.tolist() for session in sessions[:2]] == [
+        [[3, 0, 3], [2, 2, 3]],
+        [[0, 0, 3], [1, 2, 3]],
+    ]
 
 
 def test_no_log_means_a_thousand_random_sessions(checkpoint: Checkpoint) -> None:

@@ -6,39 +6,63 @@ import numpy as np
 import pytest
 import torch
 
-from export.parity import ParityError, check_parity, random_sessions
-from train.model import GRU4Rec, GRU4RecConfig
+from export.parity import ParityError, ParitySession, _check, check_parity, random_sessions
+from tests.bundles import random_model
+from train.context import ContextField
+from train.model import ModelConfig, SessionModel
 
 N_ITEMS, HIDDEN_SIZE, N_LAYERS, K = 40, 6, 2, 5
+CONTEXT = (
+    ContextField(name="device", kind="column", values=("phone", "tv")),
+    ContextField(name="gap", kind="gap", edges_s=(1.0, 60.0)),
+)
+SIZES = [field.size for field in CONTEXT]
 
 
 @pytest.fixture
-def model() -> GRU4Rec:
-    torch.manual_seed(1)
-    config = GRU4RecConfig(n_items=N_ITEMS, hidden_size=HIDDEN_SIZE, n_layers=N_LAYERS)
-    return GRU4Rec(config).eval()
+def model() -> SessionModel:
+    return random_model(
+        ModelConfig(N_ITEMS, hidden_size=HIDDEN_SIZE, n_layers=N_LAYERS, context=CONTEXT)
+    )
+
+
+def session_of(*items: int) -> ParitySession:
+    """These clicks, each on a phone and without a gap."""
+    return ParitySession(np.array(items), np.tile(np.array([2, 0], np.int32), (len(items), 1)))
 
 
 @dataclass
 class FakeScorer:
     """The model itself in the scorer's place, with an error where a test asks for one."""
 
-    model: GRU4Rec
-    hidden_error: float = 0.0
+    model: SessionModel
+    state_error: float = 0.0
+    query_error: float = 0.0
+    ignores_context: bool = False
     swapped_places: tuple[int, int] = (0, 0)
     repeated_item: bool = False
-    n_layers: int = N_LAYERS
-    hidden_size: int = HIDDEN_SIZE
+    query_size: int = HIDDEN_SIZE
     n_recommendations: int = K
 
-    def encode(self, item_index: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            after = self.model.encode(torch.from_numpy(item_index), torch.from_numpy(hidden))
-        return np.asarray(after.numpy() + np.float32(self.hidden_error))
+    @property
+    def state_size(self) -> int:
+        return self.model.state_size
 
-    def rank(self, hidden_last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def encode(
+        self, item_index: np.ndarray, context: np.ndarray, state: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.ignores_context:
+            context = np.zeros_like(context)
         with torch.inference_mode():
-            top_score, top_index = self.model.scores(torch.from_numpy(hidden_last)).topk(K)
+            query, after = self.model.encode(*map(torch.from_numpy, (item_index, context, state)))
+        return (
+            np.asarray(query.numpy() + np.float32(self.query_error)),
+            np.asarray(after.numpy() + np.float32(self.state_error)),
+        )
+
+    def rank(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            top_score, top_index = self.model.scores(torch.from_numpy(query)).topk(K)
         index, score = top_index.numpy().astype(np.int32), top_score.numpy()
         a, b = self.swapped_places
         index[:, [a, b]] = index[:, [b, a]]
@@ -47,42 +71,70 @@ class FakeScorer:
         return index, score
 
 
-def test_the_model_agrees_with_itself(model: GRU4Rec) -> None:
-    sessions = [np.array(session) for session in ([1, 2, 3], [4], [5, 6], [7, 8, 9, 10])]
+def test_the_model_agrees_with_itself(model: SessionModel) -> None:
+    sessions = [session_of(1, 2, 3), session_of(4), session_of(5, 6), session_of(7, 8, 9, 10)]
     parity = check_parity(model, FakeScorer(model), sessions)
     assert (parity.sessions, parity.clicks, parity.top_k_equal) == (4, 10, 10)
-    assert parity.max_abs_hidden < 1e-7
+    assert parity.max_error < 1e-7
 
 
-def test_sessions_of_every_length_go_through_whole(model: GRU4Rec) -> None:
-    sessions = random_sessions(300, N_ITEMS, seed=2)
+def test_sessions_of_every_length_go_through_whole(model: SessionModel) -> None:
+    sessions = random_sessions(300, N_ITEMS, SIZES, seed=2)
     parity = check_parity(model, FakeScorer(model), sessions)
     assert parity.sessions == 300
-    assert parity.clicks == parity.top_k_equal == sum(map(len, sessions))
+    assert parity.clicks == parity.top_k_equal == sum(len(s.item_index) for s in sessions)
 
 
-def test_an_error_in_hidden_adds_up_over_a_session_until_it_is_found(model: GRU4Rec) -> None:
-    scorer = FakeScorer(model, hidden_error=8e-6)
-    assert check_parity(model, scorer, [np.array([1])]).max_abs_hidden == pytest.approx(8e-6, 0.1)
+def test_an_error_in_the_state_adds_up_over_a_session_until_it_is_found(
+    model: SessionModel,
+) -> None:
+    scorer = FakeScorer(model, state_error=8e-6)
+    assert check_parity(model, scorer, [session_of(1)]).max_error == pytest.approx(8e-6, 0.1)
     with pytest.raises(ParityError, match=r"after click \d+ of a session, .* allowed 1e-05"):
-        check_parity(model, scorer, [np.arange(30)])
+        check_parity(model, scorer, [session_of(*range(30))])
 
 
-def test_a_hidden_that_is_no_number_is_found(model: GRU4Rec) -> None:
-    with pytest.raises(ParityError, match="differ by nan in hidden"):
-        check_parity(model, FakeScorer(model, hidden_error=np.nan), [np.array([1])])
+def test_an_error_in_the_query_alone_is_found(model: SessionModel) -> None:
+    with pytest.raises(ParityError, match=r"differ by 2e-05 in the query, allowed 1e-05"):
+        check_parity(model, FakeScorer(model, query_error=2e-5), [session_of(1)])
 
 
-def test_items_in_the_wrong_order_are_found(model: GRU4Rec) -> None:
+def test_a_graph_that_does_not_look_at_the_context_is_found(model: SessionModel) -> None:
+    sessions = random_sessions(20, N_ITEMS, SIZES, seed=2)
+    with pytest.raises(ParityError, match="in the state, allowed"):
+        check_parity(model, FakeScorer(model, ignores_context=True), sessions)
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "passes"),
+    [(0.5, 9e-6, True), (0.5, 1.2e-5, False), (30.0, 2.7e-4, True), (30.0, 3.3e-4, False)],
+)
+def test_a_cell_may_be_as_far_off_as_it_is_large(size: float, error: float, passes: bool) -> None:
+    """An LSTM's cell has no bound, and float32 is as coarse as its number is large."""
+    expected = np.array([[0.0, size]], np.float32)
+    found = expected + np.array([[0.0, error]], np.float32)
+    if passes:
+        assert _check("here", "state", found, expected) <= 1e-5
+    else:
+        with pytest.raises(ParityError, match=r"here, encode.onnx and the model differ by 1"):
+            _check("here", "state", found, expected)
+
+
+def test_a_state_that_is_no_number_is_found(model: SessionModel) -> None:
+    with pytest.raises(ParityError, match="differ by nan in the state"):
+        check_parity(model, FakeScorer(model, state_error=np.nan), [session_of(1)])
+
+
+def test_items_in_the_wrong_order_are_found(model: SessionModel) -> None:
     with pytest.raises(ParityError, match=r"rank.onnx lists an item whose score"):
-        check_parity(model, FakeScorer(model, swapped_places=(3, 4)), [np.array([1])])
+        check_parity(model, FakeScorer(model, swapped_places=(3, 4)), [session_of(1)])
 
 
-def test_tied_items_may_change_places_and_are_counted(model: GRU4Rec) -> None:
+def test_tied_items_may_change_places_and_are_counted(model: SessionModel) -> None:
     with torch.no_grad():
         model.item_embedding[20:] = 0  # twenty items tied at their bias
         model.output_bias[20:] = 100
-    sessions = [np.array([1, 2, 3]), np.array([4, 5])]
+    sessions = [session_of(1, 2, 3), session_of(4, 5)]
     parity = check_parity(model, FakeScorer(model, swapped_places=(0, 1)), sessions)
     assert (parity.clicks, parity.top_k_equal) == (5, 0)
 
@@ -92,7 +144,7 @@ def test_tied_items_may_change_places_and_are_counted(model: GRU4Rec) -> None:
     [(1.0, 8e-6, True), (1.0, 1.2e-5, False), (32.0, 4e-5, True), (32.0, 9e-5, False)],
 )
 def test_a_tie_is_as_wide_as_float32_makes_it(
-    model: GRU4Rec, score: float, gap: float, passes: bool
+    model: SessionModel, score: float, gap: float, passes: bool
 ) -> None:
     with torch.no_grad():
         model.item_embedding.zero_()
@@ -100,24 +152,29 @@ def test_a_tie_is_as_wide_as_float32_makes_it(
         model.output_bias[:2] = torch.tensor([score + gap, score])
     scorer = FakeScorer(model, swapped_places=(0, 1))
     if passes:
-        assert check_parity(model, scorer, [np.array([1])]).top_k_equal == 0
+        assert check_parity(model, scorer, [session_of(1)]).top_k_equal == 0
     else:
         with pytest.raises(ParityError, match=r"from that place's score, allowed 1e-05"):
-            check_parity(model, scorer, [np.array([1])])
+            check_parity(model, scorer, [session_of(1)])
 
 
-def test_a_tied_item_may_not_stand_twice(model: GRU4Rec) -> None:
+def test_a_tied_item_may_not_stand_twice(model: SessionModel) -> None:
     with torch.no_grad():
         model.item_embedding[20:] = 0
         model.output_bias[20:] = 100
     with pytest.raises(ParityError, match=r"rank.onnx lists an item twice"):
-        check_parity(model, FakeScorer(model, repeated_item=True), [np.array([1])])
+        check_parity(model, FakeScorer(model, repeated_item=True), [session_of(1)])
 
 
-def test_random_sessions_cover_the_catalogue_and_long_sessions() -> None:
-    sessions = random_sessions(1000, 100, seed=0)
-    lengths = np.array([len(session) for session in sessions])
-    assert set(np.concatenate(sessions).tolist()) == set(range(100))
+def test_random_sessions_cover_catalogue_context_and_long_sessions() -> None:
+    sessions = random_sessions(1000, 100, [3, 26], seed=0)
+    lengths = np.array([len(session.item_index) for session in sessions])
+    assert set(np.concatenate([s.item_index for s in sessions]).tolist()) == set(range(100))
+    context = np.concatenate([session.context for session in sessions])
+    assert [set(column.tolist()) for column in context.T] == [set(range(3)), set(range(26))]
     assert lengths.min() == 1 and 30 < lengths.max() <= 50
-    again = random_sessions(1000, 100, seed=0)
-    assert all(np.array_equal(a, b) for a, b in zip(sessions, again, strict=True))
+    again = random_sessions(1000, 100, [3, 26], seed=0)
+    for ours, theirs in zip(sessions, again, strict=True):
+        np.testing.assert_array_equal(ours.item_index, theirs.item_index)
+        np.testing.assert_array_equal(ours.context, theirs.context)
+    assert random_sessions(2, 100, [], seed=0)[1].context.shape[1] == 0

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int32, Int64
 from stream.batch import PartitionOutput, Rules, finish_batch, plan_batch
 from stream.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
 from stream.click import Record
+from stream.context import ContextField
 from stream.messages import Message
 from stream.position import Position, decode_position, encode_position
 from stream.scorer import Scorer
@@ -22,30 +23,43 @@ RECORD_MS = 10_000_000
 
 
 class FakeScorer:
-    """Two layers of two units, the upper one ahead by 1. A list is made of a row of ``scores``.
+    """A state of two numbers, the query's one ahead by 1. A list is made of a row of ``scores``.
 
-    ``memory`` 0: the row of the clicked item. Above 0 earlier clicks choose the row as well, so
-    that a list tells whether all of them have been taken, once each and in order.
+    ``memory`` 0: the row of the clicked item. Above 0 earlier clicks choose the row as well, and
+    ``context_weight`` lets the context fields do so, so that a list tells whether all clicks have
+    been taken with their context, once each and in order.
     """
 
-    n_layers = 2
-    hidden_size = 2
+    state_size = 2
+    query_size = 1
 
-    def __init__(self, scores: np.ndarray, n_recommendations: int, memory: float = 0.0) -> None:
+    def __init__(
+        self,
+        scores: np.ndarray,
+        n_recommendations: int,
+        memory: float = 0.0,
+        context_weight: float = 0.0,
+    ) -> None:
         self.scores = scores.astype(np.float32)
         self.n_recommendations = n_recommendations
         self.memory = np.float32(memory)
+        self.context_weight = context_weight
 
     def encode(
-        self, item_index: Int64[np.ndarray, "B"], hidden: Float32[np.ndarray, "L B H"]
-    ) -> Float32[np.ndarray, "L B H"]:
-        lower = self.memory * hidden[0] + item_index[:, None].astype(np.float32)
-        return np.stack([lower, lower + 1])
+        self,
+        item_index: Int64[np.ndarray, "B"],
+        context: Int32[np.ndarray, "B F"],
+        state: Float32[np.ndarray, "B S"],
+    ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
+        said = item_index + self.context_weight * (context @ np.arange(1, context.shape[1] + 1))
+        last = self.memory * state[:, 1] + said.astype(np.float32)
+        # What was before the last click stays as well: it is the model's own affair.
+        return last[:, None] + 1, np.stack([state[:, 1], last], axis=1)
 
     def rank(
-        self, hidden_last: Float32[np.ndarray, "B H"]
+        self, query: Float32[np.ndarray, "B D"]
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
-        scores = self.scores[(hidden_last[:, 0] - 1).astype(int) % len(self.scores)]
+        scores = self.scores[(query[:, 0] - 1).astype(int) % len(self.scores)]
         top_index = np.argsort(-scores, axis=1, kind="stable")[:, : self.n_recommendations]
         return top_index.astype(np.int32), np.take_along_axis(scores, top_index, axis=1)
 
@@ -55,16 +69,20 @@ def bundle_of(
     n_recommendations: int,
     bundle_id: str = "a" * 16,
     idle_timeout_s: int | None = None,
+    context: Sequence[ContextField] = (),
 ) -> Bundle:
     """A bundle without files; the popular items are the first ones."""
     manifest = Manifest(
         bundle_id=bundle_id,
         architecture="fake",
-        hidden_size=FakeScorer.hidden_size,
-        n_layers=FakeScorer.n_layers,
+        hidden_size=1,
+        n_layers=1,
+        state_size=FakeScorer.state_size,
+        query_size=FakeScorer.query_size,
         n_items=len(item_ids),
         n_recommendations=n_recommendations,
         idle_timeout_s=idle_timeout_s,
+        context=list(context),
         opset=20,
         training=TrainingData(0, 0, 0, 0, 0),
         metrics=None,

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import Float32, Int32, Int64
 from msgspec.structs import replace
 
 from stream.batch import Judgement, PartitionOutput, Rules
 from stream.click import Reason, Record
+from stream.context import FIRST_VALUE, MISSING, UNKNOWN, ContextField
 from stream.messages import Message
 from stream.position import BadClickLimit, BadClickLimitError
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, last_click_ms
@@ -25,9 +27,14 @@ EXPIRING = Rules(IDLE_MS, LATENESS_MS, BadClickLimit(1000, 0.5))
 # -- random logs ------------------------------------------------------------------------------
 
 ITEMS = ["a", "b", "c", "d", "e", "f", "g"]
-BUNDLE = bundle_of(ITEMS, n_recommendations=3)
+CONTEXT = (
+    ContextField("event_type", "column", ("view", "cart")),
+    ContextField("device", "column", ("tv", "3")),
+    ContextField("gap", "gap", edges_s=(0.0, 0.03, 0.3, 1.0)),
+)
+BUNDLE = bundle_of(ITEMS, n_recommendations=3, context=CONTEXT)
 # Scores of few values, so that the lists hold ties.
-SCORER = FakeScorer(np.random.default_rng(4).integers(0, 4, (len(ITEMS), len(ITEMS))), 3, 0.5)
+SCORER = FakeScorer(np.random.default_rng(4).integers(0, 4, (len(ITEMS), len(ITEMS))), 3, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Spec:
     item_id: str
     step_ms: int
     event_id: str | None
+    event_type: str | None
+    device: object
     bad: bool
     hole: int
 
@@ -53,6 +62,8 @@ specs = st.builds(
     # Small steps, late clicks, gaps about the idle timeout, and gaps that kill every session.
     step_ms=st.sampled_from([0, 1, 30, 300, -1, -300, -1400, 999, 1000, 1001, 1501, 2600]),
     event_id=st.sampled_from([None, None, "e1", "e2", "e3"]),
+    event_type=st.sampled_from([None, "view", "cart", "purchase"]),
+    device=st.sampled_from([None, "tv", 3, 3.0, True, [], "x" * 65]),
     bad=st.sampled_from([False] * 7 + [True]),
     hole=st.sampled_from([0] * 9 + [2]),
 )
@@ -65,7 +76,15 @@ def records_of(made: Sequence[Spec]) -> list[Record]:
         now_ms = max(0, now_ms + spec.step_ms)
         offset = offsets[spec.partition] + spec.hole
         offsets[spec.partition] = offset + 1
-        made_click = click(spec.session_id, spec.item_id, now_ms, offset, spec.event_id)
+        made_click = click(
+            spec.session_id,
+            spec.item_id,
+            now_ms,
+            offset,
+            spec.event_id,
+            event_type=spec.event_type,
+            device=spec.device,
+        )
         records.append(
             replace(
                 made_click, partition=spec.partition, value=b"{}" if spec.bad else made_click.value
@@ -75,9 +94,14 @@ def records_of(made: Sequence[Spec]) -> list[Record]:
 
 
 def click(
-    session_id: str, item_id: str, timestamp_ms: int, offset: int, event_id: str | None = None
+    session_id: str,
+    item_id: str,
+    timestamp_ms: int,
+    offset: int,
+    event_id: str | None = None,
+    **context: object,
 ) -> Record:
-    fields = {"session_id": session_id, "item_id": item_id, "timestamp_ms": timestamp_ms}
+    fields = {"session_id": session_id, "item_id": item_id, "timestamp_ms": timestamp_ms, **context}
     if event_id is not None:
         fields["event_id"] = event_id
     return Record(0, offset, RECORD_MS, session_id.encode(), json.dumps(fields).encode())
@@ -175,15 +199,29 @@ def test_every_record_is_answered_once_or_rejected_once(records: list[Record]) -
 # -- a swap of the bundle ---------------------------------------------------------------------
 
 NEXT_ITEMS = ["new", "g", "e", "d", "a", "f", "unknown"]  # b and c are gone, two are known now
-NEXT = bundle_of(NEXT_ITEMS, n_recommendations=3, bundle_id="b" * 16)
-NEXT_SCORER = FakeScorer(np.random.default_rng(5).integers(0, 4, (7, 7)), 3, 0.75)
+NEXT_CONTEXT = (  # fewer columns, other values, other bins
+    ContextField("gap", "gap", edges_s=(0.5,)),
+    ContextField("device", "column", ("true", "tv", "phone")),
+    ContextField("hour", "hour"),
+)
+NEXT = bundle_of(NEXT_ITEMS, n_recommendations=3, bundle_id="b" * 16, context=NEXT_CONTEXT)
+NEXT_SCORER = FakeScorer(np.random.default_rng(5).integers(0, 4, (7, 7)), 3, 0.75, 1.0)
 
 
 def cached(raw: bytes) -> tuple[Any, ...]:
     """What the trail alone decides."""
     state = decode_state(raw)
-    lists = (state.hidden, state.top_index, state.top_score)
-    return state.bundle_id, state.n_clicks, state.trail, *(array.tobytes() for array in lists)
+    arrays = (state.model_state, state.top_index, state.top_score)
+    counted = (state.n_clicks, state.last_click_ms)
+    return state.bundle_id, *counted, kept(state.trail), *(a.tobytes() for a in arrays)
+
+
+def kept(trail: Sequence[TrailClick]) -> list[tuple[Any, ...]]:
+    """A trail as the bundle NEXT sees it: the one before kept a column more of each click."""
+    return [
+        (c.item_id, c.timestamp_ms, c.event_hash, NEXT.context.indices(c.context, 0, None))
+        for c in trail
+    ]
 
 
 @given(logs, st.integers(0, 40), st.booleans())
@@ -221,7 +259,7 @@ def test_a_long_session_is_rebuilt_from_its_last_50_clicks() -> None:
     assert ours.n_clicks == 61
     assert len(ours.trail) == 50
     assert ours.trail == theirs.trail
-    assert ours.hidden.tobytes() == theirs.hidden.tobytes()
+    assert ours.model_state.tobytes() == theirs.model_state.tobytes()
 
 
 def test_only_the_next_click_of_a_session_rebuilds_it_and_is_not_judged_by_the_old_list() -> None:
@@ -244,6 +282,106 @@ def test_a_repeated_event_after_a_swap_gets_the_new_models_list_and_rebuilds_onc
     assert cached(replay.sessions.get(0, b"s") or b"") == cached(
         expected.sessions.get(0, b"s") or b""
     )
+
+
+# -- context ------------------------------------------------------------------------------------
+
+
+class Recorder(FakeScorer):
+    """Keeps what each click was encoded with, by item."""
+
+    def __init__(self, n_items: int) -> None:
+        super().__init__(np.eye(n_items), n_recommendations=1, memory=0.5, context_weight=1.0)
+        self.seen: list[tuple[int, list[int]]] = []
+
+    def encode(
+        self,
+        item_index: Int64[np.ndarray, "B"],
+        context: Int32[np.ndarray, "B F"],
+        state: Float32[np.ndarray, "B S"],
+    ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
+        self.seen += zip(item_index.tolist(), context.tolist(), strict=True)
+        return super().encode(item_index, context, state)
+
+
+def test_a_click_is_encoded_with_its_own_context_and_the_gap_before_it() -> None:
+    scorer = Recorder(7)
+    log = [
+        click("s", "unknown", 1_000, 0, event_type="cart"),
+        click("s", "a", 61_000, 1, event_type="view", device=3.0),  # the first known: no gap
+        click("s", "unknown", 61_500, 2, device="tv"),
+        click("s", "b", 61_250, 3, event_type="purchase"),  # 250 ms after a
+        click("s", "c", 61_000, 4, device=[1]),  # late: a gap of 0
+        click("s", "d", 61_250, 5, device=""),  # none since the latest click before
+    ]
+    Replay(BUNDLE, scorer, NEVER).run([log])
+    gap_0, gap_300 = FIRST_VALUE, FIRST_VALUE + 2
+    assert scorer.seen == [
+        (0, [2, 3, MISSING]),
+        (1, [UNKNOWN, MISSING, gap_300]),
+        (2, [MISSING, UNKNOWN, gap_0]),
+        (3, [MISSING, MISSING, gap_0]),
+    ]
+
+
+def test_a_rebuild_numbers_the_trail_as_the_new_bundle_does() -> None:
+    log = [
+        click("s", "a", 1_000, 0, event_type="cart", device="tv"),
+        click("s", "b", 2_000, 1, device="phone", colour="red"),  # gone in the new catalogue
+        click("s", "d", 2_400, 2, device=True, colour="red"),
+        click("s", "new", 2_600, 3, event_type="view"),  # unknown in the old one
+    ]
+    replay = Replay(BUNDLE, SCORER, NEVER).run([log])
+    scorer = Recorder(7)
+    context = [*NEXT_CONTEXT[:2], ContextField("colour", "column", ("red",))]
+    replay.bundle = bundle_of(NEXT_ITEMS, 1, bundle_id="c" * 16, context=context)
+    replay.scorer = scorer
+    replay.step([click("s", "g", 3_200, 4, colour="red")])
+    short, long, red = FIRST_VALUE, FIRST_VALUE + 1, FIRST_VALUE
+    assert scorer.seen == [
+        (4, [MISSING, 3, MISSING]),
+        (3, [long, 2, MISSING]),  # 1.4 s since a; the old bundle kept no colour
+        (0, [short, MISSING, MISSING]),
+        (1, [long, MISSING, red]),
+    ]
+
+
+@given(logs, st.integers(0, 39), st.sampled_from(["event_type", "device"]))
+def test_no_list_depends_on_what_a_later_click_says(
+    records: list[Record], at: int, column: str
+) -> None:
+    """The context of the click to come is not known when a list is made, so nothing peeks."""
+    changed = records[:at]
+    for r in records[at:]:
+        said = json.loads(r.value or b"") | {column: "cart", "timestamp_ms": 9_000_000}
+        changed.append(replace(r, value=json.dumps(said).encode()))
+    before, after = (
+        lists_of(Replay(BUNDLE, SCORER, NEVER).run([log]), records[:at])
+        for log in (records, changed)
+    )
+    assert before == after
+
+
+def lists_of(replay: Replay, records: Sequence[Record]) -> list[bytes | None]:
+    """What answers these records."""
+    asked = {f"clicks-{r.partition}-{r.offset}".encode() for r in records}
+    return [
+        message.value
+        for messages in replay.messages.values()
+        for message in messages
+        if dict(message.headers).get("source") in asked
+    ]
+
+
+def test_what_the_last_click_says_changes_its_own_list() -> None:
+    """Else the law above would hold for a model without context."""
+    lists = {
+        published(Replay(BUNDLE, SCORER, NEVER).step([click("s", "a", 1, 0, event_type=said)])[0])[
+            0
+        ][1][0]
+        for said in ("view", "cart", "purchase", None)
+    }
+    assert len(lists) > 1
 
 
 # -- by hand ----------------------------------------------------------------------------------
@@ -347,7 +485,7 @@ def test_an_unknown_item_gets_the_last_list_and_enters_the_trail_alone() -> None
     assert [c.item_id for c in state.trail] == ["a", "unknown"]
     assert (state.last_click_ms, state.n_clicks) == (100, 2)
     assert state.last_outcome is LastOutcome.UNKNOWN_ITEM
-    assert state.hidden.tobytes() == known.hidden.tobytes()
+    assert state.model_state.tobytes() == known.model_state.tobytes()
     assert state.top_index.tolist() == known.top_index.tolist()
 
 

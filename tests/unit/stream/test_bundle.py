@@ -55,9 +55,23 @@ def test_what_was_written_is_what_is_loaded(tmp_path: Path) -> None:
     assert [bundle.item_index[item_id] for item_id in item_ids] == [0, 1, 2, 3, 4]
     assert bundle.manifest.idle_timeout_s is None
     assert (bundle.manifest.hidden_size, bundle.manifest.n_layers) == (6, 2)
+    assert (bundle.manifest.state_size, bundle.manifest.query_size) == (12, 6)
     assert bundle.manifest.popular[0] == PopularItem(0, 3.0)
     assert bundle.encode_path == folder / "encode.onnx"
     assert bundle.rank_path == folder / "rank.onnx"
+
+
+def test_context_fields_may_share_a_name_where_their_kinds_differ(folder: Path) -> None:
+    fields = [
+        {"name": "hour", "kind": "hour", "utc_offset_s": -10_800},
+        {"name": "hour", "kind": "column", "values": ["night"]},
+        {"name": "event_type", "kind": "column"},
+        {"name": "gap", "kind": "gap", "edges_s": [1.0, 2.5]},
+    ]
+    rewrite(folder, lambda manifest: manifest.update(context=fields))
+    bundle = load_bundle(folder)
+    assert [field.size for field in bundle.manifest.context] == [26, 3, 2, 5]
+    assert bundle.context.columns == ("hour", "event_type")
 
 
 def test_a_folder_is_named_by_its_content(tmp_path: Path) -> None:
@@ -120,12 +134,44 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("format", 2, "has format 2, this version reads 1"),
+        ("format", 1, "has format 1, this version reads 2; export the checkpoint again"),
         ("n_items", 49, "items.txt has 50 lines, manifest says n_items=49"),
         ("opset", 21, "encode.onnx has opset 20, manifest says opset=21"),
         ("n_layers", 0, "is no manifest: .*n_layers"),
         ("colour", "red", "is no manifest: .*unknown field `colour`"),
-        ("context", [{"name": "dwell", "bins": [1.0]}], "asks for context .'dwell'., format 1"),
+        ("state_size", -1, "is no manifest: .*state_size"),
+        ("context", [{"name": "x", "kind": "colour"}], "is no manifest: .*kind"),
+        (
+            "context",
+            [{"name": f"c{n}", "kind": "column"} for n in range(65)],
+            "has 65 context fields, at most 64 are kept",
+        ),
+        ("context", [{"name": "gap", "kind": "gap"}] * 2, "'gap' of kind gap stands there twice"),
+        (
+            "context",
+            [{"name": "item_id", "kind": "column"}],
+            "'item_id' of kind column has the name of a click's own field",
+        ),
+        (
+            "context",  # two words whose CRC-32 is one
+            [{"name": "plumless", "kind": "column"}, {"name": "buckeroo", "kind": "column"}],
+            "'plumless' of kind column has a name whose CRC-32 is another column's",
+        ),
+        (
+            "context",
+            [{"name": "device", "kind": "column", "values": ["tv", "tv"]}],
+            "'device' of kind column has values that are no different texts of 1 to 64 bytes",
+        ),
+        (
+            "context",
+            [{"name": "device", "kind": "column", "values": ["v" * 65]}],
+            "'device' of kind column has values that are no different texts of 1 to 64 bytes",
+        ),
+        (
+            "context",
+            [{"name": "gap", "kind": "gap", "edges_s": [1.0, 1.0]}],
+            "'gap' of kind gap has edges_s that do not rise",
+        ),
         ("popular", [], "has 0 popular items in 0 entries, expected n_recommendations=5"),
         (
             "popular",

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from stream.click import MAX_FUTURE_MS, BadClick, Click, Reason, Record, parse_click
+from stream.click import MAX_FUTURE_MS, BadClick, Click, ClickParser, Reason, Record
+from stream.context import MISSING, UNKNOWN, Context, ContextField
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, encode_state
 
 NOW_MS = 1_764_000_000_000
+COLUMNS = ("more", "event_type", "class", "dwell ms", "column_0")
+parse_click, parse_with_columns = ClickParser(), ClickParser(COLUMNS)
 YEAR_9999_MS = 253_402_300_799_000
 
 
@@ -27,16 +31,23 @@ def click_json(**fields: Any) -> bytes:
 
 
 def reason_of(value: bytes | None, key: bytes | None = b"s") -> Reason | None:
-    parsed = parse_click(record(value, key))
+    parsed = checked(record(value, key))
     return parsed.reason if isinstance(parsed, BadClick) else None
 
 
-def check_law(parsed: Click | BadClick) -> None:
-    """Every accepted click encodes into a state and comes back; every refusal says why."""
+def checked(record: Record) -> Click | BadClick:
+    """The click as a bundle with context columns reads it, once the laws are checked.
+
+    A click is good or bad whatever columns a bundle declares. Every accepted one encodes into a
+    state and comes back; every refusal says why.
+    """
+    plain, parsed = parse_click(record), parse_with_columns(record)
     if isinstance(parsed, BadClick):
         assert parsed.detail
-        return
-    click = TrailClick(parsed.item_id, parsed.timestamp_ms, parsed.event_hash)
+        assert parsed == plain
+        return parsed
+    assert plain == replace(parsed, context=b"")
+    click = TrailClick(parsed.item_id, parsed.timestamp_ms, parsed.event_hash, parsed.context)
     nothing = np.empty(0, np.float32)
     state = SessionState(
         "0" * 16,
@@ -53,6 +64,8 @@ def check_law(parsed: Click | BadClick) -> None:
     assert back.last_click_ms == parsed.timestamp_ms
     assert 1 <= len(parsed.session) <= 256
     assert parsed.session[0] != 0
+    assert len(parsed.context) <= len(COLUMNS) * (4 + 1 + 64)
+    return parsed
 
 
 def test_a_click_with_every_known_field_and_more_is_good() -> None:
@@ -72,6 +85,22 @@ def test_event_hash_is_the_events_own_and_0_without_one() -> None:
     assert event_hash() == event_hash(event_id=None) == event_hash(event_id="") == 0
     assert event_hash(event_id="a") == event_hash(event_id="a", item_id="other")
     assert event_hash(event_id="a") != event_hash(event_id="b")
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_context_column_is_read_under_any_name(name: str) -> None:
+    context = Context([ContextField(name, "column", ("x", "view"))])
+
+    def number(**fields: Any) -> int:
+        parsed = ClickParser(context.columns)(record(click_json(**fields)))
+        assert isinstance(parsed, Click)
+        (index,) = context.indices(parsed.context, NOW_MS, None)
+        return index
+
+    assert number(**{name: "view"}) == 3
+    assert number(**{name: "other"}) == number(**{name: "v" * 65}) == UNKNOWN
+    assert number() == number(**{name: None}) == number(**{name: ""}) == MISSING
+    assert number(**{f"{name}s": "view"}) == MISSING
 
 
 @pytest.mark.parametrize(
@@ -153,13 +182,13 @@ def test_a_timestamp_is_measured_against_the_records_own() -> None:
 
 @given(st.none() | st.binary(), st.none() | st.binary())
 def test_arbitrary_bytes_never_raise(key: bytes | None, value: bytes | None) -> None:
-    check_law(parse_click(record(value, key)))
+    checked(record(value, key))
 
 
 def test_10_000_random_byte_strings_never_raise() -> None:
     rng = random.Random(2)
     for _ in range(10_000):
-        check_law(parse_click(record(rng.randbytes(rng.randrange(200)), rng.choice((b"s", b"")))))
+        checked(record(rng.randbytes(rng.randrange(200)), rng.choice((b"s", b""))))
 
 
 # hypothesis' text leaves surrogates out unless asked; json.dumps escapes them.
@@ -181,13 +210,15 @@ any_json = st.recursive(
             "event_id": any_text | any_json,
             "event_type": any_text | any_json,
             "more": any_json,
+            "dwell ms": any_json,
+            "column_0": any_json,
         },
     )
 )
 @example({"session_id": "s", "item_id": "i", "timestamp_ms": NOW_MS})
 def test_any_json_object_never_raises(fields: dict[str, Any]) -> None:
     key = str(fields.get("session_id", "s")).encode(errors="replace")
-    check_law(parse_click(record(json.dumps(fields).encode(), key)))
+    checked(record(json.dumps(fields).encode(), key))
 
 
 HOSTILE = (
@@ -223,10 +254,6 @@ def mutated(rng: random.Random) -> bytes:
 
 def test_10_000_mutated_clicks_never_raise_and_reach_every_reason_of_the_value() -> None:
     rng = random.Random(1)
-    parsed = [
-        parse_click(record(mutated(rng), rng.choice((b"s", b"s", b"")))) for _ in range(10_000)
-    ]
-    for click in parsed:
-        check_law(click)
+    parsed = [checked(record(mutated(rng), rng.choice((b"s", b"s", b"")))) for _ in range(10_000)]
     reasons = {click.reason if isinstance(click, BadClick) else None for click in parsed}
     assert reasons == {None, *Reason} - {Reason.NULL_KEY, Reason.NULL_VALUE}

@@ -24,7 +24,7 @@ timestamps = st.integers(0, 2**63 - 1)
 item_ids = st.text(min_size=1, max_size=256).filter(lambda text: len(text.encode()) <= 256)
 numbers = st.floats(width=32)  # infinities and NaN are bytes like any other
 trail_clicks = st.builds(
-    TrailClick, item_ids, timestamps, st.integers(0, 2**64 - 1), st.binary(max_size=20)
+    TrailClick, item_ids, timestamps, st.integers(0, 2**64 - 1), st.binary(max_size=200)
 )
 # The parts alone: a state made inside a strategy would have its shapes checked there, with
 # random numbers that hypothesis does not control.
@@ -35,7 +35,7 @@ parts_of_states = st.fixed_dictionaries(
         "n_clicks": st.integers(0, 2**32 - 1),
         "last_outcome": st.sampled_from(LastOutcome),
         "trail": st.lists(trail_clicks, max_size=TRAIL_CLICKS).map(tuple),
-        "hidden": npst.arrays(np.float32, st.integers(0, 8), elements=numbers),
+        "model_state": npst.arrays(np.float32, st.integers(0, 8), elements=numbers),
         "top": st.lists(st.tuples(st.integers(-(2**31), 2**31 - 1), numbers), max_size=5),
     }
 )
@@ -57,7 +57,7 @@ def test_a_state_comes_back_as_it_was(parts: dict[str, Any]) -> None:
     assert back.bundle_id == state.bundle_id
     assert (back.last_click_ms, back.n_clicks) == (state.last_click_ms, state.n_clicks)
     assert (back.last_outcome, back.trail) == (state.last_outcome, state.trail)
-    for name in ("hidden", "top_index", "top_score"):
+    for name in ("model_state", "top_index", "top_score"):
         ours, theirs = getattr(back, name), getattr(state, name)
         assert ours.dtype == theirs.dtype
         assert ours.tobytes() == theirs.tobytes()
@@ -72,7 +72,7 @@ def test_bytes_tell_the_last_click_without_the_rest_and_are_canonical(
     assert encode_state(decode_state(raw)) == raw
 
 
-def test_a_state_of_100_hidden_units_and_20_recommendations_has_the_bytes_it_should() -> None:
+def test_a_state_of_100_numbers_and_20_recommendations_has_the_bytes_it_should() -> None:
     trail = (TrailClick("item-1", 1, 0),) * 3
     zeros = np.zeros(20, np.float32)
     state = SessionState(
