@@ -6,6 +6,7 @@ from jaxtyping import Float, Int64
 from train.compiled import compiled
 
 LIST_LENGTH = 20
+_BLOCK = 128
 
 
 def count_listed(scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"]) -> None:
@@ -20,22 +21,31 @@ def count_listed(scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"
 def _count_listed(
     scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"], length: int
 ) -> None:
-    # The list is kept best first; after its first few hundred items hardly any displaces one.
-    best = np.empty(length)
+    # The list is kept best first. Beyond the first few hundred items hardly any displaces one:
+    # whether a block holds such an item is asked of the whole block at once.
+    best = np.empty(length, dtype=scores.dtype)  # as a constant would be a float64: slow to compare
     items = np.empty(length, dtype=np.int64)
     n_sessions, n_items = scores.shape
     for b in range(n_sessions):
-        filled, lowest = 0, -np.inf
-        for item in range(n_items):
-            score = scores[b, item]
-            if score > lowest or (filled < length and score == score):
-                place = min(filled, length - 1)
-                while place > 0 and best[place - 1] < score:
-                    best[place], items[place] = best[place - 1], items[place - 1]
-                    place -= 1
-                best[place], items[place] = score, item
-                filled = min(filled + 1, length)
-                if filled == length:
+        filled = 0
+        best[:] = -np.inf
+        lowest = best[length - 1]
+        for first in range(0, n_items, _BLOCK):
+            block = scores[b, first : first + _BLOCK]  # indices from 0 on, or no loop is vectorised
+            n_better = 0
+            for j in range(len(block)):
+                n_better += block[j] > lowest
+            if n_better == 0 and filled == length:
+                continue
+            for j in range(len(block)):
+                score = block[j]
+                if score > lowest or (filled < length and score == score):
+                    place = min(filled, length - 1)
+                    while place > 0 and best[place - 1] < score:
+                        best[place], items[place] = best[place - 1], items[place - 1]
+                        place -= 1
+                    best[place], items[place] = score, first + j
+                    filled = min(filled + 1, length)
                     lowest = best[length - 1]
         for place in range(filled):
             listed[items[place]] += 1

@@ -61,8 +61,8 @@ def test_what_a_log_loses_is_every_later_click_that_has_no_rank() -> None:
 def test_figures_grow_with_k_and_mrr_never_exceeds_ndcg_nor_ndcg_recall(
     cases: list[tuple[int, bool, float]],
 ) -> None:
-    rank, novel, weight = ([case[n] for case in cases] for n in range(3))
-    result = figures(ranks_from(rank, novel, weight))
+    ranks = [rank for rank, _, _ in cases]
+    result = figures(ranks_from(ranks, [n for _, n, _ in cases], [w for _, _, w in cases]))
     for prefix in ("", "novel_", "repeat_"):
         by_k = {
             name: [result[f"{prefix}{name}_at_{k}"] for k in CUTOFFS]

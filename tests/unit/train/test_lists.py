@@ -27,6 +27,14 @@ def test_the_twenty_best_scores_are_listed_equal_ones_by_item_and_no_nan(
     assert listed.tolist() == expected.tolist()
 
 
+def test_the_best_items_of_a_long_catalogue_are_found_wherever_they_stand() -> None:
+    scores = np.random.default_rng(4).standard_normal((50, 3001), dtype=np.float32)
+    listed = np.zeros(3001, dtype=np.int64)
+    count_listed(scores, listed)
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :LIST_LENGTH]
+    assert listed.tolist() == np.bincount(best.ravel(), minlength=3001).tolist()
+
+
 def test_a_catalogue_shorter_than_a_list_is_listed_whole() -> None:
     listed = np.zeros(3, dtype=np.int64)
     count_listed(np.zeros((2, 3), dtype=np.float32), listed)
