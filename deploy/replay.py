@@ -1,6 +1,7 @@
 """A click log sent to the clicks topic in order of time: ``python -m deploy.replay``.
 
-The producer is any shop's: confluent-kafka, JSON, the session as key. It knows nothing of ours.
+The producer is any shop's: confluent-kafka, JSON, the session as key. It knows nothing of ours,
+and sends all the columns the log has: which of them the model reads is the bundle's affair.
 """
 
 import json
@@ -15,6 +16,7 @@ from pydantic import PositiveFloat, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from train.clicks import ClickLogError, read_clicks
+from train.sessions import TARGET_WEIGHT
 
 FLUSH_TIMEOUT_S = 30
 
@@ -32,7 +34,7 @@ class ReplaySettings(BaseSettings):
     )
 
     clicks: Path
-    """Click log with the columns session_id, item_id and timestamp_ms."""
+    """Click log with the columns session_id, item_id and timestamp_ms; further ones go along."""
     bootstrap_servers: str = "127.0.0.1:9092"
     """Kafka brokers, host:port, separated by commas."""
     topic: str = "clicks"
@@ -90,10 +92,36 @@ def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second:
 
 
 def _records(clicks: pl.DataFrame) -> Iterator[tuple[str, bytes]]:
-    columns = clicks.select("session_id", "item_id", "timestamp_ms")
-    for session_id, item_id, timestamp_ms in columns.iter_rows():
-        value = {"session_id": session_id, "item_id": item_id, "timestamp_ms": timestamp_ms}
-        yield session_id, json.dumps(value).encode()
+    for click in _as_json(clicks).iter_rows(named=True):
+        value = {name: said for name, said in click.items() if said is not None}
+        yield click["session_id"], json.dumps(value).encode()
+
+
+def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
+    """The log with its context columns as JSON can say them, under the names that training knows.
+
+    Numbers and truths stay what they are; times, decimals and categories become text, as do
+    event_id and event_type, which a click has as text. Lists and structs are left out.
+    """
+    said = []
+    for name, dtype in clicks.drop(TARGET_WEIGHT, strict=False).schema.items():
+        column = pl.col(name)
+        if dtype.is_nested():
+            continue
+        if name in ("event_id", "event_type") or not (dtype.is_integer() or dtype.is_float()):
+            column = column if dtype == pl.Boolean else column.cast(pl.String)
+        elif dtype.is_float():
+            # Fractions through text: 1.1 of 32 bits is no 1.1 of 64. JSON has no NaN, no infinity.
+            finite = pl.when(column.is_finite()).then(column)
+            whole = finite.cast(pl.Int64, strict=False)
+            column = (
+                pl.when(whole == finite)
+                .then(whole.cast(pl.Float64))
+                .otherwise(finite.cast(pl.String).cast(pl.Float64))
+                .alias(name)
+            )
+        said.append(column)
+    return clicks.select(said)
 
 
 def main() -> int:
