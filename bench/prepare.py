@@ -46,7 +46,11 @@ class PrepareSettings(BaseSettings):
     """Measure what it takes to prepare a large log for training."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", cli_kebab_case=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        use_attribute_docstrings=True,
     )
     clicks: PositiveInt = 100_000_000
     """Clicks in the folder, within a few per cent."""

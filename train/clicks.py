@@ -17,7 +17,7 @@ import structlog
 from jaxtyping import Bool, Int, UInt32
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
 
-from train.order import SESSION_ID, codes, in_order, number_ids
+from train.order import SESSION_ID, codes, in_order, n_names, number_ids
 from train.rows import ClickLogError, Columns, Reason, read_rows
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 DAY_MS = 86_400_000
+NAMES_AT_ONCE = 1_000_000
 EPOCH_SECONDS = (1_000_000_000, 4_000_000_000)
 """2001 to 2096."""
 
@@ -144,11 +145,18 @@ def cut_sessions(
     renamed = (n_parts > 1)[whole] | number_all
     parts = pl.DataFrame(
         {"name": clicks["session_id"].gather(start), "part": part, "renamed": renamed}
-    ).with_columns(pl.col("name").cast(pl.String))
-    name = pl.when("renamed").then(pl.format("{}-{}", "name", "part")).otherwise("name")
-    names = parts.select(name.cast(SESSION_ID)).to_series()
-    del parts
-    if names.n_unique() != len(names):
+    )
+    del whole, part, renamed, start
+    whole_name = pl.col("name").cast(pl.String)
+    name = pl.when("renamed").then(pl.format("{}-{}", whole_name, "part")).otherwise(whole_name)
+    # Piece by piece: the texts of twenty million names would be 4 GB at once.
+    pieces = [
+        piece.select(name.cast(SESSION_ID)).to_series()
+        for piece in parts.iter_slices(NAMES_AT_ONCE)
+    ]
+    names = pl.concat(pieces).rechunk()
+    del parts, pieces
+    if n_names(names) != len(names):
         raise ClickLogError(
             "cutting sessions at idle gaps makes names like session-2 that other sessions "
             "already have; rename those first"
@@ -238,7 +246,7 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None 
     """The log without its newest sessions, and those: the last ``fraction``, or ``days``.
 
     A session's time is that of its first click; with ``days`` the test sessions are those that
-    begin less than so many days before the log's last click. Both parts are views of the log.
+    begin less than so many days before the log's last click.
     Test clicks on items that training never saw stay in: build_sessions drops and counts them, a
     replay sends them. Raises ClickLogError if one side would be empty.
     """
@@ -261,7 +269,8 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None 
             f"{part} of this log hold {found} of {n_sessions}; both sides need some"
         )
     first_row = int(start[n_train])
-    return Split(clicks[:first_row], clicks[first_row:])
+    # A copy: a view of these few clicks would keep the whole log in memory.
+    return Split(clicks[:first_row], clicks[np.arange(first_row, len(clicks))])
 
 
 def write_clicks(clicks: pl.DataFrame, path: Path) -> None:

@@ -6,12 +6,14 @@ each name is kept once. Logs share the numbering, so their columns can be compar
 
 import numpy as np
 import polars as pl
-from jaxtyping import Int, UInt32
+from jaxtyping import Int, Int64, UInt32
 
 SESSION_ID = pl.Categorical(pl.Categories("session_id", namespace="nextclick"))
 ITEM_ID = pl.Categorical(pl.Categories("item_id", namespace="nextclick"))
 VISITOR_ID = pl.Categorical(pl.Categories("visitor_id", namespace="nextclick"))
 """Names that are gone once their sessions are cut, apart so that their memory is freed then."""
+
+NEVER_MS = np.iinfo(np.int64).max
 
 
 def number_ids(log: pl.DataFrame) -> pl.DataFrame:
@@ -26,6 +28,14 @@ def codes(names: pl.Series) -> UInt32[np.ndarray, "T"]:
     return names.to_physical().to_numpy()
 
 
+def n_names(names: pl.Series) -> int:
+    """How many different names a categorical column holds."""
+    code = codes(names)
+    seen = np.zeros(int(code.max(initial=0)) + 1, dtype=bool)
+    seen[code] = True
+    return int(np.count_nonzero(seen))
+
+
 def in_order(log: pl.DataFrame) -> pl.DataFrame:
     """Sessions by their first click, ties by name; clicks of a session by time, ties as they come.
 
@@ -33,26 +43,54 @@ def in_order(log: pl.DataFrame) -> pl.DataFrame:
     """
     if log.is_empty():
         return log
-    session_id = log["session_id"]
-    sessions = (
-        log.select("session_id", "timestamp_ms")
-        .group_by("session_id")
-        .agg(first_ms=pl.col("timestamp_ms").min())
-        .sort("first_ms", "session_id")["session_id"]
-    )
+    session_id, timestamp_ms = log["session_id"], log["timestamp_ms"].to_numpy()
     code = codes(session_id)
-    place = np.zeros(int(code.max()) + 1, dtype=np.uint32)
-    place[codes(sessions)] = np.arange(len(sessions), dtype=np.uint32)
+    first_ms = np.full(int(code.max()) + 1, NEVER_MS)
+    np.minimum.at(first_ms, code, timestamp_ms)
+    by_first = _by_first_click(session_id, first_ms)
+    place = np.zeros(len(first_ms), dtype=np.uint32)
+    place[by_first] = np.arange(len(by_first), dtype=np.uint32)
     session = place[code]
-    if _is_sorted(session, log["timestamp_ms"].to_numpy()):
+    del first_ms, by_first, place
+    if _is_sorted(session, timestamp_ms):
         return log
+    rows = _stable_order(session)
+    if not _is_sorted(session[rows], timestamp_ms[rows]):
+        # A topic is in order of time nearly everywhere; most logs never come here.
+        by_time = _stable_order(timestamp_ms)
+        rows = by_time[_stable_order(session[by_time])]
+    return log[pl.Series(rows)]
+
+
+def _by_first_click(
+    session_id: pl.Series, first_ms: Int64[np.ndarray, "codes"]
+) -> Int64[np.ndarray, "S"]:
+    """The codes of the log's sessions in order of their first clicks, ties by name."""
+    present = np.flatnonzero(first_ms < NEVER_MS)
+    order = present[np.argsort(first_ms[present])]
+    same = np.diff(first_ms[order]) == 0
+    tied = np.r_[False, same] | np.r_[same, False]
+    if tied.any():
+        # Comparing texts is dear, and few sessions begin in the same millisecond.
+        is_tied = np.zeros(len(first_ms), dtype=bool)
+        is_tied[order[tied]] = True
+        names = session_id.filter(pl.Series(is_tied[codes(session_id)])).unique()
+        ties = pl.DataFrame({"first_ms": first_ms[codes(names)], "name": names})
+        order[tied] = codes(ties.sort("first_ms", "name")["name"])
+    return order
+
+
+def _stable_order(key: Int[np.ndarray, "T"]) -> UInt32[np.ndarray, "T"]:
+    """The rows in order of their keys. Sorting by one key takes a third of the memory of two."""
     return (
-        log.with_columns(pl.Series("\0place", session))
-        .sort("\0place", "timestamp_ms", maintain_order=True)
-        .drop("\0place")
+        pl.DataFrame({"key": key})
+        .select(pl.arg_sort_by("key", maintain_order=True))
+        .to_series()
+        .to_numpy()
     )
 
 
 def _is_sorted(session: UInt32[np.ndarray, "T"], timestamp_ms: Int[np.ndarray, "T"]) -> bool:
-    later = session[1:] > session[:-1]
-    return bool((later | ((session[1:] == session[:-1]) & (np.diff(timestamp_ms) >= 0))).all())
+    same = session[1:] == session[:-1]
+    later = timestamp_ms[1:] >= timestamp_ms[:-1]
+    return bool(((session[1:] > session[:-1]) | (same & later)).all())

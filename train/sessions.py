@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Float32, Int32, Int64
 
 from train.context import ContextField, context_indices
-from train.order import ITEM_ID, codes, in_order, number_ids
+from train.order import ITEM_ID, codes, in_order, n_names, number_ids
 
 TARGET_WEIGHT = "target_weight"
 SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
@@ -121,24 +121,25 @@ def build_sessions(
     wanted = {"session_id", "item_id", "timestamp_ms", TARGET_WEIGHT}
     wanted |= {field.name for field in context if field.kind == "column"}
     clicks = number_ids(log.select(name for name in log.columns if name in wanted))
+    n_sessions = n_names(clicks["session_id"])
     if catalogue is None:
         catalogue = build_catalogue(clicks)
-    item_index = pl.Series("item_index", _item_index(clicks["item_id"], catalogue))
-    known = item_index >= 0
-    clicks = clicks.drop("item_id").with_columns(item_index)
+    row = _rows(clicks["item_id"], catalogue)
+    known = row[codes(clicks["item_id"])] >= 0
     if not known.all():
-        clicks = clicks.filter(known)
+        clicks = clicks.filter(pl.Series(known))
+    del known
     n_known = len(clicks)
     clicks = in_order(clicks)
     sessions = clicks.select(pl.col("session_id").rle().struct.unnest())
     long_enough = sessions["len"] >= SHORTEST_SESSION
     if not long_enough.all():
-        rows = np.repeat(long_enough.to_numpy(), sessions["len"].to_numpy())
-        clicks, sessions = clicks.filter(pl.Series(rows)), sessions.filter(long_enough)
+        kept = np.repeat(long_enough.to_numpy(), sessions["len"].to_numpy())
+        clicks, sessions = clicks.filter(pl.Series(kept)), sessions.filter(long_enough)
     return Indexed(
         sessions=Sessions(
             # writable: torch.from_numpy warns about arrays it could be made to change
-            item_index=clicks["item_index"].to_numpy(writable=True),
+            item_index=row[codes(clicks["item_id"])],
             timestamp_ms=clicks["timestamp_ms"].to_numpy(writable=True),
             start=np.concatenate([[0], np.cumsum(sessions["len"].to_numpy())]).astype(np.int64),
             session_id=sessions["value"].alias("session_id"),
@@ -151,14 +152,14 @@ def build_sessions(
         ),
         catalogue=catalogue,
         dropped_clicks=len(log) - n_known,
-        dropped_sessions=log["session_id"].n_unique() - len(sessions),
+        dropped_sessions=n_sessions - len(sessions),
     )
 
 
-def _item_index(items: pl.Series, catalogue: Catalogue) -> Int64[np.ndarray, "T"]:
-    """The catalogue's row of every item, -1 for those it does not have."""
-    item = codes(items)
+def _rows(items: pl.Series, catalogue: Catalogue) -> Int64[np.ndarray, "codes"]:
+    """The catalogue's row of every code that `items` may hold, -1 where it has none."""
     listed = codes(pl.Series(catalogue.item_ids, dtype=pl.String).cast(ITEM_ID))
-    row = np.full(max(item.max(initial=0), listed.max(initial=0)) + 1, -1, dtype=np.int64)
+    last = max(codes(items).max(initial=0), listed.max(initial=0))
+    row = np.full(int(last) + 1, -1, dtype=np.int64)
     row[listed] = np.arange(len(listed))
-    return np.asarray(row[item])
+    return row

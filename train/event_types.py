@@ -1,0 +1,72 @@
+"""Which types of event a session model reads, and which it is to predict."""
+
+from collections.abc import Iterable
+from typing import Self
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+
+from train.order import in_order, number_ids
+from train.sessions import TARGET_WEIGHT
+from train.source import ClickLogError
+
+
+class EventTypes(BaseModel):
+    """What a click's type says about it; by default nothing."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    column: str = Field(default="event_type", min_length=1)
+    """Column of the type; numbers are named by their text."""
+    inputs: frozenset[str] | None = None
+    """Types that advance a session; clicks of other types, or of none, are dropped before
+    anything else. Unset: all do."""
+    targets: dict[str, NonNegativeFloat] | None = None
+    """What a click of a type counts as the one to predict, as purchase=3; types that are not
+    named count 0: they are read and never a target. Unset: every click counts 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.inputs is not None and not self.inputs:
+            raise ValueError("inputs names no type: no click would be left")
+        if self.targets is not None and not any(self.targets.values()):
+            raise ValueError("targets gives no type a weight above 0: nothing would be predicted")
+        unread = sorted((self.targets or {}).keys() - (self.inputs or (self.targets or {}).keys()))
+        if unread:
+            raise ValueError(f"targets names {unread[0]!r}, which inputs drops from the sessions")
+        return self
+
+
+def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
+    """The log without the clicks that do not advance a session, each with its target_weight.
+
+    Without ``targets`` there is no such column, which means 1. Sessions that now begin later
+    stand later. Raises ClickLogError if the log has no column of types, no click of any input
+    type or none of any target type.
+    """
+    if event_types.inputs is None and event_types.targets is None:
+        return clicks
+    if event_types.column not in clicks.columns:
+        raise ClickLogError(
+            f"the log has no column {event_types.column!r} for the types of its events, only "
+            f"{', '.join(clicks.columns)}"
+        )
+    found = clicks[event_types.column].unique()
+
+    def check(wanted: Iterable[str], role: str) -> None:
+        texts = found.cast(pl.String).drop_nulls().sort().to_list()
+        if not set(wanted) & set(texts):
+            raise ClickLogError(
+                f"no click of the log is of the {role} {', '.join(sorted(wanted))}; "
+                f"{event_types.column} holds {', '.join(texts[:20]) or 'nothing'}"
+            )
+
+    kind = pl.col(event_types.column).cast(pl.String)
+    if event_types.inputs is not None:
+        check(event_types.inputs, "input types")
+        clicks = in_order(number_ids(clicks.filter(kind.is_in(sorted(event_types.inputs)))))
+    if event_types.targets is not None:
+        check([name for name, weight in event_types.targets.items() if weight], "target types")
+        weight = kind.replace_strict(event_types.targets, default=0.0, return_dtype=pl.Float32)
+        clicks = clicks.with_columns(weight.alias(TARGET_WEIGHT))
+    return clicks
