@@ -1,0 +1,59 @@
+"""The most clicked items: of all time, of late, or of the session itself."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+from train.baselines.votes import Votes, tie_break, vote_scores
+from train.evaluate import SessionBatch
+from train.sessions import Sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Pop:
+    """The most clicked items, whatever the session."""
+
+    popularity: Float64[np.ndarray, "N"]
+
+    def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
+        """The same list for everybody."""
+        for prefix in batch.steps():
+            yield np.broadcast_to(self.popularity, (len(prefix), len(self.popularity)))
+
+
+@dataclass(frozen=True, slots=True)
+class SessionPop:
+    """The session's own items by their clicks in it, then the most clicked ones (S-POP)."""
+
+    support: Int64[np.ndarray, "N"]
+
+    def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
+        """Clicks in the session, equal ones by support."""
+        return vote_scores(batch, tie_break(self.support), _own_clicks)
+
+
+def _own_clicks(prefix: Int64[np.ndarray, "b t"]) -> Votes:
+    n_rows, n_clicks = prefix.shape
+    return Votes(
+        start=np.arange(n_rows + 1) * n_clicks,
+        item=prefix.ravel().astype(np.int32),
+        weight=np.ones(prefix.size),
+    )
+
+
+def age_weights(
+    timestamp_ms: Int64[np.ndarray, "T"], end_ms: int, half_life_s: float
+) -> Float64[np.ndarray, "T"]:
+    """What a click counts that much before `end_ms`: 1 then, half as much every half-life."""
+    return np.exp2((timestamp_ms - end_ms) / (1000.0 * half_life_s))
+
+
+def recent_popularity(
+    sessions: Sessions, n_items: int, half_life_s: float
+) -> Float64[np.ndarray, "N"]:
+    """Every item's share of the clicks, each weighted by its age at the end of the log."""
+    age = age_weights(sessions.timestamp_ms, int(sessions.timestamp_ms.max(initial=0)), half_life_s)
+    weight = np.bincount(sessions.item_index, weights=age, minlength=n_items)
+    return np.asarray(weight / max(weight.sum(), np.finfo(np.float64).tiny))

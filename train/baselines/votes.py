@@ -1,0 +1,78 @@
+"""From a few votes a prefix to scores of the whole catalogue.
+
+A method that counts gives points to some hundreds of items and has nothing to say of the others.
+The array of scores is therefore filled once a batch with what everybody gets (`base`), and each
+step only adds its votes and takes them back: at 43,097 items a fresh row costs as much as finding
+the votes.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Float64, Int32, Int64
+
+from train.compiled import compiled
+from train.evaluate import SessionBatch
+from train.sessions import Sessions
+
+
+class Votes(NamedTuple):
+    """Points of b prefixes: those of row r are `start[r]:start[r + 1]`; an item's add up."""
+
+    start: Int64[np.ndarray, "b_plus_1"]
+    item: Int32[np.ndarray, "votes"]
+    weight: Float64[np.ndarray, "votes"]
+
+
+def item_support(sessions: Sessions, n_items: int) -> Int64[np.ndarray, "N"]:
+    """Clicks on every item."""
+    return np.bincount(sessions.item_index, minlength=n_items)
+
+
+def tie_break(support: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
+    """Support scaled below 1, so that it orders only what counts leave equal."""
+    return np.asarray(support / (support.max(initial=0) + 1.0))
+
+
+def vote_scores(
+    batch: SessionBatch,
+    base: Float[np.ndarray, "N"],
+    vote: Callable[[Int64[np.ndarray, "b t"]], Votes],
+) -> Iterator[Float[np.ndarray, "b N"]]:
+    """`base` and the votes on each prefix, for each of `batch.steps()`, in the precision of `base`.
+
+    The array is the same in every step: what is yielded holds until the next one is asked for.
+    """
+    n_rows = np.count_nonzero(batch.lengths > 1)
+    scores = np.empty((n_rows, len(base)), dtype=base.dtype)
+    scores[:] = base
+    for prefix in batch.steps():
+        votes = vote(prefix)
+        _add_votes(scores, votes.start, votes.item, votes.weight)
+        yield scores[: len(prefix)]
+        _take_back(scores, votes.start, votes.item, base)
+
+
+@compiled
+def _add_votes(
+    scores: Float[np.ndarray, "B N"],
+    start: Int64[np.ndarray, "b_plus_1"],
+    item: Int32[np.ndarray, "votes"],
+    weight: Float64[np.ndarray, "votes"],
+) -> None:
+    for row in range(len(start) - 1):
+        for vote in range(start[row], start[row + 1]):
+            scores[row, item[vote]] += weight[vote]
+
+
+@compiled
+def _take_back(
+    scores: Float[np.ndarray, "B N"],
+    start: Int64[np.ndarray, "b_plus_1"],
+    item: Int32[np.ndarray, "votes"],
+    base: Float[np.ndarray, "N"],
+) -> None:
+    for row in range(len(start) - 1):
+        for vote in range(start[row], start[row + 1]):
+            scores[row, item[vote]] = base[item[vote]]
