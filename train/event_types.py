@@ -18,7 +18,7 @@ class EventTypes(BaseModel):
 
     column: str = Field(default="event_type", min_length=1)
     """Column of the type; numbers are named by their text."""
-    inputs: frozenset[str] | None = None
+    inputs: tuple[str, ...] | None = None
     """Types that advance a session; clicks of other types, or of none, are dropped before
     anything else. Unset: all do."""
     targets: dict[str, NonNegativeFloat] | None = None
@@ -31,7 +31,7 @@ class EventTypes(BaseModel):
             raise ValueError("inputs names no type: no click would be left")
         if self.targets is not None and not any(self.targets.values()):
             raise ValueError("targets gives no type a weight above 0: nothing would be predicted")
-        unread = sorted((self.targets or {}).keys() - (self.inputs or (self.targets or {}).keys()))
+        unread = sorted(set(self.targets or ()) - set(self.inputs or self.targets or ()))
         if unread:
             raise ValueError(f"targets names {unread[0]!r}, which inputs drops from the sessions")
         return self
