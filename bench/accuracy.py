@@ -18,12 +18,13 @@ from train.baselines import build_baselines
 from train.checkpoint import load_checkpoint
 from train.clicks import Columns, read_clicks, split_by_time
 from train.evaluate import Predictor, figures, rank_targets
-from train.fit import Schedule, TrainingLog, fit
+from train.fit import Schedule, fit
 from train.hyperparameters import Hyperparameters
 from train.predictor import ModelPredictor
 from train.presets import PRESETS
 from train.progress import EpochProgress
 from train.sessions import build_sessions
+from train.training_log import TrainingLog
 
 DATASET = "rsc15-100k"
 RESULT = Path(__file__).parent / "results" / f"{DATASET}.json"

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 
-import polars as pl
 import structlog
 import torch
 from pydantic import ValidationError
@@ -21,13 +20,13 @@ from train.baselines import build_baselines
 from train.checkpoint import INFO, CheckpointError, load_checkpoint
 from train.clicks import (
     ClickLogError,
-    filter_clicks,
     read_clicks,
     split_by_time,
     write_clicks,
 )
+from train.context import ContextError
 from train.evaluate import PROTOCOL, Predictor, figures, rank_targets
-from train.fit import FitError, TrainingLog, fit
+from train.fit import FitError, check_hyperparameters, fit
 from train.oracle import score_oracle
 from train.predictor import ModelPredictor
 from train.progress import EpochProgress
@@ -35,6 +34,10 @@ from train.report import PLOT, plot_training, write_figures
 from train.sessions import build_sessions
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
 from train.shop import generate_shop
+from train.training_log import read_training_log
+
+MODEL = "model"
+"""The name of the network among the baselines."""
 
 log = structlog.get_logger()
 
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             flag = ".".join(str(part) for part in problem["loc"][1:]).replace("_", "-")
             print(f"--{flag}: {problem['msg']} (found {problem['input']!r})", file=sys.stderr)
         return 2
-    except (CheckpointError, ClickLogError, FitError, SettingsError) as error:
+    except (CheckpointError, ClickLogError, ContextError, FitError, SettingsError) as error:
         print(error, file=sys.stderr)
         return 2
     return 0
@@ -101,11 +104,18 @@ def run_fit(settings: FitSettings) -> None:
             f"{settings.out} holds a checkpoint: --resume goes on with it, another --out keeps it"
         )
     torch.set_num_threads(settings.threads)
-    training_log = read_training_log(settings)
+    hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
+    if resume is not None:
+        check_hyperparameters(resume, hyperparameters, schedule)
+    warm_start = None if settings.warm_start is None else load_checkpoint(settings.warm_start)
+    training_log = read_training_log(
+        settings,
+        known=None if warm_start is None else warm_start.catalogue,
+        fields=None if warm_start is None else warm_start.info.model.context,
+    )
     log.info("log_read", **training_log.description().model_dump())
     baselines = build_baselines(training_log.train, len(training_log.catalogue))
 
-    hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
     first_epoch = 1 if resume is None else min(len(resume.info.history) + 1, schedule.epochs)
     predictions = training_log.train.n_clicks - len(training_log.train)
     with EpochProgress(predictions, first_epoch, schedule.epochs) as progress:
@@ -115,9 +125,11 @@ def run_fit(settings: FitSettings) -> None:
             schedule,
             settings.out,
             resume=resume,
+            warm_start=warm_start,
             watch=progress.watch(),
+            device=settings.device,
         )
-    validation = {"gru": info.metrics}
+    validation = {MODEL: info.metrics}
     if training_log.validation is not None:
         for name, baseline in baselines.items():
             ranks = rank_targets(baseline, training_log.validation, len(training_log.catalogue))
@@ -134,42 +146,6 @@ def run_fit(settings: FitSettings) -> None:
     log.info("checkpoint_written", folder=str(settings.out), epoch=info.epoch)
 
 
-def read_training_log(settings: FitSettings) -> TrainingLog:
-    """The sessions to train and to validate on, as the settings say."""
-    clicks = read_clicks(
-        settings.clicks, settings.columns, idle_timeout_s=settings.idle_timeout_s
-    ).clicks
-    newer: pl.DataFrame | None = None
-    if settings.validation is not None:
-        newer = read_clicks(
-            settings.validation, settings.columns, idle_timeout_s=settings.idle_timeout_s
-        ).clicks
-    elif settings.validation_fraction > 0:
-        clicks, newer = split_by_time(clicks, settings.validation_fraction)
-    # After the split, so that no item is kept for the clicks it is yet to have.
-    filtered = filter_clicks(clicks, settings.filters)
-    log.info(
-        "log_filtered",
-        rare_item_clicks=filtered.rare_item_clicks,
-        short_session_clicks=filtered.short_session_clicks,
-        repeat_clicks=filtered.repeat_clicks,
-    )
-    train = build_sessions(filtered.clicks)
-    if len(train.sessions) == 0:
-        raise ClickLogError(f"{settings.clicks} has no session of two clicks to learn from")
-    validation = None
-    if newer is not None:
-        indexed = build_sessions(newer, train.catalogue)
-        validation = indexed.sessions
-        log.info(
-            "validation_read",
-            sessions=len(validation),
-            dropped_clicks=indexed.dropped_clicks,
-            dropped_sessions=indexed.dropped_sessions,
-        )
-    return TrainingLog(train.sessions, validation, train.catalogue, settings.idle_timeout_s)
-
-
 def run_evaluate(settings: EvaluateSettings) -> None:
     """Print the figures of a checkpoint, and of the baselines where their log is named."""
     torch.set_num_threads(settings.threads)
@@ -178,13 +154,14 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     indexed = build_sessions(
         read_clicks(settings.clicks, settings.columns, idle_timeout_s=idle_timeout_s).clicks,
         checkpoint.catalogue,
+        checkpoint.info.model.context,
     )
     if not len(indexed.sessions):
         raise FitError(
             f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
             f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
         )
-    predictors: dict[str, Predictor] = {"gru": ModelPredictor(checkpoint.model)}
+    predictors: dict[str, Predictor] = {MODEL: ModelPredictor(checkpoint.model)}
     if settings.train_clicks is not None:
         train_clicks = read_clicks(
             settings.train_clicks, settings.columns, idle_timeout_s=idle_timeout_s

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -14,18 +14,19 @@ from train.checkpoint import (
     Checkpoint,
     CheckpointInfo,
     EpochRecord,
-    TrainingData,
     popular_items,
     save_checkpoint,
     weights_of,
 )
-from train.context import ContextField
 from train.evaluate import PROTOCOL, figures, rank_targets
 from train.hyperparameters import Hyperparameters
+from train.model import ModelConfig
 from train.predictor import ModelPredictor
-from train.sessions import Catalogue, Sessions
 from train.trainer import Trainer
+from train.training_log import TrainingLog
 
+MAY_CHANGE = {"n_items", "dropout_embedding", "dropout_hidden"}
+"""What a warm start may set anew."""
 MONITOR = "recall_at_20"
 """The validation figure that says which epoch was the best."""
 
@@ -49,30 +50,6 @@ class Schedule(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingLog:
-    """What a run learns from and is measured on."""
-
-    train: Sessions
-    validation: Sessions | None
-    """Newer sessions over the same catalogue; without them the last epoch counts as the best."""
-    catalogue: Catalogue
-    idle_timeout_s: int | None
-    """The gap that cut the sessions; None where the log named them itself."""
-    context: tuple[ContextField, ...] = ()
-    """What the columns of the sessions' context mean."""
-
-    def description(self) -> TrainingData:
-        """The training part in figures, as the checkpoint keeps it."""
-        return TrainingData(
-            first_timestamp_ms=int(self.train.timestamp_ms.min()),
-            last_timestamp_ms=int(self.train.timestamp_ms.max()),
-            clicks=self.train.n_clicks,
-            sessions=len(self.train),
-            items=len(self.catalogue),
-        )
-
-
-@dataclass(frozen=True, slots=True)
 class Watch:
     """Who is told how a training goes; by default nobody."""
 
@@ -89,6 +66,7 @@ def fit(
     folder: Path,
     *,
     resume: Checkpoint | None = None,
+    warm_start: Checkpoint | None = None,
     watch: Watch | None = None,
     device: str = "cpu",
     clock: Callable[[], float] = time.monotonic,
@@ -96,13 +74,18 @@ def fit(
     """Train, and keep the best epoch's model in `folder` with what it takes to go on.
 
     With `resume`, a checkpoint of the same log and hyperparameters, epochs in its history are not
-    repeated. Raises FitError if it is of others, or if the loss is no number any more.
+    repeated. With `warm_start` the weights begin as that checkpoint's, whose items are the first
+    ones of the log's catalogue. Raises FitError if either is of others, or if the loss is no number
+    any more.
     """
     watch = watch or Watch()
     support = item_support(log.train, len(log.catalogue))
     trainer = Trainer(
         hyperparameters, support, context=log.context, epochs=schedule.epochs, device=device
     )
+    if warm_start is not None and resume is None:
+        _check_same_model(warm_start, trainer.model.config)
+        trainer.warm_start(warm_start.resume_arrays() | weights_of(warm_start.model))
     history: list[EpochRecord] = []
     best_weights: dict[str, np.ndarray] = {}
     if resume is not None:
@@ -128,7 +111,8 @@ def fit(
         metrics = {}
         if log.validation is not None:
             predictor = ModelPredictor(trainer.model)
-            metrics = figures(rank_targets(predictor, log.validation, len(log.catalogue)))
+            ranks = rank_targets(predictor, log.validation, len(log.catalogue))
+            metrics = figures(ranks, log.lost)
         history.append(
             EpochRecord(
                 epoch=epoch,
@@ -178,6 +162,17 @@ def _is_finished(history: list[EpochRecord], schedule: Schedule, *, out_of_time:
         or len(history) >= schedule.epochs
         or (schedule.patience > 0 and waited >= schedule.patience)
     )
+
+
+def _check_same_model(warm_start: Checkpoint, config: ModelConfig) -> None:
+    before = warm_start.info.model
+    for field in fields(ModelConfig):
+        found, wanted = (getattr(of, field.name) for of in (before, config))
+        if found != wanted and field.name not in MAY_CHANGE:
+            raise FitError(
+                f"{warm_start.folder} has {field.name}={found}, this training {wanted}: "
+                "a warm start keeps the architecture"
+            )
 
 
 def check_hyperparameters(

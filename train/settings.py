@@ -3,37 +3,32 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
-from train.clicks import Columns, Filters
+from train.clicks import Columns
 from train.fit import Schedule
 from train.hyperparameters import Hyperparameters
 from train.presets import PRESETS
 from train.shop import ShopConfig
+from train.training_log import LogSettings
+
+Preset = Literal["default", "rsc15-100k", "diginetica", "globo-5d", "foursquare-nyc"]
 
 
-class FitSettings(Hyperparameters, Schedule):
+class FitSettings(Hyperparameters, Schedule, LogSettings):
     """Train a session model from a click log; its figures and a plot come beside the checkpoint."""
 
-    clicks: Path
-    """Click log: .parquet, .csv or .tsv, text also .gz."""
     out: Path
     """Folder of the checkpoint, figures.json and training.png."""
-    columns: Columns = Columns()
-    """How the log names its columns."""
-    idle_timeout_s: PositiveInt | None = None
-    """Cut sessions at longer gaps; kept for serving, which then expires sessions alike. Unset: the
-    log's session column says it all."""
-    filters: Filters = Filters()
-    """Which clicks are worth learning from."""
-    validation: Path | None = None
-    """Click log to validate on; unset: the newest sessions of the log are held back for it."""
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the log's sessions held back, the newest; 0: train on all and validate nothing."""
-    preset: Literal["default", "rsc15-100k"] = "default"
+    preset: Preset = "default"
     """Where hyperparameters that are not given come from."""
     resume: bool = False
     """Go on with the training in the folder."""
+    warm_start: Path | None = None
+    """Checkpoint to begin from instead of random weights: its items keep their index, those that
+    are new come behind, and its context fields are kept."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the model is trained."""
     threads: PositiveInt = 1
     """Threads of PyTorch. Steps are small: a second thread gains little."""
 
@@ -43,6 +38,25 @@ class FitSettings(Hyperparameters, Schedule):
         if not isinstance(given, dict):
             return given
         return {**PRESETS.get(given.get("preset", "default"), {}), **given}
+
+    @model_validator(mode="after")
+    def _context_comes_in(self) -> "FitSettings":
+        if self.embedding != "one-hot":
+            return self
+        ways = {
+            "input_context": (self.input_context, [c for c in self.context if c != "gap"]),
+            "transition_context": (
+                self.transition_context,
+                [c for c in self.context if c == "gap"],
+            ),
+        }
+        for name, (way, fields) in ways.items():
+            if way == "concat" and fields:
+                raise ValueError(
+                    f"{name}=concat with embedding=one-hot, which has nothing to stand beside: "
+                    "use multiply, or another embedding"
+                )
+        return self
 
     def hyperparameters(self) -> Hyperparameters:
         """The part that decides the weights."""
@@ -60,11 +74,11 @@ class EvaluateSettings(BaseModel):
 
     checkpoint: Path
     """Folder that python -m train fit wrote."""
-    clicks: Path
+    clicks: str | Path
     """Click log to predict, newer than the training's; its sessions are cut as the training's."""
     columns: Columns = Columns()
     """How the logs name their columns."""
-    train_clicks: Path | None = None
+    train_clicks: str | Path | None = None
     """Log the checkpoint was trained on: baselines counted from it stand beside the model."""
     threads: PositiveInt = 1
     """Threads of PyTorch."""

@@ -263,6 +263,16 @@ class Trainer:
         """A copy of all that training changes, weights included."""
         return weights_of(self.model) | self._optimiser.state()
 
+    def warm_start(self, state: dict[str, np.ndarray]) -> None:
+        """Begin as a `state()` of the same architecture whose items are the first of these."""
+        own = self.state()
+        for name, array in own.items():
+            before = state.get(name)
+            if before is None or before.shape[1:] != array.shape[1:] or not array.ndim:
+                continue
+            array[: len(before)] = before
+        self.load_state("the warm start", own)
+
     def load_state(self, source: str, state: dict[str, np.ndarray]) -> None:
         """Go on from a `state()`; CheckpointError names `source` if it is of another model."""
         own = self.model.state_dict()

@@ -7,11 +7,13 @@ import torch
 
 from train.baselines import build_baselines
 from train.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
+from train.context import learn_fields
 from train.evaluate import figures, rank_targets
-from train.fit import FitError, Schedule, TrainingLog, Watch, fit
+from train.fit import FitError, Schedule, Watch, fit
 from train.hyperparameters import Hyperparameters
-from train.sessions import build_sessions
+from train.sessions import Catalogue, build_catalogue, build_sessions
 from train.shop import markov_clicks
+from train.training_log import TrainingLog
 
 SMALL = Hyperparameters(
     hidden_size=32,
@@ -218,6 +220,66 @@ def test_a_checkpoint_of_another_log_is_not_resumed(tmp_path: Path) -> None:
             tmp_path,
             resume=load_checkpoint(tmp_path),
         )
+
+
+def test_a_warm_start_keeps_its_items_and_learns_the_new_ones_faster(tmp_path: Path) -> None:
+    clicks = markov_clicks(0.9, n_sessions=500, n_items=40, seed=2)
+    old = build_sessions(clicks.filter(pl.col("item_id").cast(pl.Int64) < 30))
+    schedule = Schedule(epochs=6)
+    fit(TrainingLog(old.sessions, None, old.catalogue, None), SMALL, schedule, tmp_path / "old")
+    before = load_checkpoint(tmp_path / "old")
+
+    everything = build_catalogue(clicks)
+    new = [item_id for item_id in everything.item_ids if item_id not in old.catalogue.index]
+    catalogue = Catalogue(old.catalogue.item_ids + new)
+    sessions = build_sessions(clicks, catalogue).sessions
+    log = TrainingLog(sessions.slice(0, 20), sessions.slice(400, 500), catalogue, None)
+    once = Schedule(epochs=1)
+    warm = fit(log, SMALL, once, tmp_path / "warm", warm_start=before)
+    cold = fit(log, SMALL, once, tmp_path / "cold")
+    assert warm.metrics["recall_at_1"] > cold.metrics["recall_at_1"] + 0.05
+    assert load_checkpoint(tmp_path / "warm").catalogue.item_ids[:30] == before.catalogue.item_ids
+
+
+def test_a_warm_start_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    log = a_log(n_sessions=60)
+    fit(log, SMALL, Schedule(epochs=1), tmp_path)
+    other = SMALL.model_copy(update={"cell": "lstm"})
+    with pytest.raises(FitError, match="has cell=gru, this training lstm"):
+        fit(log, other, Schedule(), tmp_path / "b", warm_start=load_checkpoint(tmp_path))
+
+
+def test_a_planted_context_is_found_and_a_shuffled_one_gives_nothing(tmp_path: Path) -> None:
+    """The event of a click says which of two items follows; the item alone cannot."""
+    rng = np.random.default_rng(1)
+    n_sessions = 2000
+    items, event = rng.integers(0, 20, n_sessions), rng.integers(0, 2, n_sessions)
+    clicks = pl.DataFrame(
+        {
+            "session_id": np.repeat(np.arange(n_sessions), 2).astype(str),
+            "item_id": np.stack([items, 20 + 2 * items + event], 1).ravel().astype(str),
+            "timestamp_ms": np.arange(2 * n_sessions) * 1000,
+            "event": np.repeat(event, 2).astype(str),
+        }
+    )
+
+    def recall(clicks: pl.DataFrame, folder: str) -> float:
+        fields = learn_fields(clicks, ["event"])
+        indexed = build_sessions(clicks, context=fields)
+        log = TrainingLog(
+            indexed.sessions.slice(0, 1600),
+            indexed.sessions.slice(1600, 2000),
+            indexed.catalogue,
+            None,
+            fields,
+        )
+        hyperparameters = SMALL.model_copy(update={"input_context": "multiply"})
+        info = fit(log, hyperparameters, Schedule(epochs=12, patience=0), tmp_path / folder)
+        return info.metrics["recall_at_1"]
+
+    assert recall(clicks, "planted") > 0.8
+    shuffled = clicks.with_columns(pl.col("event").shuffle(seed=2))
+    assert recall(shuffled, "shuffled") < 0.6  # a coin: 400 predictions, four deviations
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_its_parameters(tmp_path: Path) -> None:

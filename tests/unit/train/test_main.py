@@ -33,8 +33,8 @@ def test_fit_leaves_a_checkpoint_figures_and_a_plot(clicks: Path, tmp_path: Path
     assert info.finished
     figures = json.loads((out / "figures.json").read_text())
     assert figures["protocol"] == info.protocol
-    assert figures["validation"]["gru"] == info.metrics
-    assert set(figures["validation"]) == {"gru", "pop", "s-pop", "markov"}
+    assert figures["validation"]["model"] == info.metrics
+    assert set(figures["validation"]) == {"model", "pop", "s-pop", "markov"}
     assert len({row["predictions"] for row in figures["validation"].values()}) == 1
     assert [record["epoch"] for record in figures["history"]] == [1, 2]
     image = matplotlib.image.imread(out / "training.png")
@@ -54,8 +54,31 @@ def test_fit_on_everything_has_a_plot_and_no_validation_figures(
     clicks: Path, tmp_path: Path
 ) -> None:
     assert fit(clicks, tmp_path / "out", "--validation-fraction", "0") == 0
-    assert json.loads((tmp_path / "out" / "figures.json").read_text())["validation"] == {"gru": {}}
+    assert json.loads((tmp_path / "out" / "figures.json").read_text())["validation"] == {
+        "model": {}
+    }
     assert (tmp_path / "out" / "training.png").exists()
+
+
+def test_fit_keeps_the_context_fields_it_learnt(clicks: Path, tmp_path: Path) -> None:
+    words = ["--context", "hour,gap", "--utc-offset-s", "3600", "--transition-context", "decay"]
+    assert fit(clicks, tmp_path / "out", *words) == 0
+    hour, gap = load_checkpoint(tmp_path / "out").info.model.context
+    assert (hour.kind, hour.utc_offset_s) == ("hour", 3600)
+    assert gap.kind == "gap"
+
+
+def test_fit_begins_from_a_checkpoint_whose_items_keep_their_index(
+    clicks: Path, tmp_path: Path
+) -> None:
+    assert fit(clicks, tmp_path / "first") == 0
+    newer = tmp_path / "newer.parquet"
+    log = markov_clicks(0.9, n_sessions=60, n_items=35, seed=3)
+    log.write_parquet(newer)
+    assert fit(newer, tmp_path / "second", "--warm-start", str(tmp_path / "first")) == 0
+    first, second = (load_checkpoint(tmp_path / name).catalogue for name in ("first", "second"))
+    assert second.item_ids[: len(first)] == first.item_ids
+    assert set(second.item_ids) > set(first.item_ids)
 
 
 def test_fit_never_trains_over_a_checkpoint_unasked(
@@ -114,6 +137,11 @@ def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--hiden-size", "9"], "--hiden-size"),
         (["--momentum", "0.1", "--optimiser", "adam"], "momentum=0.1 with optimiser=adam"),
         (["--cell", "window", "--n-layers", "2"], "n_layers=2 with cell=window"),
+        (["--context", "colour"], "context=colour: "),
+        (
+            ["--context", "gap", "--embedding", "one-hot"],
+            "transition_context=concat with embedding=one-hot",
+        ),
         (["--batch-size", "1", "--n-negatives", "0"], "loss=bpr-max needs negatives"),
     ],
 )

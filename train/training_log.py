@@ -1,0 +1,153 @@
+"""From a click log on disk to the sessions that a model learns from and is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from train.checkpoint import TrainingData
+from train.clicks import (
+    ClickLogError,
+    Columns,
+    Filters,
+    filter_clicks,
+    read_clicks,
+    split_by_time,
+)
+from train.context import ContextError, ContextField, learn_fields
+from train.figures import NOTHING_LOST, Lost, lost_predictions
+from train.sessions import Catalogue, Sessions, build_catalogue, build_sessions
+from train.source import open_log
+
+TIME_FIELDS = ("hour", "weekday", "gap")
+
+log = structlog.get_logger()
+
+
+class LogSettings(BaseModel):
+    """Which clicks a model learns from, and what of them it is told."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    clicks: str | Path
+    """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the
+    URL of one in an object store."""
+    columns: Columns = Columns()
+    """How the log names its columns."""
+    idle_timeout_s: PositiveInt | None = None
+    """Cut sessions at longer gaps; kept for serving, which then expires sessions alike. Unset: the
+    log's session column says it all."""
+    filters: Filters = Filters()
+    """Which clicks are worth learning from."""
+    validation: str | Path | None = None
+    """Click log to validate on; unset: the newest sessions of the log are held back for it."""
+    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the log's sessions held back, the newest; 0: train on all and validate nothing."""
+    context: tuple[str, ...] = ()
+    """What the model sees of a click besides its item: hour, weekday, gap (the time since the last
+    click), or columns of the log."""
+    utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
+    """What to add to UTC for hour and weekday."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingLog:
+    """What a run learns from and is measured on."""
+
+    train: Sessions
+    validation: Sessions | None
+    """Newer sessions over the same catalogue; without them the last epoch counts as the best."""
+    catalogue: Catalogue
+    idle_timeout_s: int | None
+    """The gap that cut the sessions; None where the log named them itself."""
+    context: tuple[ContextField, ...] = ()
+    """What the columns of the sessions' context mean."""
+    lost: Lost = NOTHING_LOST
+    """Predictions of the validation that nobody can make: of items new in it."""
+
+    def description(self) -> TrainingData:
+        """The training part in figures, as the checkpoint keeps it."""
+        return TrainingData(
+            first_timestamp_ms=int(self.train.timestamp_ms.min()),
+            last_timestamp_ms=int(self.train.timestamp_ms.max()),
+            clicks=self.train.n_clicks,
+            sessions=len(self.train),
+            items=len(self.catalogue),
+        )
+
+
+def read_training_log(
+    settings: LogSettings,
+    *,
+    known: Catalogue | None = None,
+    fields: Sequence[ContextField] | None = None,
+) -> TrainingLog:
+    """The sessions to train and to validate on, as the settings say.
+
+    `known`: items that keep their index whether or not the log has them, as the items of a
+    checkpoint do that is trained on; new ones come behind. `fields`: context fields that are
+    learnt already. Raises ClickLogError or ContextError, for a column that is missing before
+    anything is read.
+    """
+    columns = [name for name in settings.context if name not in TIME_FIELDS]
+    for path in (settings.clicks, settings.validation):
+        if path is not None:
+            _check_context(path, columns)
+    clicks = read_log(settings.clicks, settings, columns)
+    newer: pl.DataFrame | None = None
+    if settings.validation is not None:
+        newer = read_log(settings.validation, settings, columns)
+    elif settings.validation_fraction > 0:
+        clicks, newer = split_by_time(clicks, settings.validation_fraction)
+    # After the split, so that no item is kept for the clicks it is yet to have.
+    filtered = filter_clicks(clicks, settings.filters)
+    log.info(
+        "log_filtered",
+        rare_item_clicks=filtered.rare_item_clicks,
+        short_session_clicks=filtered.short_session_clicks,
+        repeat_clicks=filtered.repeat_clicks,
+    )
+    if fields is None:
+        fields = learn_fields(filtered.clicks, settings.context, utc_offset_s=settings.utc_offset_s)
+    catalogue = build_catalogue(filtered.clicks)
+    if known is not None:
+        new = [item_id for item_id in catalogue.item_ids if item_id not in known.index]
+        catalogue = Catalogue(known.item_ids + new)
+    train = build_sessions(filtered.clicks, catalogue, fields)
+    if len(train.sessions) == 0:
+        raise ClickLogError(f"{settings.clicks} has no session of two clicks to learn from")
+    validation, lost = None, NOTHING_LOST
+    if newer is not None:
+        indexed = build_sessions(newer, catalogue, fields)
+        validation, lost = indexed.sessions, lost_predictions(newer, indexed.sessions)
+        log.info(
+            "validation_read",
+            sessions=len(validation),
+            dropped_clicks=indexed.dropped_clicks,
+            dropped_sessions=indexed.dropped_sessions,
+        )
+    return TrainingLog(
+        train.sessions, validation, catalogue, settings.idle_timeout_s, tuple(fields), lost
+    )
+
+
+def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) -> pl.DataFrame:
+    """The good clicks of one log with these further columns."""
+    return read_clicks(
+        path, settings.columns, idle_timeout_s=settings.idle_timeout_s, keep=columns
+    ).clicks
+
+
+def _check_context(path: str | Path, columns: Sequence[str]) -> None:
+    if not columns:
+        return
+    found = open_log(path).table.collect_schema().names()
+    for name in columns:
+        if name not in found:
+            raise ContextError(
+                f"context={name}: {path} has no such column, only {', '.join(found)}; "
+                f"{', '.join(TIME_FIELDS)} come from the time"
+            )
