@@ -1,0 +1,27 @@
+"""`python -m train report`: kept evaluations in, one page of HTML out."""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from train.evaluation import load_evaluations
+from train.report.page import write_report
+
+
+class ReportSettings(BaseModel):
+    """Write a page with tables and plots of kept evaluations, for a browser without a network."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    runs: list[Path] = Field(min_length=1)
+    """Folders with evaluations (*.evaluation.npz), searched with all below them; repeat the flag
+    for more."""
+    out: Path = Path("report.html")
+    """Page to write."""
+    title: str = "Next click: evaluation"
+    """Heading of the page."""
+
+
+def run_report(settings: ReportSettings) -> None:
+    """Write the page. Raises EvaluationError for a folder without evaluations."""
+    write_report(settings.out, load_evaluations(settings.runs), settings.title)
