@@ -1,10 +1,10 @@
 """Which types of event a session model reads, and which it is to predict."""
 
 from collections.abc import Iterable
-from typing import Self
+from typing import Annotated, Self
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from train.order import in_order, number_ids
 from train.sessions import TARGET_WEIGHT
@@ -21,7 +21,7 @@ class EventTypes(BaseModel):
     inputs: tuple[str, ...] | None = None
     """Types that advance a session; clicks of other types, or of none, are dropped before
     anything else. Unset: all do."""
-    targets: dict[str, NonNegativeFloat] | None = None
+    targets: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
     """What a click of a type counts as the one to predict, as purchase=3; types that are not
     named count 0: they are read and never a target. Unset: every click counts 1."""
 

@@ -80,6 +80,7 @@ def _scan_url(url: str) -> Source:
         missing_columns="insert",
         extra_columns="ignore",
         hive_partitioning=False,
+        hidden_file_prefix=(".", "_"),
     )
     return Source(table, is_text=False, conflicts={})
 

@@ -405,6 +405,32 @@ def test_filters_that_nothing_fails_change_nothing(clicks: pl.DataFrame, times: 
     assert filter_clicks(clicks, once).clicks.equals(clicks)
 
 
+def test_the_last_days_are_counted_between_beginnings_and_before_the_other_filters() -> None:
+    day_ms = 86_400_000
+    clicks = log(
+        [
+            ("s", "a", 0),
+            ("s", "b", 3 * day_ms),
+            ("t", "b", day_ms + 1),
+            ("t", "c", day_ms + 2),
+            *[("u", "c", 2 * day_ms)] * 2,
+        ]
+    )
+    found = filter_clicks(clicks, Filters(last_days=1, min_item_support=2))
+    assert rows(found.clicks) == [("u", "c", 2 * day_ms)] * 2
+    assert (found.old_clicks, found.rare_item_clicks, found.short_session_clicks) == (2, 1, 1)
+    assert filter_clicks(clicks, Filters(last_days=0.5)).old_clicks == 4
+    assert filter_clicks(clicks, Filters(last_days=2.1)).clicks.equals(clicks)
+
+
+@given(logs, st.floats(1e-9, 1e5))
+def test_keeping_the_last_days_again_changes_nothing(clicks: pl.DataFrame, days: float) -> None:
+    filters = Filters(last_days=days, min_session_length=1)
+    once = filter_clicks(clicks, filters)
+    assert filter_clicks(once.clicks, filters).clicks.equals(once.clicks)
+    assert clicks.is_empty() or not once.clicks.is_empty()
+
+
 # Splits
 
 
