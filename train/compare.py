@@ -4,11 +4,12 @@ Sessions, not predictions, are drawn: the clicks of one session hang together. A
 are resampled with the same draws, which makes their differences paired.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt16
 
 from train.figures import gain
 from train.ranks import Ranks
@@ -18,7 +19,8 @@ RESAMPLES = 1000
 FLIPS = 4999
 """Sign flips of a paired test: the smallest p-value is 1 / 5,000."""
 _LOW_HIGH = (2.5, 97.5)
-_CHUNK = 64  # resamples at a time: 64 x 1 million sessions are 512 MB of counts
+_CHUNK = 64  # resamples at a time: of a million sessions 128 MB of counts, 512 MB as floats
+_KEPT_SESSIONS = 50_000  # of so many all resamples are 100 MB
 
 
 class Estimate(NamedTuple):
@@ -114,20 +116,28 @@ def _by_session(ranks: Ranks, columns: Float64[np.ndarray, "P M"]) -> Float64[np
 
 
 def _resample(sums: Float64[np.ndarray, "S M"]) -> Float64[np.ndarray, "R M"]:
-    """Sums over RESAMPLES samples of S sessions with replacement, the same draws for the same S."""
+    """Sums over RESAMPLES samples of S sessions with replacement."""
+    samples = [times.astype(np.float64) @ sums for times in _draws(len(sums))]
+    return np.concatenate(samples) if samples else np.zeros((RESAMPLES, sums.shape[1]))
+
+
+def _draws(n_sessions: int) -> Iterable[UInt16[np.ndarray, "chunk S"]]:
+    """How often each session is drawn in each resample, the same ones for the same number."""
+    return _kept_draws(n_sessions) if n_sessions <= _KEPT_SESSIONS else _make_draws(n_sessions)
+
+
+@lru_cache(maxsize=1)  # a report asks for the same draws several times a model
+def _kept_draws(n_sessions: int) -> tuple[UInt16[np.ndarray, "chunk S"], ...]:
+    return tuple(_make_draws(n_sessions))
+
+
+def _make_draws(n_sessions: int) -> Iterator[UInt16[np.ndarray, "chunk S"]]:
     rng = np.random.default_rng(RESAMPLES)
-    n_sessions = len(sums)
-    samples = np.zeros((RESAMPLES, sums.shape[1]))
     for begin in range(0, RESAMPLES if n_sessions else 0, _CHUNK):
-        chunk = samples[begin : begin + _CHUNK]
-        times = np.stack(
-            [
-                np.bincount(rng.integers(0, n_sessions, n_sessions), minlength=n_sessions)
-                for _ in chunk
-            ]
-        )
-        chunk[:] = times.astype(np.float64) @ sums
-    return samples
+        times = np.empty((min(_CHUNK, RESAMPLES - begin), n_sessions), dtype=np.uint16)
+        for row in times:
+            row[:] = np.bincount(rng.integers(0, n_sessions, n_sessions), minlength=n_sessions)
+        yield times
 
 
 def _ratios(sums: Float64[np.ndarray, "R M parts"]) -> Float64[np.ndarray, "R M_less_1 parts"]:

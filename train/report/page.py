@@ -82,6 +82,8 @@ class Section(NamedTuple):
     largest: dict[str, float]
     tests: dict[str, list[Test]]
     slices: list[Slice]
+    trained: list[Row]
+    """Those with epochs, which `training` plots."""
     training: list[Markup]
     clicked: dict[str, float]
     """What `list_figures` says of the targets, as if they had been lists."""
@@ -121,6 +123,7 @@ def write_report(
         titles=TITLES,
         swatch=swatch,
         bar=bar,
+        share_bar=lambda share: bar(Estimate(share, math.nan, math.nan), 1.0, best=False),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
@@ -139,6 +142,7 @@ def _section(evaluations: Sequence[Evaluation]) -> Section:
         for n, (evaluation, figures) in enumerate(measured)
     ]
     ranks, support = evaluations[0].ranks, evaluations[0].support
+    trained = [row for row in rows if row.evaluation.info.training and row.colour is not None]
     clicked = list_figures(np.bincount(ranks.target, minlength=len(support)), support)
     best = {metric: max(rows, key=lambda row: row.figures[metric]) for metric in _HEADLINE}
     return Section(
@@ -153,7 +157,8 @@ def _section(evaluations: Sequence[Evaluation]) -> Section:
         },
         tests={metric: _tests(best[metric], rows, metric) for metric in SHOWN},
         slices=_slices([row for row in rows if row.colour is not None]),
-        training=_training(rows),
+        trained=trained,
+        training=_training(trained),
         clicked=clicked,
         clicked_support=math.expm1(clicked["log_support_at_20"]),
     )
@@ -196,6 +201,7 @@ def _slices(rows: Sequence[Row]) -> list[Slice]:
                 labels,
                 [Series(row.name, row.colour or 0, values[metric][row.name]) for row in rows],
                 [_short(part.predictions) for part in first],
+                from_zero=False,
                 connect=name != "target",  # novel and repeat have no order
             )
             for metric in SHOWN
@@ -204,11 +210,8 @@ def _slices(rows: Sequence[Row]) -> list[Slice]:
     return result
 
 
-def _training(rows: Sequence[Row]) -> list[Markup]:
-    """Loss and figures by epoch of the models that have epochs, the measured one ringed."""
-    trained = [row for row in rows if row.evaluation.info.training and row.colour is not None]
-    if not trained:
-        return []
+def _training(trained: Sequence[Row]) -> list[Markup]:
+    """Loss and figures by epoch, the measured one ringed."""
     plots = []
     for name in ("loss", *SHOWN):
         series, n_epochs = [], 0

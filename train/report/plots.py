@@ -56,13 +56,17 @@ def swatch(colour: int) -> Markup:
 
 
 def bar(value: Estimate, largest: float, best: bool) -> Markup:
-    """A table cell's bar from 0 to the figure, its interval across the end."""
+    """A table cell's bar from 0 to the figure, its interval, if any, across the end."""
     x, low, high = (100 * v / largest if largest > 0 and not math.isnan(v) else 0 for v in value)
+    whisker = Markup("")
+    if high > 0:
+        whisker = Markup('<path d="M{:.1f} 7H{:.1f}M{:.1f} 4v6M{:.1f} 4v6"/>').format(
+            low, high, low, high
+        )
     return Markup(
         '<svg class="bar{}" viewBox="0 0 104 14" preserveAspectRatio="none" aria-hidden="true">'
-        '<rect x="0" y="2" width="{:.1f}" height="10"/>'
-        '<path d="M{:.1f} 7H{:.1f}M{:.1f} 4v6M{:.1f} 4v6"/></svg>'
-    ).format(" best" if best else "", x, low, high, low, high)
+        '<rect x="0" y="2" width="{:.1f}" height="10"/>{}</svg>'
+    ).format(" best" if best else "", x, whisker)
 
 
 def line_plot(
@@ -106,7 +110,7 @@ def line_plot(
             parts.append(_text("note", centre, HEIGHT - _BOTTOM + 27, notes[n]))
     parts.append(_text("axis", _LEFT + _PLOT_WIDTH / 2, HEIGHT - 4, axis))
     # Beside each other, so that no interval hides another.
-    spread = min(10.0, 0.7 * x_step / max(1, len(series))) if len(labels) <= 12 else 0.0
+    spread = min(7.0, 0.7 * x_step / max(1, len(series))) if len(labels) <= 12 else 0.0
     for place, one in enumerate(series):
         shift = _LEFT + (place - (len(series) - 1) / 2) * spread
         points = [
