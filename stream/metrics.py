@@ -110,7 +110,7 @@ class Metrics:
         )
         self.rebuilt = counter(
             "recs_rebuilt_sessions_total",
-            "Sessions whose hidden state was rebuilt from the trail under a new bundle.",
+            "Sessions whose model state was rebuilt from the trail under a new bundle.",
         )
         self.rebalances = counter("recs_rebalances_total", "Assignments received from the group.")
         self.restore = histogram(

@@ -7,6 +7,7 @@ model is trained for seconds: how good it is does not matter here, only that bot
 import os
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +25,27 @@ from export.__main__ import export_bundle
 from export.parity import random_sessions
 from stream.messages import Outcome
 from stream.settings import KafkaSettings
+from tests.bundles import random_model
 from tests.integration.service import Deployment
-from train.checkpoint import Checkpoint, load_checkpoint
+from train.baselines import item_support
+from train.checkpoint import (
+    Checkpoint,
+    CheckpointInfo,
+    load_checkpoint,
+    popular_items,
+    save_checkpoint,
+    weights_of,
+)
 from train.clicks import Columns, read_clicks
+from train.context import ContextField, learn_fields
 from train.evaluate import session_batches
-from train.fit import Schedule, TrainingLog, fit
+from train.fit import Schedule, fit
 from train.hyperparameters import Hyperparameters
+from train.model import ModelConfig
 from train.predictor import ModelPredictor
-from train.sessions import build_sessions
+from train.sessions import Sessions, build_sessions
 from train.shop import generate_shop
+from train.training_log import TrainingLog
 
 DATA = Path(os.environ.get("NEXTCLICK_DATA", Path(__file__).parents[2] / "../shared/data"))
 K = 20
@@ -71,28 +84,11 @@ def test_a_replay_through_kafka_gives_the_evaluators_lists_and_figures(
 ) -> None:
     log = read_log()
     checkpoint = trained(log, tmp_path / "checkpoint")
-    sessions = random_sessions(100, len(checkpoint.catalogue), [], seed=0)
-    bundle = export_bundle(checkpoint, tmp_path / "bundles", K, sessions)
-    deployment = Deployment(kafka, fresh_name(read_log.__name__), bundle, tmp_path)
-    settings = KafkaSettings(
-        bootstrap_servers=kafka,
-        app_id=deployment.app,
-        clicks_topic=deployment.clicks,
-        recommendations_topic=deployment.recommendations,
-        dead_letter_topic=deployment.dead_letters,
-    )
-    deployment.create_topics()
-    try:
-        deployment.start()
-        with AnswerReader(settings) as reader:
-            clicks = in_order_of_time(log.test)
-            replay(clicks, kafka, deployment.clicks, CLICKS_PER_SECOND)
-            reader.wait_for(len(clicks), quiet_s=30)
-    finally:
-        deployment.close()
+    deployment = Deployment(kafka, fresh_name(read_log.__name__), exported(checkpoint), tmp_path)
+    settings, answers = replayed(log, deployment)
 
     summary = summarise(
-        read_replay(settings, reader.answers),
+        read_replay(settings, answers),
         evaluate_offline(checkpoint, log.test),
         oracle_recall_at_20=None,
         idle_timeout_s=log.idle_timeout_s,
@@ -104,7 +100,112 @@ def test_a_replay_through_kafka_gives_the_evaluators_lists_and_figures(
     assert summary.mrr_at_20 == pytest.approx(summary.offline_mrr_at_20, abs=5e-5)
     # A model that has learnt something: equal figures of two empty lists would prove nothing.
     assert summary.recall_at_20 > summary.pop_recall_at_20
-    compare_lists(reader.answers, log, checkpoint)
+    assert compare_lists(answers, log, checkpoint) > len(log.test) // 2
+
+
+def test_stream_and_trainer_see_the_same_context_in_every_click(
+    kafka: str, fresh_name: Callable[[str], str], tmp_path: Path
+) -> None:
+    """With a model whose lists hang on every field, equal lists are equal numbers."""
+    log = with_odd_values(shop())
+    fields = learn_fields(
+        log.train, ["event_type", "dwell_s", "hour", "weekday", "gap"], utc_offset_s=-10_800
+    )
+    checkpoint = untrained(log, fields, tmp_path / "checkpoint")
+    sessions = offline_sessions(log.test, checkpoint.catalogue, log.idle_timeout_s, fields)
+    for column, field in enumerate(fields):
+        numbers = sessions.context[:, column]
+        assert len(set(numbers.tolist())) > 1, f"{field.name} says nothing in this log"
+        other = replace(sessions, context=sessions.context.copy())
+        other.context[:, column] = (numbers + 1) % field.size
+        assert moved(checkpoint, sessions, other) > 0.95, f"{field.name} moves no list"
+
+    deployment = Deployment(kafka, fresh_name("context"), exported(checkpoint), tmp_path)
+    _, answers = replayed(log, deployment)
+    assert len(answers) == len(log.test)
+    assert compare_lists(answers, log, checkpoint) > len(log.test) // 2
+
+
+def with_odd_values(log: Log) -> Log:
+    """A click in ten says nothing, or something new, of its event type; dwell is a decimal."""
+    odd = pl.int_range(pl.len()) % 20
+    event_type = pl.when(odd == 3).then(None).when(odd == 11).then(pl.lit("gift"))
+    event_type = event_type.otherwise(pl.col("event_type"))
+    dwell_s = (pl.col("dwell_ms") / 1000).round()  # 15.0, whose name is "15"
+    train, test = (clicks.with_columns(dwell_s=dwell_s) for clicks in (log.train, log.test))
+    return Log(train, test.with_columns(event_type=event_type), log.idle_timeout_s)
+
+
+def untrained(log: Log, fields: tuple[ContextField, ...], folder: Path) -> Checkpoint:
+    """An LSTM over embeddings of the item and of every field."""
+    indexed = build_sessions(log.train, context=fields)
+    training = TrainingLog(indexed.sessions, None, indexed.catalogue, log.idle_timeout_s, fields)
+    config = ModelConfig(
+        len(indexed.catalogue),
+        cell="lstm",
+        hidden_size=32,
+        n_layers=2,
+        residual=True,
+        context=fields,
+    )
+    info = CheckpointInfo(
+        model=config,
+        hyperparameters={},
+        epochs=1,
+        training=training.description(),
+        idle_timeout_s=log.idle_timeout_s,
+        epoch=1,
+        protocol="",
+        metrics={},
+        history=[],
+        finished=True,
+        popular=popular_items(item_support(indexed.sessions, config.n_items)),
+        weights="weights-1.npz",
+        resume="resume-1.npz",
+    )
+    weights = weights_of(random_model(config, seed=3))
+    save_checkpoint(folder, info, indexed.catalogue, weights, {})
+    return load_checkpoint(folder)
+
+
+def moved(checkpoint: Checkpoint, sessions: Sessions, other: Sessions) -> float:
+    """Share of the sessions' predictions in which some score differs by more than .01."""
+    differs = [
+        np.abs(scores - other_scores).max() > 0.01
+        for scores, other_scores in zip(
+            scores_of(checkpoint, sessions).values(),
+            scores_of(checkpoint, other).values(),
+            strict=True,
+        )
+    ]
+    return float(np.mean(differs))
+
+
+def exported(checkpoint: Checkpoint) -> Path:
+    sizes = [field.size for field in checkpoint.info.model.context]
+    sessions = random_sessions(100, len(checkpoint.catalogue), sizes, seed=0)
+    return export_bundle(checkpoint, checkpoint.folder.parent / "bundles", K, sessions)
+
+
+def replayed(log: Log, deployment: Deployment) -> tuple[KafkaSettings, list[Answer]]:
+    """The test clicks sent in order of time, and what a worker answered."""
+    settings = KafkaSettings(
+        bootstrap_servers=deployment.bootstrap_servers,
+        app_id=deployment.app,
+        clicks_topic=deployment.clicks,
+        recommendations_topic=deployment.recommendations,
+        dead_letter_topic=deployment.dead_letters,
+    )
+    deployment.create_topics()
+    try:
+        deployment.start()
+        with AnswerReader(settings) as reader:
+            clicks = in_order_of_time(log.test)
+            replay(clicks, deployment.bootstrap_servers, deployment.clicks, CLICKS_PER_SECOND)
+            reader.wait_for(len(clicks), quiet_s=30)
+    finally:
+        deployment.close()
+    return settings, reader.answers
 
 
 def trained(log: Log, folder: Path) -> Checkpoint:
@@ -120,33 +221,33 @@ def trained(log: Log, folder: Path) -> Checkpoint:
     return load_checkpoint(folder)
 
 
-def compare_lists(answers: list[Answer], log: Log, checkpoint: Checkpoint) -> None:
-    """Every list that the evaluator judged, place by place, by the evaluator's own scores."""
+def compare_lists(answers: list[Answer], log: Log, checkpoint: Checkpoint) -> int:
+    """Every list that the evaluator judged, place by place, by its own scores; their number."""
     published = defaultdict(list)
     for answer in in_click_order(answers):
         if answer.recommendation.outcome == Outcome.MODEL:
             published[answer.recommendation.session_id].append(answer.recommendation.items)
     index = checkpoint.catalogue.index
-    n_compared = 0
-    for (session_id, position), scores in offline_scores(log, checkpoint).items():
+    context = checkpoint.info.model.context
+    sessions = offline_sessions(log.test, checkpoint.catalogue, log.idle_timeout_s, context)
+    by_prefix = scores_of(checkpoint, sessions)
+    for (session_id, position), scores in by_prefix.items():
         items = published[session_id][position - 1]
         listed = [index[item.item_id] for item in items]
         assert len(set(listed)) == K
         best = np.sort(scores)[::-1][:K]
         np.testing.assert_allclose(scores[listed], best, rtol=0, atol=NEAR)
         np.testing.assert_allclose([item.score for item in items], best, rtol=0, atol=NEAR)
-        n_compared += 1
-    assert n_compared > len(log.test) // 2
+    return len(by_prefix)
 
 
-def offline_scores(
-    log: Log, checkpoint: Checkpoint
+def scores_of(
+    checkpoint: Checkpoint, sessions: Sessions
 ) -> dict[tuple[str, int], Float32[np.ndarray, "N"]]:
     """The evaluator's scores by session and number of known clicks."""
-    sessions = offline_sessions(log.test, checkpoint.catalogue, log.idle_timeout_s)
     by_prefix = {}
     for rows, batch in session_batches(sessions, 256):
         for t, scores in enumerate(ModelPredictor(checkpoint.model).predict(batch), start=1):
-            for row, of_session in zip(rows, scores, strict=False):
-                by_prefix[sessions.session_id[row], t] = of_session
+            for row, of_session in zip(rows.tolist(), scores, strict=False):
+                by_prefix[sessions.session_id[row], t] = of_session.copy()
     return by_prefix

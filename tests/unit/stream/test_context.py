@@ -159,8 +159,8 @@ def test_gap_hour_and_weekday_are_the_trainers(first_ms: int, gaps: list[int]) -
 
 
 def test_an_earlier_click_is_a_gap_of_0() -> None:
-    context = Context([served(FIELDS[0])])
-    assert context.indices(b"", 5, -70_000) == context.indices(b"", 5, 0) == [FIRST_VALUE]
+    context = Context([ContextField("gap", "gap", edges_s=(-1.0, 0.5))])
+    assert context.indices(b"", 5, -70_000) == context.indices(b"", 5, 0) == [FIRST_VALUE + 1]
     assert context.indices(b"", 5, None) == [MISSING]
 
 
