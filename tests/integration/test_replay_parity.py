@@ -129,8 +129,8 @@ def test_stream_and_trainer_see_the_same_context_in_every_click(
 def with_odd_values(log: Log) -> Log:
     """A click in ten says nothing, or something new, of its event type; dwell is a decimal."""
     odd = pl.int_range(pl.len()) % 20
-    event_type = pl.when(odd == 3).then(None).when(odd == 11).then(pl.lit("gift"))
-    event_type = event_type.otherwise(pl.col("event_type"))
+    said = pl.when(odd == 3).then(None).when(odd == 11).then(pl.lit("gift"))
+    event_type = said.otherwise(pl.col("event_type"))
     dwell_s = (pl.col("dwell_ms") / 1000).round()  # 15.0, whose name is "15"
     train, test = (clicks.with_columns(dwell_s=dwell_s) for clicks in (log.train, log.test))
     return Log(train, test.with_columns(event_type=event_type), log.idle_timeout_s)
