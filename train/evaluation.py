@@ -4,9 +4,11 @@ One `.npz` an evaluation, read with `allow_pickle=False`: tables, intervals, sli
 tests come from it without running a model again.
 """
 
+import re
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -96,8 +98,8 @@ def describe_log(name: str, indexed: Indexed, lost: Lost = NOTHING_LOST) -> LogC
         name=name,
         sessions=len(sessions),
         clicks=sessions.n_clicks,
-        first_timestamp_ms=int(sessions.timestamp_ms.min(initial=np.iinfo(np.int64).max)),
-        last_timestamp_ms=int(sessions.timestamp_ms.max(initial=0)),
+        first_timestamp_ms=int(sessions.timestamp_ms.min()) if len(sessions) else 0,
+        last_timestamp_ms=int(sessions.timestamp_ms.max()) if len(sessions) else 0,
         dropped_clicks=indexed.dropped_clicks,
         dropped_sessions=indexed.dropped_sessions,
         lost=lost,
@@ -138,7 +140,7 @@ def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
         n: a.astype(np.min_scalar_type(a.max(initial=0))) if a.dtype == np.int64 else a
         for n, a in arrays.items()
     }
-    path = folder / f"{evaluation.info.model}{SUFFIX}"
+    path = folder / (re.sub(r"[^\w.=+-]+", "_", evaluation.info.model) + SUFFIX)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as target:
         info = np.array(evaluation.info.model_dump_json())
@@ -162,12 +164,22 @@ def load_evaluation(path: Path) -> Evaluation:
 
 
 def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
-    """All evaluations in and below the folders, by path. Raises EvaluationError for a folder
-    that holds none."""
+    """All evaluations in and below the folders, by path.
+
+    Two of one model on one log are told apart by the names of their folders. Raises
+    EvaluationError for a folder that holds none.
+    """
     found: dict[Path, Evaluation] = {}
     for folder in folders:
         paths = sorted(folder.rglob(f"*{SUFFIX}"))
         if not paths:
             raise EvaluationError(f"{folder} holds no file *{SUFFIX}: evaluate a model into it")
         found |= {path.resolve(): load_evaluation(path) for path in paths}
-    return list(found.values())
+    uses = Counter((kept.info.log.name, kept.info.model) for kept in found.values())
+    result = []
+    for path, kept in found.items():
+        name = kept.info.model
+        if uses[kept.info.log.name, name] > 1:
+            name += f" ({path.parent.name})"
+        result.append(replace(kept, info=kept.info.model_copy(update={"model": name})))
+    return result

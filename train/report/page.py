@@ -201,7 +201,6 @@ def _slices(rows: Sequence[Row]) -> list[Slice]:
                 labels,
                 [Series(row.name, row.colour or 0, values[metric][row.name]) for row in rows],
                 [_short(part.predictions) for part in first],
-                from_zero=False,
                 connect=name != "target",  # novel and repeat have no order
             )
             for metric in SHOWN
@@ -228,7 +227,7 @@ def _training(trained: Sequence[Row]) -> list[Markup]:
         title = "Training loss" if name == "loss" else f"{_metric(name)} on validation"
         if any(not math.isnan(point.value) for one in series for point in one.values):
             labels = [str(epoch) for epoch in range(1, n_epochs + 1)]
-            plots.append(line_plot(title, "epoch", labels, series, from_zero=False))
+            plots.append(line_plot(title, "epoch", labels, series))
     return plots
 
 

@@ -76,12 +76,11 @@ def line_plot(
     series: Sequence[Series],
     notes: Sequence[str] = (),
     *,
-    from_zero: bool = True,
     connect: bool = True,
 ) -> Markup:
     """Series over `labels` with their intervals; `notes` stand small below the labels."""
     shown = [v for s in series for e in s.values for v in e if not math.isnan(v)]
-    low, high, step = _axis([0.0, *shown] if from_zero else shown)
+    low, high, step = _axis(shown)
     x_step = _PLOT_WIDTH / len(labels)
 
     def y(value: float) -> float:
@@ -151,7 +150,7 @@ def _point(
     ).format(whisker, x, y(value), ring, MARKERS[series.colour], told)
 
 
-def _text(kind: str, x: float, y: float, text: str) -> Markup:
+def _text(kind: str, x: float, y: int, text: str) -> Markup:
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
         kind, x, y, text
     )
