@@ -48,9 +48,9 @@ class EvaluateBenchSettings(BaseSettings):
     """Size of the catalogue; the default is Diginetica's."""
     hidden_size: PositiveInt = 100
     """Units of the GRU."""
-    sessions: PositiveInt = 5000
+    sessions: PositiveInt = 3000
     """Sessions to rank, of 4.9 clicks in the mean as Diginetica's."""
-    rounds: PositiveInt = 7
+    rounds: PositiveInt = 5
     """Times everything is measured; the fastest counts."""
     out: Path = Path("bench/results/evaluate.json")
     """Where the figures go."""
