@@ -16,8 +16,11 @@ PACKAGES = (
     "faust-streaming",
     "msgspec",
     "numpy",
+    "numba",
     "onnxruntime",
+    "polars",
     "prometheus-client",
+    "torch",
     "uvloop",
 )
 

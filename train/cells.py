@@ -5,12 +5,15 @@ operations that export as they stand (`export/graph.py`). State and output are t
 LSTM's state is hidden and cell, a window's is its last inputs.
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
+
+from train import kernels
 
 Cell = Literal["rnn", "lstm", "gru", "window"]
 
@@ -128,12 +131,35 @@ def _gru(
     So all three gates of the hidden side are one matrix product. Equations and packing (reset,
     update, new) are those of `torch.nn.GRUCell`.
     """
+    if torch.is_grad_enabled() and x_gates.dtype == torch.float32 and not x_gates.is_cuda:
+        output: Tensor = _CompiledGRU.apply(x_gates, h_gates, hidden)
+        return output
     x_reset, x_update, x_new = x_gates.chunk(3, dim=1)
     h_reset, h_update, h_new = h_gates.chunk(3, dim=1)
     reset = torch.sigmoid(x_reset + h_reset)
     update = torch.sigmoid(x_update + h_update)
     new = torch.tanh(x_new + reset * h_new)
     return new + update * (hidden - new)
+
+
+class _CompiledGRU(torch.autograd.Function):
+    """What `_gru` computes, for training: one pass each way instead of ten and fifteen."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_gates: Tensor, h_gates: Tensor, hidden: Tensor) -> Tensor:
+        output, gates = torch.empty_like(hidden), torch.empty_like(x_gates)
+        arrays = (t.detach().numpy() for t in (x_gates, h_gates, hidden, output, gates))
+        kernels.gru(*arrays)
+        ctx.save_for_backward(h_gates, hidden, gates)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, of_output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        h_gates, hidden, gates = ctx.saved_tensors
+        results = torch.empty_like(gates), torch.empty_like(gates), torch.empty_like(hidden)
+        given = (of_output.contiguous(), h_gates, hidden, gates)
+        kernels.gru_gradient(*(t.detach().numpy() for t in (*given, *results)))
+        return results
 
 
 def _lstm(

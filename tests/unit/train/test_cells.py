@@ -40,6 +40,24 @@ def test_rnn_and_gru_compute_what_torch_calls_by_these_names() -> None:
         assert state is output
 
 
+def test_the_compiled_gru_has_the_gradients_of_torchs() -> None:
+    layer, x, hidden = a_layer("gru"), torch.randn(3, 5), torch.randn(3, 7)
+    reference = as_torch(layer, torch.nn.GRUCell(5, 7))
+    found: list[Tensor | None] = []
+    expected: list[Tensor | None] = []
+    for gradients, cell in ((found, layer), (expected, reference)):
+        inputs = x.clone().requires_grad_(), hidden.clone().requires_grad_()
+        output = layer(*inputs, NO_CONTEXT)[0] if cell is layer else cell(*inputs)
+        (output**3).sum().backward()
+        gradients += [tensor.grad for tensor in inputs]
+    found += [layer.weight_input.grad, layer.weight_hidden.grad, layer.bias_hidden.grad]
+    expected += [reference.weight_ih.grad, reference.weight_hh.grad, reference.bias_hh.grad]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(x, hidden, NO_CONTEXT)[0], reference(x, hidden))
+
+
 def test_lstm_computes_what_torch_calls_an_lstm_cell_and_keeps_hidden_and_cell() -> None:
     layer = a_layer("lstm")
     x, hidden, memory = torch.randn(3, 5), torch.randn(3, 7), torch.randn(3, 7)

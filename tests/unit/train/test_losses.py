@@ -96,6 +96,25 @@ def test_gradients_of_bpr_max_agree_with_differences(elu: float) -> None:
     assert torch.autograd.gradcheck(lambda s: bpr_max(s, target, bpreg=0.7, elu=elu), (scores,))
 
 
+@pytest.mark.parametrize("elu", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("bpreg", [0.0, 0.9])
+def test_the_compiled_bpr_max_is_that_of_torchs_operations(elu: float, bpreg: float) -> None:
+    torch.manual_seed(5)
+    scores = (3 * torch.randn(7, 211)).requires_grad_()
+    double = scores.detach().double().requires_grad_()
+    target, weight = torch.randint(211, (7,)), torch.rand(7)
+    (bpr_max(scores, target, bpreg, elu) * weight).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    (bpr_max(double, target, bpreg, elu) * weight).sum().backward()  # type: ignore[no-untyped-call]  # the same
+    torch.testing.assert_close(
+        bpr_max(scores, target, bpreg, elu).double(),
+        bpr_max(double, target, bpreg, elu),
+        atol=1e-5,
+        rtol=1e-6,
+    )
+    assert scores.grad is not None and double.grad is not None
+    torch.testing.assert_close(scores.grad.double(), double.grad, atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("elu", [0.0, 1.0])
 def test_a_hopeless_target_costs_much_but_not_infinitely_much(elu: float) -> None:
     scores = torch.tensor([[-200.0, 200.0]], requires_grad=True)
