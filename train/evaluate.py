@@ -32,8 +32,10 @@ __all__ = [
 
 PROTOCOL = (
     "next item, every prefix of every session, whole catalogue ranked, nothing sampled, "
-    "ties count against the model, repeats allowed; novel: targets not yet in the session, "
-    "same lists; clicks on items unseen in training dropped, then sessions of one click"
+    "ties count against the model, repeats allowed; novel and repeat: targets not yet and already "
+    "in the session, same lists; clicks on items unseen in training dropped, then sessions of one "
+    "click; with_unknown: what is lost by that counted as misses; targets weighed where the log "
+    "says so, those of weight 0 none"
 )
 
 # Scores of one step, at 4 bytes: 24 MB keeps 1 million items in bounds and 43,097 items at 139

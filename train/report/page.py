@@ -112,10 +112,12 @@ def write_report(
         "day": _day,
         "p_value": _p_value,
     }
+    sections = [_section(found) for found in by_log.values()]
     page = environment.get_template("page.html").render(
         title=title,
         style=Markup((Path(__file__).parent / "page.css").read_text("utf-8")),  # noqa: S704
-        sections=[_section(found) for found in by_log.values()],
+        sections=sections,
+        models=list(dict.fromkeys(row.name for section in sections for row in section.rows)),
         protocols=sorted({evaluation.info.protocol for evaluation in evaluations}),
         cutoffs=CUTOFFS,
         headline=_HEADLINE,

@@ -107,6 +107,18 @@ def test_a_model_without_predictions_has_a_page(tmp_path: Path) -> None:
     page_of(tmp_path, made("gru", 15, n_sessions=0), made("pop", 15, n_sessions=0))
 
 
+def test_several_logs_have_one_table_over_all_with_gaps_where_a_model_was_not_measured(
+    tmp_path: Path,
+) -> None:
+    both = [made("gru", 15, log="a"), made("gru", 30, log="b"), made("pop", 300, log="b")]
+    page = page_of(tmp_path, *both)
+    overview = page[page.index("All logs") : page.index('id="log-1"')]
+    gru, pop = re.findall(r"<tr><th scope=.row.>.*?</tr>", overview, re.DOTALL)
+    assert len(re.findall(r"\.\d{4}|1\.0000", gru)) == 4
+    assert pop.count("\N{EN DASH}") == 2
+    assert "All logs" not in page_of(tmp_path, both[0])
+
+
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     page = page_of(tmp_path, made("<b>&", 15, log='a "log" <i>'), made("pop", 20, log="other"))
     assert "&lt;b&gt;&amp;" in page
