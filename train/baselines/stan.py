@@ -22,8 +22,8 @@ from train.compiled import compiled
 from train.evaluate import SessionBatch
 from train.sessions import Sessions
 
-WINDOW = 20  # clicks of a session that are looked at: the next one would weigh e^-5 by default
-"""Last clicks of a session that count."""
+WINDOW = 20
+"""Last clicks of a session that count; by default the next one would weigh e^-5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +82,10 @@ def stan(
     """
     index = index_sessions(sessions, n_items)
     age_s = (index.last_click_ms.max(initial=0) - index.last_click_ms) / 1000.0
-    recency = np.ones(index.n_sessions) if session_scale_s is None else -age_s / session_scale_s
-    if session_scale_s is not None:
-        recency = np.exp(np.maximum(recency, -600.0))  # e^-745 is no longer above 0
+    if session_scale_s is None:
+        recency = np.ones(index.n_sessions)
+    else:  # e^-745 would be 0, and a neighbour that old no neighbour
+        recency = np.exp(-np.minimum(age_s / session_scale_s, 600.0))
     return STAN(
         index=index,
         base=(1e-6 * tie_break(item_support(sessions, n_items))).astype(np.float32),

@@ -63,7 +63,11 @@ class VMISKNN:
 def vmis_knn(
     sessions: Sessions, n_items: int, *, m: int = 500, k: int = 100, window: int = LONGEST_WINDOW
 ) -> VMISKNN:
-    """VMIS-kNN over these training sessions; m, k and window by default as published."""
+    """VMIS-kNN over these training sessions.
+
+    The defaults are those of the untuned figures it is known by: .5178/.1832 on Diginetica's
+    official test, .6832/.3592 on RSC15-100k's. Raises ValueError for sizes without a meaning.
+    """
     if not (0 < k <= m and 0 < window <= LONGEST_WINDOW):
         raise ValueError(
             f"VMIS-kNN takes 0 < k <= m and a window of 1 to {LONGEST_WINDOW} clicks, "
