@@ -13,4 +13,22 @@ PRESETS: dict[str, dict[str, object]] = {
         "dropout_hidden": 0.2,
         "learning_rate": 0.05,
     },
+    # The parameters that the authors of GRU4Rec publish for Diginetica.
+    "diginetica": {
+        "hidden_size": 512,
+        "embedding": "shared",
+        "n_negatives": 2048,
+        "sample_alpha": 0.3,
+        "batch_size": 128,
+        "dropout_embedding": 0.5,
+        "dropout_hidden": 0.3,
+        "learning_rate": 0.05,
+        "momentum": 0.15,
+        "bpreg": 0.9,
+        "elu": 1.0,
+        "epochs": 10,
+        "patience": 0,
+    },
+    "globo-5d": {},
+    "foursquare-nyc": {},
 }

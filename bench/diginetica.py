@@ -1,0 +1,228 @@
+"""The shipped recurrent model on Diginetica, alone and blended with VMIS-kNN.
+
+``python -m bench.diginetica measure OUT`` trains the preset on the first 90 % of the training
+sessions with three seeds, measures it on the last 10 % and keeps bench/results/diginetica.json and
+the blend's weights. ``train OUT`` trains it on the whole file; ``score OUT TEST.tsv.gz`` prints
+what OUT reaches on any file of the same format.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+from pydantic import PositiveInt
+from pydantic_settings import (
+    BaseSettings,
+    CliApp,
+    CliPositionalArg,
+    CliSubCommand,
+    SettingsConfigDict,
+    get_subcommand,
+)
+
+from bench.record import provenance
+from train.baselines.vmis import vmis_knn
+from train.blend import load_blend
+from train.blend_fit import fit_blend
+from train.checkpoint import INFO, Checkpoint, load_checkpoint
+from train.clicks import Columns, read_clicks
+from train.compare import compare, estimate
+from train.evaluate import PROTOCOL, Predictor, rank_targets
+from train.figures import figures
+from train.fit import fit
+from train.predictor import ModelPredictor
+from train.progress import EpochProgress
+from train.ranks import Ranks
+from train.sessions import Sessions, build_sessions
+from train.settings import FitSettings
+from train.training_log import TrainingLog, read_training_log
+
+PRESET = "diginetica"
+RESULT = Path(__file__).parent / "results" / "diginetica.json"
+BLEND = Path(__file__).parent / "results" / "diginetica-blend.json"
+COLUMNS = Columns(preset="public")
+NEIGHBOURS = {"m": 500, "k": 100, "window": 9}
+MODEL, VMIS, BLENDED = "model", "vmis-knn", "blend"
+METRICS = ("recall_at_20", "mrr_at_20")
+
+log = structlog.get_logger()
+
+
+class Measure(BaseSettings):
+    """Train on the first 90 % of the sessions, measure on the last 10 %; goes on if it was cut."""
+
+    out: CliPositionalArg[Path]
+    """Folder of the checkpoints, one a seed."""
+    seeds: list[PositiveInt] = [1, 2, 3]
+    """One training each."""
+
+
+class Train(BaseSettings):
+    """Train the preset on the whole training file; goes on if it was cut."""
+
+    out: CliPositionalArg[Path]
+    """Folder of the checkpoint and the blend's weights."""
+
+
+class Score(BaseSettings):
+    """Print one JSON line: what the model and the blend reach on a file."""
+
+    out: CliPositionalArg[Path]
+    """Folder that `train` wrote."""
+    test: CliPositionalArg[Path]
+    """A .tsv.gz with the columns SessionId, ItemId, Time."""
+
+
+class Diginetica(BaseSettings):
+    """The shipped model on Diginetica; the data is looked for under NEXTCLICK_DATA."""
+
+    model_config = SettingsConfigDict(
+        cli_prog_name="python -m bench.diginetica",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        use_attribute_docstrings=True,
+    )
+    measure: CliSubCommand[Measure]
+    train: CliSubCommand[Train]
+    score: CliSubCommand[Score]
+
+
+def main() -> int:
+    """Run one of the commands."""
+    torch.set_num_threads(1)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    command = get_subcommand(CliApp.run(Diginetica))
+    if isinstance(command, Measure):
+        measure(command)
+    elif isinstance(command, Train):
+        trained(training_log(0.0), command.out, seed=1)
+        shutil.copyfile(BLEND, command.out / BLEND.name)
+    elif isinstance(command, Score):
+        print(json.dumps(score(command)))
+    return 0
+
+
+def training_file() -> Path:
+    """Of the data set."""
+    data = Path(os.environ.get("NEXTCLICK_DATA", "../shared/data"))
+    path = data / "diginetica-sessions" / "train.tsv.gz"
+    if not path.exists():
+        sys.exit(f"{path} is not there: NEXTCLICK_DATA names the folder of diginetica-sessions/")
+    return path
+
+
+def settings(validation_fraction: float, out: Path, seed: int) -> FitSettings:
+    """The preset's."""
+    return FitSettings.model_validate(
+        {
+            "clicks": training_file(),
+            "columns": COLUMNS,
+            "out": out,
+            "preset": PRESET,
+            "validation_fraction": validation_fraction,
+            "seed": seed,
+        }
+    )
+
+
+def training_log(validation_fraction: float) -> TrainingLog:
+    """Read once for all seeds."""
+    return read_training_log(settings(validation_fraction, Path(), seed=1))
+
+
+def trained(data: TrainingLog, out: Path, seed: int) -> Checkpoint:
+    """The checkpoint in `out`, trained to its end."""
+    wanted = settings(0.0, out, seed)
+    resume = load_checkpoint(out) if (out / INFO).exists() else None
+    schedule = wanted.schedule()
+    predictions = data.train.n_clicks - len(data.train)
+    with EpochProgress(predictions, 1, schedule.epochs) as progress:
+        fit(data, wanted.hyperparameters(), schedule, out, resume=resume, watch=progress.watch())
+    return load_checkpoint(out)
+
+
+def measure(command: Measure) -> None:
+    """Train every seed, blend, and keep figures with intervals."""
+    data = training_log(0.1)
+    assert data.validation is not None
+    n_items = len(data.catalogue)
+    neighbours = vmis_knn(data.train, n_items, **NEIGHBOURS)
+    ranks = {VMIS: rank_targets(neighbours, data.validation, n_items)}
+    rows = [row(VMIS, None, ranks[VMIS])]
+    for seed in command.seeds:
+        checkpoint = trained(data, command.out / f"seed-{seed}", seed)
+        parts: dict[str, Predictor] = {
+            MODEL: ModelPredictor(checkpoint.model),
+            VMIS: neighbours,
+        }
+        ranks[MODEL] = rank_targets(parts[MODEL], data.validation, n_items)
+        ranks[BLENDED] = cross_fitted(parts, data.validation, n_items)
+        rows += [row(name, seed, ranks[name]) for name in (MODEL, BLENDED)]
+        for part in (MODEL, VMIS):
+            against = {m: compare(ranks[BLENDED], ranks[part], m)._asdict() for m in METRICS}
+            rows[-1][f"against_{part}"] = against
+        log.info("seed_done", **rows[-2])
+        log.info("seed_done", **rows[-1])
+        if seed == command.seeds[0]:
+            fit_blend(parts, data.validation, n_items).write(BLEND)
+    content = {
+        "protocol": PROTOCOL,
+        **provenance(),
+        "split": "the last 10 % of the training sessions; blends fitted on one half of them and "
+        "measured on the other, in turn",
+        "rows": rows,
+    }
+    RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def cross_fitted(parts: Mapping[str, Predictor], validation: Sessions, n_items: int) -> Ranks:
+    """The blend's ranks, each half of the sessions by weights fitted on the other."""
+    middle = len(validation) // 2
+    halves = validation.slice(0, middle), validation.slice(middle, len(validation))
+    found = []
+    for measured, fitted in (halves, halves[::-1]):
+        blend = fit_blend(parts, fitted, n_items)
+        found.append(rank_targets(blend, measured, n_items))
+    found[1] = replace(found[1], session=found[1].session + middle)
+    columns = (field.name for field in fields(Ranks))
+    return Ranks(**{n: np.concatenate([getattr(ranks, n) for ranks in found]) for n in columns})
+
+
+def row(model: str, seed: int | None, ranks: Ranks) -> dict[str, object]:
+    """Figures with their intervals."""
+    result: dict[str, object] = {"model": model, "seed": seed, "predictions": len(ranks)}
+    (whole,) = estimate(ranks, METRICS)
+    for name, found in whole.figures.items():
+        result[name] = round(found.value, 4)
+        result[f"{name}_interval"] = [round(found.low, 4), round(found.high, 4)]
+    return result
+
+
+def score(command: Score) -> dict[str, dict[str, float]]:
+    """What the folder's model and blend reach on a file."""
+    checkpoint = load_checkpoint(command.out)
+    catalogue = checkpoint.catalogue
+    n_items = len(catalogue)
+    known = build_sessions(read_clicks(training_file(), COLUMNS).clicks, catalogue).sessions
+    asked = build_sessions(read_clicks(command.test, COLUMNS).clicks, catalogue).sessions
+    parts: dict[str, Predictor] = {
+        MODEL: ModelPredictor(checkpoint.model),
+        VMIS: vmis_knn(known, n_items, **NEIGHBOURS),
+    }
+    predictors = {MODEL: parts[MODEL], BLENDED: load_blend(command.out / BLEND.name, parts)}
+    result = {}
+    for name, predictor in predictors.items():
+        found = figures(rank_targets(predictor, asked, n_items))
+        result[name] = {metric: found[metric] for metric in (*METRICS, "predictions")}
+    return result
+
+
+if __name__ == "__main__":
+    sys.exit(main())
