@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from train.event_types import EventTypes
 from train.model import ModelConfig, SessionModel
 from train.sessions import Catalogue
 
@@ -74,6 +75,8 @@ class CheckpointInfo(_Record):
     training: TrainingData
     idle_timeout_s: int | None
     """The gap that cut the training sessions; null where the log came with a session column."""
+    event_types: EventTypes = EventTypes()
+    """Which types of event advanced a session in training."""
     epoch: int
     """The epoch `weights` were taken after, counted from 1."""
     protocol: str

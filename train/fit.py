@@ -131,6 +131,7 @@ def fit(
             epochs=schedule.epochs,
             training=log.description(),
             idle_timeout_s=log.idle_timeout_s,
+            event_types=log.event_types,
             epoch=best.epoch,
             protocol=PROTOCOL,
             metrics=best.metrics,

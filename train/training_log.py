@@ -18,6 +18,7 @@ from train.clicks import (
     split_by_time,
 )
 from train.context import ContextError, ContextField, learn_fields
+from train.event_types import EventTypes, weigh_events
 from train.figures import NOTHING_LOST, Lost, lost_predictions
 from train.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.source import open_log
@@ -46,6 +47,8 @@ class LogSettings(BaseModel):
     """Click log to validate on; unset: the newest sessions of the log are held back for it."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the log's sessions held back, the newest; 0: train on all and validate nothing."""
+    event_types: EventTypes = EventTypes()
+    """Which types of event advance a session, and which are to be predicted."""
     context: tuple[str, ...] = ()
     """What the model sees of a click besides its item: hour, weekday, gap (the time since the last
     click), or columns of the log."""
@@ -65,6 +68,8 @@ class TrainingLog:
     """The gap that cut the sessions; None where the log named them itself."""
     context: tuple[ContextField, ...] = ()
     """What the columns of the sessions' context mean."""
+    event_types: EventTypes = EventTypes()
+    """Which types of event are in it, and what they count as targets."""
     lost: Lost = NOTHING_LOST
     """Predictions of the validation that nobody can make: of items new in it."""
 
@@ -93,6 +98,9 @@ def read_training_log(
     anything is read.
     """
     columns = [name for name in settings.context if name not in TIME_FIELDS]
+    events = settings.event_types
+    if events != EventTypes():
+        columns.append(events.column)
     for path in (settings.clicks, settings.validation):
         if path is not None:
             _check_context(path, columns)
@@ -130,15 +138,22 @@ def read_training_log(
             dropped_sessions=indexed.dropped_sessions,
         )
     return TrainingLog(
-        train.sessions, validation, catalogue, settings.idle_timeout_s, tuple(fields), lost
+        train.sessions,
+        validation,
+        catalogue,
+        settings.idle_timeout_s,
+        tuple(fields),
+        settings.event_types,
+        lost,
     )
 
 
 def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) -> pl.DataFrame:
-    """The good clicks of one log with these further columns."""
-    return read_clicks(
+    """The good clicks of one log with these further columns, weighed by their type."""
+    clicks = read_clicks(
         path, settings.columns, idle_timeout_s=settings.idle_timeout_s, keep=columns
     ).clicks
+    return weigh_events(clicks, settings.event_types)
 
 
 def _check_context(path: str | Path, columns: Sequence[str]) -> None:
