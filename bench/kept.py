@@ -1,0 +1,131 @@
+"""What kept runs say of a variant: means over seeds, intervals and paired tests over sessions.
+
+A figure's interval and test are over sessions with the seeds as they are; how far seeds lie apart
+stands beside it as the least and the most.
+"""
+
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import fields
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from bench.experiments import chosen
+from bench.grid import BASE, DataSet, Setting, Variant, variants
+from bench.run import RANKS, Line, key_of, ranks_path
+from train.compare import compare, estimate, holm
+from train.evaluation import load_evaluation
+from train.ranks import Ranks
+
+METRICS = ("recall_at_20", "mrr_at_20")
+SPLITS = ("validation", "test")
+
+Row = dict[str, Any]
+Table = dict[str, Any]
+
+
+def merged(seeds: Sequence[Ranks]) -> Ranks:
+    """The predictions of several seeds as those of one model that is right as often as their mean.
+
+    A session's predictions stand together, so that a resampled session brings those of all seeds.
+    """
+    columns = {
+        name: np.concatenate([getattr(ranks, name) for ranks in seeds])
+        for name in (field.name for field in fields(Ranks))
+    }
+    order = np.argsort(columns["session"], kind="stable")
+    return Ranks(**{name: column[order] for name, column in columns.items()})
+
+
+class Kept:
+    """The runs of a data set that are kept, and their ranks."""
+
+    def __init__(self, data: DataSet, lines: Sequence[Line], ranks: Path = RANKS) -> None:
+        self.data, self.lines, self._ranks = data, lines, ranks
+        self._by_run = {(line["key"], line["seed"]): line for line in lines}
+
+    def seeds(self, setting: Setting) -> list[int]:
+        """With which it was run to an end."""
+        key = key_of(self.data, setting)
+        runs = self._by_run.items()
+        return sorted(seed for (k, seed), line in runs if k == key and "failed" not in line)
+
+    def line(self, setting: Setting, seed: int) -> Line:
+        return self._by_run[key_of(self.data, setting), seed]
+
+    def ranks(self, setting: Setting, split: str, seeds: Sequence[int]) -> Ranks:
+        """Of all those seeds together. Raises EvaluationError where they are not on disk."""
+        key = key_of(self.data, setting)
+        files = [ranks_path(self._ranks, self.data.name, split, key, seed) for seed in seeds]
+        return merged([load_evaluation(file).ranks for file in files])
+
+
+def measure_tables(kept: Kept) -> Iterator[Table]:
+    """A table a factor and split, of the rows that were run."""
+    rows = variants(kept.data)
+    measured: dict[tuple[object, ...], Row] = {}
+    for factor in dict.fromkeys(row.factor for row in rows if row.factor != "base"):
+        for split in SPLITS:
+            table: list[Row] = []
+            for variant in rows:
+                setting = chosen(kept.data, variant, kept.lines)
+                seeds = tuple(kept.seeds(setting))
+                if variant.factor != factor or not seeds:
+                    continue
+                if split not in kept.line(setting, seeds[0]):
+                    continue
+                against = variant.against
+                run = tuple(key_of(kept.data, s) for s in (setting, against)), split
+                if run not in measured:
+                    measured[run] = _measure(kept, setting, against, split, seeds)
+                named: Row = {"name": variant.name, "tried": _tried(variant, setting)}
+                table.append(named | deepcopy(measured[run]))
+            if any(not row["is_base"] for row in table):
+                _correct(table)
+                where = {"dataset": kept.data.name, "factor": factor, "split": split}
+                yield {**where, "rows": table}
+
+
+def _tried(variant: Variant, setting: Setting) -> dict[str, Any]:
+    """What validation picked of the variant's tries."""
+    if len(variant.tries) < 2:
+        return {}
+    return dict(variant.tries[variant.settings.index(setting)])
+
+
+def _measure(
+    kept: Kept, setting: Setting, against: Setting, split: str, seeds: tuple[int, ...]
+) -> Row:
+    """The figures of one row, and what it has over another with the same seeds."""
+    key = key_of(kept.data, setting)
+    ranks = kept.ranks(setting, split, seeds)
+    figures = estimate(ranks, METRICS)[0].figures
+    lines = [kept.line(setting, seed) for seed in seeds]
+    row: Row = {
+        "key": key,
+        "is_base": key == key_of(kept.data, BASE),
+        "seeds": list(seeds),
+        "seconds": mean(line["seconds"] for line in lines),
+    }
+    for metric in METRICS:
+        of_seeds = [line[split][metric] for line in lines]
+        spread = {"least": min(of_seeds), "most": max(of_seeds)}
+        row[metric] = figures[metric]._asdict() | spread
+    common = [seed for seed in seeds if seed in kept.seeds(against)]
+    if common and key != key_of(kept.data, against):
+        own, other = (kept.ranks(s, split, common) for s in (setting, against))
+        for metric in METRICS:
+            row[metric]["difference"] = compare(own, other, metric)._asdict()
+    return row
+
+
+def _correct(table: list[Row]) -> None:
+    """p-values corrected for the rows of the table, by metric."""
+    for metric in METRICS:
+        differences = [row[metric]["difference"] for row in table if "difference" in row[metric]]
+        corrected = holm([difference["p_value"] for difference in differences])
+        for difference, p_value in zip(differences, corrected, strict=True):
+            difference["p_holm"] = p_value

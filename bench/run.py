@@ -1,0 +1,202 @@
+"""One run of the experiments: a setting trained with one seed, and what it reached.
+
+Its weights are thrown away; figures go into the line that is kept, ranks into files for paired
+tests and intervals.
+"""
+
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Int64
+
+from bench.grid import SHOP, SHOP_CLICKS, DataSet, Setting
+from train.baselines import item_support
+from train.checkpoint import load_checkpoint
+from train.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
+from train.context import MISSING, learn_fields
+from train.evaluation import SUFFIX, Training, describe_log, evaluate, save_evaluation
+from train.figures import METRICS
+from train.fit import FitError, fit
+from train.model import SessionModel
+from train.predictor import ModelPredictor
+from train.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
+from train.shop import ShopConfig, generate_shop
+from train.training_log import TrainingLog
+
+RANKS = Path("build/experiments")
+
+KEPT = ("predictions", *METRICS, "novel_recall_at_20", "novel_mrr_at_20")
+
+Line = dict[str, Any]
+"""A run as it is kept: what it was and its figures, by split."""
+
+
+class Parts(NamedTuple):
+    """A data set's clicks: to learn from, to choose by, and to look at last."""
+
+    train: pl.DataFrame
+    validation: pl.DataFrame
+    test: pl.DataFrame | None
+
+
+def load_parts(data: DataSet) -> Parts:
+    """The clicks with all their columns. Exits with a sentence where the data are not there."""
+    if data.name == SHOP:
+        clicks = generate_shop(SHOP_CLICKS, ShopConfig(seed=1))
+        known, test = split_by_time(clicks, data.validation_fraction)
+        return Parts(*split_by_time(known, data.validation_fraction), test)
+    folder = Path(os.environ.get("NEXTCLICK_DATA", "../shared/data")) / data.name
+    if not folder.is_dir():
+        sys.exit(f"{folder} is not there: set NEXTCLICK_DATA to the folder that holds {data.name}/")
+    columns, test_path = Columns(preset="public"), folder / "test.tsv.gz"
+    clicks = read_clicks(folder / "train.tsv.gz", columns).clicks
+    newest = read_clicks(test_path, columns).clicks if test_path.exists() else None
+    return Parts(*split_by_time(clicks, data.validation_fraction), newest)
+
+
+class Logs(NamedTuple):
+    """What a setting learns from, and what it is measured on."""
+
+    training: TrainingLog
+    """Its catalogue has the items with a click in the period it learns from."""
+    catalogue: Catalogue
+    """The items of the whole training part: all settings rank the same predictions."""
+    support: Int64[np.ndarray, "N"]
+    """Clicks of the period on them."""
+    splits: dict[str, Indexed]
+
+
+def build_logs(parts: Parts, data: DataSet, setting: Setting) -> Logs:
+    """Sessions with the setting's context over its period."""
+    clicks = parts.train
+    if setting.last_days is not None:
+        clicks = filter_clicks(clicks, Filters(last_days=setting.last_days)).clicks
+    fields = learn_fields(clicks, setting.context, utc_offset_s=data.utc_offset_s)
+
+    def build(log: pl.DataFrame, catalogue: Catalogue, seed: int) -> Indexed:
+        indexed = build_sessions(log, catalogue, fields)
+        columns = [setting.context.index(name) for name in setting.shuffled]
+        return indexed._replace(sessions=shuffle_context(indexed.sessions, columns, seed))
+
+    own, whole = build_catalogue(clicks), build_catalogue(parts.train)
+    train, validation = build(clicks, own, 1), build(parts.validation, own, 2).sessions
+    training = TrainingLog(train.sessions, validation, own, None, fields)
+    support = np.zeros(len(whole), dtype=np.int64)
+    support[rows_in(whole, own)] = item_support(train.sessions, len(own))
+    later = {"validation": parts.validation, "test": parts.test}
+    splits = {n: build(c, whole, 2) for n, c in later.items() if c is not None}
+    return Logs(training, whole, support, splits)
+
+
+def rows_in(whole: Catalogue, own: Catalogue) -> Int64[np.ndarray, "n"]:
+    """Where the items of a catalogue stand in a larger one."""
+    return np.array([whole.index[item_id] for item_id in own.item_ids], dtype=np.int64)
+
+
+def shuffle_context(sessions: Sessions, columns: Iterable[int], seed: int) -> Sessions:
+    """Clicks that say something in a column swap what they say, those that say nothing do not.
+
+    So a first click is still told from the others, and every value is as frequent as before.
+    """
+    context = sessions.context.copy()
+    for column in columns:
+        says = np.flatnonzero(context[:, column] != MISSING)
+        order = np.random.default_rng([seed, column]).permutation(len(says))
+        context[says, column] = context[says[order], column]
+    return replace(sessions, context=context)
+
+
+def widen(model: SessionModel, known: Catalogue, catalogue: Catalogue) -> SessionModel:
+    """The model over a larger catalogue: items it never saw are below all others, and say nothing
+    when they are clicked."""
+    if known.item_ids == catalogue.item_ids:
+        return model
+    wide = SessionModel(replace(model.config, n_items=len(catalogue)))
+    row = torch.from_numpy(rows_in(catalogue, known))
+    weights = model.state_dict()
+    for name, old in weights.items():
+        if name in ("item_embedding", "input_embedding", "output_bias"):
+            below = torch.finfo(old.dtype).min if name == "output_bias" else 0.0
+            weights[name] = old.new_full((len(catalogue), *old.shape[1:]), below)
+            weights[name][row] = old
+    wide.load_state_dict(weights)
+    return wide.eval()
+
+
+def key_of(data: DataSet, setting: Setting) -> str:
+    """A name for all that decides a run besides the seed: a changed base makes other runs."""
+    parameters = setting.hyperparameters(data, 0).model_dump(exclude={"seed"})
+    said = (
+        data.name,
+        parameters,
+        data.schedule.model_dump(mode="json"),
+        setting.reading,
+        data.validation_fraction,
+        data.utc_offset_s,
+    )
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def measure(data: DataSet, setting: Setting, seed: int, logs: Logs, ranks: Path = RANKS) -> Line:
+    """Train and rank; the line to keep, of which ranks are on disk by then.
+
+    Seconds are the process's own: waiting for a core that others use is not in them. A training
+    whose loss is no number any more has a line too: it says why instead of figures.
+    """
+    begin, key = time.process_time(), key_of(data, setting)
+    hyperparameters = setting.hyperparameters(data, seed)
+    line = {
+        "dataset": data.name,
+        "key": key,
+        "seed": seed,
+        "context": list(setting.context),
+        "shuffled": list(setting.shuffled),
+        "last_days": setting.last_days,
+        "hyperparameters": hyperparameters.model_dump(mode="json", exclude={"seed"}),
+    }
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            info = fit(
+                logs.training, hyperparameters, data.schedule, Path(folder), clock=time.process_time
+            )
+            model = load_checkpoint(Path(folder)).model
+    except FitError as error:
+        return {**line, "failed": str(error), "seconds": round(time.process_time() - begin, 1)}
+    history = info.history
+    line |= {
+        "epoch": info.epoch,
+        "epochs": len(history),
+        "clicks_per_second": round(median(record.clicks_per_second for record in history)),
+    }
+    predictor = ModelPredictor(widen(model, logs.training.catalogue, logs.catalogue))
+    for split, indexed in logs.splits.items():
+        evaluation = evaluate(
+            f"{key}-{seed}",
+            predictor,
+            indexed.sessions,
+            describe_log(f"{data.name} {split}", indexed),
+            logs.support,
+            training=Training(epoch=info.epoch, history=history),
+            lists=False,
+        )
+        save_evaluation(ranks / data.name / split, evaluation)
+        reached = evaluation.figures()
+        line[split] = {name: round(reached[name], 5) for name in KEPT}
+    return {**line, "seconds": round(time.process_time() - begin, 1)}
+
+
+def ranks_path(ranks: Path, dataset: str, split: str, key: str, seed: int) -> Path:
+    """Where a run's ranks are."""
+    return ranks / dataset / split / f"{key}-{seed}{SUFFIX}"

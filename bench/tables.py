@@ -1,0 +1,141 @@
+"""The tables of docs/experiments.md from the kept runs: ``python -m bench.tables``.
+
+`bench/results/experiments/tables.json` gets every figure with its interval, from the ranks in
+`build/experiments/`; docs/experiments.md gets it as Markdown between two markers. With
+``--rendered-only`` the page is written from that file, and no ranks are needed.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from bench.experiments import RESULTS, load_lines
+from bench.grid import DATASETS
+from bench.kept import METRICS, Kept, Row, Table, measure_tables
+from train.evaluation import EvaluationError
+
+PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
+BASELINES = Path(__file__).parent / "results" / "baselines.json"
+TABLES = RESULTS / "tables.json"
+BEGIN = "<!-- Written by python -m bench.tables, down to the next such line. -->"
+END = "<!-- Written by python -m bench.tables, up to here. -->"
+SIGNIFICANT = 0.05
+
+LEGEND = (
+    "Recall@20 and MRR@20 are means over the seeds [with their 95 % interval over resampled "
+    "sessions]; beside them stand the lowest and the highest seed, or that there was one.\n"
+    "The difference is a paired one, over the seeds that both have, [with its interval]: to the "
+    "base; of a peeking row to the same fields without peeking, of a cell with context to the "
+    f"same cell without. * where a sign-flip test over sessions gives p < {SIGNIFICANT:g} after "
+    "Holm's correction for the rows of the table.\n"
+    "In brackets behind a name stands what validation chose with seed 1; s is seconds of one "
+    "core for a run, reading the log not included.\n"
+    "Networks learn from the training file without its newest part, which picks the epoch; the "
+    "baselines beside a test from all of it."
+)
+
+
+class TablesSettings(BaseSettings):
+    """Write the tables of the experiments."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        cli_prog_name="python -m bench.tables",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        use_attribute_docstrings=True,
+    )
+    rendered_only: bool = False
+    """Write the page from tables.json as it stands."""
+
+
+def main() -> None:
+    settings = CliApp.run(TablesSettings)
+    if not settings.rendered_only:
+        tables: list[Table] = []
+        for name, data in DATASETS.items():
+            try:
+                tables += measure_tables(Kept(data, load_lines(RESULTS / f"{name}.jsonl")))
+            except EvaluationError as error:
+                sys.exit(f"{error}; ranks are no part of the repository: run bench.experiments")
+        TABLES.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(placed(PAGE.read_text(encoding="utf-8"), rendered()), encoding="utf-8")
+
+
+def rendered() -> str:
+    """The block as the kept tables and baselines say it."""
+    tables = json.loads(TABLES.read_text(encoding="utf-8"))
+    baselines = json.loads(BASELINES.read_text(encoding="utf-8"))["rows"]
+    return render(tables, baselines)
+
+
+def placed(page: str, block: str) -> str:
+    """The page with the block between its markers; behind all else where it has none."""
+    before, begin, rest = page.partition(BEGIN)
+    after = rest.partition(END)[2] if begin else "\n"
+    return f"{before.rstrip()}\n\n{BEGIN}\n\n{block}\n\n{END}{after}"
+
+
+def render(tables: Sequence[Table], baselines: Sequence[Row]) -> str:
+    """All tables as Markdown, by data set and factor, the test's where there is one."""
+    text: list[str] = [LEGEND, ""]
+    for data in DATASETS.values():
+        own = [table for table in tables if table["dataset"] == data.name]
+        if not own:
+            continue
+        split = "test" if any(table["split"] == "test" for table in own) else "validation"
+        text += [f"### {data.name}, {split}", ""]
+        beside = [r for r in baselines if r["dataset"] == data.name and r["split"] == split]
+        if beside:
+            text += ["| baseline | Recall@20 | MRR@20 |", "|---|---|---|"]
+            text += [
+                f"| {row['model']} | {_short(row[METRICS[0]])} | {_short(row[METRICS[1]])} |"
+                for row in beside
+            ]
+            text.append("")
+        for table in own:
+            if table["split"] == split:
+                text += [*_render(table), ""]
+    return "\n".join(text).rstrip()
+
+
+def _render(table: Table) -> Iterator[str]:
+    yield (
+        f"| {table['factor']} | Recall@20 | seeds | difference | MRR@20 | seeds | difference | s |"
+    )
+    yield "|---|---|---|---|---|---|---|---|"
+    for row in table["rows"]:
+        cells = [f"**{row['name']}** (base)" if row["is_base"] else row["name"]]
+        if row["tried"]:
+            cells[0] += " (" + ", ".join(f"{n} {v:g}" for n, v in row["tried"].items()) + ")"
+        for metric in METRICS:
+            figure = row[metric]
+            cells.append(f"{_short(figure['value'])} [{_range(figure['low'], figure['high'])}]")
+            one = len(row["seeds"]) == 1
+            cells.append("1" if one else _range(figure["least"], figure["most"]))
+            cells.append(_difference(figure.get("difference")))
+        yield "| " + " | ".join([*cells, f"{row['seconds']:.0f}"]) + " |"
+
+
+def _difference(difference: dict[str, float] | None) -> str:
+    if difference is None:
+        return ""
+    value, low, high = (f"{difference[name]:+.4f}" for name in ("value", "low", "high"))
+    mark = "*" if difference["p_holm"] < SIGNIFICANT else ""
+    return f"{value} [{low}, {high}]{mark}".replace("0.", ".")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{_short(low)}, {_short(high)}"
+
+
+def _short(share: float) -> str:
+    return f"{share:.4f}".removeprefix("0")
+
+
+if __name__ == "__main__":
+    main()
