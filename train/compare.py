@@ -117,8 +117,8 @@ def _by_session(ranks: Ranks, columns: Float64[np.ndarray, "P M"]) -> Float64[np
 
 def _resample(sums: Float64[np.ndarray, "S M"]) -> Float64[np.ndarray, "R M"]:
     """Sums over RESAMPLES samples of S sessions with replacement."""
-    # As a matrix product this would start a BLAS thread a core: 5 to 14 ms a chunk of 2,000 sessions
-    # on a busy machine, where the plain loop takes 1 ms.
+    # As a matrix product this would start a BLAS thread a core: 5 to 14 ms for 2,000 sessions
+    # and a chunk on a busy machine, where the plain loop takes 1 ms.
     samples = [
         np.einsum("rs,sm->rm", times.astype(np.float64), sums) for times in _draws(len(sums))
     ]
