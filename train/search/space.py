@@ -1,0 +1,206 @@
+"""Which hyperparameters a search draws, from what range, and which of them a trial has use for.
+
+The space holds what has won somewhere or may yet. What has not (bpr, top1, sgd), costs by the
+catalogue (softmax, one-hot) or is another kind of network (window) can be given to a search and
+stays fixed. The order is the order of drawing: what a parameter needs stands above it.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from optuna.trial import BaseTrial
+
+from train.hyperparameters import Hyperparameters
+
+Values: TypeAlias = Mapping[str, Any]
+
+
+class Choice(NamedTuple):
+    """One of these, in no order."""
+
+    values: tuple[Any, ...]
+
+    def suggest(self, trial: BaseTrial, name: str) -> Any:
+        """One of the values."""
+        return trial.suggest_categorical(name, self.values)
+
+    def nearest(self, value: Any) -> Any:
+        """The value itself, or the first one."""
+        return value if value in self.values else self.values[0]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{value}".lower() for value in self.values)
+
+
+class Rungs(NamedTuple):
+    """One of these whole numbers; 64 and 96 are as far apart as 128 and 192."""
+
+    values: tuple[int, ...]
+
+    def suggest(self, trial: BaseTrial, name: str) -> int:
+        """The rung nearest to a number drawn between the first and the last one."""
+        return self.nearest(trial.suggest_int(name, self.values[0], self.values[-1], log=True))
+
+    def nearest(self, value: int) -> int:
+        """The rung nearest to the value."""
+        return min(self.values, key=lambda rung: abs(math.log(rung / max(value, 1))))
+
+    def __str__(self) -> str:
+        return ", ".join(map(str, self.values))
+
+
+class Real(NamedTuple):
+    """A number of two digits, which tells trials apart as well as sixteen."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: BaseTrial, name: str) -> float:
+        """A number from low to high."""
+        return float(f"{trial.suggest_float(name, self.low, self.high, log=self.log):.2g}")
+
+    def nearest(self, value: float) -> float:
+        """The value, or the end of the range it is beyond."""
+        return min(max(value, self.low), self.high)
+
+    def __str__(self) -> str:
+        return f"{self.low:g} to {self.high:g}{' (log)' if self.log else ''}"
+
+
+class Needs(NamedTuple):
+    """A parameter means something only where `parameter` is one of `values`."""
+
+    parameter: str
+    values: tuple[Any, ...]
+
+
+class Dimension(NamedTuple):
+    """A parameter and where it is drawn from."""
+
+    parameter: str
+    values: Choice | Rungs | Real
+    needs: Needs | None = None
+    suffix: str = ""
+    """Tells a parameter's ranges apart where it has several."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the study."""
+        return self.parameter + self.suffix
+
+    def __str__(self) -> str:
+        text = f"{self.parameter} {self.values}"
+        if self.needs is None:
+            return text
+        return f"{text} where {self.needs.parameter} is {Choice(self.needs.values)}"
+
+
+SWITCH = Choice((False, True))
+BPR_MAX = Needs("loss", ("bpr-max",))
+SAMPLED = Needs("loss", ("bpr-max", "cross-entropy", "top1-max", "bpr", "top1"))
+RECURRENT = Needs("cell", ("rnn", "gru", "lstm"))
+# Hours and the like come in around the click, the gap on the way from the one before.
+INPUT, TRANSITION = Needs("context", ("input", "both")), Needs("context", ("gap", "both"))
+CONTEXT = Needs("context", ("input", "gap", "both"))
+
+SPACE = (
+    Dimension("cell", Choice(("gru", "lstm", "rnn"))),
+    Dimension("hidden_size", Rungs((64, 100, 128, 200, 256, 384, 512))),
+    Dimension("n_layers", Rungs((1, 2, 3)), RECURRENT),
+    Dimension("window", Rungs((2, 3, 5, 8)), Needs("cell", ("window",))),
+    Dimension("embedding", Choice(("separate", "shared"))),
+    Dimension("residual", SWITCH),
+    Dimension("feed_forward", SWITCH),
+    Dimension("normalise", SWITCH),
+    Dimension("temperature", Real(4, 40, log=True), Needs("normalise", (True,))),
+    Dimension("input_context", Choice(("concat", "multiply", "matrices")), INPUT),
+    Dimension(
+        "transition_context", Choice(("concat", "multiply", "matrices", "decay")), TRANSITION
+    ),
+    Dimension("context_size", Rungs((8, 16, 32)), CONTEXT),
+    Dimension("loss", Choice(("bpr-max", "cross-entropy", "top1-max"))),
+    Dimension("bpreg", Real(0, 3), BPR_MAX),
+    Dimension("elu", Real(0, 1), BPR_MAX),
+    Dimension("logq", SWITCH, Needs("loss", ("cross-entropy",))),
+    Dimension("n_negatives", Rungs((128, 256, 512, 1024, 2048, 4096)), SAMPLED),
+    Dimension("sample_alpha", Real(0, 1), SAMPLED),
+    Dimension("batch_size", Rungs((16, 32, 48, 64, 96, 128, 192, 256))),
+    Dimension("bptt", Rungs((1, 2, 4, 8))),
+    Dimension("dropout_embedding", Real(0, 0.7)),
+    Dimension("dropout_hidden", Real(0, 0.7)),
+    Dimension("optimiser", Choice(("adagrad", "adam"))),
+    Dimension("learning_rate", Real(0.01, 0.3, log=True), Needs("optimiser", ("adagrad",))),
+    Dimension(
+        "learning_rate", Real(0.0002, 0.02, log=True), Needs("optimiser", ("adam",)), "@adam"
+    ),
+    Dimension("learning_rate", Real(0.02, 2, log=True), Needs("optimiser", ("sgd",)), "@sgd"),
+    Dimension("momentum", Real(0, 0.6), Needs("optimiser", ("adagrad", "sgd"))),
+    Dimension("decay", Choice(("constant", "linear", "cosine"))),
+)
+
+PARAMETERS = tuple(dict.fromkeys(dimension.parameter for dimension in SPACE))
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The part of SPACE that one search draws from, beside what it leaves as it is."""
+
+    dimensions: tuple[Dimension, ...]
+    fixed: Values
+    """The parameters that are not drawn, and what context there is: input, gap, both or none."""
+
+    def draw(self, trial: BaseTrial) -> dict[str, Any]:
+        """A value for each parameter: one that means nothing beside the others has its default,
+        which goes with everything."""
+        drawn = {
+            dimension.parameter: Hyperparameters.model_fields[dimension.parameter].default
+            for dimension in self.dimensions
+        }
+        for dimension in self.dimensions:
+            if _is_met(dimension.needs, {**self.fixed, **drawn}):
+                drawn[dimension.parameter] = dimension.values.suggest(trial, dimension.name)
+        return drawn
+
+    def nearest(self, values: Values) -> dict[str, Any]:
+        """What a trial draws, by name in the study, to be as near to `values` as the space goes."""
+        near, point = {**values, **self.fixed}, {}
+        for dimension in self.dimensions:
+            if _is_met(dimension.needs, near):
+                value = dimension.values.nearest(near[dimension.parameter])
+                near[dimension.parameter] = point[dimension.name] = value
+        return point
+
+    def never_drawn(self) -> dict[str, Needs]:
+        """Parameters that mean nothing in any trial, and what they need."""
+        choices: dict[str, Sequence[Any]] = {name: (value,) for name, value in self.fixed.items()}
+        never: dict[str, Needs] = {}
+        for dimension in self.dimensions:
+            name, needs = dimension.parameter, dimension.needs
+            if needs is not None and set(needs.values).isdisjoint(choices[needs.parameter]):
+                if name not in choices:
+                    never[name] = needs
+                continue
+            choices[name] = dimension.values.values if isinstance(dimension.values, Choice) else ()
+            never.pop(name, None)
+        return never
+
+
+def space_of(names: Sequence[str], fixed: Values, fits: Callable[[str, Any], bool]) -> Space:
+    """The space of these parameters, without the choices that do not fit what is fixed."""
+    dimensions = []
+    for dimension in SPACE:
+        if dimension.parameter in names:
+            if isinstance(dimension.values, Choice):
+                left = [
+                    value for value in dimension.values.values if fits(dimension.parameter, value)
+                ]
+                dimension = dimension._replace(values=Choice(tuple(left)))
+            dimensions.append(dimension)
+    return Space(tuple(dimensions), fixed)
+
+
+def _is_met(needs: Needs | None, values: Values) -> bool:
+    return needs is None or values[needs.parameter] in needs.values

@@ -1,0 +1,148 @@
+"""The trials of a search on disk: a SQLite file that a killed search goes on from.
+
+What is drawn next follows from the seed and the trials that ended before, so a search that was
+killed draws what an unbroken one does.
+"""
+
+import fcntl
+import hashlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import structlog
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from train.search.settings import SearchSettings
+from train.search.space import Space
+from train.training_log import TrainingLog
+
+STUDY = "study.db"
+MADE_WITH = "made with"
+KILLS = 3
+"""A trial that the process was killed in so often (out of memory, say) is given up."""
+
+log = structlog.get_logger()
+
+
+class SearchError(Exception):
+    """One sentence on why a search cannot start or go on."""
+
+
+@contextmanager
+def open_study(settings: SearchSettings) -> Iterator[Study]:
+    """The study in the settings' folder, new or gone on with, for this process alone.
+
+    Raises SearchError if another process has it, or if the file is something else.
+    """
+    settings.study.mkdir(parents=True, exist_ok=True)
+    file = settings.study / STUDY
+    with (settings.study / "study.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however
+        except BlockingIOError as error:
+            raise SearchError(f"{settings.study} is searched by another process") from error
+        warmup = max(1, settings.epochs // 3)
+        pruner = (
+            optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)
+            if settings.prune
+            else optuna.pruners.NopPruner()
+        )
+        try:
+            storage = optuna.storages.RDBStorage(f"sqlite:///{file.resolve()}")
+            study = optuna.create_study(
+                storage=storage,
+                study_name="search",
+                direction="maximize",
+                load_if_exists=True,
+                pruner=pruner,
+            )
+        except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise SearchError(f"{file} cannot be read as a study of Optuna: {reason}") from error
+        try:
+            yield study
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+
+
+def made_with(settings: SearchSettings, space: Space) -> dict[str, Any]:
+    """What must stay the same for the trials of a study to be comparable, but for the log."""
+    names = ("metric", "seeds", "epochs", "patience")
+    made_with = {name: getattr(settings, name) for name in names} | dict(space.fixed)
+    for parameter in {dimension.parameter: None for dimension in space.dimensions}:
+        drawn = [d for d in space.dimensions if d.parameter == parameter]
+        made_with[parameter] = "drawn: " + "; ".join(str(d).partition(" ")[2] for d in drawn)
+    return made_with
+
+
+def log_fingerprint(training_log: TrainingLog) -> str:
+    """What tells a log from another, wherever it lies."""
+    content = hashlib.sha256()
+    for sessions in (training_log.train, training_log.validation):
+        assert sessions is not None, "the settings ask for a validation"
+        for array in (
+            sessions.item_index,
+            sessions.start,
+            sessions.timestamp_ms,
+            sessions.context,
+            sessions.target_weight,
+        ):
+            content.update(array.tobytes())
+    figures = training_log.description().model_dump()
+    described = ", ".join(f"{name} {value}" for name, value in figures.items())
+    return f"{described}, content {content.hexdigest()[:12]}"
+
+
+def check_same(settings: SearchSettings, study: Study, wanted: Mapping[str, Any]) -> None:
+    """Raise SearchError if trials of the study were made with anything else."""
+    if not study.get_trials(deepcopy=False):
+        return
+    found = study.user_attrs.get(MADE_WITH, {})
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise SearchError(
+                f"{settings.study / STUDY} was made with {name}={found.get(name)}, not {value}: "
+                "another --study keeps both"
+            )
+
+
+def ended(study: Study) -> list[FrozenTrial]:
+    """The trials that count, finished and pruned; a killed one does not."""
+    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+
+
+def trial_folder(settings: SearchSettings, number: int) -> Path:
+    """Where a trial's checkpoints are."""
+    return settings.study / f"trial-{number}"
+
+
+def take_up_killed(settings: SearchSettings, study: Study) -> None:
+    """Queue trials again that a kill has ended, or give them up."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        kills = trial.user_attrs.get("kills", 0) + 1
+        shutil.rmtree(trial_folder(settings, trial.number), ignore_errors=True)
+        log.warning("trial_was_killed", trial=trial.number, kills=kills)
+        if kills < KILLS:
+            study.enqueue_trial(trial.params, user_attrs={"kills": kills})
+            study.tell(trial.number, state=TrialState.FAIL)
+        else:  # as a bad one, so that it is not drawn again
+            study.tell(trial.number, state=TrialState.PRUNED)
+
+
+def sampler(seed: int, n_ended: int) -> optuna.samplers.BaseSampler:
+    """Its draws follow from the seed and the trials before, however often a search was killed."""
+    (state,) = np.random.SeedSequence([seed, n_ended]).generate_state(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        # In groups: a parameter that not every trial draws is still drawn beside its neighbours.
+        return optuna.samplers.TPESampler(seed=int(state), group=True)
