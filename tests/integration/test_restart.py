@@ -15,6 +15,7 @@ from tests.integration.service import Deployment
 from tests.integration.traffic import LOG_BEGIN_MS, click
 from tests.integration.verdict import sessions_in_changelog, verdict
 from tests.waiting import wait_for
+from train.context import ContextField
 
 HOUR_MS = 3_600_000
 
@@ -218,12 +219,22 @@ def test_a_wrong_bundle_stops_the_start(deployment: Deployment, tmp_path: Path) 
     assert "items.txt" in refusal(deployment)
 
 
-def test_a_new_bundle_rebuilds_the_sessions_from_their_trails(
+def test_a_new_bundle_of_another_kind_rebuilds_the_sessions_from_their_trails(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    answered_and_stopped(deployment)
+    answered_and_stopped(deployment)  # by a GRU without context
     deployment.bundle = write_tiny_bundle(
-        tmp_path / "next", n_items=50, hidden_size=12, k=10, n_layers=2, seed=5
+        tmp_path / "next",
+        n_items=50,
+        hidden_size=12,
+        k=10,
+        n_layers=2,
+        seed=5,
+        cell="lstm",
+        context=(
+            ContextField(name="event_type", kind="column", values=("view",)),
+            ContextField(name="gap", kind="gap", edges_s=(0.002, 1.0)),
+        ),
     )
     worker = deployment.start()
     deployment.send([(b"s", click("s", "item-9", LOG_BEGIN_MS + 9))])
