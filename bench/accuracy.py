@@ -1,7 +1,7 @@
-"""How well a GRU predicts RSC15-100k, beside the baselines: ``make bench-accuracy``.
+"""How well a GRU and its blend predict RSC15-100k, beside baselines: ``make bench-accuracy``.
 
-Epochs are chosen on the newest sessions of the training file; then the same parameters are trained
-on the whole file for as many epochs, and the test file is looked at once.
+Epochs and the blend's weights are chosen on the newest sessions of the training file; then the same
+parameters are trained on the whole file for as many epochs, and the test file is looked at once.
 """
 
 import json
@@ -15,15 +15,19 @@ import structlog
 import torch
 
 from train.baselines import build_baselines
+from train.baselines.vmis import vmis_knn
+from train.blend import Blend
+from train.blend_fit import fit_blend
 from train.checkpoint import load_checkpoint
 from train.clicks import Columns, read_clicks, split_by_time
 from train.evaluate import Predictor, figures, rank_targets
 from train.fit import Schedule, fit
 from train.hyperparameters import Hyperparameters
+from train.model import SessionModel
 from train.predictor import ModelPredictor
 from train.presets import PRESETS
 from train.progress import EpochProgress
-from train.sessions import build_sessions
+from train.sessions import Sessions, build_sessions
 from train.training_log import TrainingLog
 
 DATASET = "rsc15-100k"
@@ -40,6 +44,12 @@ def train(training_log: TrainingLog, schedule: Schedule, folder: Path) -> None:
     with EpochProgress(predictions, 1, schedule.epochs) as progress:
         hyperparameters = Hyperparameters.model_validate(PRESETS[DATASET])
         fit(training_log, hyperparameters, schedule, folder, watch=progress.watch())
+
+
+def blend_parts(model: SessionModel, sessions: Sessions) -> dict[str, Predictor]:
+    """The network and the neighbours of the same training sessions."""
+    neighbours = vmis_knn(sessions, model.config.n_items)
+    return {"gru": ModelPredictor(model), "vmis-knn": neighbours}
 
 
 def main() -> int:
@@ -67,6 +77,12 @@ def main() -> int:
             Path(folder, "validated"),
         )
         chosen = load_checkpoint(Path(folder, "validated")).info
+        fitted = fit_blend(
+            blend_parts(load_checkpoint(Path(folder, "validated")).model, part.sessions),
+            validation,
+            len(part.catalogue),
+        )
+        log.info("blend_fitted", **fitted.weights.model_dump())
         log.info("epochs_chosen", epochs=chosen.epoch, metrics=chosen.metrics)
 
         whole = build_sessions(clicks)
@@ -81,7 +97,8 @@ def main() -> int:
     n_items = len(whole.catalogue)
     test = build_sessions(test_clicks, whole.catalogue)
     log.info("test", dropped_clicks=test.dropped_clicks, dropped_sessions=test.dropped_sessions)
-    predictors: dict[str, Predictor] = {"gru": ModelPredictor(model)}
+    parts = blend_parts(model, whole.sessions)
+    predictors: dict[str, Predictor] = parts | {"blend": Blend(parts, fitted.weights)}
     rows = []
     for name, predictor in (predictors | build_baselines(whole.sessions, n_items)).items():
         result = figures(rank_targets(predictor, test.sessions, n_items))

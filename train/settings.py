@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
+from train.baselines import Baseline
 from train.clicks import Columns
 from train.fit import Schedule
 from train.hyperparameters import Hyperparameters
@@ -80,6 +81,12 @@ class EvaluateSettings(BaseModel):
     """How the logs name their columns."""
     train_clicks: str | Path | None = None
     """Log the checkpoint was trained on: baselines counted from it stand beside the model."""
+    baselines: tuple[Baseline, ...] = ("pop", "s-pop", "markov")
+    """Which ones."""
+    out: Path | None = None
+    """Folder to keep the evaluations in, for python -m train report."""
+    name: str = ""
+    """What a report calls the log; unset: the file's name."""
     threads: PositiveInt = 1
     """Threads of PyTorch."""
 

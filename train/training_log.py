@@ -25,6 +25,8 @@ from train.source import open_log
 
 TIME_FIELDS = ("hour", "weekday", "gap")
 
+ALL_EVENTS = EventTypes()
+
 log = structlog.get_logger()
 
 
@@ -47,7 +49,7 @@ class LogSettings(BaseModel):
     """Click log to validate on; unset: the newest sessions of the log are held back for it."""
     validation_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the log's sessions held back, the newest; 0: train on all and validate nothing."""
-    event_types: EventTypes = EventTypes()
+    event_types: EventTypes = ALL_EVENTS
     """Which types of event advance a session, and which are to be predicted."""
     context: tuple[str, ...] = ()
     """What the model sees of a click besides its item: hour, weekday, gap (the time since the last
@@ -68,7 +70,7 @@ class TrainingLog:
     """The gap that cut the sessions; None where the log named them itself."""
     context: tuple[ContextField, ...] = ()
     """What the columns of the sessions' context mean."""
-    event_types: EventTypes = EventTypes()
+    event_types: EventTypes = ALL_EVENTS
     """Which types of event are in it, and what they count as targets."""
     lost: Lost = NOTHING_LOST
     """Predictions of the validation that nobody can make: of items new in it."""
@@ -99,7 +101,7 @@ def read_training_log(
     """
     columns = [name for name in settings.context if name not in TIME_FIELDS]
     events = settings.event_types
-    if events != EventTypes():
+    if events != ALL_EVENTS:
         columns.append(events.column)
     for path in (settings.clicks, settings.validation):
         if path is not None:

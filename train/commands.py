@@ -1,0 +1,147 @@
+"""The commands on click logs: `fit` trains, `evaluate` measures, `shop` makes a log up."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import structlog
+import torch
+
+from train.baselines import BASELINES, build_baselines, item_support
+from train.checkpoint import INFO, load_checkpoint
+from train.clicks import read_clicks, split_by_time, write_clicks
+from train.evaluate import PROTOCOL, Predictor, rank_targets
+from train.evaluation import Training, describe_log, evaluate, save_evaluation
+from train.event_types import weigh_events
+from train.figures import figures, lost_predictions
+from train.fit import FitError, check_hyperparameters, fit
+from train.oracle import score_oracle
+from train.predictor import ModelPredictor
+from train.progress import EpochProgress
+from train.report import PLOT, plot_training, write_figures
+from train.sessions import build_sessions
+from train.settings import EvaluateSettings, FitSettings, ShopSettings
+from train.shop import generate_shop
+from train.training_log import read_training_log
+
+MODEL = "model"
+"""The name of the network among the baselines."""
+
+log = structlog.get_logger()
+
+
+def run_fit(settings: FitSettings) -> None:
+    """Read, train, and write the checkpoint with its figures and plot."""
+    resume = load_checkpoint(settings.out) if settings.resume else None
+    if resume is None and (settings.out / INFO).exists():
+        raise FitError(
+            f"{settings.out} holds a checkpoint: --resume goes on with it, another --out keeps it"
+        )
+    torch.set_num_threads(settings.threads)
+    hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
+    if resume is not None:
+        check_hyperparameters(resume, hyperparameters, schedule)
+    warm_start = None if settings.warm_start is None else load_checkpoint(settings.warm_start)
+    training_log = read_training_log(
+        settings,
+        known=None if warm_start is None else warm_start.catalogue,
+        fields=None if warm_start is None else warm_start.info.model.context,
+    )
+    log.info("log_read", **training_log.description().model_dump())
+    baselines = build_baselines(training_log.train, len(training_log.catalogue))
+
+    first_epoch = 1 if resume is None else min(len(resume.info.history) + 1, schedule.epochs)
+    predictions = training_log.train.n_clicks - len(training_log.train)
+    with EpochProgress(predictions, first_epoch, schedule.epochs) as progress:
+        info = fit(
+            training_log,
+            hyperparameters,
+            schedule,
+            settings.out,
+            resume=resume,
+            warm_start=warm_start,
+            watch=progress.watch(),
+            device=settings.device,
+        )
+    validation = {MODEL: info.metrics}
+    if training_log.validation is not None:
+        for name, baseline in baselines.items():
+            ranks = rank_targets(baseline, training_log.validation, len(training_log.catalogue))
+            validation[name] = figures(ranks, training_log.lost)
+    write_figures(settings.out, info, validation)
+    plot_training(
+        settings.out / PLOT,
+        info.history,
+        info.epoch,
+        {name: validation[name] for name in baselines if name in validation},
+    )
+    for name, values in validation.items():
+        log.info("figures", model=name, **{n: round(v, 4) for n, v in values.items() if "20" in n})
+    log.info("checkpoint_written", folder=str(settings.out), epoch=info.epoch)
+
+
+def run_evaluate(settings: EvaluateSettings) -> None:
+    """Print the figures of a checkpoint, and of the baselines where their log is named.
+
+    With `out` everything measured is kept there, for `report` and for paired tests.
+    """
+    torch.set_num_threads(settings.threads)
+    checkpoint = load_checkpoint(settings.checkpoint)
+    info, catalogue = checkpoint.info, checkpoint.catalogue
+
+    def read(path: str | Path) -> pl.DataFrame:
+        clicks = read_clicks(path, settings.columns, idle_timeout_s=info.idle_timeout_s).clicks
+        return weigh_events(clicks, info.event_types)
+
+    clicks = read(settings.clicks)
+    indexed = build_sessions(clicks, catalogue, info.model.context)
+    if not len(indexed.sessions):
+        raise FitError(
+            f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
+            f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
+        )
+    predictors: dict[str, Predictor] = {MODEL: ModelPredictor(checkpoint.model)}
+    support = np.zeros(len(catalogue), dtype=np.int64)
+    for popular in info.popular:
+        support[popular.item_index] = int(popular.score)
+    if settings.train_clicks is not None:
+        known = build_sessions(read(settings.train_clicks), catalogue).sessions
+        support = item_support(known, len(catalogue))
+        predictors |= {name: BASELINES[name](known, len(catalogue)) for name in settings.baselines}
+    counts = describe_log(
+        settings.name or Path(settings.clicks).name,
+        indexed,
+        lost_predictions(clicks, indexed.sessions),
+    )
+    found = {}
+    for name, predictor in predictors.items():
+        training = Training(epoch=info.epoch, history=info.history) if name == MODEL else None
+        evaluation = evaluate(name, predictor, indexed.sessions, counts, support, training=training)
+        found[name] = evaluation.figures()
+        if settings.out is not None:
+            log.info("evaluation_kept", path=str(save_evaluation(settings.out, evaluation)))
+    result = {
+        "protocol": PROTOCOL,
+        "sessions": len(indexed.sessions),
+        "dropped_clicks": indexed.dropped_clicks,
+        "dropped_sessions": indexed.dropped_sessions,
+        "figures": found,
+    }
+    print(json.dumps(result, indent=1))
+
+
+def run_shop(settings: ShopSettings) -> None:
+    """Write a shop's log, and print what its oracle reaches on the sessions `fit` validates on."""
+    config = settings.config()
+    clicks = generate_shop(settings.clicks, config)
+    write_clicks(clicks, settings.out)
+    older, newer = split_by_time(clicks, FitSettings.model_fields["validation_fraction"].default)
+    oracle = score_oracle(config, newer, older["item_id"].unique().to_list())
+    result = {
+        "clicks": len(clicks),
+        "predictions": oracle.predictions,
+        "oracle_recall_at_20": oracle.recall,
+        "oracle_mrr_at_20": oracle.mrr,
+    }
+    print(json.dumps(result, indent=1))
