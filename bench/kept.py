@@ -45,6 +45,7 @@ class Kept:
 
     def __init__(self, data: DataSet, lines: Sequence[Line], ranks: Path = RANKS) -> None:
         self.data, self.lines, self._ranks = data, lines, ranks
+        self.splits = [split for split in SPLITS if any(split in line for line in lines)]
         self._by_run = {(line["key"], line["seed"]): line for line in lines}
 
     def seeds(self, setting: Setting) -> list[int]:
@@ -52,6 +53,12 @@ class Kept:
         key = key_of(self.data, setting)
         runs = self._by_run.items()
         return sorted(seed for (k, seed), line in runs if k == key and "failed" not in line)
+
+    def has_failed(self, variant: Variant) -> bool:
+        """No try of it came to an end, and one was made."""
+        keys = [key_of(self.data, setting) for setting in variant.settings]
+        own = [line for line in self.lines if line["key"] in keys]
+        return bool(own) and all("failed" in line for line in own)
 
     def line(self, setting: Setting, seed: int) -> Line:
         return self._by_run[key_of(self.data, setting), seed]
@@ -68,20 +75,22 @@ def measure_tables(kept: Kept) -> Iterator[Table]:
     rows = variants(kept.data)
     measured: dict[tuple[object, ...], Row] = {}
     for factor in dict.fromkeys(row.factor for row in rows if row.factor != "base"):
-        for split in SPLITS:
+        for split in kept.splits:
             table: list[Row] = []
             for variant in rows:
                 setting = chosen(kept.data, variant, kept.lines)
                 seeds = tuple(kept.seeds(setting))
-                if variant.factor != factor or not seeds:
+                if variant.factor != factor:
                     continue
-                if split not in kept.line(setting, seeds[0]):
+                named: Row = {"name": variant.name, "tried": _tried(variant, setting)}
+                if kept.has_failed(variant):
+                    table.append(named | {"is_base": False, "failed": True})
+                if not seeds:
                     continue
                 against = variant.against
                 run = tuple(key_of(kept.data, s) for s in (setting, against)), split
                 if run not in measured:
                     measured[run] = _measure(kept, setting, against, split, seeds)
-                named: Row = {"name": variant.name, "tried": _tried(variant, setting)}
                 table.append(named | deepcopy(measured[run]))
             if any(not row["is_base"] for row in table):
                 _correct(table)
@@ -125,7 +134,8 @@ def _measure(
 def _correct(table: list[Row]) -> None:
     """p-values corrected for the rows of the table, by metric."""
     for metric in METRICS:
-        differences = [row[metric]["difference"] for row in table if "difference" in row[metric]]
+        figures = [row[metric] for row in table if "failed" not in row]
+        differences = [figure["difference"] for figure in figures if "difference" in figure]
         corrected = holm([difference["p_value"] for difference in differences])
         for difference, p_value in zip(differences, corrected, strict=True):
             difference["p_holm"] = p_value

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
@@ -62,15 +63,23 @@ def main() -> None:
                 tables += measure_tables(Kept(data, load_lines(RESULTS / f"{name}.jsonl")))
             except EvaluationError as error:
                 sys.exit(f"{error}; ranks are no part of the repository: run bench.experiments")
-        TABLES.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+        TABLES.write_text(json.dumps(_rounded(tables), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(placed(PAGE.read_text(encoding="utf-8"), rendered()), encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 5)
+    if isinstance(value, dict):
+        return {name: _rounded(of) for name, of in value.items()}
+    return [_rounded(of) for of in value] if isinstance(value, list) else value
 
 
 def rendered() -> str:
     """The block as the kept tables and baselines say it."""
     tables = json.loads(TABLES.read_text(encoding="utf-8"))
-    baselines = json.loads(BASELINES.read_text(encoding="utf-8"))["rows"]
-    return render(tables, baselines)
+    baselines = json.loads(BASELINES.read_text(encoding="utf-8")) if BASELINES.exists() else {}
+    return render(tables, baselines.get("rows", []))
 
 
 def placed(page: str, block: str) -> str:
@@ -112,6 +121,9 @@ def _render(table: Table) -> Iterator[str]:
         cells = [f"**{row['name']}** (base)" if row["is_base"] else row["name"]]
         if row["tried"]:
             cells[0] += " (" + ", ".join(f"{n} {v:g}" for n, v in row["tried"].items()) + ")"
+        if "failed" in row:
+            yield f"| {cells[0]} | diverges | | | | | | |"
+            continue
         for metric in METRICS:
             figure = row[metric]
             cells.append(f"{_short(figure['value'])} [{_range(figure['low'], figure['high'])}]")

@@ -20,7 +20,7 @@ from bench.experiments import (
 from bench.grid import BASE, DATASETS, SHOP, DataSet, Setting, Variant, variants
 from bench.kept import Kept, measure_tables, merged
 from bench.run import Line, Parts, build_logs, key_of, measure, shuffle_context, widen
-from bench.tables import BEGIN, END, placed, render
+from bench.tables import BEGIN, END, PAGE, TABLES, placed, render, rendered
 from tests.unit.train.building import ranks_from
 from train.clicks import split_by_time
 from train.compare import estimate
@@ -41,6 +41,7 @@ TINY = DataSet(
 )
 ROWS = [Variant("base", "base", BASE), Variant("cell", "gru", BASE)]
 ROWS.append(Variant("cell", "rnn", Setting({"cell": "rnn"}), ({}, {"learning_rate": 0.2})))
+DIVERGES = Setting({"optimiser": "sgd", "learning_rate": 1e38})
 
 
 @pytest.fixture(scope="module")
@@ -93,13 +94,18 @@ def test_a_training_that_failed_is_never_chosen(tiny: None) -> None:
     assert chosen(TINY, ROWS[2], [line_of(first, 1, 0.0), failed]) == first
 
 
-def test_runs_are_kept_and_not_repeated(tiny: None, tmp_path: Path) -> None:
+def test_runs_are_kept_and_not_repeated(
+    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [*ROWS, Variant("cell", "gru too fast", DIVERGES)]
+    monkeypatch.setattr(experiments, "variants", lambda data: rows)
+    monkeypatch.setattr("bench.kept.variants", lambda data: rows)
     settings = ExperimentSettings(datasets=[SHOP])
     arguments = (TINY, settings, Budget(None), tmp_path / "results", tmp_path / "ranks")
     assert run_missing(*arguments)
     file = tmp_path / "results" / "shop.jsonl"
     kept = file.read_text()
-    assert len(load_lines(file)) == 5
+    assert len(load_lines(file)) == 7
     assert run_missing(*arguments)
     assert file.read_text() == kept
 
@@ -109,7 +115,7 @@ def test_runs_are_kept_and_not_repeated(tiny: None, tmp_path: Path) -> None:
         ("cell", "validation"),
         ("cell", "test"),
     ]
-    base, rnn = tables[1]["rows"]
+    base, rnn, _ = tables[1]["rows"]
     of_base = [line["test"]["mrr_at_20"] for line in lines if line["key"] == base["key"]]
     assert base["is_base"] and "difference" not in base["mrr_at_20"]
     assert base["mrr_at_20"]["value"] == pytest.approx(np.mean(of_base), abs=1e-5)
@@ -119,6 +125,7 @@ def test_runs_are_kept_and_not_repeated(tiny: None, tmp_path: Path) -> None:
     assert set(rnn["tried"]) <= {"learning_rate"}
 
     page = render(json.loads(json.dumps(tables)), [])
+    assert "| gru too fast | diverges |" in page
     assert "### shop, test" in page and "| **gru** (base) | " in page
     assert f"{base['mrr_at_20']['value']:.4f}".removeprefix("0") in page
 
@@ -144,9 +151,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
 def test_a_training_that_ends_in_no_number_says_so_in_its_line(
     parts: Parts, tmp_path: Path
 ) -> None:
-    setting = Setting({"optimiser": "sgd", "learning_rate": 1e38})
-    with np.errstate(all="ignore"):
-        line = measure(TINY, setting, 1, build_logs(parts, TINY, setting), tmp_path)
+    line = measure(TINY, DIVERGES, 1, build_logs(parts, TINY, DIVERGES), tmp_path)
     assert "not a finite number" in line["failed"]
     assert "validation" not in line
 
@@ -198,3 +203,9 @@ def test_the_block_replaces_the_one_before_and_nothing_else() -> None:
     assert page == f"# Experiments\n\nprose\n\n{BEGIN}\n\none\n\n{END}\n"
     behind = page + "\nmore prose\n"
     assert placed(behind, "two") == behind.replace("one", "two")
+
+
+def test_the_page_says_what_the_kept_tables_say() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert (BEGIN in page) == TABLES.exists()
+    assert not TABLES.exists() or placed(page, rendered()) == page, "run python -m bench.tables"
