@@ -23,6 +23,7 @@ from stream.bundle import (
     Parity,
     PopularItem,
     TrainingData,
+    check_context,
     write_bundle,
 )
 from stream.context import ContextField
@@ -77,6 +78,8 @@ def export_bundle(
         )
     if k > config.n_items:
         raise BundleError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
+    context = [ContextField(**field.model_dump()) for field in config.context]
+    check_context(checkpoint.folder, context)
     manifest = Manifest(
         architecture=describe(config),
         hidden_size=config.hidden_size,
@@ -86,7 +89,7 @@ def export_bundle(
         n_items=config.n_items,
         n_recommendations=k,
         idle_timeout_s=info.idle_timeout_s,
-        context=[ContextField(**field.model_dump()) for field in config.context],
+        context=context,
         opset=OPSET,
         training=TrainingData(**info.training.model_dump()),
         metrics=Metrics(info.protocol, info.metrics) if info.metrics else None,

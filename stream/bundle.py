@@ -144,7 +144,7 @@ def load_bundle(folder: Path) -> Bundle:
                 f"{folder / name} has opset {opset}, manifest says opset={manifest.opset}"
             )
     item_ids = _parse_items(folder / ITEMS, content[ITEMS], manifest.n_items)
-    _check_context(folder / MANIFEST, manifest.context)
+    check_context(folder / MANIFEST, manifest.context)
     _check_lists(folder / MANIFEST, manifest)
     return Bundle(
         manifest=manifest,
@@ -193,6 +193,30 @@ def write_bundle(
     return folder
 
 
+def check_context(path: Path, fields: Sequence[ContextField]) -> None:
+    """Raise BundleError where fields cannot be served; ``path`` is what asks for them."""
+    if len(fields) > MAX_FIELDS:
+        raise BundleError(f"{path} has {len(fields)} context fields, at most {MAX_FIELDS} are kept")
+    names = Counter((f.kind, f.name) for f in fields)
+    keys = Counter(column_key(f.name) for f in fields if f.kind == "column")
+    for f in fields:
+        wrong = None
+        if names[f.kind, f.name] > 1:
+            wrong = "stands there twice"
+        elif f.kind == "column" and f.name in RESERVED:
+            wrong = f"has the name of a click's own field; {', '.join(RESERVED)} are none"
+        elif f.kind == "column" and keys[column_key(f.name)] > 1:
+            wrong = "has a name whose CRC-32 is another column's; rename it"
+        elif len(set(f.values)) < len(f.values) or any(
+            not 1 <= len(value.encode()) <= MAX_VALUE_BYTES for value in f.values
+        ):
+            wrong = f"has values that are no different texts of 1 to {MAX_VALUE_BYTES} bytes"
+        elif any(a >= b for a, b in pairwise(f.edges_s)):
+            wrong = "has edges_s that do not rise"
+        if wrong:
+            raise BundleError(f"{path}: context field {f.name!r} of kind {f.kind} {wrong}")
+
+
 class _Version(msgspec.Struct):
     format: int
 
@@ -227,29 +251,6 @@ def _decode(path: Path, text: bytes) -> Manifest:
 def _content_id(manifest: Manifest) -> str:
     content = msgspec.structs.replace(manifest, bundle_id="")
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
-
-
-def _check_context(path: Path, fields: Sequence[ContextField]) -> None:
-    if len(fields) > MAX_FIELDS:
-        raise BundleError(f"{path} has {len(fields)} context fields, at most {MAX_FIELDS} are kept")
-    names = Counter((f.kind, f.name) for f in fields)
-    keys = Counter(column_key(f.name) for f in fields if f.kind == "column")
-    for f in fields:
-        wrong = None
-        if names[f.kind, f.name] > 1:
-            wrong = "stands there twice"
-        elif f.kind == "column" and f.name in RESERVED:
-            wrong = f"has the name of a click's own field; {', '.join(RESERVED)} are none"
-        elif f.kind == "column" and keys[column_key(f.name)] > 1:
-            wrong = "has a name whose CRC-32 is another column's; rename it"
-        elif len(set(f.values)) < len(f.values) or any(
-            not 1 <= len(value.encode()) <= MAX_VALUE_BYTES for value in f.values
-        ):
-            wrong = f"has values that are no different texts of 1 to {MAX_VALUE_BYTES} bytes"
-        elif any(a >= b for a, b in pairwise(f.edges_s)):
-            wrong = "has edges_s that do not rise"
-        if wrong:
-            raise BundleError(f"{path}: context field {f.name!r} of kind {f.kind} {wrong}")
 
 
 def _check_lists(path: Path, manifest: Manifest) -> None:

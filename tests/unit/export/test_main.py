@@ -132,6 +132,13 @@ def test_a_model_that_peeks_at_the_next_clicks_context_is_not_exported(tmp_path:
     assert not (tmp_path / "bundles").exists()
 
 
+def test_a_context_column_that_no_click_can_have_is_one_sentence(tmp_path: Path) -> None:
+    item_id = ContextField(name="item_id", kind="column", values=("item-1",))
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, context=(item_id,)))
+    with pytest.raises(BundleError, match=r"checkpoint: context field 'item_id' of kind column"):
+        export_bundle(checkpoint, tmp_path / "bundles", 4, [])
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
