@@ -9,7 +9,7 @@ them.
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded, which is next
@@ -17,13 +17,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded,
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Float
 from pydantic import PositiveInt
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from bench.record import provenance
 from train.evaluate import (
-    SessionBatch,
     batch_rows,
     conservative_rank,
     rank_targets,
@@ -56,42 +54,17 @@ class EvaluateBenchSettings(BaseSettings):
     """Where the figures go."""
 
 
-class PackedPredictor:
-    """`ModelPredictor` without context, its catalogue packed once."""
-
-    def __init__(self, model: SessionModel) -> None:
-        self._model = model
-        with torch.inference_mode():
-            rows = model.output_rows(model.item_embedding)
-            self._product = RowProduct(rows, model.output_bias)
-
-    def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
-        """The scores of the whole catalogue after each click."""
-        with torch.inference_mode():
-            state = self._model.initial_state(len(batch.lengths))
-            context = torch.from_numpy(batch.context)
-        for prefix in batch.steps():
-            b, position = len(prefix), prefix.shape[1]
-            with torch.inference_mode():
-                clicks = torch.from_numpy(prefix[:, -1].copy())
-                query, state = self._model.encode(clicks, context[:b, position - 1], state[:b])
-                scores = self._product(query)
-            yield scores.numpy()
-
-
 def main(settings: EvaluateBenchSettings) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(1)
     config = ModelConfig(n_items=settings.n_items, hidden_size=settings.hidden_size)
     model = SessionModel(config).eval()
     sessions = made_up_sessions(settings.sessions, settings.n_items)
-    predictor = PackedPredictor(model)
-    stepped = ModelPredictor(model)
+    predictor = ModelPredictor(model)
     listed = np.zeros(settings.n_items, dtype=np.int64)
     rows = step_rows(sessions, settings.n_items)
     measured: dict[str, Callable[[], object]] = {
         "ranked": lambda: rank_targets(predictor, sessions, settings.n_items),
-        "model_predictor": lambda: rank_targets(stepped, sessions, settings.n_items),
         "ranked_with_lists": lambda: rank_targets(predictor, sessions, settings.n_items, listed),
         **products(model, rows),
         **counting(rows, settings.n_items),

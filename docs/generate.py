@@ -20,6 +20,8 @@ from stream.settings import (
     WatchSettings,
     WorkerSettings,
 )
+from train.collect import CollectSettings
+from train.report import ReportSettings
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
 
 FOLDER = Path(__file__).parent
@@ -31,6 +33,8 @@ COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("python -m stream watch", WatchSettings),
     ("python -m train fit", FitSettings),
     ("python -m train evaluate", EvaluateSettings),
+    ("python -m train report", ReportSettings),
+    ("python -m train collect", CollectSettings),
     ("python -m train shop", ShopSettings),
     ("python -m export", ExportConfig),
 )

@@ -28,6 +28,8 @@ from train.training_log import read_training_log
 MODEL = "model"
 """The name of the network among the baselines."""
 
+SHOWN = ("recall_at_20", "mrr_at_20")
+
 log = structlog.get_logger()
 
 
@@ -77,7 +79,8 @@ def run_fit(settings: FitSettings) -> None:
         {name: validation[name] for name in baselines if name in validation},
     )
     for name, values in validation.items():
-        log.info("figures", model=name, **{n: round(v, 4) for n, v in values.items() if "20" in n})
+        shown = (f"{part}{metric}" for part in ("", "novel_") for metric in SHOWN)
+        log.info("figures", model=name, **{n: round(values[n], 4) for n in shown if n in values})
     log.info("checkpoint_written", folder=str(settings.out), epoch=info.epoch)
 
 

@@ -1,7 +1,7 @@
 """Which types of event a session model reads, and which it is to predict."""
 
 from collections.abc import Iterable
-from typing import Annotated, Self
+from typing import Annotated
 
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,7 +26,7 @@ class EventTypes(BaseModel):
     named count 0: they are read and never a target. Unset: every click counts 1."""
 
     @model_validator(mode="after")
-    def _check(self) -> Self:
+    def _check(self) -> "EventTypes":
         if self.inputs is not None and not self.inputs:
             raise ValueError("inputs names no type: no click would be left")
         if self.targets is not None and not any(self.targets.values()):

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from train.clicks import split_by_time
-from train.fit import Schedule, TrainingLog, fit
+from train.fit import Schedule, fit
 from train.hyperparameters import Hyperparameters
 from train.oracle import OracleScore, score_oracle
 from train.sessions import Indexed, Sessions, build_sessions
 from train.shop import CHAIN_SHARES, FIRST_DAY_MS, STEP_SHARES, Shop, ShopConfig, build_shop
 from train.shop import generate_shop as generate
+from train.training_log import TrainingLog
 
 SMALL = ShopConfig(seed=3, n_items=480, n_days=5)
 
