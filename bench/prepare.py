@@ -8,6 +8,7 @@ their own, as `python -m train fit` does them, whose wall time and peak memory a
 """
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -82,7 +83,7 @@ def main(settings: PrepareSettings) -> None:
         check=True,
     )
     seconds = time.perf_counter() - began
-    peak_gib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     on_disk = sum(file.stat().st_size for file in settings.folder.glob("*.parquet"))
     result = {
         **provenance(),
@@ -90,7 +91,9 @@ def main(settings: PrepareSettings) -> None:
         "bar": BAR,
         "log": {"files": n_files, "gib": round(on_disk / 2**30, 2)},
         "seconds": round(seconds, 1),
-        "peak_gib": round(peak_gib, 2),
+        "cpu_seconds": round(used.ru_utime + used.ru_stime, 1),
+        "load_average": round(os.getloadavg()[1], 1),
+        "peak_gib": round(used.ru_maxrss / 2**20, 2),
         **json.loads(done.stdout),
     }
     settings.out.parent.mkdir(parents=True, exist_ok=True)
