@@ -114,8 +114,10 @@ def read_training_log(
         clicks, newer = split_by_time(clicks, settings.validation_fraction)
     # After the split, so that no item is kept for the clicks it is yet to have.
     filtered = filter_clicks(clicks, settings.filters)
+    del clicks  # of a large log each stage is gigabytes
     log.info(
         "log_filtered",
+        old_clicks=filtered.old_clicks,
         rare_item_clicks=filtered.rare_item_clicks,
         short_session_clicks=filtered.short_session_clicks,
         repeat_clicks=filtered.repeat_clicks,
