@@ -9,7 +9,7 @@ import optuna
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from optuna.distributions import CategoricalDistribution
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -29,16 +29,19 @@ def plot_search(path: Path, study: Study, metric: str) -> None:
     sliced = list(importance)[:_SLICES] or sorted({n for t in finished for n in t.params})[:_SLICES]
     figure = Figure(figsize=(14, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    # One grid for both rows: twenty columns are cut in two above and in four below.
-    grid = figure.add_gridspec(2, 4 * 5)
-    history, bars = figure.add_subplot(grid[0, :12]), figure.add_subplot(grid[0, 12:])
+    rows = figure.add_gridspec(2, 1)
+    above = rows[0].subgridspec(1, 2, width_ratios=(3, 2))
+    below = rows[1].subgridspec(1, _SLICES)
     bottom = _bottom(finished)
+    history = figure.add_subplot(above[0])
     _plot_history(history, trials, metric, bottom)
-    _plot_importance(bars, importance)
+    _plot_importance(figure.add_subplot(above[1]), importance)
     for column, name in enumerate(sliced):
-        axis = figure.add_subplot(grid[1, 5 * column : 5 * (column + 1)])
+        axis = figure.add_subplot(below[column], sharey=history)
         _plot_slice(axis, name, trials, bottom)
         axis.set_ylabel("" if column else metric)
+        axis.tick_params(labelleft=column == 0)
+    figure.legend(loc="outside lower center", frameon=False, ncols=4)
     figure.savefig(path, dpi=110)
 
 
@@ -51,7 +54,7 @@ def _plot_history(axis: Axes, trials: Sequence[FrozenTrial], metric: str, bottom
     axis.plot([], [], "o", color=_FINISHED, label="finished")
     axis.plot([], [], "o", color=_PRUNED, fillstyle="none", label="pruned (its best epoch)")
     axis.plot([], [], color=_BEST, label="best so far")
-    axis.legend(loc="lower right", frameon=False, ncols=3)
+    axis.plot([], [], "v", color=_PRUNED, fillstyle="none", label="far below")
     axis.set_title(f"{len(trials)} trials, best {metric} {best[-1]:.4f}")
     axis.set_xlabel("trial")
     axis.set_ylabel(metric)
@@ -68,6 +71,7 @@ def _plot_importance(axis: Axes, importance: dict[str, float]) -> None:
     names = list(importance)[:12][::-1]
     axis.barh(names, [importance[name] for name in names], color=_FINISHED)
     _bare(axis)
+    axis.grid(visible=False, axis="y")
 
 
 def _plot_slice(axis: Axes, name: str, trials: Sequence[FrozenTrial], bottom: float) -> None:
@@ -80,6 +84,9 @@ def _plot_slice(axis: Axes, name: str, trials: Sequence[FrozenTrial], bottom: fl
         axis.set_xlim(-0.5, len(categories) - 0.5)
     elif getattr(distribution, "log", False):
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+        axis.xaxis.set_minor_locator(NullLocator())
     values = [trial.params[name] for trial in drawn]
     places = [categories.index(str(v).lower()) for v in values] if categories else values
     _plot_trials(axis, places, drawn, bottom)
