@@ -93,7 +93,7 @@ def export_bundle(
         opset=OPSET,
         training=TrainingData(**info.training.model_dump()),
         metrics=Metrics(info.protocol, info.metrics) if info.metrics else None,
-        parity=Parity(0, 0, 0.0, 0),
+        parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(item.item_index, item.score) for item in info.popular[:k]],
     )
     with tempfile.TemporaryDirectory() as graphs:

@@ -1,11 +1,12 @@
 """Proof that the graphs compute what the model computes: the same sessions through both."""
 
+import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from stream.bundle import Parity
@@ -14,6 +15,10 @@ from train.model import SessionModel
 
 MAX_ERROR = 1e-5
 """Of a number of the state or the query; of one above 1 (an LSTM's cell has no bound) the share."""
+ROUNDING = 10
+"""What is allowed where PyTorch itself is further off than that: so many times its own error. A
+vanilla RNN of three layers and 200 units was 1e-5 off after four clicks, on either side: gates of
+size 50 are as coarse in float32, and such a cell makes small differences larger."""
 TIE = 1e-5
 """Scores closer than this may change places: sums in another order differ by as much."""
 RELATIVE_TIE = 2e-6
@@ -40,42 +45,52 @@ def check_parity(model: SessionModel, scorer: Scorer, sessions: Sequence[ParityS
     """The figures of a replay of ``sessions`` in which graphs and model agreed.
 
     Each side carries its own state from click to click, as a worker does, so that errors add up
-    over a session. After every click state and query must agree within 1e-5 (``MAX_ERROR``), and so
-    must the top-k, except that items may change places where the model's scores are tied (``TIE``).
-    Raises ParityError at the first click that does not.
+    over a session. The truth is the model in float64: after every click state and query must be
+    within 1e-5 of it, or as near as the model's own float32 is (``ROUNDING``). The list must be the
+    top-k of the model's scores for that query, except that items whose scores are tied (``TIE``)
+    may change places. Raises ParityError at the first click that does not.
     """
     sessions = sorted(sessions, key=lambda session: len(session.item_index), reverse=True)
-    max_error = 0.0
+    exact = copy.deepcopy(model).double()
+    max_error = max_error_pytorch = 0.0
     clicks = top_k_equal = 0
     for first in range(0, len(sessions), _SESSIONS_AT_ONCE):
         batch = sessions[first : first + _SESSIONS_AT_ONCE]
         state = np.zeros((len(batch), scorer.state_size), np.float32)
-        model_state = model.initial_state(len(batch))
+        model_state, exact_state = (m.initial_state(len(batch)) for m in (model, exact))
         for click in range(len(batch[0].item_index)):
             going_on = [session for session in batch if len(session.item_index) > click]
+            n = len(going_on)
             item_index = np.array([session.item_index[click] for session in going_on])
             context = np.array([session.context[click] for session in going_on])
-            query, state = scorer.encode(item_index, context, state[: len(going_on)])
+            query, state = scorer.encode(item_index, context, state[:n])
             top_index, _ = scorer.rank(query)
+            said = torch.from_numpy(item_index), torch.from_numpy(context)
             with torch.inference_mode():
-                model_query, model_state = model.encode(
-                    torch.from_numpy(item_index),
-                    torch.from_numpy(context),
-                    model_state[: len(going_on)],
-                )
-                scores = model.scores(model_query)
+                model_query, model_state = model.encode(*said, model_state[:n])
+                exact_query, exact_state = exact.encode(*said, exact_state[:n])
+                scores = model.scores(torch.from_numpy(query))
             where = f"after click {click + 1} of a session"
-            for name, found, expected in (
-                ("state", state, model_state),
-                ("query", query, model_query),
+            for name, found, of_model, expected in (
+                ("state", state, model_state, exact_state),
+                ("query", query, model_query, exact_query),
             ):
-                max_error = max(max_error, _check(where, name, found, expected.numpy()))
+                max_error_pytorch = max(max_error_pytorch, _error(of_model.numpy(), expected))
+                error = _error(found, expected)
+                allowed = max(MAX_ERROR, ROUNDING * max_error_pytorch)
+                if not error <= allowed:  # so that NaN fails
+                    raise ParityError(
+                        f"{where}, encode.onnx and the model differ by {error:.3g} in the {name}, "
+                        f"allowed {allowed:.3g}"
+                    )
+                max_error = max(max_error, error)
             top_k_equal += _check_top_k(where, top_index, scores)
-            clicks += len(going_on)
+            clicks += n
     return Parity(
         sessions=len(sessions),
         clicks=clicks,
         max_error=max_error,
+        max_error_pytorch=max_error_pytorch,
         top_k_equal=top_k_equal,
     )
 
@@ -100,19 +115,10 @@ def random_sessions(
     ]
 
 
-def _check(
-    where: str,
-    name: str,
-    found: Float32[np.ndarray, "B X"],
-    expected: Float32[np.ndarray, "B X"],
-) -> float:
-    error = float((np.abs(found - expected) / np.maximum(np.abs(expected), 1)).max(initial=0.0))
-    if not error <= MAX_ERROR:  # so that NaN fails
-        raise ParityError(
-            f"{where}, encode.onnx and the model differ by {error:.3g} in the {name}, "
-            f"allowed {MAX_ERROR:g}"
-        )
-    return error
+def _error(found: Float32[np.ndarray, "B X"], exact: Float64[Tensor, "B X"]) -> float:
+    """The largest difference; of numbers above 1 as a share of them."""
+    expected = exact.numpy()
+    return float((np.abs(found - expected) / np.maximum(np.abs(expected), 1)).max(initial=0.0))
 
 
 def _check_top_k(

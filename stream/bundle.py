@@ -50,14 +50,16 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a replay through the ONNX graphs gave beside PyTorch; all 0 where none was made.
 
-    ``max_error``: the largest difference of a state's or a query's number, as a share of it where
-    it is larger than 1. ``top_k_equal`` counts the clicks whose lists are equal position by
-    position; in the others only ties changed places.
+    ``max_error``: the largest difference of a state's or a query's number from the model's in
+    float64, as a share of it where it is larger than 1; ``max_error_pytorch``: that of PyTorch in
+    float32. ``top_k_equal`` counts the clicks whose lists are equal position by position; in the
+    others only ties changed places.
     """
 
     sessions: Count
     clicks: Count
     max_error: float
+    max_error_pytorch: float
     top_k_equal: Count
 
 

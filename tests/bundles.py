@@ -79,7 +79,7 @@ def write_tiny_bundle(
         opset=OPSET,
         training=TrainingData(0, 0, 0, 0, n_items),
         metrics=None,
-        parity=Parity(0, 0, 0.0, 0),
+        parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(index, float(k - index)) for index in range(k)],
     )
     with tempfile.TemporaryDirectory() as graphs:

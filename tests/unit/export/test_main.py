@@ -95,7 +95,8 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
     assert [item.item_index for item in manifest.popular] == [29, 28, 27, 26]
     assert manifest.parity.sessions == 50
     assert manifest.parity.clicks == sum(len(session.item_index) for session in sessions)
-    assert manifest.parity.max_error < 1e-6
+    assert 0 < manifest.parity.max_error < 1e-6
+    assert 0 < manifest.parity.max_error_pytorch < 1e-6
 
 
 def test_the_same_checkpoint_twice_is_one_bundle(checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def bundle_of(
         opset=20,
         training=TrainingData(0, 0, 0, 0, 0),
         metrics=None,
-        parity=Parity(0, 0, 0.0, 0),
+        parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(i, float(-i)) for i in range(n_recommendations)],
     )
     index = {item_id: i for i, item_id in enumerate(item_ids)}
