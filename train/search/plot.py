@@ -95,7 +95,7 @@ def _plot_slice(axis: Axes, name: str, trials: Sequence[FrozenTrial], bottom: fl
 
 
 def _plot_trials(
-    axis: Axes, places: Sequence[float], trials: Sequence[FrozenTrial], bottom: float
+    axis: Axes, places: Sequence[int | float], trials: Sequence[FrozenTrial], bottom: float
 ) -> None:
     x, y = np.array(places), np.array([_value(trial) for trial in trials])
     finished = np.array([trial.state == TrialState.COMPLETE for trial in trials])
