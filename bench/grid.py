@@ -121,9 +121,9 @@ DATASETS = {
         ),
         DataSet(
             "globo-5d",
-            {"batch_size": 128, "embedding": "separate", "learning_rate": 0.07}
+            {"batch_size": 64, "embedding": "shared", "learning_rate": 0.05}
             | {"dropout_embedding": 0.2, "dropout_hidden": 0.2},
-            Schedule(epochs=4, patience=1),
+            Schedule(epochs=6, patience=1),
             input_context=("hour", "Category", "Referrer", "Device", "Region"),
             alone=("hour", "Category", "Referrer", "Device", "Region"),
             utc_offset_s=-3 * 3600,

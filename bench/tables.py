@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from bench.experiments import RESULTS, load_lines
 from bench.grid import DATASETS
-from bench.kept import METRICS, Kept, Row, Table, measure_tables
+from bench.kept import METRICS, SPLITS, Kept, Row, Table, measure_tables
 from train.evaluation import EvaluationError
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
@@ -26,16 +26,18 @@ END = "<!-- Written by python -m bench.tables, up to here. -->"
 SIGNIFICANT = 0.05
 
 LEGEND = (
-    "Recall@20 and MRR@20 are means over the seeds [with their 95 % interval over resampled "
-    "sessions]; beside them stand the lowest and the highest seed, or that there was one.\n"
-    "The difference is a paired one, over the seeds that both have, [with its interval]: to the "
-    "base; of a peeking row to the same fields without peeking, of a cell with context to the "
-    f"same cell without. * where a sign-flip test over sessions gives p < {SIGNIFICANT:g} after "
-    "Holm's correction for the rows of the table.\n"
-    "In brackets behind a name stands what validation chose with seed 1; s is seconds of one "
-    "core for a run, reading the log not included.\n"
+    "Recall@20 and MRR@20 are means over the seeds, with their 95 % interval over resampled "
+    "sessions in brackets; beside them stand the lowest and the highest seed, or 1 if there was "
+    "one.\n"
+    "The difference is a paired one over the seeds that both have, with its interval: to the base; "
+    "of a peeking row to the same fields without peeking; of a cell with context to the same cell "
+    "without.\n"
+    "A star: a sign-flip test over sessions gives p < .05 after Holm's "
+    "correction for the rows of the table.\n"
+    "In brackets behind a name stands what validation chose with seed 1; s is seconds of one core "
+    "for a run.\n"
     "Networks learn from the training file without its newest part, which picks the epoch; the "
-    "baselines beside a test from all of it."
+    "baselines beside a test learn from all of it."
 )
 
 
@@ -98,18 +100,39 @@ def render(tables: Sequence[Table], baselines: Sequence[Row]) -> str:
             continue
         split = "test" if any(table["split"] == "test" for table in own) else "validation"
         text += [f"### {data.name}, {split}", ""]
-        beside = [r for r in baselines if r["dataset"] == data.name and r["split"] == split]
-        if beside:
-            text += ["| baseline | Recall@20 | MRR@20 |", "|---|---|---|"]
-            text += [
-                f"| {row['model']} | {_short(row[METRICS[0]])} | {_short(row[METRICS[1]])} |"
-                for row in beside
-            ]
-            text.append("")
+        text += ["| model | Recall@20 | MRR@20 |", "|---|---|---|"]
+        for row in baselines:
+            if row["dataset"] == data.name and row["split"] == split:
+                reached = " | ".join(_short(row[metric]) for metric in METRICS)
+                text.append(f"| {row['model']} | {reached} |")
+        for name, row in _networks(own, split):
+            reached = " | ".join(_short(row[metric]["value"]) for metric in METRICS)
+            text.append(f"| **{name}** | {reached} |")
+        text.append("")
         for table in own:
             if table["split"] == split:
                 text += [*_render(table), ""]
     return "\n".join(text).rstrip()
+
+
+def _networks(tables: Sequence[Table], split: str) -> Iterator[tuple[str, Row]]:
+    """The base, and the row that validates best of those that are no control and can be served."""
+    rows = {
+        (table["split"], row["key"]): (f"{table['factor']}: {row['name']}", row)
+        for table in tables
+        for row in table["rows"]
+        if not ("failed" in row or "peeking" in table["factor"] or "shuffled" in row["name"])
+    }
+    for (of, _), (_, row) in rows.items():
+        if of == split and row["is_base"]:
+            yield "the base", row
+    validated = {
+        key: row[METRICS[0]]["value"] for (of, key), (_, row) in rows.items() if of == SPLITS[0]
+    }
+    if validated:
+        name, best = rows[split, max(validated, key=lambda key: validated[key])]
+        if not best["is_base"]:
+            yield f"best by validation, {name}", best
 
 
 def _render(table: Table) -> Iterator[str]:
@@ -141,12 +164,12 @@ def _difference(difference: dict[str, float] | None) -> str:
     return f"{value} [{low}, {high}]{mark}".replace("0.", ".")
 
 
-def _range(low: float, high: float) -> str:
-    return f"{_short(low)}, {_short(high)}"
-
-
 def _short(share: float) -> str:
     return f"{share:.4f}".removeprefix("0")
+
+
+def _range(low: float, high: float) -> str:
+    return f"{_short(low)}, {_short(high)}"
 
 
 if __name__ == "__main__":
