@@ -4,8 +4,8 @@ One click at a time, ``async for`` over the stream, ``table[key] = value``, ``to
 list, one graph from click to list. It parses, encodes states and writes messages with our
 functions, and has uvloop and the producer settings that Faust is fastest with, so that the ratio
 is about the path and nothing else. It does less: no repeated events, no list for an item that the
-model has never seen (the load has neither), no context, no expiry, no change of the model; and it promises
-less: a fault loses clicks or applies them twice.
+model has never seen (the load has neither), no context, no expiry, no change of the model; and it
+promises less: a fault loses clicks or applies them twice.
 """
 
 import asyncio
