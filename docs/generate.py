@@ -22,6 +22,7 @@ from stream.settings import (
 )
 from train.collect import CollectSettings
 from train.report import ReportSettings
+from train.search import SearchSettings
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
 
 FOLDER = Path(__file__).parent
@@ -34,6 +35,7 @@ COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("python -m train fit", FitSettings),
     ("python -m train evaluate", EvaluateSettings),
     ("python -m train report", ReportSettings),
+    ("python -m train search", SearchSettings),
     ("python -m train collect", CollectSettings),
     ("python -m train shop", ShopSettings),
     ("python -m export", ExportConfig),

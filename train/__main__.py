@@ -23,12 +23,14 @@ from train.context import ContextError
 from train.evaluation import EvaluationError
 from train.fit import FitError
 from train.report import ReportSettings, run_report
+from train.search import SearchError, SearchSettings, run_search
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
 
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     FitSettings: run_fit,
     EvaluateSettings: run_evaluate,
     ReportSettings: run_report,
+    SearchSettings: run_search,
     CollectSettings: run_collect,
     ShopSettings: run_shop,
 }
@@ -38,6 +40,7 @@ ERRORS = (
     ContextError,
     EvaluationError,
     FitError,
+    SearchError,
     SettingsError,
 )
 
@@ -58,6 +61,7 @@ class Train(BaseSettings):
     fit: CliSubCommand[FitSettings]
     evaluate: CliSubCommand[EvaluateSettings]
     report: CliSubCommand[ReportSettings]
+    search: CliSubCommand[SearchSettings]
     collect: CliSubCommand[CollectSettings]
     shop: CliSubCommand[ShopSettings]
 
