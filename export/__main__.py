@@ -78,6 +78,12 @@ def export_bundle(
         )
     if k > config.n_items:
         raise BundleError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
+    if info.event_types.inputs is not None:
+        log.warning(
+            "other_event_types_advance_sessions_too",
+            trained_on=info.event_types.inputs,
+            note="a worker reads every good click: write only these types to the clicks topic",
+        )
     context = [ContextField(**field.model_dump()) for field in config.context]
     check_context(checkpoint.folder, context)
     manifest = Manifest(

@@ -42,20 +42,19 @@ class FitSettings(Hyperparameters, Schedule, LogSettings):
 
     @model_validator(mode="after")
     def _context_comes_in(self) -> "FitSettings":
-        if self.embedding != "one-hot":
-            return self
-        ways = {
-            "input_context": (self.input_context, [c for c in self.context if c != "gap"]),
-            "transition_context": (
-                self.transition_context,
-                [c for c in self.context if c == "gap"],
-            ),
-        }
-        for name, (way, fields) in ways.items():
-            if way == "concat" and fields:
+        of_input = any(name != "gap" for name in self.context)
+        for name, way, is_used in (
+            ("input_context", self.input_context, of_input),
+            ("transition_context", self.transition_context, "gap" in self.context),
+        ):
+            if way == "concat" and is_used and self.embedding == "one-hot":
                 raise ValueError(
                     f"{name}=concat with embedding=one-hot, which has nothing to stand beside: "
                     "use multiply, or another embedding"
+                )
+            if way in ("matrices", "decay") and is_used and self.cell == "window":
+                raise ValueError(
+                    f"{name}={way} with cell=window, which is not recurrent: use concat or multiply"
                 )
         return self
 

@@ -182,7 +182,7 @@ ROWS: dict[str, list[Graph]] = {
         ),
         Graph(
             "Sessions expired and rebuilt/s",
-            "rebuilt: the hidden state was computed anew from the trail, after a new bundle.",
+            "rebuilt: the model's state was computed anew from the trail, after a new bundle.",
             "cps",
             {
                 "expired": per_second("recs_expired_sessions_total"),
