@@ -28,7 +28,8 @@ from train.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_
 from train.context import MISSING, learn_fields
 from train.evaluation import SUFFIX, Training, describe_log, evaluate, save_evaluation
 from train.figures import METRICS
-from train.fit import FitError, fit
+from train.fit import FitError, Schedule, fit
+from train.hyperparameters import Hyperparameters
 from train.model import SessionModel
 from train.predictor import ModelPredictor
 from train.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
@@ -76,13 +77,30 @@ class Logs(NamedTuple):
     support: Int64[np.ndarray, "N"]
     """Clicks of the period on them."""
     splits: dict[str, Indexed]
+    again: "Logs | None" = None
+    """To learn from once more, for as many epochs, before the test is looked at."""
 
 
 def build_logs(parts: Parts, data: DataSet, setting: Setting) -> Logs:
     """Sessions with the setting's context over its period."""
-    clicks = parts.train
+    older, newer, test = parts
+    if test is None or not data.refit:
+        later = {"validation": newer} if test is None else {"validation": newer, "test": test}
+        return _build(older, newer, later, data, setting)
+    again = _build(pl.concat([older, newer]), None, {"test": test}, data, setting)
+    return _build(older, newer, {"validation": newer}, data, setting)._replace(again=again)
+
+
+def _build(
+    known: pl.DataFrame,
+    validation: pl.DataFrame | None,
+    later: dict[str, pl.DataFrame],
+    data: DataSet,
+    setting: Setting,
+) -> Logs:
+    clicks = known
     if setting.last_days is not None:
-        clicks = filter_clicks(clicks, Filters(last_days=setting.last_days)).clicks
+        clicks = filter_clicks(known, Filters(last_days=setting.last_days)).clicks
     fields = learn_fields(clicks, setting.context, utc_offset_s=data.utc_offset_s)
 
     def build(log: pl.DataFrame, catalogue: Catalogue, seed: int) -> Indexed:
@@ -90,14 +108,13 @@ def build_logs(parts: Parts, data: DataSet, setting: Setting) -> Logs:
         columns = [setting.context.index(name) for name in setting.shuffled]
         return indexed._replace(sessions=shuffle_context(indexed.sessions, columns, seed))
 
-    own, whole = build_catalogue(clicks), build_catalogue(parts.train)
-    train, validation = build(clicks, own, 1), build(parts.validation, own, 2).sessions
-    training = TrainingLog(train.sessions, validation, own, None, fields)
+    own, whole = build_catalogue(clicks), build_catalogue(known)
+    train = build(clicks, own, 1).sessions
+    newest = None if validation is None else build(validation, own, 2).sessions
     support = np.zeros(len(whole), dtype=np.int64)
-    support[rows_in(whole, own)] = item_support(train.sessions, len(own))
-    later = {"validation": parts.validation, "test": parts.test}
-    splits = {n: build(c, whole, 2) for n, c in later.items() if c is not None}
-    return Logs(training, whole, support, splits)
+    support[rows_in(whole, own)] = item_support(train, len(own))
+    splits = {name: build(log, whole, 2) for name, log in later.items()}
+    return Logs(TrainingLog(train, newest, own, None, fields), whole, support, splits)
 
 
 def rows_in(whole: Catalogue, own: Catalogue) -> Int64[np.ndarray, "n"]:
@@ -145,6 +162,7 @@ def key_of(data: DataSet, setting: Setting) -> str:
         setting.reading,
         data.validation_fraction,
         data.utc_offset_s,
+        *(["refit"] if data.refit else []),
     )
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -166,35 +184,46 @@ def measure(data: DataSet, setting: Setting, seed: int, logs: Logs, ranks: Path 
         "last_days": setting.last_days,
         "hyperparameters": hyperparameters.model_dump(mode="json", exclude={"seed"}),
     }
+    ranked: list[tuple[Logs, SessionModel, Training]] = []
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            info = fit(
-                logs.training, hyperparameters, data.schedule, Path(folder), clock=time.process_time
-            )
-            model = load_checkpoint(Path(folder)).model
+        first = _train(logs, hyperparameters, data.schedule)
+        ranked.append((logs, *first))
+        if logs.again is not None:
+            schedule = Schedule(epochs=first[1].epoch)
+            ranked.append((logs.again, *_train(logs.again, hyperparameters, schedule)))
     except FitError as error:
         return {**line, "failed": str(error), "seconds": round(time.process_time() - begin, 1)}
-    history = info.history
+    history = first[1].history
     line |= {
-        "epoch": info.epoch,
+        "epoch": first[1].epoch,
         "epochs": len(history),
         "clicks_per_second": round(median(record.clicks_per_second for record in history)),
     }
-    predictor = ModelPredictor(widen(model, logs.training.catalogue, logs.catalogue))
-    for split, indexed in logs.splits.items():
-        evaluation = evaluate(
-            f"{key}-{seed}",
-            predictor,
-            indexed.sessions,
-            describe_log(f"{data.name} {split}", indexed),
-            logs.support,
-            training=Training(epoch=info.epoch, history=history),
-            lists=False,
-        )
-        save_evaluation(ranks / data.name / split, evaluation)
-        reached = evaluation.figures()
-        line[split] = {name: round(reached[name], 5) for name in KEPT}
+    for of, model, training in ranked:
+        predictor = ModelPredictor(widen(model, of.training.catalogue, of.catalogue))
+        for split, indexed in of.splits.items():
+            evaluation = evaluate(
+                f"{key}-{seed}",
+                predictor,
+                indexed.sessions,
+                describe_log(f"{data.name} {split}", indexed),
+                of.support,
+                training=training,
+                lists=False,
+            )
+            save_evaluation(ranks / data.name / split, evaluation)
+            reached = evaluation.figures()
+            line[split] = {name: round(reached[name], 5) for name in KEPT}
     return {**line, "seconds": round(time.process_time() - begin, 1)}
+
+
+def _train(
+    logs: Logs, hyperparameters: Hyperparameters, schedule: Schedule
+) -> tuple[SessionModel, Training]:
+    with tempfile.TemporaryDirectory() as name:
+        folder, clock = Path(name), time.process_time
+        info = fit(logs.training, hyperparameters, schedule, folder, clock=clock)
+        return load_checkpoint(folder).model, Training(epoch=info.epoch, history=info.history)
 
 
 def ranks_path(ranks: Path, dataset: str, split: str, key: str, seed: int) -> Path:

@@ -36,8 +36,8 @@ LEGEND = (
     "correction for the rows of the table.\n"
     "In brackets behind a name stands what validation chose with seed 1; s is seconds of one core "
     "for a run.\n"
-    "Networks learn from the training file without its newest part, which picks the epoch; the "
-    "baselines beside a test learn from all of it."
+    "Networks learn from the training file without its newest part, which picks the epoch (on "
+    "globo-5d then again from all of it, for the test); the baselines beside a test from all of it."
 )
 
 

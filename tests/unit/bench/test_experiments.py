@@ -178,6 +178,16 @@ def test_a_shorter_period_ranks_the_same_predictions(parts: Parts) -> None:
         np.testing.assert_array_equal(same, indexed.sessions.item_index)
 
 
+def test_a_refit_learns_from_everything_before_the_test(parts: Parts, tmp_path: Path) -> None:
+    data = replace(TINY, refit=True)
+    logs = build_logs(parts, data, BASE)
+    assert logs.again is not None
+    assert logs.again.training.train.n_clicks == len(parts.train) + len(parts.validation)
+    line = measure(data, BASE, 1, logs, tmp_path)
+    assert line["test"]["predictions"] == sum(logs.again.splits["test"].sessions.lengths - 1)
+    assert key_of(data, BASE) != key_of(TINY, BASE)
+
+
 def test_a_widened_model_ranks_its_own_items_alike_and_the_others_last(parts: Parts) -> None:
     logs = build_logs(parts, TINY, BASE)
     own = Catalogue(logs.catalogue.item_ids[10:])
