@@ -114,6 +114,8 @@ class RecurrentLayer(nn.Module):
         h_gates = F.linear(hidden, self.weight_hidden, self.bias_hidden)
         if hasattr(self, "transition_context"):
             h_gates = h_gates + self.transition_context(hidden, context.transition)
+        if x_gates.dtype == torch.bfloat16:  # products alone are of lower precision
+            x_gates, h_gates = x_gates.float(), h_gates.float()
         if self.cell == "rnn":
             output = torch.tanh(x_gates + h_gates)
             return output, output

@@ -9,13 +9,15 @@ is no second forward pass.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor, nn
 
+from train import kernels
 from train.cells import GATES, Cell, LayerContext, RecurrentLayer, WindowLayer
 from train.context import ContextField
 
@@ -208,12 +210,39 @@ class SessionModel(nn.Module):
     def _dropout(self, x: Float[Tensor, "B H"], share: float) -> Float[Tensor, "B H"]:
         if not self.training or share == 0:
             return x
-        # Twice as fast on a CPU as F.dropout, whose Bernoulli draws are not vectorised.
-        return x * ((torch.rand_like(x) >= share) / (1 - share))
+        if x.dtype == torch.float32 and not x.is_cuda:
+            dropped: Tensor = _CompiledDropout.apply(x, share)
+            return dropped
+        return F.dropout(x, share)
 
     def n_parameters(self) -> int:
         """Weights in the model, for the log line of a run."""
         return sum(math.prod(parameter.shape) for parameter in self.parameters())
+
+
+class _CompiledDropout(torch.autograd.Function):
+    """Dropout in one pass, 0.01 ms for 128 x 512 entries where F.dropout takes 0.5."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, share: float) -> Tensor:
+        ctx.share, ctx.seed = share, int(torch.randint(2**32, ()))
+        return _dropped(x, share, ctx.seed)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _dropped(gradient, ctx.share, ctx.seed), None
+
+
+def _dropped(x: Tensor, share: float, seed: int) -> Tensor:
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    kernels.dropout(
+        x.detach().contiguous().numpy().reshape(-1),
+        np.uint32(seed),
+        np.uint32(share * 2**32),
+        np.float32(1 / (1 - share)),
+        out.numpy().reshape(-1),
+    )
+    return out
 
 
 def _unit(x: Float[Tensor, "B H"]) -> Float[Tensor, "B H"]:

@@ -22,6 +22,7 @@ from train.batches import Step, session_parallel
 from train.checkpoint import check_arrays, weights_of
 from train.context import ContextField
 from train.hyperparameters import Hyperparameters
+from train.memory import keep_freed_memory
 from train.model import ModelConfig, SessionModel
 from train.negatives import NegativeSampler, RowNumbers
 from train.optimiser import Optimiser
@@ -61,6 +62,7 @@ class Trainer:
         epochs: int = 1,
         device: str = "cpu",
     ) -> None:
+        keep_freed_memory()
         self.hyperparameters = h = hyperparameters
         self._epochs, self._device = epochs, torch.device(device)
         torch.manual_seed(h.seed)

@@ -155,6 +155,19 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(model.encode(*arguments)[0], model.encode(*arguments)[0])
 
 
+def test_dropout_leaves_out_its_share_and_the_way_back_the_same_entries() -> None:
+    torch.manual_seed(1)
+    model = a_model(dropout_hidden=0.3).train()
+    x = torch.ones(200, 500, requires_grad=True)
+    dropped = model._dropout(x, 0.3)
+    assert float((dropped == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.01)
+    dropped.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    assert x.grad is not None
+    assert torch.equal(x.grad, dropped)
+    assert not torch.equal(model._dropout(x, 0.3), dropped)
+
+
 def test_dropout_of_the_hidden_state_never_enters_the_recurrence() -> None:
     model = a_model()
     dropped = SessionModel(ModelConfig(n_items=17, hidden_size=6, dropout_hidden=0.9)).train()
