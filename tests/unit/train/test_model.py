@@ -160,8 +160,8 @@ def test_dropout_leaves_out_its_share_and_the_way_back_the_same_entries() -> Non
     model = a_model(dropout_hidden=0.3).train()
     x = torch.ones(200, 500, requires_grad=True)
     dropped = model._dropout(x, 0.3)
-    assert float((dropped == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
-    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.01)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.3, abs=0.01)
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.01)
     dropped.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     assert x.grad is not None
     assert torch.equal(x.grad, dropped)
