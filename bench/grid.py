@@ -21,7 +21,7 @@ SHOP_CLICKS = 200_000
 CELLS = ("rnn", "lstm", "gru")
 LOSSES = ("bpr-max", "cross-entropy", "softmax", "top1-max", "bpr", "top1")
 EMBEDDINGS = ("one-hot", "separate", "shared")
-INPUT_WAYS = ("concat", "multiply", "matrices")
+INPUT_WAYS = ("concat", "multiply", "add", "matrices")
 TRANSITION_WAYS = (*INPUT_WAYS, "decay")
 
 

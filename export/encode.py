@@ -34,13 +34,16 @@ def encode_graph(model: SessionModel) -> onnx.ModelProto:
     graph = Graph()
     n_fields, state_size = len(config.context), model.state_size
     columns = [graph.add("Gather", "context", np.array(n), axis=1) for n in range(n_fields)]
-    item = x = graph.add("Gather", _array(model.input_table), "item_index")
+    x = graph.add("Gather", _array(model.input_table), "item_index")
     for table, column in zip(model.multiplied, config.columns("multiply"), strict=True):
         x = graph.add("Mul", x, graph.add("Gather", _array(1 + table), columns[column]))
+    for table, column in zip(model.added, config.columns("add"), strict=True):
+        x = graph.add("Add", x, graph.add("Gather", _array(table), columns[column]))
+    item = x
     concatenated = zip(model.concatenated, config.columns("concat"), strict=True)
-    added = [graph.add("Gather", _array(table), columns[column]) for table, column in concatenated]
-    if added:
-        x = graph.add("Concat", x, *added, axis=1)
+    beside = [graph.add("Gather", _array(table), columns[column]) for table, column in concatenated]
+    if beside:
+        x = graph.add("Concat", x, *beside, axis=1)
     layers = cast(list[RecurrentLayer | WindowLayer], list(model.layers))
     before = graph.split("state", [layer.state_size for layer in layers])
     after = []

@@ -45,8 +45,9 @@ class Hyperparameters(BaseModel):
     temperature: PositiveFloat = 12.0
     """Largest score of a normalised model."""
     input_context: InputContext = "concat"
-    """How context that surrounds a click comes in: an embedding beside the item's, one multiplied
-    with it, or input matrices of its own (of rank context_size)."""
+    """How context that surrounds a click comes in: an embedding beside the item's, multiplied with
+    it, or added to it (a residual connection takes it on to the scores), or input matrices of its
+    own (of rank context_size)."""
     transition_context: TransitionContext = "concat"
     """The same for the gap between clicks, its matrices being the recurrent ones; or it lets the
     state decay (a time-aware cell)."""

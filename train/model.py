@@ -22,8 +22,8 @@ from train.cells import GATES, Cell, LayerContext, RecurrentLayer, WindowLayer
 from train.context import ContextField
 
 Embedding = Literal["shared", "separate", "one-hot"]
-InputContext = Literal["concat", "multiply", "matrices"]
-TransitionContext = Literal["concat", "multiply", "matrices", "decay"]
+InputContext = Literal["concat", "multiply", "add", "matrices"]
+TransitionContext = Literal["concat", "multiply", "add", "matrices", "decay"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,9 @@ class SessionModel(nn.Module):
         self.multiplied = nn.ParameterList(
             nn.Parameter(torch.zeros(sizes[c], width)) for c in config.columns("multiply")
         )
+        self.added = nn.ParameterList(
+            nn.Parameter(torch.zeros(sizes[c], width)) for c in config.columns("add")
+        )
         self.layers = nn.ModuleList(self._build_layers(width, sizes))
         if config.feed_forward:
             self.head_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
@@ -149,15 +152,18 @@ class SessionModel(nn.Module):
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B S"]]:
         """`encode` from embeddings already looked up, as the trainer does for its touched rows."""
         config = self.config
-        item = x = self._dropout(embedded, config.dropout_embedding)
+        x = self._dropout(embedded, config.dropout_embedding)
         for table, column in zip(self.multiplied, config.columns("multiply"), strict=True):
             x = x * (1 + F.embedding(context[:, column], table))
-        added = [
+        for table, column in zip(self.added, config.columns("add"), strict=True):
+            x = x + F.embedding(context[:, column], table)
+        item = x
+        beside = [
             F.embedding(context[:, column], table)
             for table, column in zip(self.concatenated, config.columns("concat"), strict=True)
         ]
-        if added:
-            x = torch.cat([x, *added], dim=1)
+        if beside:
+            x = torch.cat([x, *beside], dim=1)
         of_layer = LayerContext(
             context[:, config.input_columns], context[:, config.transition_columns]
         )

@@ -116,9 +116,9 @@ SPACE = (
     Dimension("feed_forward", SWITCH),
     Dimension("normalise", SWITCH),
     Dimension("temperature", Real(4, 40, log=True), Needs("normalise", (True,))),
-    Dimension("input_context", Choice(("concat", "multiply", "matrices")), INPUT),
+    Dimension("input_context", Choice(("concat", "multiply", "add", "matrices")), INPUT),
     Dimension(
-        "transition_context", Choice(("concat", "multiply", "matrices", "decay")), TRANSITION
+        "transition_context", Choice(("concat", "multiply", "add", "matrices", "decay")), TRANSITION
     ),
     Dimension("context_size", Rungs((8, 16, 32)), CONTEXT),
     Dimension("loss", Choice(("bpr-max", "cross-entropy", "top1-max"))),

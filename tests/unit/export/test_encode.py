@@ -28,7 +28,7 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"cell": "gru", "residual": True},
     {"cell": "lstm", "feed_forward": True, "normalise": True, "temperature": 12.0},
 ]
-WAYS_IN = ("concat", "multiply", "matrices")
+WAYS_IN = ("concat", "multiply", "add", "matrices")
 CONTEXTS: list[dict[str, Any]] = [
     *(
         {"cell": cell, "input_context": into, "transition_context": over, "n_layers": 2}

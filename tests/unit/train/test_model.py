@@ -23,6 +23,7 @@ FAMILY: list[dict[str, Any]] = [
     {"embedding": "separate", "normalise": True, "temperature": 8.0},
     {"context": FIELDS},
     {"context": FIELDS, "input_context": "multiply", "transition_context": "multiply"},
+    {"context": FIELDS, "input_context": "add", "transition_context": "add", "residual": True},
     {"context": FIELDS, "input_context": "matrices", "transition_context": "matrices"},
     {"context": FIELDS, "transition_context": "decay", "cell": "lstm", "n_layers": 2},
     {
@@ -110,7 +111,7 @@ def test_every_context_field_changes_the_query(change: dict[str, Any]) -> None:
 
 def test_a_model_without_context_of_its_kind_takes_no_weights_for_it() -> None:
     plain = a_model()
-    for way in ("concat", "multiply", "matrices"):
+    for way in ("concat", "multiply", "add", "matrices"):
         assert a_model(input_context=way).n_parameters() == plain.n_parameters()
 
 
