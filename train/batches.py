@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
+from train.kernels import first_free_lanes
 from train.sessions import Sessions
 
 
@@ -29,27 +30,31 @@ class Step(NamedTuple):
 
 
 def session_parallel(
-    sessions: Sessions, batch_size: int, rng: np.random.Generator
+    sessions: Sessions,
+    batch_size: int,
+    rng: np.random.Generator,
+    *,
+    in_time_order: bool = False,
 ) -> Iterator[Step]:
-    """Every click with a successor once, `batch_size` sessions at a time, in a random order.
+    """Every click with a successor once, `batch_size` sessions at a time.
 
-    The shuffled sessions are laid end to end and cut into lanes of about equal length at a
-    session's border, so no loop runs over sessions. B falls at the end as lanes run out: lane b of
-    a step is lane b of the step before, the last ones are missing.
+    Sessions come in a random order, or as they stand, the newest last; each goes to the lane that
+    is free first. B falls at the end as lanes run out: lane b of a step is lane b of the step
+    before, the last ones are missing.
     """
-    n_steps = sessions.lengths - 1
-    order = rng.permutation(len(sessions))
-    n_steps = n_steps[order]
+    order = np.arange(len(sessions)) if in_time_order else rng.permutation(len(sessions))
+    lane = first_free_lanes(sessions.lengths[order] - 1, min(batch_size, len(sessions)))
+    by_lane = np.argsort(lane, kind="stable")
+    order, lane = order[by_lane], lane[by_lane]
+    n_steps = sessions.lengths[order] - 1
     end = np.cumsum(n_steps)
     begin = end - n_steps
-    # Row of each input click in the flat arrays, session after session in the shuffled order.
+    # Row of each input click in the flat arrays, session after session, lane after lane.
     click = np.repeat(sessions.start[order] - begin, n_steps) + np.arange(n_steps.sum())
     first = np.zeros(len(click), dtype=bool)
     first[begin] = True
 
-    share = len(click) / batch_size
-    border = np.searchsorted(end, share * np.arange(1, batch_size + 1) - 0.5) + 1
-    lane_end = end[np.minimum(border, len(end)) - 1]
+    lane_end = end[np.searchsorted(lane, np.arange(lane[-1] + 1), side="right") - 1]
     lane_begin = np.concatenate([[0], lane_end[:-1]])
     longest_first = np.argsort(lane_begin - lane_end, kind="stable")
     lane_begin, lane_length = lane_begin[longest_first], (lane_end - lane_begin)[longest_first]

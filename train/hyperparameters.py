@@ -70,6 +70,8 @@ class Hyperparameters(BaseModel):
     """Negatives are drawn with probability proportional to support^sample_alpha."""
     batch_size: PositiveInt = 96
     """Sessions side by side."""
+    order: Literal["random", "time"] = "random"
+    """Order of the sessions in an epoch; by time, the newest teach last."""
     bptt: PositiveInt = 1
     """Clicks of a session through which a gradient flows back; one update for all of them."""
     dropout_embedding: float = Field(default=0.0, ge=0, lt=1)

@@ -147,6 +147,21 @@ def number_items(
     return n_distinct
 
 
+@_compiled
+def first_free_lanes(n_steps: np.ndarray, n_lanes: int) -> np.ndarray:
+    """The lane of each session in turn: the one that has the fewest steps so far, of equal ones
+    the first."""
+    lane, used = np.empty(len(n_steps), np.int64), np.zeros(n_lanes, np.int64)
+    for s in range(len(n_steps)):
+        free = 0
+        for b in range(1, n_lanes):
+            if used[b] < used[free]:
+                free = b
+        lane[s] = free
+        used[free] += n_steps[s]
+    return lane
+
+
 @njit(inline="always")
 def _exp(x: np.float32) -> np.float32:
     """e^x to 1e-7, as arithmetic that LLVM vectorises: 3 x as fast as a library's exp.

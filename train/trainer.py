@@ -102,7 +102,12 @@ class Trainer:
         h = self.hyperparameters
         seeds = np.random.SeedSequence([h.seed, epoch]).spawn(3)
         torch.manual_seed(int(seeds[0].generate_state(1)[0]))
-        steps = session_parallel(sessions, h.batch_size, np.random.default_rng(seeds[1]))
+        steps = session_parallel(
+            sessions,
+            h.batch_size,
+            np.random.default_rng(seeds[1]),
+            in_time_order=h.order == "time",
+        )
         negatives = self.sampler.blocks(
             h.n_negatives if h.is_sampled else 0, np.random.default_rng(seeds[2])
         )

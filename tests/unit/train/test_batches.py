@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import hypothesis.strategies as st
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 
 from tests.unit.train.building import sessions_of
 from train.batches import Step, session_parallel
@@ -22,6 +22,7 @@ def steps_of(lengths: list[int], batch_size: int, seed: int = 1) -> list[Step]:
 lengths = st.lists(st.integers(2, 9), min_size=1, max_size=30)
 
 
+@settings(deadline=None)  # the first call compiles
 @given(lengths, st.integers(1, 12))
 def test_every_click_with_a_successor_comes_once_with_it(
     lengths: list[int], batch_size: int
@@ -34,6 +35,7 @@ def test_every_click_with_a_successor_comes_once_with_it(
     assert sorted(pairs) == expected
 
 
+@settings(deadline=None)  # the first call compiles
 @given(lengths, st.integers(1, 12))
 def test_a_lane_reads_each_session_from_its_first_click_to_its_last(
     lengths: list[int], batch_size: int
@@ -50,6 +52,7 @@ def test_a_lane_reads_each_session_from_its_first_click_to_its_last(
             target[lane] = following
 
 
+@settings(deadline=None)  # the first call compiles
 @given(lengths, st.integers(1, 12))
 def test_lanes_run_out_from_the_last_one_on(lengths: list[int], batch_size: int) -> None:
     sizes = [len(step.target) for step in steps_of(lengths, batch_size)]
@@ -57,6 +60,15 @@ def test_lanes_run_out_from_the_last_one_on(lengths: list[int], batch_size: int)
     assert sizes == sorted(sizes, reverse=True)
     # A lane is longer than its share by less than one session.
     assert len(sizes) <= (sum(lengths) - len(lengths)) / batch_size + max(lengths)
+
+
+def test_in_time_order_the_sessions_come_as_they_stand() -> None:
+    lengths = [3, 2, 5, 2, 2, 4]
+    sessions = distinct_clicks(lengths)
+    steps = list(session_parallel(sessions, 2, np.random.default_rng(1), in_time_order=True))
+    began = [i for step in steps for i in step.item_index[step.first].tolist()]
+    # Lanes take sessions of 2, 1, 4, 1, 1 and 3 steps: 0 and 1 first, 2 when 1 is done, and so on.
+    assert began == sessions.start[:-1].tolist()
 
 
 def test_the_order_follows_from_the_generator() -> None:
