@@ -92,7 +92,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValidationError as error:
         for problem in error.errors():
             flag = ".".join(str(part) for part in problem["loc"][1:]).replace("_", "-")
-            print(f"--{flag}: {problem['msg']} (found {problem['input']!r})", file=sys.stderr)
+            message = problem["msg"].removeprefix("Value error, ")
+            # Settings that do not go together have no flag of their own, and all are the input.
+            found = f"--{flag}: {message} (found {problem['input']!r})" if flag else message
+            print(found, file=sys.stderr)
         return 2
     except ERRORS as error:
         print(error, file=sys.stderr)

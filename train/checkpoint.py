@@ -77,6 +77,8 @@ class CheckpointInfo(_Record):
     """The gap that cut the training sessions; null where the log came with a session column."""
     event_types: EventTypes = EventTypes()
     """Which types of event advanced a session in training."""
+    content_hash: str = ""
+    """Of the sessions learnt from and validated on: a run goes on with the same alone."""
     epoch: int
     """The epoch `weights` were taken after, counted from 1."""
     protocol: str

@@ -15,7 +15,13 @@ from train.evaluate import PROTOCOL, Predictor, rank_targets
 from train.evaluation import Training, describe_log, evaluate, save_evaluation
 from train.event_types import weigh_events
 from train.figures import figures, lost_predictions
-from train.fit import FitError, check_hyperparameters, fit
+from train.fit import (
+    FitError,
+    check_hyperparameters,
+    check_reading,
+    check_warm_start,
+    fit,
+)
 from train.oracle import score_oracle
 from train.predictor import ModelPredictor
 from train.progress import EpochProgress
@@ -44,12 +50,18 @@ def run_fit(settings: FitSettings) -> None:
     hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
     if resume is not None:
         check_hyperparameters(resume, hyperparameters, schedule)
+        check_reading(resume, settings.event_types, settings.idle_timeout_s)
     warm_start = None if settings.warm_start is None else load_checkpoint(settings.warm_start)
+    if warm_start is not None:
+        check_warm_start(warm_start, hyperparameters)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise FitError("device=cuda, but PyTorch finds no such device here: use cpu")
     training_log = read_training_log(
         settings,
         known=None if warm_start is None else warm_start.catalogue,
         fields=None if warm_start is None else warm_start.info.model.context,
     )
+    _make_folder(settings.out)
     log.info("log_read", **training_log.description().model_dump())
     baselines = build_baselines(training_log.train, len(training_log.catalogue))
 
@@ -91,6 +103,8 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     """
     torch.set_num_threads(settings.threads)
     checkpoint = load_checkpoint(settings.checkpoint)
+    if settings.out is not None:
+        _make_folder(settings.out)
     info, catalogue = checkpoint.info, checkpoint.catalogue
 
     def read(path: str | Path) -> pl.DataFrame:
@@ -99,7 +113,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
 
     clicks = read(settings.clicks)
     indexed = build_sessions(clicks, catalogue, info.model.context)
-    if not len(indexed.sessions):
+    if not (len(indexed.sessions) and indexed.sessions.target_weight.any()):
         raise FitError(
             f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
             f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
@@ -148,3 +162,11 @@ def run_shop(settings: ShopSettings) -> None:
         "oracle_mrr_at_20": oracle.mrr,
     }
     print(json.dumps(result, indent=1))
+
+
+def _make_folder(path: Path) -> None:
+    """Before hours of work, not after. Raises FitError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FitError(f"out={path} cannot be made a folder: {error.strerror}") from error

@@ -86,7 +86,7 @@ def _learn_field(clicks: pl.DataFrame, name: str, utc_offset_s: int) -> ContextF
             f"context {name!r} is no column of the log, whose columns are "
             f"{', '.join(clicks.columns)}; hour, weekday and gap come from the time"
         )
-    counts = _texts(clicks[name]).drop_nulls().value_counts(name="clicks")
+    counts = texts(clicks[name]).drop_nulls().value_counts(name="clicks")
     text = counts.columns[0]
     frequent = counts.filter(
         (pl.col("clicks") >= MIN_SUPPORT) & (pl.col(text).str.len_bytes() <= MAX_VALUE_BYTES)
@@ -129,17 +129,17 @@ def _field_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarra
 def _column_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarray, "T"]:
     if field.name not in clicks.columns:
         return np.full(len(clicks), MISSING, dtype=np.int32)
-    texts = _texts(clicks[field.name]).alias("text")
+    of_clicks = texts(clicks[field.name]).alias("text")
     numbers = pl.DataFrame(
         {"text": field.values, "number": np.arange(FIRST_VALUE, field.size, dtype=np.int32)},
         schema={"text": pl.String, "number": pl.Int32},
     )
-    number = texts.to_frame().join(numbers, on="text", how="left", maintain_order="left")["number"]
+    joined = of_clicks.to_frame().join(numbers, on="text", how="left", maintain_order="left")
     nothing = pl.Series([MISSING], dtype=pl.Int32)
-    return number.fill_null(UNKNOWN).zip_with(texts.is_not_null(), nothing).to_numpy()
+    return joined["number"].fill_null(UNKNOWN).zip_with(of_clicks.is_not_null(), nothing).to_numpy()
 
 
-def _texts(values: pl.Series) -> pl.Series:
+def texts(values: pl.Series) -> pl.Series:
     """Values as the text that names them: 3 and 3.0 alike are "3", true is "true"."""
     if values.dtype.is_float():  # what pandas makes of whole numbers where one is missing
         values = values.fill_nan(None)

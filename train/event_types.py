@@ -6,9 +6,12 @@ from typing import Annotated
 import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from train.context import texts
 from train.order import in_order, number_ids
 from train.sessions import TARGET_WEIGHT
 from train.source import ClickLogError
+
+_KIND = "\0event_type"
 
 
 class EventTypes(BaseModel):
@@ -51,17 +54,17 @@ def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
             f"the log has no column {event_types.column!r} for the types of its events, only "
             f"{', '.join(clicks.columns)}"
         )
-    found = clicks[event_types.column].unique()
+    found = texts(clicks[event_types.column]).unique().drop_nulls().sort().to_list()
 
     def check(wanted: Iterable[str], role: str) -> None:
-        texts = found.cast(pl.String).drop_nulls().sort().to_list()
-        if not set(wanted) & set(texts):
+        if not set(wanted) & set(found):
             raise ClickLogError(
                 f"no click of the log is of the {role} {', '.join(sorted(wanted))}; "
-                f"{event_types.column} holds {', '.join(texts[:20]) or 'nothing'}"
+                f"{event_types.column} holds {', '.join(found[:20]) or 'nothing'}"
             )
 
-    kind = pl.col(event_types.column).cast(pl.String)
+    clicks = clicks.with_columns(texts(clicks[event_types.column]).alias(_KIND))
+    kind = pl.col(_KIND)
     if event_types.inputs is not None:
         check(event_types.inputs, "input types")
         clicks = in_order(number_ids(clicks.filter(kind.is_in(sorted(event_types.inputs)))))
@@ -69,4 +72,4 @@ def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
         check([name for name, weight in event_types.targets.items() if weight], "target types")
         weight = kind.replace_strict(event_types.targets, default=0.0, return_dtype=pl.Float32)
         clicks = clicks.with_columns(weight.alias(TARGET_WEIGHT))
-    return clicks
+    return clicks.drop(_KIND)

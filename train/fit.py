@@ -19,13 +19,14 @@ from train.checkpoint import (
     weights_of,
 )
 from train.evaluate import PROTOCOL, figures, rank_targets
+from train.event_types import EventTypes
 from train.hyperparameters import Hyperparameters
 from train.model import ModelConfig
 from train.predictor import ModelPredictor
 from train.trainer import Trainer
 from train.training_log import TrainingLog
 
-MAY_CHANGE = {"n_items", "dropout_embedding", "dropout_hidden"}
+MAY_CHANGE = {"dropout_embedding", "dropout_hidden"}
 """What a warm start may set anew."""
 MONITOR = "recall_at_20"
 """The validation figure that says which epoch was the best."""
@@ -79,12 +80,12 @@ def fit(
     any more.
     """
     watch = watch or Watch()
-    support = item_support(log.train, len(log.catalogue))
+    support, content_hash = item_support(log.train, len(log.catalogue)), log.content_hash()
     trainer = Trainer(
         hyperparameters, support, context=log.context, epochs=schedule.epochs, device=device
     )
     if warm_start is not None and resume is None:
-        _check_same_model(warm_start, trainer.model.config)
+        check_warm_start(warm_start, hyperparameters)
         trainer.warm_start(warm_start.resume_arrays() | weights_of(warm_start.model))
     history: list[EpochRecord] = []
     best_weights: dict[str, np.ndarray] = {}
@@ -132,6 +133,7 @@ def fit(
             training=log.description(),
             idle_timeout_s=log.idle_timeout_s,
             event_types=log.event_types,
+            content_hash=content_hash,
             epoch=best.epoch,
             protocol=PROTOCOL,
             metrics=best.metrics,
@@ -165,11 +167,14 @@ def _is_finished(history: list[EpochRecord], schedule: Schedule, *, out_of_time:
     )
 
 
-def _check_same_model(warm_start: Checkpoint, config: ModelConfig) -> None:
-    before = warm_start.info.model
+def check_warm_start(warm_start: Checkpoint, hyperparameters: Hyperparameters) -> None:
+    """Raise FitError unless the weights of the checkpoint fit a model of these."""
     for field in fields(ModelConfig):
-        found, wanted = (getattr(of, field.name) for of in (before, config))
-        if found != wanted and field.name not in MAY_CHANGE:
+        if field.name in MAY_CHANGE or field.name not in Hyperparameters.model_fields:
+            continue
+        found = getattr(warm_start.info.model, field.name)
+        wanted = getattr(hyperparameters, field.name)
+        if found != wanted:
             raise FitError(
                 f"{warm_start.folder} has {field.name}={found}, this training {wanted}: "
                 "a warm start keeps the architecture"
@@ -191,10 +196,24 @@ def check_hyperparameters(
             )
 
 
+def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: int | None) -> None:
+    """Raise FitError unless the log is read as it was for the checkpoint."""
+    for name, found, wanted in (
+        ("event_types", resume.info.event_types, event_types),
+        ("idle_timeout_s", resume.info.idle_timeout_s, idle_timeout_s),
+    ):
+        if found != wanted:
+            raise FitError(
+                f"{resume.folder} was trained with {name}={found}, not {wanted}: "
+                "resume with its own"
+            )
+
+
 def _check_same_run(
     resume: Checkpoint, log: TrainingLog, hyperparameters: Hyperparameters, schedule: Schedule
 ) -> None:
     check_hyperparameters(resume, hyperparameters, schedule)
+    check_reading(resume, log.event_types, log.idle_timeout_s)
     if resume.info.model.context != log.context:
         raise FitError(f"{resume.folder} was trained with other context fields or values")
     if resume.info.training != log.description() or (
@@ -203,3 +222,8 @@ def _check_same_run(
         found = ", ".join(f"{n} {v}" for n, v in resume.info.training.model_dump().items())
         given = ", ".join(f"{n} {v}" for n, v in log.description().model_dump().items())
         raise FitError(f"{resume.folder} was trained on another log ({found}), not on ({given})")
+    if resume.info.content_hash != log.content_hash():
+        raise FitError(
+            f"{resume.folder} was trained on other sessions, or validated on others: give the log "
+            "and the validation it began with"
+        )

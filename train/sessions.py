@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int32, Int64
 from train.context import ContextField, context_indices
 from train.order import ITEM_ID, codes, in_order, n_names, number_ids
 
-TARGET_WEIGHT = "target_weight"
+TARGET_WEIGHT = "\0target_weight"  # a name no log has a column of
 SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
 
 

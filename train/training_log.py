@@ -1,12 +1,14 @@
 """From a click log on disk to the sessions that a model learns from and is measured on."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 from train.checkpoint import TrainingData
 from train.clicks import (
@@ -21,9 +23,11 @@ from train.context import ContextError, ContextField, learn_fields
 from train.event_types import EventTypes, weigh_events
 from train.figures import NOTHING_LOST, Lost, lost_predictions
 from train.sessions import Catalogue, Sessions, build_catalogue, build_sessions
-from train.source import open_log
+from train.source import open_log, unreadable
 
 TIME_FIELDS = ("hour", "weekday", "gap")
+NO_CONTEXT = ("", "session_id", "item_id", "timestamp_ms", "event_id")
+MAX_FIELDS = 64
 
 ALL_EVENTS = EventTypes()
 
@@ -57,6 +61,17 @@ class LogSettings(BaseModel):
     utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
     """What to add to UTC for hour and weekday."""
 
+    @field_validator("context")
+    @classmethod
+    def _can_be_served(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        """The rules that the bundle's contract has for its fields."""
+        for name in names:
+            if name in NO_CONTEXT:
+                raise ValueError(f"{name!r} is no context; {', '.join(NO_CONTEXT[1:])} never are")
+        if len(set(names)) < len(names) or len(names) > MAX_FIELDS:
+            raise ValueError(f"expected different names, at most {MAX_FIELDS}")
+        return names
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingLog:
@@ -74,6 +89,21 @@ class TrainingLog:
     """Which types of event are in it, and what they count as targets."""
     lost: Lost = NOTHING_LOST
     """Predictions of the validation that nobody can make: of items new in it."""
+
+    def content_hash(self) -> str:
+        """Of all that is learnt from and measured on, clicks in their order."""
+        content = hashlib.sha256()
+        for sessions in (self.train, self.validation):
+            if sessions is not None:
+                for array in (
+                    sessions.item_index,
+                    sessions.timestamp_ms,
+                    sessions.start,
+                    sessions.context,
+                    sessions.target_weight,
+                ):
+                    content.update(np.ascontiguousarray(array).tobytes())
+        return content.hexdigest()[:16]
 
     def description(self) -> TrainingData:
         """The training part in figures, as the checkpoint keeps it."""
@@ -99,13 +129,22 @@ def read_training_log(
     learnt already. Raises ClickLogError or ContextError, for a column that is missing before
     anything is read.
     """
-    columns = [name for name in settings.context if name not in TIME_FIELDS]
-    events = settings.event_types
-    if events != ALL_EVENTS:
-        columns.append(events.column)
+    names = settings.context
+    if fields is not None:
+        names = tuple(field.name for field in fields)
+        if settings.context not in ((), names):
+            raise ContextError(
+                f"context={','.join(settings.context)}, but the checkpoint has "
+                f"{','.join(names) or 'none'}: leave it out, or begin without a warm start"
+            )
+    columns = [name for name in names if name not in TIME_FIELDS]
+    wanted = {"context": columns}
+    if settings.event_types != ALL_EVENTS:
+        wanted["event_types.column"] = [settings.event_types.column]
     for path in (settings.clicks, settings.validation):
         if path is not None:
-            _check_context(path, columns)
+            _check_columns(path, wanted)
+    columns = [name for of_setting in wanted.values() for name in of_setting]
     clicks = read_log(settings.clicks, settings, columns)
     newer: pl.DataFrame | None = None
     if settings.validation is not None:
@@ -160,13 +199,31 @@ def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) ->
     return weigh_events(clicks, settings.event_types)
 
 
-def _check_context(path: str | Path, columns: Sequence[str]) -> None:
-    if not columns:
+def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
+    """Raise ContextError unless the log has the columns that a setting names."""
+    if not any(wanted.values()):
         return
-    found = open_log(path).table.collect_schema().names()
-    for name in columns:
-        if name not in found:
-            raise ContextError(
-                f"context={name}: {path} has no such column, only {', '.join(found)}; "
-                f"{', '.join(TIME_FIELDS)} come from the time"
-            )
+    source = open_log(path)
+    try:
+        schema = source.table.collect_schema()
+    except FileNotFoundError:
+        raise ClickLogError(f"{path} does not exist") from None
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise unreadable(path, error) from error
+    found = ", ".join(name for name in schema.names() if not name.startswith("\0"))
+    for setting, names in wanted.items():
+        for name in names:
+            if name in source.conflicts:
+                raise ContextError(
+                    f"{setting}={name}: {source.conflicts[name]} in the files of {path}"
+                )
+            if name not in schema:
+                raise ContextError(
+                    f"{setting}={name}: {path} has no such column, only {found}; "
+                    f"{', '.join(TIME_FIELDS)} come from the time"
+                )
+            if schema[name].is_nested() or schema[name] in (pl.Binary, pl.Decimal, pl.Object):
+                raise ContextError(
+                    f"{setting}={name}: {path} has {schema[name]} there; expected text, numbers "
+                    "or truth values"
+                )

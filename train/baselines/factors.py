@@ -78,15 +78,15 @@ def fit_als(
     iterations: int = 10,
 ) -> ALS:
     """ALS over the clicks of the training sessions, an item's clicks in one session added up."""
-    model = AlternatingLeastSquares(
-        factors=factors,
-        regularization=regularization,
-        alpha=alpha,
-        iterations=iterations,
-        num_threads=1,
-        random_state=0,
-    )
     with threadpool_limits(1, "blas"):  # implicit warns of BLAS threads beside its own loops
+        model = AlternatingLeastSquares(
+            factors=factors,
+            regularization=regularization,
+            alpha=alpha,
+            iterations=iterations,
+            num_threads=1,
+            random_state=0,
+        )
         model.fit(_clicks(sessions, n_items), show_progress=False)
     return ALS(model.item_factors, regularization, alpha)
 
@@ -101,15 +101,15 @@ def fit_bpr(
     iterations: int = 100,
 ) -> BPR:
     """BPR over the clicks of the training sessions, an item counting once in a session."""
-    model = BayesianPersonalizedRanking(
-        factors=factors,
-        learning_rate=learning_rate,
-        regularization=regularization,
-        iterations=iterations,
-        num_threads=1,
-        random_state=0,
-    )
     with threadpool_limits(1, "blas"):
+        model = BayesianPersonalizedRanking(
+            factors=factors,
+            learning_rate=learning_rate,
+            regularization=regularization,
+            iterations=iterations,
+            num_threads=1,
+            random_state=0,
+        )
         model.fit(_clicks(sessions, n_items), show_progress=False)
     # implicit keeps the bias as the last factor, which is 1 for every user.
     return BPR(model.item_factors[:, :-1].copy(), model.item_factors[:, -1].copy())

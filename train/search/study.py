@@ -5,7 +5,6 @@ killed draws what an unbroken one does.
 """
 
 import fcntl
-import hashlib
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -87,20 +86,9 @@ def made_with(settings: SearchSettings, space: Space) -> dict[str, Any]:
 
 def log_fingerprint(training_log: TrainingLog) -> str:
     """What tells a log from another, wherever it lies."""
-    content = hashlib.sha256()
-    for sessions in (training_log.train, training_log.validation):
-        assert sessions is not None, "the settings ask for a validation"
-        for array in (
-            sessions.item_index,
-            sessions.start,
-            sessions.timestamp_ms,
-            sessions.context,
-            sessions.target_weight,
-        ):
-            content.update(array.tobytes())
     figures = training_log.description().model_dump()
     described = ", ".join(f"{name} {value}" for name, value in figures.items())
-    return f"{described}, content {content.hexdigest()[:12]}"
+    return f"{described}, content {training_log.content_hash()}"
 
 
 def check_same(settings: SearchSettings, study: Study, wanted: Mapping[str, Any]) -> None:

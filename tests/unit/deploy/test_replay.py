@@ -10,7 +10,7 @@ from deploy.replay import _records
 from stream import context as served
 from stream.click import Click, ClickParser, Record
 from stream.context import Context
-from train.context import ContextField, _texts, context_indices, learn_fields
+from train.context import ContextField, context_indices, learn_fields, texts
 from train.sessions import TARGET_WEIGHT
 
 
@@ -59,7 +59,7 @@ def test_the_stream_numbers_a_replayed_log_as_the_trainer_does() -> None:
     )
     known = learn_fields(clicks, ["event_type", "weight", "old", "rank"])
     # Each price stands there once: every other one shall be a value.
-    prices = _texts(clicks["price"]).unique(maintain_order=True).gather_every(2)[:1000].to_list()
+    prices = texts(clicks["price"]).unique(maintain_order=True).gather_every(2)[:1000].to_list()
     fields = (ContextField(name="price", kind="column", values=tuple(prices)), *known)
     context = Context([served.ContextField(**field.model_dump()) for field in fields])
     parse = ClickParser(context.columns)

@@ -90,7 +90,7 @@ def named(value: object) -> str | None:
 
 @given(floats)
 def test_a_float_is_written_as_polars_writes_it(number: float) -> None:
-    (text,) = training._texts(pl.Series([number]))
+    (text,) = training.texts(pl.Series([number]))
     assert text_of(json.dumps(number).encode()) == text
 
 

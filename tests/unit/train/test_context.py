@@ -10,7 +10,7 @@ from train.context import (
     context_indices,
     learn_fields,
 )
-from train.sessions import build_catalogue, build_sessions
+from train.sessions import TARGET_WEIGHT, build_catalogue, build_sessions
 
 HOUR_S = 3600
 
@@ -77,7 +77,7 @@ def test_the_gap_of_a_session_counts_from_its_last_known_item() -> None:
 
 
 def test_sessions_keep_the_weights_of_their_clicks_as_targets() -> None:
-    clicks = log(item_id=["1", "2"], target_weight=[1.0, 0.5])
+    clicks = log(item_id=["1", "2"]).with_columns(pl.Series(TARGET_WEIGHT, [1.0, 0.5]))
     assert build_sessions(clicks).sessions.target_weight.tolist() == [1.0, 0.5]
-    weights = build_sessions(clicks.drop("target_weight")).sessions.target_weight
+    weights = build_sessions(clicks.drop(TARGET_WEIGHT)).sessions.target_weight
     assert (weights == np.ones(2)).all()

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from train.clicks import ClickLogError
 from train.event_types import EventTypes, weigh_events
-from train.sessions import build_sessions
+from train.sessions import TARGET_WEIGHT, build_sessions
 
 
 def log(types: list[object], **columns: object) -> pl.DataFrame:
@@ -39,7 +39,7 @@ def test_numbers_are_named_by_their_text() -> None:
     weighed = weigh_events(
         log([1, 2, 2]).rename({"event_type": "kind"}), EventTypes(column="kind", targets={"2": 1.0})
     )
-    assert weighed["target_weight"].to_list() == [0, 1, 1]
+    assert weighed[TARGET_WEIGHT].to_list() == [0, 1, 1]
 
 
 def test_a_session_that_now_begins_later_stands_later() -> None:

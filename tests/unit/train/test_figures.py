@@ -6,7 +6,7 @@ from hypothesis import given
 
 from tests.unit.train.building import ranks_from
 from train.figures import CUTOFFS, METRICS, Lost, figures, gain, lost_predictions
-from train.sessions import build_catalogue, build_sessions
+from train.sessions import TARGET_WEIGHT, build_catalogue, build_sessions
 
 
 def test_a_rank_past_the_cutoff_is_a_miss_and_one_at_it_is_a_hit() -> None:
@@ -51,7 +51,7 @@ def test_what_a_log_loses_is_every_later_click_that_has_no_rank() -> None:
     known = build_catalogue(pl.DataFrame({"item_id": ["x", "y"]}))
     assert lost_predictions(log, build_sessions(log, known).sessions) == Lost(4, 4.0)
     weights = pl.when(pl.col("item_id") == "new").then(0.0).otherwise(2.0)
-    weighed = log.with_columns(weights.cast(pl.Float32).alias("target_weight"))
+    weighed = log.with_columns(weights.cast(pl.Float32).alias(TARGET_WEIGHT))
     assert lost_predictions(weighed, build_sessions(weighed, known).sessions) == Lost(3, 6.0)
     everything = build_sessions(log)
     assert lost_predictions(log, everything.sessions) == Lost(0, 0.0)

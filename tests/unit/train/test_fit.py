@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from train.baselines import build_baselines
 from train.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
 from train.context import learn_fields
 from train.evaluate import figures, rank_targets
+from train.event_types import EventTypes
 from train.fit import FitError, Schedule, Watch, fit
 from train.hyperparameters import Hyperparameters
 from train.sessions import Catalogue, build_catalogue, build_sessions
@@ -220,6 +222,23 @@ def test_a_checkpoint_of_another_log_is_not_resumed(tmp_path: Path) -> None:
             tmp_path,
             resume=load_checkpoint(tmp_path),
         )
+
+
+def test_a_run_goes_on_with_its_own_reading_of_the_log_alone(tmp_path: Path) -> None:
+    log = a_log(n_sessions=60)
+    assert log.validation is not None
+    fit(log, SMALL, Schedule(epochs=1), tmp_path)
+    half = load_checkpoint(tmp_path)
+    weights = log.train.target_weight.copy()
+    weights[3] = 0.5
+    for changed, sentence in (
+        (replace(log, idle_timeout_s=600), "idle_timeout_s=1800, not 600"),
+        (replace(log, event_types=EventTypes(targets={"buy": 1.0})), "event_types="),
+        (replace(log, train=replace(log.train, target_weight=weights)), "on other sessions"),
+        (replace(log, validation=log.validation.slice(0, 5)), "or validated on others"),
+    ):
+        with pytest.raises(FitError, match=sentence):
+            fit(changed, SMALL, Schedule(epochs=2), tmp_path, resume=half)
 
 
 def test_a_warm_start_keeps_its_items_and_learns_the_new_ones_faster(tmp_path: Path) -> None:

@@ -81,6 +81,38 @@ def test_fit_begins_from_a_checkpoint_whose_items_keep_their_index(
     assert set(second.item_ids) > set(first.item_ids)
 
 
+def test_a_warm_start_reads_the_context_of_its_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop = tmp_path / "shop.parquet"
+    assert main(["shop", "--out", str(shop), "--clicks", "2000", "--n-items", "300"]) == 0
+    assert fit(shop, tmp_path / "first", "--context", "event_type,gap") == 0
+    warm = ["--warm-start", str(tmp_path / "first")]
+    assert fit(shop, tmp_path / "second", *warm) == 0
+    first, second = (load_checkpoint(tmp_path / name).info for name in ("first", "second"))
+    assert second.model.context == first.model.context
+    # The same log read alike: were its event types left out, the sessions would differ.
+    assert second.content_hash == first.content_hash
+    capsys.readouterr()
+    assert fit(shop, tmp_path / "third", "--context", "hour", *warm) == 2
+    assert "context=hour, but the checkpoint has event_type,gap" in capsys.readouterr().err
+
+
+def test_an_out_that_is_a_file_is_refused_before_anything_is_trained(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(clicks, clicks / "out") == 2
+    assert "cannot be made a folder" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_settings_that_do_not_go_together_are_one_sentence_alone(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(clicks, tmp_path / "out", "--momentum", "0.1", "--optimiser", "adam") == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("momentum=0.1 with optimiser=adam") and "found" not in error
+
+
 def test_fit_never_trains_over_a_checkpoint_unasked(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +172,10 @@ def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--momentum", "0.1", "--optimiser", "adam"], "momentum=0.1 with optimiser=adam"),
         (["--cell", "window", "--n-layers", "2"], "n_layers=2 with cell=window"),
         (["--context", "colour"], "context=colour: "),
+        (["--context", "gap,gap"], "expected different names"),
+        (["--context", "item_id"], "'item_id' is no context"),
+        (["--event-types.inputs", "view"], "event_types.column=event_type: "),
+        (["--clicks", "none.parquet", "--context", "colour"], "none.parquet does not exist"),
         (
             ["--context", "gap", "--embedding", "one-hot"],
             "transition_context=concat with embedding=one-hot",
