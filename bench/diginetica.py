@@ -220,7 +220,8 @@ def score(command: Score) -> dict[str, dict[str, float]]:
     result = {}
     for name, predictor in predictors.items():
         found = figures(rank_targets(predictor, asked, n_items))
-        result[name] = {metric: found[metric] for metric in (*METRICS, "predictions")}
+        result[name] = {metric: found[metric] for metric in METRICS}
+        result[name]["predictions"] = int(found["predictions"])
     return result
 
 
