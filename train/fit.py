@@ -90,7 +90,7 @@ def fit(
     history: list[EpochRecord] = []
     best_weights: dict[str, np.ndarray] = {}
     if resume is not None:
-        _check_same_run(resume, log, hyperparameters, schedule)
+        _check_same_run(resume, log, content_hash, hyperparameters, schedule)
         history = list(resume.info.history)
         best_weights = weights_of(resume.model)
         trainer.load_state(str(resume.folder / resume.info.resume), resume.resume_arrays())
@@ -210,7 +210,11 @@ def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: i
 
 
 def _check_same_run(
-    resume: Checkpoint, log: TrainingLog, hyperparameters: Hyperparameters, schedule: Schedule
+    resume: Checkpoint,
+    log: TrainingLog,
+    content_hash: str,
+    hyperparameters: Hyperparameters,
+    schedule: Schedule,
 ) -> None:
     check_hyperparameters(resume, hyperparameters, schedule)
     check_reading(resume, log.event_types, log.idle_timeout_s)
@@ -222,7 +226,7 @@ def _check_same_run(
         found = ", ".join(f"{n} {v}" for n, v in resume.info.training.model_dump().items())
         given = ", ".join(f"{n} {v}" for n, v in log.description().model_dump().items())
         raise FitError(f"{resume.folder} was trained on another log ({found}), not on ({given})")
-    if resume.info.content_hash != log.content_hash():
+    if resume.info.content_hash != content_hash:
         raise FitError(
             f"{resume.folder} was trained on other sessions, or validated on others: give the log "
             "and the validation it began with"

@@ -152,13 +152,15 @@ class Trainer:
             click = np.concatenate([step.item_index for step in window])
             target = np.concatenate([step.target for step in window])
             weight = self._tensor(np.concatenate([step.weight for step in window]))
-            candidate = None
+            # In the full softmax every item is a candidate, and its row is its number.
+            candidate, only_clicked, clicked = None, click[:0], click
             if h.is_sampled:
                 drawn = np.concatenate([target, negatives])
                 # Items that were only clicked, and are no candidates, are numbered behind them.
                 item, place = self._numbers.number(np.concatenate([drawn, click]))
-                candidate = self._tensor(item[: place[: len(drawn)].max() + 1])
-                target = place[: len(target)]
+                n_candidates = place[: len(drawn)].max() + 1
+                candidate, only_clicked = self._tensor(item[:n_candidates]), item[n_candidates:]
+                target, clicked = place[: len(target)], place[len(drawn) :]
             rows, bias = (_leaf(p, candidate) for p in (model.item_embedding, model.output_bias))
             inputs = _leaf(model.input_table, self._tensor(click))
         with record_function("forward"), self._autocast():
@@ -181,7 +183,7 @@ class Trainer:
             updates = [Update(name, None, _gradient(p)) for name, p in self._dense]
             updates.append(Update("output_bias", candidate, _gradient(bias)))
             if h.embedding == "shared":
-                updates += self._shared(rows, candidate, inputs, click)
+                updates += self._shared(rows, candidate, inputs, clicked, only_clicked)
             else:
                 updates.append(Update("item_embedding", candidate, _gradient(rows)))
                 updates.append(self._added_up("input_embedding", click, _gradient(inputs)))
@@ -222,31 +224,22 @@ class Trainer:
         rows: Float[Tensor, "C H"],
         candidate: Int64[Tensor, "C"] | None,
         inputs: Float[Tensor, "B H"],
-        click: Int64[np.ndarray, "B"],
+        clicked: Int64[np.ndarray, "B"],
+        only_clicked: Int64[np.ndarray, "U"],
     ) -> list[Update]:
-        """Gradients of one table from both of its ends, each row once."""
-        gradient = _gradient(rows)
-        if candidate is None:
-            gradient.index_add_(0, self._tensor(click), _gradient(inputs))
-            return [Update("item_embedding", None, gradient)]
-        n_candidates = len(candidate)
-        item, place = self._numbers.number(np.concatenate([candidate.cpu().numpy(), click]))
-        at = place[n_candidates:]
-        inside = at < n_candidates
-        of_inputs = _gradient(inputs)
-        gradient.index_add_(0, self._tensor(at[inside]), of_inputs[self._tensor(inside)])
+        """Gradients of one table from both of its ends, each row once.
+
+        Row b of `inputs` is row `clicked[b]` of `rows` with the items `only_clicked` behind them.
+        """
+        gradient, of_inputs = _gradient(rows), _gradient(inputs)
+        inside = clicked < len(gradient)
+        gradient.index_add_(0, self._tensor(clicked[inside]), of_inputs[self._tensor(inside)])
         updates = [Update("item_embedding", candidate, gradient)]
-        if not inside.all():
+        if len(only_clicked):
             behind = of_inputs[self._tensor(~inside)]
-            updates.append(
-                Update(
-                    "item_embedding",
-                    self._tensor(item[n_candidates:]),
-                    behind.new_zeros(len(item) - n_candidates, behind.shape[1]).index_add_(
-                        0, self._tensor(at[~inside] - n_candidates), behind
-                    ),
-                )
-            )
+            at = self._tensor(clicked[~inside] - len(gradient))
+            total = behind.new_zeros(len(only_clicked), behind.shape[1]).index_add_(0, at, behind)
+            updates.append(Update("item_embedding", self._tensor(only_clicked), total))
         return updates
 
     def _added_up(
