@@ -83,12 +83,14 @@ def test_sigterm_under_load_is_exact_and_exits_with_0(
 def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     deployment: Deployment, load: threading.Thread, guards: tuple[str, ...]
 ) -> None:
-    # Slower than the load, so that clicks wait in the queue when a rebalance clears it.
+    # Slower than the load on any machine, so that clicks wait in the queue when a rebalance
+    # clears it.
     deployment.extra = {"batch_clicks": "8"}
-    first = deployment.start(*guards, "slow_seek")
+    slow = "slow_seek", "slow_answers"
+    first = deployment.start(*guards, *slow)
     load.start()
     in_full_swing(deployment, 0.1)
-    second = deployment.start(*guards, "slow_seek")
+    second = deployment.start(*guards, *slow)
     in_full_swing(deployment, 0.4)
     first.end(signal.SIGTERM)
     assert first.wait_for_exit(30) == 0, first.log()
