@@ -73,7 +73,8 @@ class Hyperparameters(BaseModel):
     order: Literal["random", "time"] = "random"
     """Order of the sessions in an epoch; by time, the newest teach last."""
     bptt: PositiveInt = 1
-    """Clicks of a session through which a gradient flows back; one update for all of them."""
+    """Clicks of a session through which a gradient flows back; one update for all of them, in
+    which its own targets are no negatives of it."""
     dropout_embedding: float = Field(default=0.0, ge=0, lt=1)
     """Share of an embedding's entries left out of a training step."""
     dropout_hidden: float = Field(default=0.0, ge=0, lt=1)
@@ -101,7 +102,7 @@ class Hyperparameters(BaseModel):
     def _fits_together(self) -> "Hyperparameters":
         for wrong, sentence in (
             (
-                self.batch_size * self.bptt == 1 and self.n_negatives == 0 and self.is_sampled,
+                self.batch_size == 1 and self.n_negatives == 0 and self.is_sampled,
                 f"loss={self.loss} needs negatives: a batch of one session and n_negatives=0 "
                 "leave none",
             ),

@@ -24,10 +24,12 @@ from train.context import ContextField
 from train.hyperparameters import Hyperparameters
 from train.memory import keep_freed_memory
 from train.model import ModelConfig, SessionModel
-from train.negatives import NegativeSampler, RowNumbers
+from train.negatives import NegativeSampler, RowNumbers, own_targets
 from train.optimiser import Optimiser
 from train.sessions import Sessions
 
+_NO_CANDIDATE = -1e4
+"""A score so low that no loss learns from it; -inf would make the losses that square it nan."""
 _TABLES = ("item_embedding", "input_embedding", "output_bias")
 
 
@@ -175,6 +177,10 @@ class Trainer:
                 queries.append(query)
             query = queries[0] if len(queries) == 1 else torch.cat(queries)
             scores = model.score_rows(query, rows, bias).float()
+        if len(window) > 1 and h.is_sampled:
+            row, own = own_targets([len(step.target) for step in window], target)
+            none = scores.new_tensor(_NO_CANDIDATE)
+            scores = scores.index_put((self._tensor(row), self._tensor(own)), none)
         with record_function("loss"):
             loss = (self._losses(scores, self._tensor(target), candidate) * weight).mean()
         with record_function("backward"):

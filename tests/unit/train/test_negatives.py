@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from train.negatives import NegativeSampler, RowNumbers
+from train.negatives import NegativeSampler, RowNumbers, own_targets
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -73,3 +73,9 @@ def test_numbered_rows_are_distinct_and_lead_back_to_every_item(items: list[int]
         distinct, place = numbers.number(given_items)
         assert distinct.tolist() == list(dict.fromkeys(given_items.tolist())), "as they come"
         assert distinct[place].tolist() == given_items.tolist()
+
+
+def test_a_sessions_other_targets_of_a_step_are_its_own() -> None:
+    # Lanes 0 and 1 clicked on 5 then 6, and 7 twice; lane 0 alone had a third click, 5 again.
+    row, own = own_targets([2, 2, 1], np.array([5, 7, 6, 7, 5]))
+    assert list(zip(row.tolist(), own.tolist(), strict=True)) == [(0, 6), (2, 5), (2, 5), (4, 6)]

@@ -118,6 +118,18 @@ def test_a_gradient_flows_back_through_a_window_and_no_further() -> None:
     assert moved(2) != pytest.approx(moved(1), rel=1e-3)
 
 
+@pytest.mark.parametrize("loss", ["cross-entropy", "bpr-max"])
+def test_a_session_is_never_told_that_its_own_next_clicks_are_wrong(loss: str) -> None:
+    """Each target of the long session rises; told so, one falls as it is wrong in two rows."""
+    trainer = a_trainer(loss=loss, bpreg=0.0, elu=0.0, bptt=3, batch_size=2, embedding="separate")
+    before = trainer.state()["output_bias"]
+    # The second lane's one click has the only target that is a negative of the first lane.
+    trainer.train_epoch(sessions_of([[0, 1, 2, 3], [4, 5]]), 1)
+    change = trainer.state()["output_bias"] - before
+    assert (change[[1, 2, 3]] > 0).all()
+    assert change[5] < 0
+
+
 @pytest.mark.parametrize(
     ("decay", "warmup", "shares"),
     [
