@@ -102,7 +102,7 @@ DATASETS = {
     for data in (
         DataSet(
             "foursquare-nyc",
-            {"batch_size": 64, "embedding": "shared", "learning_rate": 0.05}
+            {"batch_size": 32, "bptt": 2, "embedding": "shared", "learning_rate": 0.05}
             | {"dropout_embedding": 0.3, "dropout_hidden": 0.2},
             Schedule(epochs=8, patience=2),
             seeds=(1, 2, 3),
@@ -113,7 +113,7 @@ DATASETS = {
         ),
         DataSet(
             "rsc15-100k",
-            {"batch_size": 64, "embedding": "shared", "learning_rate": 0.05}
+            {"batch_size": 32, "bptt": 2, "embedding": "shared", "learning_rate": 0.05}
             | {"dropout_embedding": 0.4, "dropout_hidden": 0.2},
             Schedule(epochs=8, patience=2),
             validation_fraction=0.12,
@@ -200,8 +200,9 @@ def _learning(data: DataSet) -> Iterator[Variant]:
         yield Variant("optimiser", name, Setting(changes), tries)
     for bptt in (1, 2, 4, 8):
         # As many clicks a step as the base, or as many lanes: whichever validates better.
-        fewer: Changes = {"batch_size": max(1, data.base["batch_size"] // bptt)}
-        tries = ({},) if bptt == 1 else ({}, fewer)
+        clicks = data.base["batch_size"] * data.base.get("bptt", 1)
+        sizes = dict.fromkeys((data.base["batch_size"], max(1, clicks // bptt)))
+        tries = tuple({"batch_size": size} for size in sizes)
         yield Variant("clicks back-propagated through", str(bptt), Setting({"bptt": bptt}), tries)
 
 
