@@ -17,9 +17,11 @@ SERVER = ["http.server", "--bind", "127.0.0.1", "0"]
 """Runs until it is ended."""
 
 # Prints its child's process id, waits for it, and says when the stack has been unwound. With
-# Polars imported: from then on SIGINT no longer interrupts a blocking system call.
+# Polars imported: from then on SIGINT no longer interrupts a blocking system call. SIGHUP is
+# ignored where the tests themselves run under nohup, which end_on_signals respects.
 PARENT = """
-import sys
+import signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from deploy.processes import end_on_signals, running
 end_on_signals()
 import polars
