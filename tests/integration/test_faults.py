@@ -91,11 +91,16 @@ def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     load.start()
     in_full_swing(deployment, 0.1)
     second = deployment.start(*guards, *slow)
-    in_full_swing(deployment, 0.4)
+    # Without the guards so many clicks may be lost that a wait is in vain: the verdict finds them
+    # missing.
+    lossy = contextlib.suppress(TimeoutError) if guards else contextlib.nullcontext()
+    with lossy:
+        in_full_swing(deployment, 0.25)
     first.end(signal.SIGTERM)
     assert first.wait_for_exit(30) == 0, first.log()
     load.join()
-    deployment.wait_until_answered(N_CLICKS)
+    with lossy:
+        deployment.wait_until_answered(N_CLICKS, 45 if guards else 90)
     assert second.process.poll() is None, second.log()
     found = verdict(deployment)
     assert found.exact != bool(guards), found
