@@ -95,7 +95,7 @@ def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     # missing.
     lossy = contextlib.suppress(TimeoutError) if guards else contextlib.nullcontext()
     with lossy:
-        in_full_swing(deployment, 0.25)
+        in_full_swing(deployment, 0.4)
     first.end(signal.SIGTERM)
     assert first.wait_for_exit(30) == 0, first.log()
     load.join()
