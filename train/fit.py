@@ -86,6 +86,7 @@ def fit(
     )
     if warm_start is not None and resume is None:
         check_warm_start(warm_start, hyperparameters)
+        _check_context(warm_start, log)
         trainer.warm_start(warm_start.resume_arrays() | weights_of(warm_start.model))
     history: list[EpochRecord] = []
     best_weights: dict[str, np.ndarray] = {}
@@ -209,6 +210,11 @@ def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: i
             )
 
 
+def _check_context(before: Checkpoint, log: TrainingLog) -> None:
+    if before.info.model.context != log.context:
+        raise FitError(f"{before.folder} was trained with other context fields or values")
+
+
 def _check_same_run(
     resume: Checkpoint,
     log: TrainingLog,
@@ -218,8 +224,7 @@ def _check_same_run(
 ) -> None:
     check_hyperparameters(resume, hyperparameters, schedule)
     check_reading(resume, log.event_types, log.idle_timeout_s)
-    if resume.info.model.context != log.context:
-        raise FitError(f"{resume.folder} was trained with other context fields or values")
+    _check_context(resume, log)
     if resume.info.training != log.description() or (
         resume.catalogue.item_ids != log.catalogue.item_ids
     ):

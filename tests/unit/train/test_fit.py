@@ -8,7 +8,7 @@ import torch
 
 from train.baselines import build_baselines
 from train.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
-from train.context import learn_fields
+from train.context import ContextField, learn_fields
 from train.evaluate import figures, rank_targets
 from train.event_types import EventTypes
 from train.fit import FitError, Schedule, Watch, fit
@@ -266,6 +266,16 @@ def test_a_warm_start_of_another_architecture_is_refused(tmp_path: Path) -> None
     other = SMALL.model_copy(update={"cell": "lstm"})
     with pytest.raises(FitError, match="has cell=gru, this training lstm"):
         fit(log, other, Schedule(), tmp_path / "b", warm_start=load_checkpoint(tmp_path))
+
+
+def test_a_warm_start_of_other_context_is_refused(tmp_path: Path) -> None:
+    log = a_log(n_sessions=60)
+    fit(log, SMALL, Schedule(epochs=1), tmp_path)
+    gap = ContextField(name="gap", kind="gap", edges_s=(1.0,))
+    numbers = np.zeros((log.train.n_clicks, 1), dtype=np.int32)
+    other = replace(log, train=replace(log.train, context=numbers), context=(gap,))
+    with pytest.raises(FitError, match="other context fields or values"):
+        fit(other, SMALL, Schedule(), tmp_path / "b", warm_start=load_checkpoint(tmp_path))
 
 
 def test_a_planted_context_is_found_and_a_shuffled_one_gives_nothing(tmp_path: Path) -> None:
