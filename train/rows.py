@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from train.order import ITEM_ID, SESSION_ID, VISITOR_ID
-from train.source import FILE, SURPLUS, ClickLogError, Source, open_log, unreadable
+from train.source import FILE, SURPLUS, ClickLogError, Source, open_log, reading
 
 __all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
 
@@ -92,12 +92,8 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
     Raises ClickLogError if the log is unreadable, lacks a column or has no rows.
     """
     source = open_log(path)
-    try:
+    with reading(path):
         return _read_rows(path, source, columns, keep)
-    except FileNotFoundError:
-        raise ClickLogError(f"{path} does not exist") from None
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise unreadable(path, error) from error
 
 
 def _read_rows(

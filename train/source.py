@@ -8,7 +8,8 @@ import csv
 import glob
 import gzip
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,7 +49,7 @@ def open_log(path: str | Path) -> Source:
     if "://" in str(path):
         return _scan_url(str(path))
     path = Path(path)
-    try:
+    with reading(path):
         if path.is_dir() or (any(c in str(path) for c in "*?[") and not path.exists()):
             return _scan_files(path, _files(path))
         name = path.name.lower().removesuffix(".gz")
@@ -57,13 +58,20 @@ def open_log(path: str | Path) -> Source:
             return Source(_read_text(path, separator).lazy(), is_text=True, conflicts={})
         if path.name.lower().endswith(_PARQUET):
             return Source(pl.scan_parquet(path, glob=False), is_text=False, conflicts={})
+    raise ClickLogError(f"{path}: a click log is .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Make one sentence, a ClickLogError, of what opening or collecting the log raises."""
+    try:
+        yield
     except pl.exceptions.NoDataError:
         raise ClickLogError(f"{path} is empty: not even a header") from None
     except FileNotFoundError:
         raise ClickLogError(f"{path} does not exist") from None
     except (OSError, EOFError, csv.Error, pl.exceptions.PolarsError) as error:
         raise unreadable(path, error) from error
-    raise ClickLogError(f"{path}: a click log is .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
 
 
 def unreadable(path: str | Path, error: Exception) -> ClickLogError:

@@ -23,7 +23,7 @@ from train.context import ContextError, ContextField, learn_fields
 from train.event_types import EventTypes, weigh_events
 from train.figures import NOTHING_LOST, Lost, lost_predictions
 from train.sessions import Catalogue, Sessions, build_catalogue, build_sessions
-from train.source import open_log, unreadable
+from train.source import open_log, reading
 
 TIME_FIELDS = ("hour", "weekday", "gap")
 NO_CONTEXT = ("", "session_id", "item_id", "timestamp_ms", "event_id")
@@ -204,12 +204,8 @@ def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> Non
     if not any(wanted.values()):
         return
     source = open_log(path)
-    try:
+    with reading(path):
         schema = source.table.collect_schema()
-    except FileNotFoundError:
-        raise ClickLogError(f"{path} does not exist") from None
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise unreadable(path, error) from error
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))
     for setting, names in wanted.items():
         for name in names:
