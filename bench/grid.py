@@ -198,10 +198,11 @@ def _learning(data: DataSet) -> Iterator[Variant]:
     }
     for name, (changes, tries) in rates.items():
         yield Variant("optimiser", name, Setting(changes), tries)
+    lanes = data.base["batch_size"]
+    clicks = lanes * data.base.get("bptt", 1)
     for bptt in (1, 2, 4, 8):
-        # As many clicks a step as the base, or as many lanes: whichever validates better.
-        clicks = data.base["batch_size"] * data.base.get("bptt", 1)
-        sizes = dict.fromkeys((data.base["batch_size"], max(1, clicks // bptt)))
+        # As many lanes as the base, or as many clicks a step: whichever validates better.
+        sizes = dict.fromkeys((lanes, max(1, clicks // bptt)))
         tries = tuple({"batch_size": size} for size in sizes)
         yield Variant("clicks back-propagated through", str(bptt), Setting({"bptt": bptt}), tries)
 

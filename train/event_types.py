@@ -54,7 +54,8 @@ def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
             f"the log has no column {event_types.column!r} for the types of its events, only "
             f"{', '.join(clicks.columns)}"
         )
-    found = texts(clicks[event_types.column]).unique().drop_nulls().sort().to_list()
+    kinds = texts(clicks[event_types.column]).alias(_KIND)
+    found = kinds.unique().drop_nulls().sort().to_list()
 
     def check(wanted: Iterable[str], role: str) -> None:
         if not set(wanted) & set(found):
@@ -63,8 +64,7 @@ def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
                 f"{event_types.column} holds {', '.join(found[:20]) or 'nothing'}"
             )
 
-    clicks = clicks.with_columns(texts(clicks[event_types.column]).alias(_KIND))
-    kind = pl.col(_KIND)
+    clicks, kind = clicks.with_columns(kinds), pl.col(_KIND)
     if event_types.inputs is not None:
         check(event_types.inputs, "input types")
         clicks = in_order(number_ids(clicks.filter(kind.is_in(sorted(event_types.inputs)))))

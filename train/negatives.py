@@ -58,16 +58,16 @@ class NegativeSampler:
 
 
 def own_targets(
-    lengths: Sequence[int], target: Int64[np.ndarray, "B"]
+    lanes: Sequence[int], target: Int64[np.ndarray, "B"]
 ) -> tuple[Int64[np.ndarray, "P"], Int64[np.ndarray, "P"]]:
     """The targets that a session has elsewhere in a step of several clicks, no negatives of it.
 
-    `target` stands click after click, of as many lanes as `lengths` says. Returns rows, and the
+    `target` stands click after click, each of as many lanes as `lanes` says. Returns rows, and the
     targets of the same lane that are not the row's own. What a session clicks next but one is
     likely, and nothing in the sampling makes up for calling it wrong: with 4 clicks a step
     Recall@20 on foursquare-nyc's validation is .638 without such negatives and .616 with them.
     """
-    lane = np.concatenate([np.arange(n) for n in lengths])
+    lane = np.concatenate([np.arange(n) for n in lanes])
     same = (lane[:, None] == lane) & (target[:, None] != target)
     row, other = np.nonzero(same)
     return row, target[other]

@@ -151,6 +151,7 @@ class Trainer:
         """
         model, h = self.model, self.hyperparameters
         with record_function("candidates"):
+            lanes = [len(step.target) for step in window]
             click = np.concatenate([step.item_index for step in window])
             target = np.concatenate([step.target for step in window])
             weight = self._tensor(np.concatenate([step.weight for step in window]))
@@ -167,7 +168,7 @@ class Trainer:
             inputs = _leaf(model.input_table, self._tensor(click))
         with record_function("forward"), self._autocast():
             queries = []
-            of_step = torch.split(inputs, [len(step.target) for step in window])
+            of_step = torch.split(inputs, lanes)
             for step, embedded in zip(window, of_step, strict=True):
                 keep = self._tensor((~step.first).astype(np.float32))
                 state = state[: len(keep)] * keep[:, None]
@@ -177,11 +178,11 @@ class Trainer:
                 queries.append(query)
             query = queries[0] if len(queries) == 1 else torch.cat(queries)
             scores = model.score_rows(query, rows, bias).float()
-        if len(window) > 1 and h.is_sampled:
-            row, own = own_targets([len(step.target) for step in window], target)
-            none = scores.new_tensor(_NO_CANDIDATE)
-            scores = scores.index_put((self._tensor(row), self._tensor(own)), none)
         with record_function("loss"):
+            if len(window) > 1 and h.is_sampled:
+                row, own = own_targets(lanes, target)
+                none = scores.new_tensor(_NO_CANDIDATE)
+                scores = scores.index_put((self._tensor(row), self._tensor(own)), none)
             loss = (self._losses(scores, self._tensor(target), candidate) * weight).mean()
         with record_function("backward"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
