@@ -21,6 +21,7 @@ from stream.settings import (
     WorkerSettings,
 )
 from train.collect import CollectSettings
+from train.ensemble import EnsembleSettings
 from train.report import ReportSettings
 from train.search import SearchSettings
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
@@ -33,6 +34,7 @@ COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("python -m stream reset", ResetSettings),
     ("python -m stream watch", WatchSettings),
     ("python -m train fit", FitSettings),
+    ("python -m train ensemble", EnsembleSettings),
     ("python -m train evaluate", EvaluateSettings),
     ("python -m train report", ReportSettings),
     ("python -m train search", SearchSettings),

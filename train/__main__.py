@@ -1,4 +1,4 @@
-"""``python -m train fit | evaluate | report | search | collect | shop``."""
+"""``python -m train fit | ensemble | evaluate | report | search | collect | shop``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +20,7 @@ from train.clicks import ClickLogError
 from train.collect import CollectSettings, run_collect
 from train.commands import run_evaluate, run_fit, run_shop
 from train.context import ContextError
+from train.ensemble import EnsembleSettings, run_ensemble
 from train.evaluation import EvaluationError
 from train.fit import FitError
 from train.report import ReportSettings, run_report
@@ -28,6 +29,7 @@ from train.settings import EvaluateSettings, FitSettings, ShopSettings
 
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     FitSettings: run_fit,
+    EnsembleSettings: run_ensemble,
     EvaluateSettings: run_evaluate,
     ReportSettings: run_report,
     SearchSettings: run_search,
@@ -59,6 +61,7 @@ class Train(BaseSettings):
         use_attribute_docstrings=True,
     )
     fit: CliSubCommand[FitSettings]
+    ensemble: CliSubCommand[EnsembleSettings]
     evaluate: CliSubCommand[EvaluateSettings]
     report: CliSubCommand[ReportSettings]
     search: CliSubCommand[SearchSettings]
