@@ -27,7 +27,7 @@ from bench.record import provenance
 from train.baselines import item_support
 from train.hyperparameters import Hyperparameters
 from train.sessions import Sessions
-from train.trainer import Trainer
+from train.trainer import Trainer, computes_bfloat16
 
 RESULT = Path(__file__).parent / "results" / "training.json"
 STAGES = ("candidates", "forward", "loss", "backward", "update")
@@ -86,6 +86,9 @@ def main() -> int:
         return 0
     result: dict[str, object] = {**provenance(), "setting": OFFICIAL | {"items": N_ITEMS}}
     for precision in ("float32", "bfloat16"):
+        if precision == "bfloat16" and not computes_bfloat16(settings.device):
+            print("bfloat16: this device does not compute in it; nothing to measure")
+            continue
         result[precision] = measure(precision, settings)
         print(precision, json.dumps(result[precision]))
     result["catalogue"] = [

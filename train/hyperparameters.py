@@ -94,7 +94,8 @@ class Hyperparameters(BaseModel):
     clip_norm: NonNegativeFloat = 0.0
     """Longest gradient of a step, over all weights together; 0: as it is."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrix products; weights and their updates stay float32."""
+    """Of the matrix products; weights and their updates stay float32. A device that has no bfloat16
+    computes in float32 all the same, and says so."""
     seed: NonNegativeInt = 1
     """Of the initial weights, the order of sessions, negatives and dropout."""
 

@@ -145,3 +145,16 @@ def test_the_learning_rate_takes_its_course(decay: str, warmup: float, shares: l
     middle = warmup / 2 if warmup else 2.0
     rates = [trainer._rate(progress) for progress in (0.0, middle, 4.0)]
     assert rates == pytest.approx(shares, abs=1e-6)
+
+
+def test_a_processor_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Emulated, a training takes 3 times as long for fewer digits.
+    def weights(precision: str, **has: bool) -> torch.Tensor:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, **has})
+        trainer = a_trainer(precision=precision)
+        trainer.train_epoch(SESSIONS, 1)
+        return trainer.model.item_embedding.detach().clone()
+
+    of_float32 = weights("float32")
+    assert torch.equal(weights("bfloat16", avx512_bf16=False), of_float32)
+    assert not torch.equal(weights("bfloat16", amx_bf16=True), of_float32)
