@@ -85,6 +85,9 @@ class Hyperparameters(BaseModel):
     """Of the optimiser, at its highest."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Nesterov momentum of adagrad and sgd."""
+    initial_accumulator: NonNegativeFloat = 0.0
+    """Adagrad: what a weight's sum of squared gradients begins as. Above the squares of most
+    gradients, small ones move a weight little, as with sgd."""
     weight_decay: NonNegativeFloat = 0.0
     """Decay of weights with each update, apart from the gradient (adam with it is AdamW)."""
     decay: Literal["constant", "linear", "cosine"] = "constant"
@@ -111,6 +114,11 @@ class Hyperparameters(BaseModel):
                 self.momentum > 0 and self.optimiser == "adam",
                 f"momentum={self.momentum:g} with optimiser=adam, which has moments of its own: "
                 "use adagrad or sgd, or momentum=0",
+            ),
+            (
+                self.initial_accumulator > 0 and self.optimiser != "adagrad",
+                f"initial_accumulator={self.initial_accumulator:g} with "
+                f"optimiser={self.optimiser}, which has none: use adagrad",
             ),
             (
                 self.cell == "window" and self.n_layers > 1,

@@ -37,7 +37,8 @@ class Rates(NamedTuple):
 class Optimiser:
     """One rule over all parameters, whole or by rows. A row that a step misses keeps its slots.
 
-    adagrad: a <- a + g^2, u = lr * g / sqrt(a) (Duchi et al., JMLR 12, 2011);
+    adagrad: a <- a + g^2, u = lr * g / sqrt(a) (Duchi et al., JMLR 12, 2011), a beginning as
+    `initial_accumulator`: at 0 the first gradient of a weight moves it by lr, however small it is;
     sgd: u = lr * g. Both with momentum as Bengio et al. simplify Nesterov's (arXiv 1212.0901, sec.
     3.5): v <- momentum * v - u; w <- w + momentum * v - u.
     adam: Kingma & Ba (arXiv 1412.6980), the decay of weights apart from the gradient as in AdamW
@@ -51,15 +52,19 @@ class Optimiser:
         *,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
+        initial_accumulator: float = 0.0,
     ) -> None:
         self._rule: Rule = rule
         self._momentum, self._weight_decay = momentum, weight_decay
         self.step_count = 0
         self._parameters = {name: parameter.detach() for name, parameter in parameters}
         unused = {"velocity"} if momentum == 0 else set()
+        begin = {"squares": initial_accumulator} if rule == "adagrad" else {}
         self._slots = {
             name: {
-                slot: tensor.new_zeros(0) if slot in unused else torch.zeros_like(tensor)
+                slot: tensor.new_zeros(0)
+                if slot in unused
+                else torch.full_like(tensor, begin.get(slot, 0.0))
                 for slot in SLOTS[rule]
             }
             for name, tensor in self._parameters.items()

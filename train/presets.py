@@ -30,8 +30,10 @@ PRESETS: dict[str, dict[str, object]] = {
         "dropout_hidden": 0.2,
         "learning_rate": 0.035,
         "momentum": 0.15,
+        # From 0, four epochs on two fifths of the log reach .5014/.1750; from this, .5080/.1780.
+        "initial_accumulator": 1e-3,
         "precision": "bfloat16",
-        "epochs": 9,
+        "epochs": 5,
         "patience": 0,
     },
     "globo-5d": {},

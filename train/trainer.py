@@ -79,7 +79,11 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         self._dense = [(name, p) for name, p in parameters.items() if name not in _TABLES]
         self._optimiser = Optimiser(
-            h.optimiser, parameters.items(), momentum=h.momentum, weight_decay=h.weight_decay
+            h.optimiser,
+            parameters.items(),
+            momentum=h.momentum,
+            weight_decay=h.weight_decay,
+            initial_accumulator=h.initial_accumulator,
         )
         self.sampler = NegativeSampler(support, h.sample_alpha)
         self._numbers = RowNumbers(len(support))
@@ -299,10 +303,6 @@ class Trainer:
         )
 
 
-_MODEL_FIELDS = set(ModelConfig.__dataclass_fields__) & set(Hyperparameters.model_fields)
-
-
-def _windows(steps: Iterator[Step], n_clicks: int) -> Iterator[list[Step]]:
 def computes_bfloat16(device: str) -> bool:
     """Whether the device multiplies in bfloat16 itself.
 
@@ -313,6 +313,10 @@ def computes_bfloat16(device: str) -> bool:
     return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
 
 
+_MODEL_FIELDS = set(ModelConfig.__dataclass_fields__) & set(Hyperparameters.model_fields)
+
+
+def _windows(steps: Iterator[Step], n_clicks: int) -> Iterator[list[Step]]:
     while window := list(islice(steps, n_clicks)):
         yield window
 

@@ -137,6 +137,11 @@ SPACE = (
         "learning_rate", Real(0.0002, 0.02, log=True), Needs("optimiser", ("adam",)), "@adam"
     ),
     Dimension("learning_rate", Real(0.02, 2, log=True), Needs("optimiser", ("sgd",)), "@sgd"),
+    Dimension(
+        "initial_accumulator",
+        Choice((0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2)),
+        Needs("optimiser", ("adagrad",)),
+    ),
     Dimension("momentum", Real(0, 0.6), Needs("optimiser", ("adagrad", "sgd"))),
     Dimension("decay", Choice(("constant", "linear", "cosine"))),
 )

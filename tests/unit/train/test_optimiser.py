@@ -39,6 +39,14 @@ def test_two_steps_of_adagrad_with_momentum_worked_by_hand() -> None:
     assert weight.item() == pytest.approx(0.718934, abs=1e-6)
 
 
+def test_adagrad_from_an_initial_accumulator_worked_by_hand() -> None:
+    weight = nn.Parameter(torch.tensor([1.0, 1.0]))
+    optimiser = an_optimiser("adagrad", weight, initial_accumulator=12.0)
+    step(optimiser, torch.tensor([2.0, 0.02]))
+    # a = 16, u = 0.1 * 2 / 4 = 0.05; a = 12.0004, u = 0.002 / 3.4642 = 0.000577
+    assert weight.tolist() == pytest.approx([0.95, 0.999423], abs=1e-6)
+
+
 def test_a_step_of_sgd_worked_by_hand() -> None:
     weight = nn.Parameter(torch.tensor([1.0]))
     optimiser = an_optimiser("sgd", weight, momentum=0.5, weight_decay=0.1)

@@ -297,6 +297,8 @@ def without_meaning(fixed: dict[str, Any]) -> set[str]:
         never = {rate for rule, rate in rates.items() if rule != fixed["optimiser"]}
     if fixed.get("optimiser") == "adam":
         never |= {"momentum"}
+    if fixed.get("optimiser", "adagrad") != "adagrad":
+        never |= {"initial_accumulator"}
     if "momentum" in fixed:
         never |= {"learning_rate@adam"}
     never |= {"n_layers"} if fixed.get("cell") == "window" else {"window"}
