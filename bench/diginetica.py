@@ -1,7 +1,8 @@
 """The shipped recurrent model on Diginetica, alone and blended with VMIS-kNN.
 
-``python -m bench.diginetica measure OUT`` trains the preset on the first 90 % of the training
-sessions with three seeds, measures it on the last 10 % and keeps bench/results/diginetica.json and
+It is an ensemble of networks of the preset that differ in their seed, put together as one.
+``python -m bench.diginetica measure OUT`` trains it on the first 90 % of the training sessions with
+three seeds, measures it on the last 10 % and keeps bench/results/diginetica.json and
 the blend's weights. ``train OUT`` trains it on the whole file; ``score OUT TEST.tsv.gz`` prints
 what OUT reaches on any file of the same format.
 """
@@ -34,6 +35,7 @@ from train.blend_fit import fit_blend
 from train.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.clicks import Columns, read_clicks
 from train.compare import compare, estimate
+from train.ensemble import write_ensemble
 from train.evaluate import PROTOCOL, Predictor, rank_targets
 from train.figures import figures
 from train.fit import fit
@@ -49,7 +51,9 @@ RESULT = Path(__file__).parent / "results" / "diginetica.json"
 BLEND = Path(__file__).parent / "results" / "diginetica-blend.json"
 COLUMNS = Columns(preset="public")
 NEIGHBOURS = {"m": 500, "k": 100, "window": 9}
-MODEL, VMIS, BLENDED = "model", "vmis-knn", "blend"
+MODEL, MEMBER, VMIS, BLENDED = "model", "member", "vmis-knn", "blend"
+MEMBERS = 2
+"""Networks in the model; a third adds little."""
 METRICS = ("recall_at_20", "mrr_at_20")
 
 log = structlog.get_logger()
@@ -59,13 +63,13 @@ class Measure(BaseSettings):
     """Train on the first 90 % of the sessions, measure on the last 10 %; goes on if it was cut."""
 
     out: CliPositionalArg[Path]
-    """Folder of the checkpoints, one a seed."""
+    """Folder of the checkpoints."""
     seeds: list[PositiveInt] = [1, 2, 3]
-    """One training each."""
+    """One ensemble each."""
 
 
 class Train(BaseSettings):
-    """Train the preset on the whole training file; goes on if it was cut."""
+    """Train the model on the whole training file; goes on if it was cut."""
 
     out: CliPositionalArg[Path]
     """Folder of the checkpoint and the blend's weights."""
@@ -102,7 +106,7 @@ def main() -> int:
     if isinstance(command, Measure):
         measure(command)
     elif isinstance(command, Train):
-        trained(training_log(0.0), command.out, seed=1)
+        ensemble(training_log(0.0), command.out, seed=1)
         shutil.copyfile(BLEND, command.out / BLEND.name)
     elif isinstance(command, Score):
         print(json.dumps(score(command)))
@@ -137,8 +141,17 @@ def training_log(validation_fraction: float) -> TrainingLog:
     return read_training_log(settings(validation_fraction, Path(), seed=1))
 
 
+def ensemble(data: TrainingLog, out: Path, seed: int) -> Checkpoint:
+    """The checkpoint in `out`: the networks of MEMBERS seeds, no two of which share one."""
+    first = (seed - 1) * MEMBERS + 1
+    seeds = range(first, first + MEMBERS)
+    members = [trained(data, out / f"{MEMBER}-{n}", own) for n, own in enumerate(seeds, 1)]
+    write_ensemble(members, out)
+    return load_checkpoint(out)
+
+
 def trained(data: TrainingLog, out: Path, seed: int) -> Checkpoint:
-    """The checkpoint in `out`, trained to its end."""
+    """The checkpoint of one network in `out`, trained to its end."""
     wanted = settings(0.0, out, seed)
     resume = load_checkpoint(out) if (out / INFO).exists() else None
     schedule = wanted.schedule()
@@ -157,19 +170,22 @@ def measure(command: Measure) -> None:
     ranks = {VMIS: rank_targets(neighbours, data.validation, n_items)}
     rows = [row(VMIS, None, ranks[VMIS])]
     for seed in command.seeds:
-        checkpoint = trained(data, command.out / f"seed-{seed}", seed)
+        out = command.out / f"seed-{seed}"
+        checkpoint = ensemble(data, out, seed)
         parts: dict[str, Predictor] = {
             MODEL: ModelPredictor(checkpoint.model),
             VMIS: neighbours,
         }
-        ranks[MODEL] = rank_targets(parts[MODEL], data.validation, n_items)
+        member = ModelPredictor(load_checkpoint(out / f"{MEMBER}-1").model)
+        for name, predictor in ((MEMBER, member), (MODEL, parts[MODEL])):
+            ranks[name] = rank_targets(predictor, data.validation, n_items)
         ranks[BLENDED] = cross_fitted(parts, data.validation, n_items)
-        rows += [row(name, seed, ranks[name]) for name in (MODEL, BLENDED)]
+        rows += [row(name, seed, ranks[name]) for name in (MEMBER, MODEL, BLENDED)]
         for part in (MODEL, VMIS):
             against = {m: compare(ranks[BLENDED], ranks[part], m)._asdict() for m in METRICS}
             rows[-1][f"against_{part}"] = against
-        log.info("seed_done", **rows[-2])
-        log.info("seed_done", **rows[-1])
+        for found in rows[-3:]:
+            log.info("seed_done", **found)
         if seed == command.seeds[0]:
             fit_blend(parts, data.validation, n_items).write(BLEND)
     content = {

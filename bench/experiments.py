@@ -2,8 +2,8 @@
 
 A run trains one setting of `bench/grid.py` with one seed on the older part of the training file,
 keeps the epoch that is best on the newer part, and ranks that part and the test file with it: one
-line in `bench/results/experiments/<data set>.jsonl`, its ranks in `build/experiments/`. Nothing is
-chosen by the test. Runs that have their line are not repeated, so a killed grid loses one run.
+line in `bench/results/experiments/<data set>.jsonl`. Nothing is chosen by the test. Runs that have
+their line are not repeated, so a killed grid loses one run.
 """
 
 import json
@@ -24,7 +24,7 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, SettingsCo
 
 from bench.grid import DATASETS, DataSet, Setting, Variant, variants
 from bench.record import provenance
-from bench.run import RANKS, Line, Logs, build_logs, key_of, load_parts, measure
+from bench.run import Line, Logs, build_logs, key_of, load_parts, measure
 from train.fit import MONITOR
 
 RESULTS = Path(__file__).parent / "results" / "experiments"
@@ -129,7 +129,6 @@ def run_missing(
     settings: ExperimentSettings,
     budget: Budget,
     results: Path = RESULTS,
-    ranks: Path = RANKS,
 ) -> bool:
     """Measure what is missing of a data set; whether nothing is missing any more."""
     path = results / f"{data.name}.jsonl"
@@ -142,7 +141,7 @@ def run_missing(
         if setting.reading not in logs:  # the last one is enough: neighbours read alike
             logs = {setting.reading: build_logs(parts, data, setting)}
         begin = time.monotonic()
-        line = measure(data, setting, seed, logs[setting.reading], ranks)
+        line = measure(data, setting, seed, logs[setting.reading])
         budget.spend(time.monotonic() - begin)
         lines.append({**line, "commit": commit})
         append_line(path, lines[-1])

@@ -6,8 +6,7 @@ stands beside it as the least and the most.
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import fields
-from pathlib import Path
+from dataclasses import fields, replace
 from statistics import mean
 from typing import Any
 
@@ -15,13 +14,12 @@ import numpy as np
 
 from bench.experiments import chosen
 from bench.grid import BASE, DataSet, Setting, Variant, variants
-from bench.run import RANKS, Line, key_of, ranks_path
+from bench.run import Line, build_logs, key_of, load_parts, unpacked
 from train.compare import compare, estimate, holm
-from train.evaluation import load_evaluation
-from train.ranks import Ranks
+from train.fit import MONITOR
+from train.ranks import Ranks, ranks_of
 
 METRICS = ("recall_at_20", "mrr_at_20")
-SPLITS = ("validation", "test")
 
 Row = dict[str, Any]
 Table = dict[str, Any]
@@ -40,12 +38,26 @@ def merged(seeds: Sequence[Ranks]) -> Ranks:
     return Ranks(**{name: column[order] for name, column in columns.items()})
 
 
-class Kept:
-    """The runs of a data set that are kept, and their ranks."""
+def predictions(data: DataSet) -> tuple[str, Ranks]:
+    """What all runs of a data set are asked last, the test or else the validation, without ranks.
 
-    def __init__(self, data: DataSet, lines: Sequence[Line], ranks: Path = RANKS) -> None:
-        self.data, self.lines, self._ranks = data, lines, ranks
-        self.splits = [split for split in SPLITS if any(split in line for line in lines)]
+    Exits with a sentence where the data are not there.
+    """
+    logs = build_logs(load_parts(data), data, BASE)
+    splits = logs.splits if logs.again is None else logs.again.splits
+    split = list(splits)[-1]
+    sessions = splits[split].sessions
+    return split, ranks_of(sessions, np.zeros_like(sessions.item_index))
+
+
+class Kept:
+    """The runs of a data set that are kept, and what they predicted."""
+
+    def __init__(
+        self, data: DataSet, lines: Sequence[Line], split: str, predictions: Ranks
+    ) -> None:
+        self.data, self.lines, self.split = data, lines, split
+        self._predictions = predictions
         self._by_run = {(line["key"], line["seed"]): line for line in lines}
 
     def seeds(self, setting: Setting) -> list[int]:
@@ -63,39 +75,36 @@ class Kept:
     def line(self, setting: Setting, seed: int) -> Line:
         return self._by_run[key_of(self.data, setting), seed]
 
-    def ranks(self, setting: Setting, split: str, seeds: Sequence[int]) -> Ranks:
-        """Of all those seeds together. Raises EvaluationError where they are not on disk."""
-        key = key_of(self.data, setting)
-        files = [ranks_path(self._ranks, self.data.name, split, key, seed) for seed in seeds]
-        return merged([load_evaluation(file).ranks for file in files])
+    def ranks(self, setting: Setting, seeds: Sequence[int]) -> Ranks:
+        """Of all those seeds together."""
+        places = (unpacked(self.line(setting, seed)["places"]) for seed in seeds)
+        return merged([replace(self._predictions, rank=rank) for rank in places])
 
 
 def measure_tables(kept: Kept) -> Iterator[Table]:
-    """A table a factor and split, of the rows that were run."""
+    """A table a factor, of the rows that were run."""
     rows = variants(kept.data)
-    measured: dict[tuple[object, ...], Row] = {}
+    measured: dict[tuple[str, ...], Row] = {}
     for factor in dict.fromkeys(row.factor for row in rows if row.factor != "base"):
-        for split in kept.splits:
-            table: list[Row] = []
-            for variant in rows:
-                setting = chosen(kept.data, variant, kept.lines)
-                seeds = tuple(kept.seeds(setting))
-                if variant.factor != factor:
-                    continue
-                named: Row = {"name": variant.name, "tried": _tried(variant, setting)}
-                if kept.has_failed(variant):
-                    table.append(named | {"is_base": False, "failed": True})
-                if not seeds:
-                    continue
-                against = variant.against
-                run = tuple(key_of(kept.data, s) for s in (setting, against)), split
-                if run not in measured:
-                    measured[run] = _measure(kept, setting, against, split, seeds)
-                table.append(named | deepcopy(measured[run]))
-            if any(not row["is_base"] for row in table):
-                _correct(table)
-                where = {"dataset": kept.data.name, "factor": factor, "split": split}
-                yield {**where, "rows": table}
+        table: list[Row] = []
+        for variant in rows:
+            if variant.factor != factor:
+                continue
+            setting, against = chosen(kept.data, variant, kept.lines), variant.against
+            seeds = tuple(kept.seeds(setting))
+            named: Row = {"name": variant.name, "tried": _tried(variant, setting)}
+            if kept.has_failed(variant):
+                table.append(named | {"is_base": False, "failed": True})
+            if not seeds:
+                continue
+            run = tuple(key_of(kept.data, s) for s in (setting, against))
+            if run not in measured:
+                measured[run] = _measure(kept, setting, against, seeds)
+            table.append(named | deepcopy(measured[run]))
+        if any(not row["is_base"] for row in table):
+            _correct(table)
+            where = {"dataset": kept.data.name, "factor": factor, "split": kept.split}
+            yield {**where, "rows": table}
 
 
 def _tried(variant: Variant, setting: Setting) -> dict[str, Any]:
@@ -105,12 +114,10 @@ def _tried(variant: Variant, setting: Setting) -> dict[str, Any]:
     return dict(variant.tries[variant.settings.index(setting)])
 
 
-def _measure(
-    kept: Kept, setting: Setting, against: Setting, split: str, seeds: tuple[int, ...]
-) -> Row:
+def _measure(kept: Kept, setting: Setting, against: Setting, seeds: tuple[int, ...]) -> Row:
     """The figures of one row, and what it has over another with the same seeds."""
     key = key_of(kept.data, setting)
-    ranks = kept.ranks(setting, split, seeds)
+    ranks = kept.ranks(setting, seeds)
     figures = estimate(ranks, METRICS)[0].figures
     lines = [kept.line(setting, seed) for seed in seeds]
     row: Row = {
@@ -118,14 +125,15 @@ def _measure(
         "is_base": key == key_of(kept.data, BASE),
         "seeds": list(seeds),
         "seconds": mean(line["seconds"] for line in lines),
+        "validation": mean(line["validation"][MONITOR] for line in lines),
     }
     for metric in METRICS:
-        of_seeds = [line[split][metric] for line in lines]
+        of_seeds = [line[kept.split][metric] for line in lines]
         spread = {"least": min(of_seeds), "most": max(of_seeds)}
         row[metric] = figures[metric]._asdict() | spread
     common = [seed for seed in seeds if seed in kept.seeds(against)]
     if common and key != key_of(kept.data, against):
-        own, other = (kept.ranks(s, split, common) for s in (setting, against))
+        own, other = (kept.ranks(s, common) for s in (setting, against))
         for metric in METRICS:
             row[metric]["difference"] = compare(own, other, metric)._asdict()
     return row

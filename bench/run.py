@@ -1,15 +1,17 @@
 """One run of the experiments: a setting trained with one seed, and what it reached.
 
-Its weights are thrown away; figures go into the line that is kept, ranks into files for paired
-tests and intervals.
+Its weights are thrown away; figures go into the line that is kept, and places of the targets for
+paired tests and intervals.
 """
 
+import base64
 import hashlib
 import json
 import os
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +24,11 @@ import torch
 from jaxtyping import Int64
 
 from bench.grid import SHOP, SHOP_CLICKS, DataSet, Setting
-from train.baselines import item_support
-from train.checkpoint import load_checkpoint
+from train.checkpoint import CheckpointInfo, load_checkpoint
 from train.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
 from train.context import MISSING, learn_fields
-from train.evaluation import SUFFIX, Training, describe_log, evaluate, save_evaluation
-from train.figures import METRICS
+from train.evaluate import rank_targets
+from train.figures import METRICS, figures
 from train.fit import FitError, Schedule, fit
 from train.hyperparameters import Hyperparameters
 from train.model import SessionModel
@@ -36,7 +37,8 @@ from train.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_
 from train.shop import ShopConfig, generate_shop
 from train.training_log import TrainingLog
 
-RANKS = Path("build/experiments")
+LIST_LENGTH = 20
+"""Of the places that are kept: a target further behind has none."""
 
 KEPT = ("predictions", *METRICS, "novel_recall_at_20", "novel_mrr_at_20")
 
@@ -74,8 +76,6 @@ class Logs(NamedTuple):
     """Its catalogue has the items with a click in the period it learns from."""
     catalogue: Catalogue
     """The items of the whole training part: all settings rank the same predictions."""
-    support: Int64[np.ndarray, "N"]
-    """Clicks of the period on them."""
     splits: dict[str, Indexed]
     again: "Logs | None" = None
     """To learn from once more, for as many epochs, before the test is looked at."""
@@ -111,10 +111,8 @@ def _build(
     own, whole = build_catalogue(clicks), build_catalogue(known)
     train = build(clicks, own, 1).sessions
     newest = None if validation is None else build(validation, own, 2).sessions
-    support = np.zeros(len(whole), dtype=np.int64)
-    support[rows_in(whole, own)] = item_support(train, len(own))
     splits = {name: build(log, whole, 2) for name, log in later.items()}
-    return Logs(TrainingLog(train, newest, own, None, fields), whole, support, splits)
+    return Logs(TrainingLog(train, newest, own, None, fields), whole, splits)
 
 
 def rows_in(whole: Catalogue, own: Catalogue) -> Int64[np.ndarray, "n"]:
@@ -167,8 +165,8 @@ def key_of(data: DataSet, setting: Setting) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def measure(data: DataSet, setting: Setting, seed: int, logs: Logs, ranks: Path = RANKS) -> Line:
-    """Train and rank; the line to keep, of which ranks are on disk by then.
+def measure(data: DataSet, setting: Setting, seed: int, logs: Logs) -> Line:
+    """Train and rank; the line to keep.
 
     Seconds are the process's own: waiting for a core that others use is not in them. A training
     whose loss is no number any more has a line too: it says why instead of figures.
@@ -184,48 +182,46 @@ def measure(data: DataSet, setting: Setting, seed: int, logs: Logs, ranks: Path 
         "last_days": setting.last_days,
         "hyperparameters": hyperparameters.model_dump(mode="json", exclude={"seed"}),
     }
-    ranked: list[tuple[Logs, SessionModel, Training]] = []
+    ranked: list[tuple[Logs, SessionModel]] = []
     try:
-        first = _train(logs, hyperparameters, data.schedule)
-        ranked.append((logs, *first))
+        model, info = _train(logs, hyperparameters, data.schedule)
+        ranked.append((logs, model))
         if logs.again is not None:
-            schedule = Schedule(epochs=first[1].epoch)
-            ranked.append((logs.again, *_train(logs.again, hyperparameters, schedule)))
+            model, _ = _train(logs.again, hyperparameters, Schedule(epochs=info.epoch))
+            ranked.append((logs.again, model))
     except FitError as error:
         return {**line, "failed": str(error), "seconds": round(time.process_time() - begin, 1)}
-    history = first[1].history
     line |= {
-        "epoch": first[1].epoch,
-        "epochs": len(history),
-        "clicks_per_second": round(median(record.clicks_per_second for record in history)),
+        "epoch": info.epoch,
+        "epochs": len(info.history),
+        "clicks_per_second": round(median(record.clicks_per_second for record in info.history)),
     }
-    for of, model, training in ranked:
+    for of, model in ranked:
         predictor = ModelPredictor(widen(model, of.training.catalogue, of.catalogue))
         for split, indexed in of.splits.items():
-            evaluation = evaluate(
-                f"{key}-{seed}",
-                predictor,
-                indexed.sessions,
-                describe_log(f"{data.name} {split}", indexed),
-                of.support,
-                training=training,
-                lists=False,
-            )
-            save_evaluation(ranks / data.name / split, evaluation)
-            reached = evaluation.figures()
+            ranks = rank_targets(predictor, indexed.sessions, len(of.catalogue))
+            reached = figures(ranks)
             line[split] = {name: round(reached[name], 5) for name in KEPT}
+            line["places"] = packed(ranks.rank)  # of the last split, which the tables are of
     return {**line, "seconds": round(time.process_time() - begin, 1)}
 
 
 def _train(
     logs: Logs, hyperparameters: Hyperparameters, schedule: Schedule
-) -> tuple[SessionModel, Training]:
+) -> tuple[SessionModel, CheckpointInfo]:
     with tempfile.TemporaryDirectory() as name:
         folder, clock = Path(name), time.process_time
         info = fit(logs.training, hyperparameters, schedule, folder, clock=clock)
-        return load_checkpoint(folder).model, Training(epoch=info.epoch, history=info.history)
+        return load_checkpoint(folder).model, info
 
 
-def ranks_path(ranks: Path, dataset: str, split: str, key: str, seed: int) -> Path:
-    """Where a run's ranks are."""
-    return ranks / dataset / split / f"{key}-{seed}{SUFFIX}"
+def packed(rank: Int64[np.ndarray, "P"]) -> str:
+    """The places up to LIST_LENGTH as text, half a byte each: all that METRICS at 20 ask for."""
+    places = np.where(rank <= LIST_LENGTH, rank, 0).astype(np.uint8)
+    return base64.b64encode(zlib.compress(places.tobytes(), 9)).decode("ascii")
+
+
+def unpacked(text: str) -> Int64[np.ndarray, "P"]:
+    """The ranks that were packed; of a target without a place, the one behind the last."""
+    places = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int64)
+    return np.where(places > 0, places, LIST_LENGTH + 1)

@@ -1,12 +1,11 @@
 """The tables of docs/experiments.md from the kept runs: ``python -m bench.tables``.
 
-`bench/results/experiments/tables.json` gets every figure with its interval, from the ranks in
-`build/experiments/`; docs/experiments.md gets it as Markdown between two markers. With
-``--rendered-only`` the page is written from that file, and no ranks are needed.
+`bench/results/experiments/tables.json` gets every figure with its interval; docs/experiments.md
+gets it as Markdown between two markers. The data sets say which sessions the kept places are of;
+with ``--rendered-only`` the page is written from tables.json, and they are not needed.
 """
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from bench.experiments import RESULTS, load_lines
 from bench.grid import DATASETS
-from bench.kept import METRICS, SPLITS, Kept, Row, Table, measure_tables
-from train.evaluation import EvaluationError
+from bench.kept import METRICS, Kept, Row, Table, measure_tables, predictions
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 BASELINES = Path(__file__).parent / "results" / "baselines.json"
@@ -61,10 +59,8 @@ def main() -> None:
     if not settings.rendered_only:
         tables: list[Table] = []
         for name, data in DATASETS.items():
-            try:
-                tables += measure_tables(Kept(data, load_lines(RESULTS / f"{name}.jsonl")))
-            except EvaluationError as error:
-                sys.exit(f"{error}; ranks are no part of the repository: run bench.experiments")
+            if lines := load_lines(RESULTS / f"{name}.jsonl"):
+                tables += measure_tables(Kept(data, lines, *predictions(data)))
         TABLES.write_text(json.dumps(_rounded(tables), indent=1) + "\n", encoding="utf-8")
     PAGE.write_text(placed(PAGE.read_text(encoding="utf-8"), rendered()), encoding="utf-8")
 
@@ -98,41 +94,36 @@ def render(tables: Sequence[Table], baselines: Sequence[Row]) -> str:
         own = [table for table in tables if table["dataset"] == data.name]
         if not own:
             continue
-        split = "test" if any(table["split"] == "test" for table in own) else "validation"
+        split = own[0]["split"]
         text += [f"### {data.name}, {split}", ""]
         text += ["| model | Recall@20 | MRR@20 |", "|---|---|---|"]
         for row in baselines:
             if row["dataset"] == data.name and row["split"] == split:
                 reached = " | ".join(_short(row[metric]) for metric in METRICS)
                 text.append(f"| {row['model']} | {reached} |")
-        for name, row in _networks(own, split):
+        for name, row in _networks(own):
             reached = " | ".join(_short(row[metric]["value"]) for metric in METRICS)
             text.append(f"| **{name}** | {reached} |")
         text.append("")
         for table in own:
-            if table["split"] == split:
-                text += [*_render(table), ""]
+            text += [*_render(table), ""]
     return "\n".join(text).rstrip()
 
 
-def _networks(tables: Sequence[Table], split: str) -> Iterator[tuple[str, Row]]:
+def _networks(tables: Sequence[Table]) -> Iterator[tuple[str, Row]]:
     """The base, and the row that validates best of those that are no control and can be served."""
-    rows = {
-        (table["split"], row["key"]): (f"{table['factor']}: {row['name']}", row)
+    rows = [
+        (f"{table['factor']}: {row['name']}", row)
         for table in tables
         for row in table["rows"]
         if not ("failed" in row or "peeking" in table["factor"] or "shuffled" in row["name"])
-    }
-    for (of, _), (_, row) in rows.items():
-        if of == split and row["is_base"]:
-            yield "the base", row
-    validated = {
-        key: row[METRICS[0]]["value"] for (of, key), (_, row) in rows.items() if of == SPLITS[0]
-    }
-    if validated:
-        name, best = rows[split, max(validated, key=lambda key: validated[key])]
-        if not best["is_base"]:
-            yield f"best by validation, {name}", best
+    ]
+    base = next((row for _, row in rows if row["is_base"]), None)
+    if base is not None:
+        yield "the base", base
+    name, best = max(rows, key=lambda named: float(named[1]["validation"]))
+    if not best["is_base"]:
+        yield f"best by validation, {name}", best
 
 
 def _render(table: Table) -> Iterator[str]:

@@ -18,8 +18,18 @@ from bench.experiments import (
     run_missing,
 )
 from bench.grid import BASE, DATASETS, SHOP, DataSet, Setting, Variant, variants
-from bench.kept import Kept, measure_tables, merged
-from bench.run import Line, Parts, build_logs, key_of, measure, shuffle_context, widen
+from bench.kept import Kept, measure_tables, merged, predictions
+from bench.run import (
+    Line,
+    Parts,
+    build_logs,
+    key_of,
+    measure,
+    packed,
+    shuffle_context,
+    unpacked,
+    widen,
+)
 from bench.tables import BEGIN, END, PAGE, TABLES, placed, render, rendered
 from tests.unit.train.building import ranks_from
 from train.clicks import split_by_time
@@ -95,13 +105,13 @@ def test_a_training_that_failed_is_never_chosen(tiny: None) -> None:
 
 
 def test_runs_are_kept_and_not_repeated(
-    tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: None, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [*ROWS, Variant("cell", "gru too fast", DIVERGES)]
     monkeypatch.setattr(experiments, "variants", lambda data: rows)
     monkeypatch.setattr("bench.kept.variants", lambda data: rows)
     settings = ExperimentSettings(datasets=[SHOP])
-    arguments = (TINY, settings, Budget(None), tmp_path / "results", tmp_path / "ranks")
+    arguments = (TINY, settings, Budget(None), tmp_path / "results")
     assert run_missing(*arguments)
     file = tmp_path / "results" / "shop.jsonl"
     kept = file.read_text()
@@ -110,12 +120,10 @@ def test_runs_are_kept_and_not_repeated(
     assert file.read_text() == kept
 
     lines = load_lines(file)
-    tables = list(measure_tables(Kept(TINY, lines, tmp_path / "ranks")))
-    assert [(table["factor"], table["split"]) for table in tables] == [
-        ("cell", "validation"),
-        ("cell", "test"),
-    ]
-    base, rnn, _ = tables[1]["rows"]
+    monkeypatch.setattr("bench.kept.load_parts", lambda data: parts)
+    tables = list(measure_tables(Kept(TINY, lines, *predictions(TINY))))
+    assert [(table["factor"], table["split"]) for table in tables] == [("cell", "test")]
+    base, rnn, _ = tables[0]["rows"]
     of_base = [line["test"]["mrr_at_20"] for line in lines if line["key"] == base["key"]]
     assert base["is_base"] and "difference" not in base["mrr_at_20"]
     assert base["mrr_at_20"]["value"] == pytest.approx(np.mean(of_base), abs=1e-5)
@@ -134,7 +142,7 @@ def test_no_run_begins_that_would_outlast_the_budget(tiny: None, tmp_path: Path)
     settings = ExperimentSettings(datasets=[SHOP])
     budget = Budget(minutes=1)
     budget.spend(seconds=61)
-    assert not run_missing(TINY, settings, budget, tmp_path, tmp_path)
+    assert not run_missing(TINY, settings, budget, tmp_path)
     assert not (tmp_path / "shop.jsonl").exists()
 
 
@@ -148,10 +156,8 @@ def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
     assert load_lines(file) == [{"seed": 1}, {"seed": 3}]
 
 
-def test_a_training_that_ends_in_no_number_says_so_in_its_line(
-    parts: Parts, tmp_path: Path
-) -> None:
-    line = measure(TINY, DIVERGES, 1, build_logs(parts, TINY, DIVERGES), tmp_path)
+def test_a_training_that_ends_in_no_number_says_so_in_its_line(parts: Parts) -> None:
+    line = measure(TINY, DIVERGES, 1, build_logs(parts, TINY, DIVERGES))
     assert "not a finite number" in line["failed"]
     assert "validation" not in line
 
@@ -178,12 +184,12 @@ def test_a_shorter_period_ranks_the_same_predictions(parts: Parts) -> None:
         np.testing.assert_array_equal(same, indexed.sessions.item_index)
 
 
-def test_a_refit_learns_from_everything_before_the_test(parts: Parts, tmp_path: Path) -> None:
+def test_a_refit_learns_from_everything_before_the_test(parts: Parts) -> None:
     data = replace(TINY, refit=True)
     logs = build_logs(parts, data, BASE)
     assert logs.again is not None
     assert logs.again.training.train.n_clicks == len(parts.train) + len(parts.validation)
-    line = measure(data, BASE, 1, logs, tmp_path)
+    line = measure(data, BASE, 1, logs)
     assert line["test"]["predictions"] == sum(logs.again.splits["test"].sessions.lengths - 1)
     assert key_of(data, BASE) != key_of(TINY, BASE)
 
@@ -200,6 +206,11 @@ def test_a_widened_model_ranks_its_own_items_alike_and_the_others_last(parts: Pa
     assert set(ranks.rank[unknown]) == {len(logs.catalogue)}
     assert ranks.rank[~unknown].max() <= len(own)
     assert widen(model, own, own) is model
+
+
+def test_places_are_kept_as_far_as_a_list_goes() -> None:
+    rank = np.array([1, 20, 21, 4, 43_000])
+    np.testing.assert_array_equal(unpacked(packed(rank)), [1, 20, 21, 4, 21])
 
 
 def test_merged_seeds_are_right_as_often_as_their_mean() -> None:
