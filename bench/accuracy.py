@@ -16,18 +16,18 @@ import torch
 
 from train.baselines import build_baselines
 from train.baselines.vmis import vmis_knn
-from train.blend import Blend
-from train.blend_fit import fit_blend
-from train.checkpoint import load_checkpoint
-from train.clicks import Columns, read_clicks, split_by_time
-from train.evaluate import Predictor, figures, rank_targets
+from train.blend.blend import Blend
+from train.blend.fit import fit_blend
+from train.data.clicks import Columns, read_clicks, split_by_time
+from train.data.sessions import Sessions, build_sessions
 from train.fit import Schedule, fit
-from train.hyperparameters import Hyperparameters
-from train.model import SessionModel
-from train.predictor import ModelPredictor
-from train.presets import PRESETS
+from train.measure.evaluate import Predictor, figures, rank_targets
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import load_checkpoint
+from train.network.hyperparameters import Hyperparameters
+from train.network.model import SessionModel
+from train.network.presets import PRESETS
 from train.progress import EpochProgress
-from train.sessions import Sessions, build_sessions
 from train.training_log import TrainingLog
 
 DATASET = "rsc15-100k"

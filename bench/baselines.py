@@ -35,12 +35,12 @@ from train.baselines.rules import (
 )
 from train.baselines.stan import stan
 from train.baselines.vmis import vmis_knn
-from train.blend import Blend, BlendWeights
-from train.blend_fit import fit_blend
-from train.clicks import Columns, read_clicks, split_by_time
-from train.evaluate import PROTOCOL, Predictor, rank_targets
-from train.figures import CUTOFFS, figures
-from train.sessions import Catalogue, Sessions, build_sessions
+from train.blend.blend import Blend, BlendWeights
+from train.blend.fit import fit_blend
+from train.data.clicks import Columns, read_clicks, split_by_time
+from train.data.sessions import Catalogue, Sessions, build_sessions
+from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
+from train.measure.figures import CUTOFFS, figures
 
 RESULT = Path(__file__).parent / "results" / "baselines.json"
 VALIDATION_FRACTION = {

@@ -18,9 +18,9 @@ from pydantic import PositiveInt
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from bench.record import provenance
-from train.clicks import Filters, filter_clicks, read_clicks, split_by_time, write_clicks
-from train.sessions import build_sessions
-from train.shop import generate_shop
+from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time, write_clicks
+from train.data.sessions import build_sessions
+from train.data.shop import generate_shop
 
 BAR = {"seconds": 5.0, "peak_mib": 1024}
 FORMATS = ("parquet", "csv", "csv.gz")

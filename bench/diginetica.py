@@ -30,19 +30,19 @@ from pydantic_settings import (
 
 from bench.record import provenance
 from train.baselines.vmis import vmis_knn
-from train.blend import load_blend
-from train.blend_fit import fit_blend
-from train.checkpoint import INFO, Checkpoint, load_checkpoint
-from train.clicks import Columns, read_clicks
-from train.compare import compare, estimate
+from train.blend.blend import load_blend
+from train.blend.fit import fit_blend
+from train.data.clicks import Columns, read_clicks
+from train.data.sessions import Sessions, build_sessions
 from train.ensemble import write_ensemble
-from train.evaluate import PROTOCOL, Predictor, rank_targets
-from train.figures import figures
 from train.fit import fit
-from train.predictor import ModelPredictor
+from train.measure.compare import compare, estimate
+from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
+from train.measure.figures import figures
+from train.measure.predictor import ModelPredictor
+from train.measure.ranks import Ranks
+from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
-from train.ranks import Ranks
-from train.sessions import Sessions, build_sessions
 from train.settings import FitSettings
 from train.training_log import TrainingLog, read_training_log
 

@@ -21,17 +21,17 @@ from pydantic import PositiveInt
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from bench.record import provenance
-from train.evaluate import (
+from train.data.sessions import Sessions
+from train.measure.evaluate import (
     batch_rows,
     conservative_rank,
     rank_targets,
     session_batches,
 )
-from train.lists import count_listed
-from train.model import ModelConfig, SessionModel
-from train.predictor import ModelPredictor
-from train.product import RowProduct
-from train.sessions import Sessions
+from train.measure.lists import count_listed
+from train.measure.predictor import ModelPredictor
+from train.measure.product import RowProduct
+from train.network.model import ModelConfig, SessionModel
 
 BAR = {"predictions_per_second": 8000, "share": 0.75}
 

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from train.fit import Schedule
-from train.hyperparameters import Hyperparameters
+from train.network.hyperparameters import Hyperparameters
 
 Changes = dict[str, Any]
 

@@ -15,9 +15,9 @@ import numpy as np
 from bench.experiments import chosen
 from bench.grid import BASE, DataSet, Setting, Variant, variants
 from bench.run import Line, build_logs, key_of, load_parts, unpacked
-from train.compare import compare, estimate, holm
 from train.fit import MONITOR
-from train.ranks import Ranks, ranks_of
+from train.measure.compare import compare, estimate, holm
+from train.measure.ranks import Ranks, ranks_of
 
 METRICS = ("recall_at_20", "mrr_at_20")
 

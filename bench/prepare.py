@@ -27,8 +27,8 @@ from pydantic import PositiveInt
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from bench.record import provenance
-from train.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
-from train.sessions import build_sessions
+from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
+from train.data.sessions import build_sessions
 
 BAR = {"seconds": 480, "peak_gib": 12}
 CLICKS_PER_FILE = 2_000_000

@@ -24,17 +24,17 @@ import torch
 from jaxtyping import Int64
 
 from bench.grid import SHOP, SHOP_CLICKS, DataSet, Setting
-from train.checkpoint import CheckpointInfo, load_checkpoint
-from train.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
-from train.context import MISSING, learn_fields
-from train.evaluate import rank_targets
-from train.figures import METRICS, figures
+from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
+from train.data.context import MISSING, learn_fields
+from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
+from train.data.shop import ShopConfig, generate_shop
 from train.fit import FitError, Schedule, fit
-from train.hyperparameters import Hyperparameters
-from train.model import SessionModel
-from train.predictor import ModelPredictor
-from train.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
-from train.shop import ShopConfig, generate_shop
+from train.measure.evaluate import rank_targets
+from train.measure.figures import METRICS, figures
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import CheckpointInfo, load_checkpoint
+from train.network.hyperparameters import Hyperparameters
+from train.network.model import SessionModel
 from train.training_log import TrainingLog
 
 LIST_LENGTH = 20

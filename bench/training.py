@@ -25,9 +25,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.record import provenance
 from train.baselines import item_support
-from train.hyperparameters import Hyperparameters
-from train.sessions import Sessions
-from train.trainer import Trainer, computes_bfloat16
+from train.data.sessions import Sessions
+from train.network.hyperparameters import Hyperparameters
+from train.network.trainer import Trainer, computes_bfloat16
 
 RESULT = Path(__file__).parent / "results" / "training.json"
 STAGES = ("candidates", "forward", "loss", "backward", "update")

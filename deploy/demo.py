@@ -22,7 +22,7 @@ def main() -> int:
     from deploy.jars import BrokerError
     from deploy.steps import DemoSettings, run_demo
     from stream.topics import TopicError
-    from train.clicks import ClickLogError
+    from train.data.clicks import ClickLogError
 
     try:
         run_demo(CliApp.run(DemoSettings))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
-from train.clicks import ClickLogError, Columns, read_clicks
-from train.oracle import score_oracle
-from train.shop import ShopConfig, generate_shop
+from train.data.clicks import ClickLogError, Columns, read_clicks
+from train.data.oracle import score_oracle
+from train.data.shop import ShopConfig, generate_shop
 
 SHOP_IDLE_TIMEOUT_S = 1800
 MAX_HELDOUT_SHARE = 0.2

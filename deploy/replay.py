@@ -15,8 +15,8 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 from pydantic import PositiveFloat, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
-from train.clicks import ClickLogError, read_clicks
-from train.sessions import TARGET_WEIGHT
+from train.data.clicks import ClickLogError, read_clicks
+from train.data.sessions import TARGET_WEIGHT
 
 FLUSH_TIMEOUT_S = 30
 

@@ -24,8 +24,8 @@ from deploy.summary import Summary, evaluate_offline, summarise
 from stream.bundle import load_bundle
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.topics import check_topics, create_topics
-from train.checkpoint import load_checkpoint
-from train.clicks import Columns, write_clicks
+from train.data.clicks import Columns, write_clicks
+from train.network.checkpoint import load_checkpoint
 
 READY_TIMEOUT_S = 60.0
 QUIET_S = 10.0

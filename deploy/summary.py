@@ -13,12 +13,12 @@ import polars as pl
 from stream.judge import Judge, Quality
 from stream.messages import Recommendation
 from train.baselines import Pop
-from train.checkpoint import Checkpoint
-from train.clicks import cut_sessions
-from train.context import ContextField
-from train.evaluate import Predictor, figures, rank_targets
-from train.predictor import ModelPredictor
-from train.sessions import Catalogue, Sessions, build_sessions
+from train.data.clicks import cut_sessions
+from train.data.context import ContextField
+from train.data.sessions import Catalogue, Sessions, build_sessions
+from train.measure.evaluate import Predictor, figures, rank_targets
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import Checkpoint
 
 K = 20
 

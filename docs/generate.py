@@ -20,7 +20,7 @@ from stream.settings import (
     WatchSettings,
     WorkerSettings,
 )
-from train.collect import CollectSettings
+from train.data.collect import CollectSettings
 from train.ensemble import EnsembleSettings
 from train.report import ReportSettings
 from train.search import SearchSettings

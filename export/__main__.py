@@ -28,10 +28,10 @@ from stream.bundle import (
 )
 from stream.context import ContextField
 from stream.scorer import OnnxScorer
-from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from train.clicks import ClickLogError, Columns, read_clicks
-from train.model import ModelConfig
-from train.sessions import build_sessions
+from train.data.clicks import ClickLogError, Columns, read_clicks
+from train.data.sessions import build_sessions
+from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from train.network.model import ModelConfig
 
 PARITY_SESSIONS = 1000
 

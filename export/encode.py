@@ -1,4 +1,4 @@
-"""A model's two graphs: `train/model.py` and `train/cells.py` once more, in ONNX's operations."""
+"""A model's two graphs: `train/network/model.py` and `cells.py` once more, in ONNX's operations."""
 
 from collections.abc import Iterable
 from typing import cast
@@ -12,8 +12,8 @@ from onnx import TensorProto
 from torch import Tensor
 
 from export.graph import Graph, rank_graph, value_info
-from train.cells import LowRank, RecurrentLayer, WindowLayer
-from train.model import SessionModel
+from train.network.cells import LowRank, RecurrentLayer, WindowLayer
+from train.network.model import SessionModel
 
 
 def bundle_graphs(model: SessionModel, k: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stream.bundle import Parity
 from stream.scorer import Scorer
-from train.model import SessionModel
+from train.network.model import SessionModel
 
 MAX_ERROR = 1e-5
 """Of a number of the state or the query; of one above 1 (an LSTM's cell has no bound) the share."""

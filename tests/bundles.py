@@ -17,7 +17,7 @@ from export.encode import bundle_graphs
 from export.graph import OPSET, Graph, value_info
 from stream.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
 from stream.context import ContextField
-from train.model import ModelConfig, SessionModel
+from train.network.model import ModelConfig, SessionModel
 
 
 def random_model(config: ModelConfig, seed: int = 0) -> SessionModel:
@@ -52,7 +52,7 @@ def write_tiny_bundle(
 ) -> Path:
     """The folder of a bundle below ``folder``: a model with random weights, the same for one seed.
 
-    ``config``: of the model, a GRU unless it says otherwise (see ``train.model.ModelConfig``).
+    ``config``: of the model (``train.network.model.ModelConfig``), a GRU unless it says otherwise.
     ``constant`` makes a model that costs next to nothing and counts: ``encode`` adds 1 to every
     component of the state, so that a click applied twice or not at all shows in it, and ``rank``
     always answers items 0 to k - 1 with scores k to 1. ``item_ids`` default to item-0, item-1, and

@@ -15,14 +15,14 @@ from pydantic_settings import (
     get_subcommand,
 )
 
-from train.checkpoint import CheckpointError
-from train.clicks import ClickLogError
-from train.collect import CollectSettings, run_collect
 from train.commands import run_evaluate, run_fit, run_shop
-from train.context import ContextError
+from train.data.clicks import ClickLogError
+from train.data.collect import CollectSettings, run_collect
+from train.data.context import ContextError
 from train.ensemble import EnsembleSettings, run_ensemble
-from train.evaluation import EvaluationError
 from train.fit import FitError
+from train.measure.evaluation import EvaluationError
+from train.network.checkpoint import CheckpointError
 from train.report import ReportSettings, run_report
 from train.search import SearchError, SearchSettings, run_search
 from train.settings import EvaluateSettings, FitSettings, ShopSettings

@@ -9,12 +9,11 @@ import structlog
 import torch
 
 from train.baselines import BASELINES, build_baselines, item_support
-from train.checkpoint import INFO, load_checkpoint
-from train.clicks import read_clicks, split_by_time, write_clicks
-from train.evaluate import PROTOCOL, Predictor, rank_targets
-from train.evaluation import Training, describe_log, evaluate, save_evaluation
-from train.event_types import weigh_events
-from train.figures import figures, lost_predictions
+from train.data.clicks import read_clicks, split_by_time, write_clicks
+from train.data.event_types import weigh_events
+from train.data.oracle import score_oracle
+from train.data.sessions import build_sessions
+from train.data.shop import generate_shop
 from train.fit import (
     FitError,
     check_hyperparameters,
@@ -22,14 +21,15 @@ from train.fit import (
     check_warm_start,
     fit,
 )
-from train.oracle import score_oracle
-from train.predictor import ModelPredictor
+from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
+from train.measure.evaluation import Training, describe_log, evaluate, save_evaluation
+from train.measure.figures import figures, lost_predictions
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import INFO, load_checkpoint
+from train.network.trainer import computes_bfloat16
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures
-from train.sessions import build_sessions
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
-from train.shop import generate_shop
-from train.trainer import computes_bfloat16
 from train.training_log import read_training_log
 
 MODEL = "model"

@@ -16,8 +16,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from train.cells import GATES
-from train.checkpoint import (
+from train.network.cells import GATES
+from train.network.checkpoint import (
     INFO,
     Checkpoint,
     CheckpointError,
@@ -25,7 +25,7 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from train.model import ModelConfig, SessionModel
+from train.network.model import ModelConfig, SessionModel
 
 MAY_DIFFER = {"dropout_embedding", "dropout_hidden", "hidden_size"}
 

@@ -10,7 +10,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 from train.baselines import item_support
-from train.checkpoint import (
+from train.data.event_types import EventTypes
+from train.measure.evaluate import PROTOCOL, figures, rank_targets
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import (
     Checkpoint,
     CheckpointInfo,
     EpochRecord,
@@ -18,12 +21,9 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from train.evaluate import PROTOCOL, figures, rank_targets
-from train.event_types import EventTypes
-from train.hyperparameters import Hyperparameters
-from train.model import ModelConfig
-from train.predictor import ModelPredictor
-from train.trainer import Trainer
+from train.network.hyperparameters import Hyperparameters
+from train.network.model import ModelConfig
+from train.network.trainer import Trainer
 from train.training_log import TrainingLog
 
 MAY_CHANGE = {"dropout_embedding", "dropout_hidden"}

@@ -4,8 +4,8 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from train.checkpoint import EpochRecord
 from train.fit import MONITOR, Watch
+from train.network.checkpoint import EpochRecord
 
 log = structlog.get_logger()
 

@@ -6,11 +6,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from train.baselines import Baseline
-from train.clicks import Columns
+from train.data.clicks import Columns
+from train.data.shop import ShopConfig
 from train.fit import Schedule
-from train.hyperparameters import Hyperparameters
-from train.presets import PRESETS
-from train.shop import ShopConfig
+from train.network.hyperparameters import Hyperparameters
+from train.network.presets import PRESETS
 from train.training_log import LogSettings
 
 Preset = Literal["default", "rsc15-100k", "diginetica", "globo-5d", "foursquare-nyc"]

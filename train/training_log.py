@@ -10,8 +10,7 @@ import polars as pl
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
-from train.checkpoint import TrainingData
-from train.clicks import (
+from train.data.clicks import (
     ClickLogError,
     Columns,
     Filters,
@@ -19,11 +18,12 @@ from train.clicks import (
     read_clicks,
     split_by_time,
 )
-from train.context import ContextError, ContextField, learn_fields
-from train.event_types import EventTypes, weigh_events
-from train.figures import NOTHING_LOST, Lost, lost_predictions
-from train.sessions import Catalogue, Sessions, build_catalogue, build_sessions
-from train.source import open_log, reading
+from train.data.context import ContextError, ContextField, learn_fields
+from train.data.event_types import EventTypes, weigh_events
+from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
+from train.data.source import open_log, reading
+from train.measure.figures import NOTHING_LOST, Lost, lost_predictions
+from train.network.checkpoint import TrainingData
 
 TIME_FIELDS = ("hour", "weekday", "gap")
 NO_CONTEXT = ("", "session_id", "item_id", "timestamp_ms", "event_id")

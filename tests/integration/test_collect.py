@@ -17,9 +17,9 @@ from confluent_kafka.cimpl import NewTopic
 
 from tests.integration.traffic import click, produce
 from tests.waiting import wait_for
-from train.clicks import read_clicks
-from train.collect import CollectSettings, collect
-from train.parts import STATE, CollectError, CollectState
+from train.data.clicks import read_clicks
+from train.data.collect import CollectSettings, collect
+from train.data.parts import STATE, CollectError, CollectState
 
 ROOT = Path(__file__).parents[2]
 BEGIN_MS = 1_700_000_000_000
@@ -124,7 +124,7 @@ def test_a_killed_run_goes_on_and_gives_the_rows_of_an_unbroken_one(
         repeated = [n - n % 7 for n in numbers]
         produce(kafka, topic, clicks_of(repeated), partition=partition)
     script = (
-        "import json, sys; from pathlib import Path; from train.collect import *;"
+        "import json, sys; from pathlib import Path; from train.data.collect import *;"
         f"collect(CollectSettings(bootstrap_servers={kafka!r}, topic={topic!r}, "
         f"out=Path({str(tmp_path / 'broken')!r})), part_clicks=300)"
     )

@@ -28,7 +28,14 @@ from stream.settings import KafkaSettings
 from tests.bundles import random_model
 from tests.integration.service import Deployment
 from train.baselines import item_support
-from train.checkpoint import (
+from train.data.clicks import Columns, read_clicks
+from train.data.context import ContextField, learn_fields
+from train.data.sessions import Sessions, build_sessions
+from train.data.shop import generate_shop
+from train.fit import Schedule, fit
+from train.measure.evaluate import session_batches
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import (
     Checkpoint,
     CheckpointInfo,
     load_checkpoint,
@@ -36,15 +43,8 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from train.clicks import Columns, read_clicks
-from train.context import ContextField, learn_fields
-from train.evaluate import session_batches
-from train.fit import Schedule, fit
-from train.hyperparameters import Hyperparameters
-from train.model import ModelConfig
-from train.predictor import ModelPredictor
-from train.sessions import Sessions, build_sessions
-from train.shop import generate_shop
+from train.network.hyperparameters import Hyperparameters
+from train.network.model import ModelConfig
 from train.training_log import TrainingLog
 
 DATA = Path(os.environ.get("NEXTCLICK_DATA", Path(__file__).parents[2] / "../shared/data"))

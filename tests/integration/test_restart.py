@@ -15,7 +15,7 @@ from tests.integration.service import Deployment
 from tests.integration.traffic import LOG_BEGIN_MS, click
 from tests.integration.verdict import sessions_in_changelog, verdict
 from tests.waiting import wait_for
-from train.context import ContextField
+from train.data.context import ContextField
 
 HOUR_MS = 3_600_000
 

@@ -1,4 +1,4 @@
-"""What people would use instead of a network, each a `Predictor` of `train/evaluate.py`.
+"""What people would use instead of a network, each a `Predictor` of `train/measure/evaluate.py`.
 
 Items that a baseline knows nothing of are ordered by their support in the training log.
 """
@@ -19,8 +19,8 @@ from train.baselines.rules import (
 from train.baselines.stan import stan
 from train.baselines.vmis import vmis_knn
 from train.baselines.votes import item_support
-from train.evaluate import Predictor
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.evaluate import Predictor
 
 __all__ = [
     "BASELINES",
@@ -60,7 +60,7 @@ BASELINES: dict[Baseline, Callable[[Sessions, int], Predictor]] = {
     "bpr": fit_bpr,
 }
 """Baselines that need sessions alone, with their default parameters, by the name of their figures.
-Content-based ones need attributes, blends need parts: see content.py and train/blend.py."""
+Content-based ones need attributes, blends need parts: see content.py and train/blend/blend.py."""
 
 
 def build_baselines(sessions: Sessions, n_items: int) -> dict[str, Predictor]:

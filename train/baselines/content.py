@@ -15,8 +15,8 @@ from jaxtyping import Float, Float64, Int64
 
 from train.baselines.rules import TIE_BREAK
 from train.baselines.votes import tie_break
-from train.evaluate import SessionBatch
-from train.sessions import Catalogue
+from train.data.sessions import Catalogue
+from train.measure.evaluate import SessionBatch
 
 N_BINS = 20
 """Bins of a numeric attribute, each with as many items."""

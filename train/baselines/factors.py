@@ -16,8 +16,8 @@ from implicit.bpr import BayesianPersonalizedRanking  # type: ignore[import-unty
 from jaxtyping import Float, Float32
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # the same
 
-from train.evaluate import SessionBatch
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.evaluate import SessionBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64, Int32, Int64
 
-from train.compiled import compiled
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.compiled import compiled
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float, Float64, Int64
 
 from train.baselines.votes import Votes, tie_break, vote_scores
-from train.evaluate import SessionBatch
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.evaluate import SessionBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from train.baselines.neighbours import (
     merge_newest,
 )
 from train.baselines.votes import Votes, item_support, tie_break, vote_scores
-from train.compiled import compiled
-from train.evaluate import SessionBatch
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.compiled import compiled
+from train.measure.evaluate import SessionBatch
 
 WINDOW = 20
 """Last clicks of a session that count; by default the next one would weigh e^-5."""

@@ -19,9 +19,9 @@ from train.baselines.neighbours import (
     merge_newest,
 )
 from train.baselines.votes import Votes, item_support, tie_break, vote_scores
-from train.compiled import compiled
-from train.evaluate import SessionBatch
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.compiled import compiled
+from train.measure.evaluate import SessionBatch
 
 LONGEST_WINDOW = 9  # a match 10 clicks ago would count 1 - 10 / 10
 

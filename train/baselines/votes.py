@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64
 
-from train.compiled import compiled
-from train.evaluate import SessionBatch
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.compiled import compiled
+from train.measure.evaluate import SessionBatch
 
 
 class Votes(NamedTuple):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from train.evaluation import load_evaluations
+from train.measure.evaluation import load_evaluations
 from train.report.page import write_report
 
 

@@ -11,12 +11,12 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from train.compare import Difference, Estimate, Part, compare, estimate, holm
-from train.evaluation import Evaluation, LogCounts
-from train.figures import CUTOFFS
-from train.lists import list_figures
+from train.measure.compare import Difference, Estimate, Part, compare, estimate, holm
+from train.measure.evaluation import Evaluation, LogCounts
+from train.measure.figures import CUTOFFS
+from train.measure.lists import list_figures
+from train.measure.slices import slicings
 from train.report.plots import MOST_SERIES, Series, bar, decimals, line_plot, swatch
-from train.slices import slicings
 
 SHOWN = ("recall_at_20", "mrr_at_20")
 """The figures that have intervals, tests and plots."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from train.checkpoint import CheckpointInfo, EpochRecord
+from train.network.checkpoint import CheckpointInfo, EpochRecord
 
 FIGURES = "figures.json"
 PLOT = "training.png"

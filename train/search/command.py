@@ -14,10 +14,10 @@ import torch
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from train.checkpoint import CheckpointInfo, EpochRecord
 from train.fit import FitError, Watch, fit
-from train.hyperparameters import Hyperparameters
-from train.presets import PRESETS
+from train.network.checkpoint import CheckpointInfo, EpochRecord
+from train.network.hyperparameters import Hyperparameters
+from train.network.presets import PRESETS
 from train.progress import EpochProgress
 from train.search.plot import plot_search
 from train.search.settings import SearchSettings
@@ -203,7 +203,7 @@ def best_of(settings: SearchSettings, study: Study) -> dict[str, Any]:
 
 
 def in_words(settings: SearchSettings, best: Mapping[str, Any]) -> str:
-    """The best trial as flags, and as an entry of train/presets.py."""
+    """The best trial as flags, and as an entry of train/network/presets.py."""
     name = settings.study.resolve().name if settings.preset == "default" else settings.preset
     entry = "".join(
         f'        "{key}": {_literal(value)},\n' for key, value in best["preset"].items()

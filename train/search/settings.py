@@ -13,9 +13,9 @@ from pydantic import (
     model_validator,
 )
 
-from train.figures import METRICS
-from train.hyperparameters import Hyperparameters
-from train.presets import PRESETS
+from train.measure.figures import METRICS
+from train.network.hyperparameters import Hyperparameters
+from train.network.presets import PRESETS
 from train.search.space import PARAMETERS, SPACE, Space, space_of
 from train.settings import FitSettings, Preset
 from train.training_log import LogSettings

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from optuna.trial import BaseTrial
 
-from train.hyperparameters import Hyperparameters
+from train.network.hyperparameters import Hyperparameters
 
 Values: TypeAlias = Mapping[str, Any]
 

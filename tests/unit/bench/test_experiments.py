@@ -32,15 +32,15 @@ from bench.run import (
 )
 from bench.tables import BEGIN, END, PAGE, TABLES, placed, render, rendered
 from tests.unit.train.building import ranks_from
-from train.clicks import split_by_time
-from train.compare import estimate
-from train.context import MISSING
-from train.evaluate import rank_targets
+from train.data.clicks import split_by_time
+from train.data.context import MISSING
+from train.data.sessions import Catalogue
+from train.data.shop import ShopConfig, generate_shop
 from train.fit import Schedule
-from train.model import ModelConfig, SessionModel
-from train.predictor import ModelPredictor
-from train.sessions import Catalogue
-from train.shop import ShopConfig, generate_shop
+from train.measure.compare import estimate
+from train.measure.evaluate import rank_targets
+from train.measure.predictor import ModelPredictor
+from train.network.model import ModelConfig, SessionModel
 
 TINY = DataSet(
     SHOP,

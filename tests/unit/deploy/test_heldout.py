@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from deploy.heldout import MAX_HELDOUT_SHARE, detect_columns, hold_out, read_log, shop_log
 from deploy.replay import in_order_of_time
-from train.clicks import ClickLogError
-from train.shop import FIRST_DAY_MS, generate_shop
+from train.data.clicks import ClickLogError
+from train.data.shop import FIRST_DAY_MS, generate_shop
 
 
 def log_of(*starts: tuple[str, list[int]]) -> pl.DataFrame:

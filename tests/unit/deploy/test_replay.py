@@ -10,8 +10,8 @@ from deploy.replay import _records
 from stream import context as served
 from stream.click import Click, ClickParser, Record
 from stream.context import Context
-from train.context import ContextField, context_indices, learn_fields, texts
-from train.sessions import TARGET_WEIGHT
+from train.data.context import ContextField, context_indices, learn_fields, texts
+from train.data.sessions import TARGET_WEIGHT
 
 
 def log(**columns: pl.Series) -> pl.DataFrame:

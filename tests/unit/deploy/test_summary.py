@@ -21,9 +21,9 @@ from deploy.summary import (
     summarise,
 )
 from stream.messages import ClickRef, Item, Outcome, Recommendation
-from train.checkpoint import Checkpoint, CheckpointInfo, PopularItem, TrainingData
-from train.model import ModelConfig, SessionModel
-from train.sessions import Catalogue
+from train.data.sessions import Catalogue
+from train.network.checkpoint import Checkpoint, CheckpointInfo, PopularItem, TrainingData
+from train.network.model import ModelConfig, SessionModel
 
 MINUTE_MS = 60_000
 

@@ -10,8 +10,8 @@ import torch
 
 from export.encode import bundle_graphs, encode_graph
 from tests.bundles import random_model
-from train.context import GAP_BIN_EDGES_S, ContextField
-from train.model import ModelConfig, SessionModel
+from train.data.context import GAP_BIN_EDGES_S, ContextField
+from train.network.model import ModelConfig, SessionModel
 
 N_ITEMS, HIDDEN_SIZE = 60, 8
 DEVICE = ContextField(name="device", kind="column", values=("phone", "tv"))

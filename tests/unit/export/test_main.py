@@ -14,7 +14,9 @@ from export.__main__ import ExportConfig, describe, export_bundle, main, parity_
 from export.parity import ParityError, random_sessions
 from stream.bundle import BundleError, load_bundle
 from stream.scorer import OnnxScorer
-from train.checkpoint import (
+from train.data.context import ContextField
+from train.data.sessions import Catalogue
+from train.network.checkpoint import (
     Checkpoint,
     CheckpointInfo,
     TrainingData,
@@ -23,9 +25,7 @@ from train.checkpoint import (
     save_checkpoint,
     weights_of,
 )
-from train.context import ContextField
-from train.model import ModelConfig, SessionModel
-from train.sessions import Catalogue
+from train.network.model import ModelConfig, SessionModel
 
 N_ITEMS = 30
 CONTEXT = (

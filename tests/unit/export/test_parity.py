@@ -8,8 +8,8 @@ import torch
 
 from export.parity import ParityError, ParitySession, _error, check_parity, random_sessions
 from tests.bundles import random_model
-from train.context import ContextField
-from train.model import ModelConfig, SessionModel
+from train.data.context import ContextField
+from train.network.model import ModelConfig, SessionModel
 
 N_ITEMS, HIDDEN_SIZE, N_LAYERS, K = 40, 6, 2, 5
 CONTEXT = (

@@ -22,7 +22,7 @@ from stream.context import (
     keep,
     text_of,
 )
-from train import context as training
+from train.data import context as training
 
 NOW_MS = 1_764_000_000_000
 LATEST_MS = NOW_MS + 10 * 365 * 86_400_000

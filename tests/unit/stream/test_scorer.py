@@ -15,7 +15,7 @@ from export.graph import BLOCK, rank_graph
 from stream.bundle import Bundle, BundleError, load_bundle
 from stream.scorer import OnnxScorer
 from tests.bundles import write_tiny_bundle
-from train.context import ContextField
+from train.data.context import ContextField
 
 BATCH_SIZES = [1, 2, 3, 7, 16, 64, 256]
 N_ITEMS, HIDDEN_SIZE, K = 5_000, 100, 20

@@ -15,7 +15,7 @@ from stream.scorer import OnnxScorer
 from stream.session import decode_state
 from tests.bundles import write_tiny_bundle
 from tests.unit.stream.replay import RECORD_MS, Replay
-from train.context import ContextField
+from train.data.context import ContextField
 
 N_ITEMS, N_CLICKS, SWAP, BATCH = 40, 600, 330, 24
 RULES = Rules(None, 0, BadClickLimit(1000, 0.5))

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from train.evaluate import SessionBatch
-from train.ranks import Ranks
-from train.sessions import Sessions
+from train.data.sessions import Sessions
+from train.measure.evaluate import SessionBatch
+from train.measure.ranks import Ranks
 
 
 def sessions_of(items: Sequence[Sequence[int]]) -> Sessions:

@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.train.network.test_model import FIELDS, a_model
 from tests.unit.train.test_fit import SMALL, a_log
-from tests.unit.train.test_model import FIELDS, a_model
 from train.__main__ import main
-from train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.ensemble import joined, write_ensemble
-from train.evaluate import rank_targets
 from train.fit import Schedule, fit
-from train.model import SessionModel
-from train.predictor import ModelPredictor
+from train.measure.evaluate import rank_targets
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from train.network.model import SessionModel
 
 CLICKS = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6], [16, 0, 0, 8]])
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from train.baselines import build_baselines
-from train.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
-from train.context import ContextField, learn_fields
-from train.evaluate import figures, rank_targets
-from train.event_types import EventTypes
+from train.data.context import ContextField, learn_fields
+from train.data.event_types import EventTypes
+from train.data.sessions import Catalogue, build_catalogue, build_sessions
+from train.data.shop import markov_clicks
 from train.fit import FitError, Schedule, Watch, fit
-from train.hyperparameters import Hyperparameters
-from train.sessions import Catalogue, build_catalogue, build_sessions
-from train.shop import markov_clicks
+from train.measure.evaluate import figures, rank_targets
+from train.network.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
+from train.network.hyperparameters import Hyperparameters
 from train.training_log import TrainingLog
 
 SMALL = Hyperparameters(

@@ -6,8 +6,8 @@ import polars as pl
 import pytest
 
 from train.__main__ import main
-from train.checkpoint import load_checkpoint
-from train.shop import markov_clicks
+from train.data.shop import markov_clicks
+from train.network.checkpoint import load_checkpoint
 
 QUICK = ["--epochs", "2", "--hidden-size", "8", "--n-negatives", "16", "--batch-size", "8"]
 

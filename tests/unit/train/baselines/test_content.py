@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.train.baselines.asking import best_first, scores_after
 from train.baselines.content import ItemTableError, content_based, read_items
-from train.sessions import Catalogue
+from train.data.sessions import Catalogue
 
 CATALOGUE = Catalogue(["a", "b", "c", "d", "e"])
 SUPPORT = np.array([5, 4, 3, 2, 1])

@@ -19,10 +19,10 @@ from train.baselines.rules import (
 )
 from train.baselines.stan import stan
 from train.baselines.vmis import vmis_knn
-from train.clicks import split_by_time
-from train.evaluate import Predictor, figures, rank_targets
-from train.sessions import Catalogue, Sessions, build_sessions
-from train.shop import markov_clicks
+from train.data.clicks import split_by_time
+from train.data.sessions import Catalogue, Sessions, build_sessions
+from train.data.shop import markov_clicks
+from train.measure.evaluate import Predictor, figures, rank_targets
 
 N_ITEMS = 40
 LEARNS_ORDER = ("markov", "decayed-markov", "sequential-rules")

@@ -7,7 +7,7 @@ from train.baselines.neighbours import (
     keep_most_similar,
     merge_newest,
 )
-from train.sessions import Sessions
+from train.data.sessions import Sessions
 
 
 def random_sessions(n_sessions: int, n_items: int) -> Sessions:

@@ -7,10 +7,16 @@ import numpy as np
 import pytest
 
 from tests.unit.train.building import sessions_of
-from train.checkpoint import EpochRecord
-from train.evaluation import Evaluation, EvaluationInfo, LogCounts, Training, save_evaluation
-from train.figures import Lost
-from train.ranks import ranks_of
+from train.measure.evaluation import (
+    Evaluation,
+    EvaluationInfo,
+    LogCounts,
+    Training,
+    save_evaluation,
+)
+from train.measure.figures import Lost
+from train.measure.ranks import ranks_of
+from train.network.checkpoint import EpochRecord
 from train.report import ReportSettings, run_report, write_report
 
 N_ITEMS = 50

@@ -1,0 +1,201 @@
+"""Where a log may lie, and what of it is read."""
+
+import gzip
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import polars as pl
+import pytest
+from structlog.testing import capture_logs
+
+from train.data.clicks import ClickLogError, Columns, Reason, read_clicks
+from train.data.rows import read_rows
+from train.data.source import open_log
+
+
+def frame(first: int, n: int = 3, **columns: object) -> pl.DataFrame:
+    """Clicks ``first`` and on, of one session each."""
+    numbers = range(first, first + n)
+    return pl.DataFrame(
+        {
+            "session_id": [f"s{i}" for i in numbers],
+            "item_id": [f"i{i}" for i in numbers],
+            "timestamp_ms": list(numbers),
+        }
+    ).with_columns(**{name: pl.lit(value) for name, value in columns.items()})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Six clicks in two files, the second one in a folder of its own and with a column more."""
+    logs = tmp_path / "logs"
+    (logs / "day=2").mkdir(parents=True)
+    frame(0).write_parquet(logs / "a.parquet")
+    frame(3, page="home").write_parquet(logs / "day=2" / "b.parquet")
+    (logs / "_SUCCESS").touch()
+    (logs / "collect.json").write_text("{}")
+    (logs / ".c.parquet").write_bytes(b"half of a")
+    return logs
+
+
+def test_a_folder_is_one_log_with_every_column_that_a_file_has(folder: Path) -> None:
+    clicks = read_clicks(folder).clicks
+    assert clicks["timestamp_ms"].to_list() == list(range(6))
+    assert clicks["page"].to_list() == [None] * 3 + ["home"] * 3
+    assert clicks.columns == ["session_id", "item_id", "timestamp_ms", "page"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"), [("*.parquet", 3), ("**/*.parquet", 6), ("day=[12]/*", 3)]
+)
+def test_a_glob_is_the_files_it_names(folder: Path, pattern: str, found: int) -> None:
+    assert len(read_clicks(folder / pattern).clicks) == found
+    assert len(read_clicks(f"{folder}/{pattern}").clicks) == found
+
+
+def test_a_url_is_a_file_a_glob_or_with_a_slash_a_folder(folder: Path) -> None:
+    url = f"file://{folder}"
+    assert len(read_clicks(f"{url}/a.parquet").clicks) == 3
+    assert len(read_clicks(f"{url}/*.parquet").clicks) == 3
+    assert len(read_clicks(f"{url}/").clicks) == 6
+    with pytest.raises(ClickLogError, match="with a / last"):
+        read_clicks(url)
+    with pytest.raises(ClickLogError, match=r"file://.*cannot be read|does not exist"):
+        read_clicks(f"{url}/absent.parquet")
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """Serves a folder, parts of files too, as object stores do."""
+
+    def do_GET(self) -> None:
+        data = Path(self.translate_path(self.path)).read_bytes()
+        first, end = 0, len(data)
+        if wanted := self.headers["Range"]:
+            begin, _, last = wanted.removeprefix("bytes=").partition("-")
+            first = int(begin) if begin else max(0, end - int(last))
+            end = min(end, int(last) + 1) if begin and last else end
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(end - first))
+        self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(data[first:end])
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_a_log_is_read_over_http_and_its_bad_rows_written_where_one_stands(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frame(0).with_columns(item_id=pl.Series(["a", "", "b"])).write_parquet(folder / "bad.parquet")
+    monkeypatch.chdir(folder)
+    with served(folder) as url:
+        found = read_clicks(f"{url}/bad.parquet")
+    assert found.clicks["item_id"].to_list() == ["a", "b"]
+    assert found.rejected == {Reason.BAD_ITEM_ID: 1}
+    assert found.rejected_path == Path("bad.parquet.rejected.csv")
+
+
+def test_bad_rows_of_many_files_are_counted_on_and_name_their_file(folder: Path) -> None:
+    frame(6).with_columns(timestamp_ms=pl.Series([6, -1, 8])).write_parquet(folder / "z.parquet")
+    found = read_clicks(folder)
+    assert found.rejected == {Reason.BAD_TIMESTAMP: 1}
+    assert found.rejected_path == folder.parent / "logs.rejected.csv"
+    written = pl.read_csv(found.rejected_path)
+    assert written["row"].to_list() == [8]
+    assert written["file"].to_list() == [str(folder / "z.parquet")]
+    assert read_clicks(folder / "*.parquet").rejected_path == folder.parent / "logs.rejected.csv"
+
+
+def test_only_the_wanted_columns_are_read(folder: Path) -> None:
+    everything = frame(0, page="home", unread=1).with_columns(lists=pl.lit([1]))
+    everything.write_parquet(folder / "a.parquet")
+    found = read_rows(folder, Columns(), keep=("page", "absent"))
+    assert found.good.columns == ["session_id", "item_id", "timestamp_ms", "page"]
+    plan = open_log(folder).table.select("session_id", "page").explain()
+    assert "PROJECT 2/" in plan  # Polars decodes no other column
+
+
+@pytest.mark.parametrize("keep", [None, ("page",)])
+def test_files_may_disagree_about_a_column_that_nobody_needs(
+    folder: Path, keep: tuple[str, ...] | None
+) -> None:
+    frame(6, page=5).write_parquet(folder / "z.parquet")
+    assert read_clicks(folder, keep=keep).clicks.columns == [*frame(0).columns]
+    frame(9).with_columns(item_id=pl.Series([1, 2, 3])).write_parquet(folder / "y.parquet")
+    with pytest.raises(ClickLogError, match="'item_id' holds Int64 and String in different files"):
+        read_clicks(folder, keep=keep)
+
+
+def test_a_replacement_character_is_bad_in_text_and_good_in_parquet(tmp_path: Path) -> None:
+    """In a text file it stands for bytes that are no UTF-8; Parquet holds none."""
+    path = tmp_path / "log.parquet"
+    frame(0, 1).with_columns(item_id=pl.lit("caf\ufffd")).write_parquet(path)
+    assert read_clicks(path).clicks["item_id"].to_list() == ["caf\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("log.tsv.gz", b"session_id\titem_id\n", "is no gzip file, though its name ends in .gz"),
+        ("log.csv", b"session_id,item_id,timestamp_ms,item_id\n1,2,3,4\n", "'item_id' twice"),
+        ("log.csv", b"session_id,item_id,timestamp_ms,x,x\n1,2,3,4,5,6\n", "column 'x' twice"),
+    ],
+)
+def test_a_text_file_with_a_wrong_name_or_header_is_one_sentence(
+    tmp_path: Path, name: str, data: bytes, sentence: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(ClickLogError, match=sentence) as raised:
+        read_clicks(tmp_path / name)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_without_parquet_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("session_id,item_id,timestamp_ms\n")
+    with pytest.raises(ClickLogError, match=r"holds no \.parquet file"):
+        read_clicks(tmp_path)
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    with pytest.raises(ClickLogError, match=r"broken\.parquet cannot be read"):
+        read_clicks(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("times", "warned"),
+    [
+        ("1396437466", True),
+        ("1396437466123", False),
+        ("17", False),  # an order and no time, as in Diginetica
+    ],
+)
+def test_seconds_that_are_read_as_milliseconds_are_warned_of(
+    tmp_path: Path, times: str, warned: bool
+) -> None:
+    (tmp_path / "log.csv").write_text(f"session_id,item_id,timestamp_ms\ns,a,{times}\n")
+    with capture_logs() as warnings:
+        read_clicks(tmp_path / "log.csv")
+    assert [w["event"] for w in warnings] == ["times_look_like_seconds"] * warned
+
+
+def test_a_gzip_file_with_a_ragged_row_is_read_row_by_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv.gz"
+    path.write_bytes(gzip.compress(b"session_id,item_id,timestamp_ms\ns,a,1\ns,b,2,3\n"))
+    found = read_clicks(path)
+    assert (len(found.clicks), found.rejected) == (1, {Reason.BAD_FIELD: 1})

@@ -1,0 +1,113 @@
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.unit.train.building import sessions_of
+from train.baselines import build_baselines
+from train.data.sessions import Catalogue, Indexed
+from train.measure.evaluation import (
+    Evaluation,
+    EvaluationError,
+    LogCounts,
+    Training,
+    describe_log,
+    evaluate,
+    load_evaluations,
+    save_evaluation,
+)
+from train.measure.figures import Lost
+from train.measure.ranks import Ranks
+from train.network.checkpoint import EpochRecord
+
+SESSIONS = sessions_of([[0, 1, 2], [1, 2, 1], [2, 0], [3, 3, 0, 1]])
+SUPPORT = np.bincount(SESSIONS.item_index, minlength=5)
+
+
+def made(model: str = "markov", lists: bool = True, epochs: int = 0) -> Evaluation:
+    indexed = Indexed(SESSIONS, Catalogue(list("abcde")), dropped_clicks=3, dropped_sessions=1)
+    history = [
+        EpochRecord(epoch=n, loss=1 / n, clicks_per_second=9.0, seconds=1.0, metrics={})
+        for n in range(1, epochs + 1)
+    ]
+    return evaluate(
+        model,
+        build_baselines(SESSIONS, 5)["markov"],
+        SESSIONS,
+        describe_log("toy", indexed, Lost(2, 2.0)),
+        SUPPORT,
+        training=Training(epoch=1, history=history) if epochs else None,
+        lists=lists,
+    )
+
+
+def test_an_evaluation_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
+    for evaluation in (made("a", epochs=2), made("b", lists=False)):
+        save_evaluation(tmp_path, evaluation)
+    for before, after in zip(
+        (made("a", epochs=2), made("b", lists=False)), load_evaluations([tmp_path]), strict=True
+    ):
+        same_seconds = after.info.model_copy(update={"seconds": before.info.seconds})
+        assert same_seconds == before.info
+        assert after.figures() == before.figures()
+        for field in fields(Ranks):
+            found, kept = getattr(after.ranks, field.name), getattr(before.ranks, field.name)
+            assert found.dtype == kept.dtype
+            assert found.tolist() == kept.tolist()
+
+
+def test_it_has_the_protocols_figures_and_those_of_its_lists() -> None:
+    figures = made().figures()
+    assert figures["predictions"] == 8
+    assert figures["with_unknown_predictions"] == 10
+    assert figures["coverage_at_20"] == 1  # a list of 20 holds all 5 items
+    assert "coverage_at_20" not in made(lists=False).figures()
+    assert made().info.log.dropped_clicks == 3
+    # Items 1, 0, 2, 3 with 4, 3, 3, 2 clicks begin a session: ties count against the list.
+    assert made().info.first_click["mrr_at_20"] == pytest.approx((1 / 3 + 1 + 1 / 3 + 1 / 4) / 4)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for folder in ("seed-1", "seed-2"):
+        save_evaluation(tmp_path / folder, made("gru"))
+    save_evaluation(tmp_path / "seed-1", made("pop"))
+    names = [evaluation.info.model for evaluation in load_evaluations([tmp_path])]
+    assert names == ["gru (seed-1)", "pop", "gru (seed-2)"]
+
+
+def test_a_folder_named_twice_counts_once(tmp_path: Path) -> None:
+    save_evaluation(tmp_path / "run", made())
+    assert len(load_evaluations([tmp_path, tmp_path / "run"])) == 1
+
+
+def test_a_models_name_with_a_slash_is_no_folder(tmp_path: Path) -> None:
+    path = save_evaluation(tmp_path, made("gru/h=100"))
+    assert path.parent == tmp_path
+    assert load_evaluations([tmp_path])[0].info.model == "gru/h=100"
+
+
+def test_what_holds_no_evaluation_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match=r"holds no file \*\.evaluation\.npz"):
+        load_evaluations([tmp_path])
+    broken = tmp_path / "x.evaluation.npz"
+    broken.write_bytes(b"no archive")
+    with pytest.raises(EvaluationError, match=r"x\.evaluation\.npz holds no evaluation"):
+        load_evaluations([tmp_path])
+    np.savez(broken, info=np.array("{}"))
+    with pytest.raises(EvaluationError, match=r"x\.evaluation\.npz holds no evaluation") as caught:
+        load_evaluations([tmp_path])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_log_without_sessions_is_described(tmp_path: Path) -> None:
+    counts = describe_log("empty", Indexed(sessions_of([]), Catalogue(["a"]), 4, 2))
+    assert counts == LogCounts(
+        name="empty",
+        sessions=0,
+        clicks=0,
+        first_timestamp_ms=0,
+        last_timestamp_ms=0,
+        dropped_clicks=4,
+        dropped_sessions=2,
+    )

@@ -1,0 +1,101 @@
+"""Several predictors as one: what each makes of an item, weighted and added.
+
+A part's row of scores is first made comparable (`comparable.py`): per score, or per list by the
+reciprocal rank (Cormack et al., SIGIR 2009). The weights are fitted by `fit.py`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from train.blend.comparable import Transform, add_comparable
+from train.measure.evaluate import Predictor, SessionBatch
+
+N_LENGTHS = 4
+"""Prefixes of 1, 2, 3, and 4 or more clicks have weights of their own: neighbours know little of
+one click, a network more of many."""
+
+
+class BlendError(Exception):
+    """One sentence on why a blend cannot be used."""
+
+
+class BlendWeights(BaseModel):
+    """What is kept of a blend: its parts stay where they are."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    format: Literal[1] = 1
+    parts: tuple[str, ...] = Field(min_length=1)
+    """Names of the predictors."""
+    transforms: tuple[Transform, ...]
+    """How each one's scores are made comparable."""
+    weights: tuple[tuple[float, ...], ...] = Field(min_length=N_LENGTHS, max_length=N_LENGTHS)
+    """One row for prefixes of 1, 2, 3, and 4 or more clicks; a weight for each part."""
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> "BlendWeights":
+        widths = {len(self.transforms), *(len(row) for row in self.weights)}
+        if widths != {len(self.parts)}:
+            raise ValueError(
+                f"{len(self.parts)} parts, but transforms and weights for {sorted(widths)}"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Blend:
+    """The weighted sum of its parts, by the number of known clicks."""
+
+    predictors: Mapping[str, Predictor]
+    """The parts; more than `weights` names may be there."""
+    weights: BlendWeights
+
+    def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
+        """The sum for each of `batch.steps()`; the array is the same in every step.
+
+        A part whose weight is 0 for a length is still asked, as its state goes from step to step.
+        """
+        parts = [self.predictors[name].predict(batch) for name in self.weights.parts]
+        total = np.empty((0, 0), dtype=np.float32)
+        for prefix, *scores in zip(batch.steps(), *parts, strict=True):
+            if not total.size:
+                total = np.empty(scores[0].shape, dtype=np.float32)
+            b, n_clicks = prefix.shape
+            total[:b] = 0.0
+            row = self.weights.weights[min(n_clicks, N_LENGTHS) - 1]
+            for part, transform, weight in zip(scores, self.weights.transforms, row, strict=True):
+                if weight > 0:
+                    add_comparable(part, transform, weight, total[:b])
+            yield total[:b]
+
+    def write(self, path: Path) -> None:
+        """Keep transforms and weights as JSON."""
+        path.write_text(self.weights.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def load_blend(path: Path, predictors: Mapping[str, Predictor]) -> Blend:
+    """The blend of a file that `Blend.write` wrote, over these parts.
+
+    Raises BlendError for a file that is missing or no blend, or names a part that is not there.
+    """
+    try:
+        weights = BlendWeights.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BlendError(f"{path} cannot be read ({error.strerror})") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise BlendError(f"{path} is no blend: {where} {problem['msg']}".strip()) from error
+    missing = [name for name in weights.parts if name not in predictors]
+    if missing:
+        raise BlendError(
+            f"{path} blends {', '.join(weights.parts)}, of which {', '.join(missing)} is not "
+            f"among {', '.join(predictors)}"
+        )
+    return Blend(predictors, weights)

@@ -1,0 +1,219 @@
+"""Weights of a blend, fitted on sessions that none of its parts has learnt from.
+
+Every part is asked once. Of each prediction only candidates are kept: the first 100 items of each
+part, and the target. An item outside all those lists can hardly be in the blend's first 20, so
+the search sees Recall@20 and MRR@20 of the blend as the evaluator would, or very nearly.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from train.blend.blend import N_LENGTHS, Blend, BlendError, BlendWeights
+from train.blend.comparable import LIST_LENGTH, Transform, add_comparable, best_items
+from train.data.sessions import Sessions
+from train.measure.compiled import compiled
+from train.measure.evaluate import Predictor, session_batches
+
+CUTOFF = 20
+SCORES_PER_STEP = 4_000_000  # 16 MB for each part: with those of the parts they stay few
+_ODDS = 2.0 ** np.arange(-6.0, 6.5, 0.5)
+SHARES = np.concatenate([[0.0], _ODDS / (1.0 + _ODDS), [1.0]])
+"""Shares that are tried for a part: dense near 0, as scales differ by much."""
+
+
+class Candidates(NamedTuple):
+    """P predictions, C items at most for each: the target first, -1 behind the last."""
+
+    value: dict[tuple[str, Transform], Float32[np.ndarray, "P C"]]
+    """What a part makes of each candidate, by part and transform."""
+    n: Int64[np.ndarray, "P"]
+    """Candidates of each prediction."""
+    n_known: Int64[np.ndarray, "P"]
+    """Clicks that were known."""
+    weight: Float64[np.ndarray, "P"]
+    """What the prediction counts for."""
+
+
+def fit_blend(
+    predictors: Mapping[str, Predictor],
+    validation: Sessions,
+    n_items: int,
+    *,
+    max_predictions: int = 20_000,
+) -> Blend:
+    """The blend of these parts that lists the next click highest in `validation`.
+
+    Of more than `max_predictions` there an even sample of the sessions is used. What is made as
+    large as possible is Recall@20 and MRR@20 together, each as a share of the best part's, for
+    every prefix length by itself; the transforms are chosen by all of them. Raises BlendError
+    where there is nothing to predict.
+    """
+    if not (validation.lengths > 1).any():
+        raise BlendError("a blend is fitted on sessions of two clicks or more, and found none")
+    recipes, candidates = _collect(predictors, _sample(validation, max_predictions), n_items)
+    best: tuple[float, BlendWeights] | None = None
+    for recipe in recipes:
+        value = np.stack([candidates.value[part] for part in recipe.items()], axis=1)
+        gain, weights = _fit_weights(value, candidates)
+        if best is None or gain > best[0]:
+            fitted = BlendWeights(
+                parts=tuple(recipe),
+                transforms=tuple(recipe.values()),
+                weights=tuple(tuple(np.round(row, 4).tolist()) for row in weights),
+            )
+            best = gain, fitted
+    assert best is not None
+    return Blend(predictors, best[1])
+
+
+def _recipes(are_votes: Mapping[str, bool]) -> list[dict[str, Transform]]:
+    """The transforms that are tried together; votes are scores that are never negative."""
+    pairs: list[tuple[Transform, Transform]] = [
+        ("standardised", "standardised"),
+        ("standardised", "root"),
+        ("softmax", "share"),
+        ("reciprocal-rank", "reciprocal-rank"),
+    ]
+    recipes = [
+        {part: votes if is_votes else other for part, is_votes in are_votes.items()}
+        for other, votes in pairs
+    ]
+    return [recipe for i, recipe in enumerate(recipes) if recipe not in recipes[:i]]
+
+
+def _sample(sessions: Sessions, max_predictions: int) -> Sessions:
+    """Every n-th session, n as small as the number of predictions allows."""
+    every = max(1, -(-(sessions.n_clicks - len(sessions)) // max_predictions))
+    kept = np.arange(0, len(sessions), every)
+    lengths = sessions.lengths[kept]
+    start = np.concatenate([[0], np.cumsum(lengths)])
+    click = np.repeat(sessions.start[kept] - start[:-1], lengths) + np.arange(start[-1])
+    return Sessions(
+        item_index=sessions.item_index[click],
+        timestamp_ms=sessions.timestamp_ms[click],
+        start=start,
+        session_id=sessions.session_id[::every],
+        context=sessions.context[click],
+        target_weight=sessions.target_weight[click],
+    )
+
+
+def _collect(
+    predictors: Mapping[str, Predictor], sessions: Sessions, n_items: int
+) -> tuple[list[dict[str, Transform]], Candidates]:
+    """Ask every part once; also the transforms to try, by what the first step's scores are."""
+    recipes: list[dict[str, Transform]] = []
+    values: dict[tuple[str, Transform], list[np.ndarray]] = {}
+    rest: list[tuple[np.ndarray, ...]] = []
+    for row, batch in session_batches(sessions, max(1, SCORES_PER_STEP // n_items)):
+        parts = [predictor.predict(batch) for predictor in predictors.values()]
+        comparable = np.empty((len(row), n_items), dtype=np.float32)
+        for prefix, *scores in zip(batch.steps(), *parts, strict=True):
+            b, n_known = prefix.shape
+            named = dict(zip(predictors, scores, strict=True))
+            if not recipes:
+                recipes = _recipes({name: bool((s >= 0).all()) for name, s in named.items()})
+                values = {part: [] for recipe in recipes for part in recipe.items()}
+            lists = [best_items(part, LIST_LENGTH) for part in scores]
+            target = batch.item_index[:b, n_known]
+            item, n = _distinct(np.concatenate([target[:, None], *lists], axis=1))
+            for (name, transform), kept in values.items():
+                comparable[:b] = 0.0
+                add_comparable(named[name], transform, 1.0, comparable[:b])
+                kept.append(comparable[np.arange(b)[:, None], item])
+            weight = sessions.target_weight[sessions.start[row[:b]] + n_known]
+            rest.append((n, np.full(b, n_known), weight.astype(np.float64)))
+    n, n_known, weight = (np.concatenate(column) for column in zip(*rest, strict=True))
+    value = {part: np.concatenate(kept) for part, kept in values.items()}
+    return recipes, Candidates(value, n, n_known, weight)
+
+
+@compiled
+def _distinct(
+    item: Int64[np.ndarray, "b C"],
+) -> tuple[Int64[np.ndarray, "b C"], Int64[np.ndarray, "b"]]:
+    """Each row's items once, in their order, then its first one again; how many there are."""
+    distinct = np.empty_like(item)
+    n = np.zeros(len(item), dtype=np.int64)
+    for row in range(len(item)):
+        for candidate in item[row]:
+            seen = candidate < 0
+            for known in range(n[row]):
+                seen = seen or distinct[row, known] == candidate
+            if not seen:
+                distinct[row, n[row]] = candidate
+                n[row] += 1
+        distinct[row, n[row] :] = item[row, 0]
+    return distinct, n
+
+
+def _fit_weights(
+    value: Float32[np.ndarray, "P K C"], candidates: Candidates
+) -> tuple[float, Float64[np.ndarray, "lengths K"]]:
+    """The best weights for every prefix length, and what they gain over all predictions."""
+    n_parts = value.shape[1]
+    alone = _ranks(value, candidates.n, np.eye(n_parts))
+    hit = np.where(alone <= CUTOFF, candidates.weight[:, None], 0.0)
+    scale = 1 / max(hit.sum(axis=0).max(), 1e-9), 1 / max((hit / alone).sum(axis=0).max(), 1e-9)
+    weights = np.empty((N_LENGTHS, n_parts))
+    total = 0.0
+    for length in range(N_LENGTHS):
+        counts = candidates.weight > 0
+        chosen = counts & (np.minimum(candidates.n_known, N_LENGTHS) == length + 1)
+        if not chosen.any():  # no prefix is so long: the weights are those of all
+            chosen = counts
+        gain, weights[length] = _climb(
+            value[chosen], candidates.n[chosen], candidates.weight[chosen], scale
+        )
+        total += gain
+    return total, weights
+
+
+def _climb(
+    value: Float32[np.ndarray, "P K C"],
+    n: Int64[np.ndarray, "P"],
+    weight: Float64[np.ndarray, "P"],
+    scale: tuple[float, float],
+) -> tuple[float, Float64[np.ndarray, "K"]]:
+    """From the best part alone, mix in a share of that part which gains most, while one does.
+
+    For two parts the first round is the whole line between them.
+    """
+    n_parts = value.shape[1]
+    tried = np.eye(n_parts)
+    best_gain, best = -1.0, tried[0]
+    for _ in range(2 * n_parts):
+        rank = _ranks(value, n, tried)
+        hit = np.where(rank <= CUTOFF, weight[:, None], 0.0)
+        gain = scale[0] * hit.sum(axis=0) + scale[1] * (hit / rank).sum(axis=0)
+        if gain.max() <= best_gain:
+            break
+        best_gain, best = float(gain.max()), tried[int(gain.argmax())]
+        mixed = SHARES[:, None, None] * np.eye(n_parts) + (1 - SHARES[:, None, None]) * best
+        tried = mixed.reshape(-1, n_parts)
+    return best_gain, best
+
+
+@compiled
+def _ranks(
+    value: Float32[np.ndarray, "P K C"],
+    n: Int64[np.ndarray, "P"],
+    weights: Float64[np.ndarray, "W K"],
+) -> Int64[np.ndarray, "P W"]:
+    """The place of candidate 0 for each of W blends, behind every one that scores no less."""
+    n_predictions, n_parts, _ = value.shape
+    rank = np.zeros((n_predictions, len(weights)), dtype=np.int64)
+    for p in range(n_predictions):
+        for w in range(len(weights)):
+            target = 0.0
+            for part in range(n_parts):
+                target += weights[w, part] * value[p, part, 0]
+            for candidate in range(n[p]):
+                score = 0.0
+                for part in range(n_parts):
+                    score += weights[w, part] * value[p, part, candidate]
+                rank[p, w] += score >= target
+    return rank

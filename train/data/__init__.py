@@ -1,0 +1,1 @@
+"""Click logs: read, filtered, cut into sessions and numbered."""

@@ -1,0 +1,215 @@
+"""Click logs from disk: read, check, cut, split, write.
+
+A log in memory is a frame with the columns session_id and item_id (categorical, see order.py, or
+text), timestamp_ms (int64) and the log's further columns as they came (a text file's are text).
+Sessions stand in order of their first click, ties by name; clicks of a session in order of time,
+ties as in the file. A log of a hundred million clicks takes the same path as one of ten.
+"""
+
+import gzip
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import structlog
+
+from train.data.filters import DAY_MS, Filtered, Filters, filter_clicks
+from train.data.order import SESSION_ID, in_order, n_names, session_starts
+from train.data.rows import ClickLogError, Columns, Reason, read_rows
+
+__all__ = [
+    "ClickLogError",
+    "Columns",
+    "Filtered",
+    "Filters",
+    "Log",
+    "Reason",
+    "Split",
+    "cut_sessions",
+    "filter_clicks",
+    "read_clicks",
+    "split_by_time",
+    "write_clicks",
+]
+
+NAMES_AT_ONCE = 1_000_000
+EPOCH_SECONDS = (1_000_000_000, 4_000_000_000)
+"""2001 to 2096."""
+
+log = structlog.get_logger()
+
+
+class Log(NamedTuple):
+    """A log's good clicks, and what became of the bad rows."""
+
+    clicks: pl.DataFrame
+    rejected: dict[Reason, int]
+    rejected_path: Path | None
+    """Where the bad rows were written; None if there were none."""
+
+
+class Split(NamedTuple):
+    """Two logs, every session whole in one of them; each test session begins after training's."""
+
+    train: pl.DataFrame
+    test: pl.DataFrame
+
+
+def read_clicks(
+    path: str | Path,
+    columns: Columns | None = None,
+    *,
+    idle_timeout_s: int | None = None,
+    rejected_path: Path | None = None,
+    keep: Sequence[str] | None = None,
+) -> Log:
+    """The clicks of a log, default columns: the wire's; ``source.py`` says what it may be.
+
+    Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``, for a URL in
+    the working directory) with their row number and reason; a warning counts them. ``keep`` names
+    the further columns to read, of those the log has; None reads them all. Sessions are cut at
+    gaps longer than ``idle_timeout_s``; a log of visitors needs it. Raises ClickLogError for a
+    log that is unreadable, lacks a column or has no good click.
+    """
+    columns = columns or Columns()
+    if columns.visitor and idle_timeout_s is None:
+        raise ClickLogError(
+            f"{path}: sessions of the visitors in {columns.visitor!r} need an idle timeout"
+        )
+    rows = read_rows(path, columns, keep)
+    if rows.n_bad:
+        rejected_path = rejected_path or _rejected_path(path)
+        _write_rejected(rows.bad, rejected_path)
+        log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rows.n_bad)
+        if rows.good.is_empty():
+            counts = ", ".join(f"{name} {count}" for name, count in rows.n_bad.items())
+            raise ClickLogError(f"{path} has no good click ({counts}), see {rejected_path}")
+    n_bad, clicks = rows.n_bad, in_order(rows.good)
+    del rows  # the unordered rows are as large as the ordered ones
+    _warn_of_seconds(path, clicks["timestamp_ms"], columns)
+    if idle_timeout_s is not None:
+        clicks = cut_sessions(clicks, idle_timeout_s, number_all=columns.visitor is not None)
+    return Log(clicks, n_bad, rejected_path if n_bad else None)
+
+
+def cut_sessions(
+    clicks: pl.DataFrame, idle_timeout_s: int, *, number_all: bool = False
+) -> pl.DataFrame:
+    """The log with a new session after every gap longer than ``idle_timeout_s``.
+
+    A session that is cut becomes session-1, session-2 and so on; one that is not keeps its
+    name, unless ``number_all``. Raises ClickLogError if a new name is another session's.
+    """
+    if clicks.is_empty():
+        return clicks
+    session = clicks["session_id"].rle_id().to_numpy()
+    same = session[1:] == session[:-1]
+    gap = np.diff(clicks["timestamp_ms"].to_numpy()) > idle_timeout_s * 1000
+    if not (number_all or (same & gap).any()):
+        return clicks
+    begins = np.r_[True, ~same | gap]
+    start = np.flatnonzero(begins)
+    whole = session[start]  # the session that a new one is part of
+    n_parts = np.bincount(whole)
+    part = np.arange(len(start)) - (np.cumsum(n_parts) - n_parts)[whole] + 1
+    renamed = (n_parts > 1)[whole] | number_all
+    parts = pl.DataFrame(
+        {"name": clicks["session_id"].gather(start), "part": part, "renamed": renamed}
+    )
+    del whole, part, renamed, start
+    whole_name = pl.col("name").cast(pl.String)
+    name = pl.when("renamed").then(pl.format("{}-{}", whole_name, "part")).otherwise(whole_name)
+    # Piece by piece: the texts of twenty million names would be 4 GB at once.
+    pieces = [
+        piece.select(name.cast(SESSION_ID)).to_series()
+        for piece in parts.iter_slices(NAMES_AT_ONCE)
+    ]
+    names = pl.concat(pieces).rechunk()
+    del parts, pieces
+    if n_names(names) != len(names):
+        raise ClickLogError(
+            "cutting sessions at idle gaps makes names like session-2 that other sessions "
+            "already have; rename those first"
+        )
+    row = np.cumsum(begins, dtype=np.uint32) - 1
+    return in_order(clicks.with_columns(session_id=names.gather(pl.Series(row))))
+
+
+def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None = None) -> Split:
+    """The log without its newest sessions, and those: the last ``fraction``, or ``days``.
+
+    A session's time is that of its first click; with ``days`` the test sessions are those that
+    begin less than so many days before the log's last click.
+    Test clicks on items that training never saw stay in: build_sessions drops and counts them, a
+    replay sends them. Raises ClickLogError if one side would be empty.
+    """
+    start, first_ms = session_starts(clicks)
+    n_sessions = len(start)
+    if n_sessions < 2:
+        raise ClickLogError(
+            f"a log of {n_sessions} session{'s' * (n_sessions != 1)} cannot be split by time: "
+            "both sides need one"
+        )
+    if days is None:
+        n_train = n_sessions - round(n_sessions * fraction)
+    else:
+        latest_ms = int(clicks["timestamp_ms"].max())  # type: ignore[arg-type]  # int64, no null
+        n_train = int(np.searchsorted(first_ms, latest_ms - days * DAY_MS, "right"))
+    if not 0 < n_train < n_sessions:
+        part = f"the last {fraction:g} of the sessions" if days is None else f"the last {days} days"
+        found = "every session" if n_train == 0 else "no session"
+        raise ClickLogError(
+            f"{part} of this log hold {found} of {n_sessions}; both sides need some"
+        )
+    first_row = int(start[n_train])
+    # A copy: a view of these few clicks would keep the whole log in memory.
+    return Split(clicks[:first_row], clicks[np.arange(first_row, len(clicks))])
+
+
+def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
+    """Write a log that ``read_clicks`` reads back: .parquet, .csv or .csv.gz."""
+    clicks = clicks.with_columns(pl.selectors.categorical().cast(pl.String))
+    name = path.name.lower()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith(".parquet"):
+        clicks.write_parquet(path)
+    elif name.endswith(".csv"):
+        clicks.write_csv(path)
+    elif name.endswith(".csv.gz"):
+        with gzip.open(path, "wb", compresslevel=6) as file:
+            file.write(clicks.write_csv().encode())
+    else:
+        raise ClickLogError(f"{path}: click logs are written as .parquet, .csv or .csv.gz")
+
+
+def _rejected_path(path: str | Path) -> Path:
+    """The log's name + .rejected.csv beside it; of a URL in the working directory."""
+    url = "://" in str(path)
+    parts = [part for part in Path(str(path)).parts if not any(c in part for c in "*?[")]
+    whole = Path(parts[-1]) if url else Path(*parts)
+    return whole.with_name(whole.name + ".rejected.csv")
+
+
+def _write_rejected(bad: pl.LazyFrame, path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            bad.sink_csv(file, engine="streaming")
+    except OSError as error:
+        raise ClickLogError(
+            f"{path} cannot be written ({error.strerror}); name another file for the bad rows"
+        ) from error
+
+
+def _warn_of_seconds(path: str | Path, timestamp_ms: pl.Series, columns: Columns) -> None:
+    """A warning alone: the numbers may be an order, of which nothing is known."""
+    earliest, latest = timestamp_ms.min(), timestamp_ms.max()
+    if columns.time_unit == "ms" and (EPOCH_SECONDS[0] <= earliest and latest <= EPOCH_SECONDS[1]):  # type: ignore[operator]  # integers
+        log.warning(
+            "times_look_like_seconds",
+            clicks=str(path),
+            column=columns.time,
+            found=earliest,
+            read_as="milliseconds of January 1970; say time_unit s if they are seconds",
+        )

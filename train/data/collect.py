@@ -1,0 +1,249 @@
+"""The clicks topic as a folder of Parquet files: the log to train on is what the stream saw.
+
+One partition after the other, in parts. `collect.json` beside the parts says up to which offset
+each partition is in them; it is written when a part is in place, so a run that is killed loses
+at most the part it was at, and doubles nothing.
+"""
+
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeInt
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from train.data.parts import Begin, CollectError, CollectState, Parts, load_state
+from train.data.records import Record
+
+PART_CLICKS = 500_000
+"""Clicks of a file, all in memory until it is written: some 400 MB."""
+BATCH_RECORDS = 10_000
+STALLED_S = 60.0
+ANSWER_S = 10.0
+
+log = structlog.get_logger()
+
+
+class CollectSettings(BaseModel):
+    """Write the clicks topic to a folder of Parquet files; run again, it adds what is new."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    out: Path
+    """Folder of the Parquet files and of collect.json, which says how far they reach."""
+    topic: str = "clicks"
+    """Topic the clicks are read from, committed ones alone."""
+    bootstrap_servers: str | None = None
+    """Kafka brokers, host:port, separated by commas; unset: those of the properties, else
+    127.0.0.1:9092."""
+    client_properties: Path | None = None
+    """File of librdkafka's options, a line name=value each: security.protocol, sasl.password and
+    so on. In a file, since everybody on a machine can read a command line."""
+    since: AwareDatetime | None = None
+    """Only clicks appended from this time on, ISO 8601 with a zone."""
+    until: AwareDatetime | None = None
+    """Only clicks appended before this time; unset: all there are at the start of the run."""
+    from_offsets: dict[NonNegativeInt, NonNegativeInt] = {}
+    """First offset by partition, as 0=1200; partitions that are not named: their first."""
+    to_offsets: dict[NonNegativeInt, NonNegativeInt] = {}
+    """Offset to stop before by partition; partitions that are not named: as until says."""
+
+
+class Span(NamedTuple):
+    """What to read of a partition: offsets from ``first`` up to but without ``end``."""
+
+    partition: int
+    first: int
+    end: int
+
+
+def run_collect(settings: CollectSettings) -> None:
+    """Collect, and print what the folder holds as JSON. Raises CollectError."""
+    state = collect(settings)
+    print(state.model_dump_json(indent=1, exclude={"format", "begin"}))
+
+
+def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> CollectState:
+    """Write what the folder lacks of the wanted offsets, in files of about ``part_clicks``.
+
+    Returns what it holds then. Raises CollectError.
+    """
+    consumer = _consumer(settings)
+    try:
+        cluster, partitions = _partitions(consumer, settings)
+        begin = Begin(
+            cluster=cluster,
+            topic=settings.topic,
+            since=settings.since,
+            from_offsets=settings.from_offsets,
+        )
+        settings.out.mkdir(parents=True, exist_ok=True)
+        parts = Parts(settings.out, load_state(settings.out, begin))
+        spans = [_span(consumer, settings, parts.state, partition) for partition in partitions]
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=(console := Console(stderr=True)),
+            disable=not console.is_terminal,
+        )
+        with bar:
+            total = sum(span.end - span.first for span in spans)
+            task = bar.add_task(settings.topic, total=total)
+            for span in spans:
+                if span.first == span.end:
+                    continue
+                parts.begin_partition(span.partition)
+                for position in _read(consumer, settings.topic, span, parts, part_clicks):
+                    bar.update(task, completed=position - span.first)
+                total -= span.end - span.first
+                bar.reset(task, total=total)
+            parts.commit()
+        return parts.state
+    except KafkaException as error:
+        raise CollectError(f"topic {settings.topic}: {error.args[0].str()}") from error
+    except OSError as error:
+        raise CollectError(f"{settings.out} cannot be written: {error}") from error
+    finally:
+        consumer.close()
+
+
+def _consumer(settings: CollectSettings) -> Consumer:
+    options = {"bootstrap.servers": "127.0.0.1:9092"}
+    if settings.client_properties is not None:
+        options |= _read_properties(settings.client_properties)
+    if settings.bootstrap_servers is not None:
+        options["bootstrap.servers"] = settings.bootstrap_servers
+    options |= {
+        "group.id": "nextclick-collect",  # asked for, never joined: nothing is committed to Kafka
+        "enable.auto.commit": "false",
+        "isolation.level": "read_committed",
+        "enable.partition.eof": "true",
+        "auto.offset.reset": "error",
+        "log_level": "2",  # without a broker librdkafka prints hundreds of lines before our one
+    }
+    try:
+        return Consumer(options)
+    except KafkaException as error:
+        raise CollectError(
+            f"{settings.client_properties}: no client can be made of it: {error.args[0].str()}"
+        ) from error
+
+
+def _read_properties(path: Path) -> dict[str, str]:
+    """Lines name=value; empty ones and those that begin with # are passed over."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines()]
+    except OSError as error:
+        raise CollectError(f"{path} cannot be read: {error.strerror}") from error
+    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+    for number, (name, equals, _) in enumerate(pairs, 1):
+        if not name or not equals:
+            # The line itself may be a password.
+            raise CollectError(f"{path}: option {number} is not of the form name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def _partitions(consumer: Consumer, settings: CollectSettings) -> tuple[str | None, list[int]]:
+    """The cluster's id and the topic's partitions."""
+    metadata = consumer.list_topics(settings.topic, timeout=ANSWER_S)
+    topic = metadata.topics[settings.topic]
+    if topic.error is not None:
+        raise CollectError(f"topic {settings.topic}: {topic.error.str()}")
+    for name in ("from_offsets", "to_offsets"):
+        unknown = sorted(getattr(settings, name).keys() - topic.partitions.keys())
+        if unknown:
+            raise CollectError(
+                f"{name} names partition {unknown[0]}; topic {settings.topic} has "
+                f"{len(topic.partitions)}, from 0"
+            )
+    return metadata.cluster_id, sorted(topic.partitions)
+
+
+def _span(
+    consumer: Consumer, settings: CollectSettings, state: CollectState, partition: int
+) -> Span:
+    low, high = consumer.get_watermark_offsets(
+        TopicPartition(settings.topic, partition), timeout=ANSWER_S
+    )
+
+    def offset_at(time: datetime) -> int:
+        asked = TopicPartition(settings.topic, partition, round(time.timestamp() * 1000))
+        offset = consumer.offsets_for_times([asked], timeout=ANSWER_S)[0].offset
+        return offset if offset >= 0 else high  # nothing was appended since
+
+    first = state.next_offset.get(partition)
+    if first is None:
+        first = settings.from_offsets.get(partition, low)
+        if settings.since is not None:
+            first = max(first, offset_at(settings.since))
+    elif first > high:
+        raise CollectError(
+            f"{settings.out} holds partition {partition} of topic {settings.topic} up to offset "
+            f"{first}, and the topic ends at {high}: it was made anew; name another folder"
+        )
+    elif first < low:
+        log.warning("clicks_expired", partition=partition, first=first, now_first=low)
+    end = min(high, settings.to_offsets.get(partition, high))
+    if settings.until is not None:
+        end = min(end, offset_at(settings.until))
+    first = max(first, low)
+    return Span(partition, first, max(first, end))
+
+
+def _read(
+    consumer: Consumer, topic: str, span: Span, parts: Parts, part_clicks: int
+) -> Iterator[int]:
+    """Take the span's records into the parts; yields the next offset after every batch of them.
+
+    Holes (compaction, aborted transactions and their markers) are passed over.
+    """
+    position, heard = span.first, time.monotonic()
+    consumer.assign([TopicPartition(topic, span.partition, position)])
+    while position < span.end:
+        messages = consumer.consume(min(BATCH_RECORDS, part_clicks), timeout=1.0)
+        if messages:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > STALLED_S:
+            raise CollectError(
+                f"topic {topic}: nothing came from partition {span.partition} at offset "
+                f"{position} for {STALLED_S:.0f} s; run again to go on"
+            )
+        at_end = False
+        for message in messages:
+            error, offset = message.error(), message.offset()
+            if message.partition() != span.partition or offset is None:
+                continue  # of the partition before
+            if error is None and offset < span.end:
+                parts.take(_record(message, offset))
+                position = offset + 1
+            elif error is None or error.code() == KafkaError._PARTITION_EOF:
+                position = max(position, min(offset, span.end))
+                at_end = True
+            else:
+                raise KafkaException(error)
+        parts.reach(span.partition, position)
+        if len(parts) >= part_clicks:
+            parts.commit()
+        yield position
+        if at_end and position < span.end:
+            # Readers of committed records get no further than the first open transaction.
+            log.warning("transaction_open", partition=span.partition, offset=position, end=span.end)
+            return
+
+
+def _record(message: Message, offset: int) -> Record:
+    key, value = message.key(), message.value()
+    return Record(
+        partition=message.partition() or 0,
+        offset=offset,
+        timestamp_ms=message.timestamp()[1],
+        key=key.encode() if isinstance(key, str) else key,
+        value=value.encode() if isinstance(value, str) else value,
+    )

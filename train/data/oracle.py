@@ -1,0 +1,189 @@
+"""The best that can be predicted in the shop: the oracle knows the process, not the visitor.
+
+It sees a session's prefix, as a model does, and keeps the exact probability of every intent
+given the prefix (Bayes' rule); the list that maximises Recall@K and MRR@K is then the K most
+probable next items.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Bool, Float64, Int64
+
+from train.data.shop import (
+    CHAIN_SHARES,
+    DAY_MS,
+    EVENT_SHARES,
+    EVENT_TYPES,
+    FIRST_DAY_MS,
+    HOUR_MS,
+    HOUR_SHARES,
+    PART_OF_DAY_HOURS,
+    REPEAT_WINDOW,
+    STEP_SHARES,
+    UNHURRIED_MS,
+    UNHURRIED_SHARE,
+    Shop,
+    ShopConfig,
+    build_shop,
+)
+
+CHUNK = 2048  # prefixes ranked at a time: 50 MB of probabilities at 3,000 items
+
+
+class OracleScore(NamedTuple):
+    """What the oracle reaches on a log, in the evaluation protocol of the models."""
+
+    recall: float
+    mrr: float
+    predictions: int
+    expected_recall: float
+    """What the oracle itself expects its recall to be: the mean probability of its lists."""
+
+
+class _Clicks(NamedTuple):
+    """A log as the process sees it: flat arrays, sessions one behind the other."""
+
+    item: Int64[np.ndarray, "T"]
+    position: Int64[np.ndarray, "T"]
+    """Clicks before this one in its session."""
+    day: Int64[np.ndarray, "T"]
+    """Day of the session's first click."""
+    prior: Float64[np.ndarray, "T Z"]
+    """Probability of every intent before the session's first click."""
+    shares: Float64[np.ndarray, "T 4"]
+    """Shares of the ways the click after this one comes about."""
+
+
+def score_oracle(
+    config: ShopConfig,
+    clicks: pl.DataFrame,
+    known_items: list[str] | None = None,
+    *,
+    context: bool = True,
+    k: int = 20,
+) -> OracleScore:
+    """Recall@k and MRR@k of the oracle on clicks that generate_shop made with ``config``.
+
+    ``clicks`` are whole sessions in the order of read_clicks. With ``known_items`` (default:
+    all) only these are ranked and count as targets, and only where a click on one came before:
+    the cases a model of that catalogue is asked. Clicks on other items are still seen, so no
+    predictor from the same session expects more. Without ``context`` it sees neither event
+    types nor times of the day nor pace, only the items: the bound of a model of item ids.
+    Raises polars' InvalidOperationError for items that this shop does not have.
+    """
+    shop = build_shop(config)
+    seen = _read(shop, clicks, context)
+    known = np.ones(config.n_items, dtype=bool)
+    if known_items is not None:
+        known = np.isin(np.array(shop.item_ids), known_items)
+    intents = _filter_intents(shop, seen)
+    last = np.flatnonzero(_is_case(seen, known)) - 1
+    ranks = np.empty(len(last), dtype=np.int64)
+    expected = np.empty(len(last))
+    for first in range(0, len(last), CHUNK):
+        rows = last[first : first + CHUNK]
+        chances = _predict(shop, seen, intents[rows], rows)
+        chances[:, ~known] = 0.0  # below every target: what was clicked was possible
+        target = np.take_along_axis(chances, seen.item[rows + 1, None], axis=1)
+        ranks[first : first + CHUNK] = (chances >= target).sum(axis=1)
+        best = np.partition(chances, -k, axis=1)[:, -k:]
+        expected[first : first + CHUNK] = best.sum(axis=1) / chances.sum(axis=1)
+    hit = ranks <= k
+    return OracleScore(
+        recall=float(hit.mean()),
+        mrr=float(np.where(hit, 1.0 / ranks, 0.0).mean()),
+        predictions=len(ranks),
+        expected_recall=float(expected.mean()),
+    )
+
+
+def _read(shop: Shop, clicks: pl.DataFrame, context: bool) -> _Clicks:
+    columns = clicks.select(
+        item=pl.col("item_id").replace_strict(
+            shop.item_ids, np.arange(len(shop.item_ids)), return_dtype=pl.Int64
+        ),
+        position=pl.int_range(pl.len()).over(pl.col("session_id").rle_id()),
+        first_ms=pl.col("timestamp_ms").first().over(pl.col("session_id").rle_id()),
+        event=pl.col("event_type").replace_strict(
+            EVENT_TYPES, np.arange(len(EVENT_TYPES)), return_dtype=pl.Int64
+        ),
+        dwell_ms=pl.col("dwell_ms").cast(pl.Int64),
+    )
+    item, position, first_ms, event, dwell_ms = (column.to_numpy() for column in columns)
+    day, in_day_ms = np.divmod(first_ms - FIRST_DAY_MS, DAY_MS)
+    unhurried = dwell_ms >= UNHURRIED_MS
+    if context:
+        prior = shop.intent_shares[in_day_ms // (PART_OF_DAY_HOURS * HOUR_MS)]
+        shares = STEP_SHARES[event, unhurried.astype(np.int64)]
+    else:
+        parts = HOUR_SHARES.reshape(-1, PART_OF_DAY_HOURS).sum(axis=1) / HOUR_SHARES.sum()
+        prior = np.tile(parts @ shop.intent_shares, (len(item), 1))
+        # The first click of a session never has a pause before it, the others often enough.
+        by_pace = np.tensordot(EVENT_SHARES, STEP_SHARES, axes=1)
+        pace = np.where(position == 0, 0.0, UNHURRIED_SHARE)[:, None]
+        shares = (1.0 - pace) * by_pace[0] + pace * by_pace[1]
+    return _Clicks(item, position, day, prior, shares)
+
+
+def _is_case(seen: _Clicks, known: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "T"]:
+    """Clicks on a known item behind one on a known item of the same session."""
+    target = known[seen.item]
+    count = np.cumsum(target)
+    before_session = (count - target)[np.arange(len(target)) - seen.position]
+    return np.asarray(target & (count - target > before_session))
+
+
+def _filter_intents(shop: Shop, seen: _Clicks) -> Float64[np.ndarray, "T Z"]:
+    """Probability of every intent after each click, given the session up to that click."""
+    appeal = shop.appeal[seen.day, :, seen.item]
+    likelihood = appeal.copy()  # of a first click
+    at = np.flatnonzero(seen.position > 0)
+    item, last, shares = seen.item[at], seen.item[at - 1], seen.shares[at - 1]
+    category = shop.category[last]
+    same = (shop.category[item] == category)[:, None] * appeal[at]
+    repeats = sum((_nth_last(seen, at - 1, n) == item).astype(float) for n in range(REPEAT_WINDOW))
+    chain = (shop.successors[last] == item[:, None]) @ CHAIN_SHARES
+    likelihood[at] = (
+        (shares[:, 0] * repeats / np.minimum(seen.position[at], REPEAT_WINDOW))[:, None]
+        + (shares[:, 1] * chain)[:, None]
+        + shares[:, 2, None] * same / shop.category_appeal[seen.day[at], :, category]
+        + shares[:, 3, None] * appeal[at]
+    )
+    evidence = np.cumsum(np.log(likelihood), axis=0)
+    start = np.arange(len(seen.item)) - seen.position
+    before = (evidence - np.log(likelihood))[start]
+    joint = np.log(seen.prior) + evidence - before
+    joint = np.exp(joint - joint.max(axis=1, keepdims=True))
+    return np.asarray(joint / joint.sum(axis=1, keepdims=True))
+
+
+def _predict(
+    shop: Shop, seen: _Clicks, intents: Float64[np.ndarray, "B Z"], rows: Int64[np.ndarray, "B"]
+) -> Float64[np.ndarray, "B N"]:
+    """Probability of every item to be clicked after each of these clicks."""
+    chances = np.empty((len(rows), shop.config.n_items))
+    item, shares, days = seen.item[rows], seen.shares[rows], seen.day[rows]
+    category = shop.category[item]
+    for day in np.unique(days):
+        on = np.flatnonzero(days == day)
+        appeal = shop.appeal[day]
+        anything = (intents[on] * shares[on, 3, None]) @ appeal
+        within = intents[on] * shares[on, 2, None] / shop.category_appeal[day].T[category[on]]
+        chances[on] = anything + (within @ appeal) * (shop.category == category[on, None])
+    # Within one of these steps a row appears once, so += adds all there is to add.
+    row = np.arange(len(rows))
+    for n, share in enumerate(CHAIN_SHARES):
+        chances[row, shop.successors[item, n]] += shares[:, 1] * share
+    of_repeats = shares[:, 0] / np.minimum(seen.position[rows] + 1, REPEAT_WINDOW)
+    for n in range(REPEAT_WINDOW):
+        repeated = _nth_last(seen, rows, n)
+        there = repeated >= 0
+        chances[row[there], repeated[there]] += of_repeats[there]
+    return chances
+
+
+def _nth_last(seen: _Clicks, rows: Int64[np.ndarray, "B"], n: int) -> Int64[np.ndarray, "B"]:
+    """The item ``n`` clicks before each of these in the same session; -1 if there is none."""
+    return np.where(seen.position[rows] >= n, seen.item[rows - n], -1)

@@ -1,0 +1,228 @@
+"""A log's file becomes rows: each a click, or bad for a reason from a closed list."""
+
+import time
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from train.data.order import ITEM_ID, SESSION_ID, VISITOR_ID
+from train.data.source import FILE, SURPLUS, ClickLogError, Source, open_log, reading
+
+__all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
+
+WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
+# What a click may look like is the clicks topic's rule (docs/contract.md), so that whatever a
+# model was trained on can also be served.
+MAX_ID_BYTES = 256
+MAX_VISITOR_BYTES = 240  # leaves room for the "-k" that makes a visitor a session
+MAX_FUTURE_MS = 5 * 60 * 1000
+# Found by us beside the log's own columns, which may have any name.
+_SESSION, _ITEM, _TIME, _REASON = "\0session", "\0item", "\0time", "\0reason"
+
+_PRESETS: dict[str, dict[str, str]] = {
+    "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms", "time_unit": "ms"},
+    "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
+}
+
+
+class Reason(StrEnum):
+    """Why a row of a log is no click."""
+
+    BAD_FIELD = "bad_field"
+    """More fields than the header has names."""
+    NOT_UTF8 = "not_utf8"
+    BAD_SESSION_ID = "bad_session_id"
+    """Missing, longer than 256 bytes (a visitor: 240), or begins with NUL."""
+    BAD_ITEM_ID = "bad_item_id"
+    """Missing, longer than 256 bytes, or has a control character."""
+    BAD_TIMESTAMP = "bad_timestamp"
+    """Not readable in the declared unit, before 1970, or more than 5 minutes from now."""
+
+
+class Columns(BaseModel):
+    """Where a click log keeps what; fields that are not given come from the preset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    preset: Literal["wire", "public"] = "wire"
+    """wire: session_id, item_id, timestamp_ms in milliseconds, as clicks come through Kafka.
+    public: SessionId, ItemId, Time in seconds, as the public data sets have them."""
+    session: str = ""
+    """Column of the session's name."""
+    visitor: str | None = None
+    """Column of the visitor, for a log without sessions: cut at idle gaps, named visitor-k."""
+    item: str = ""
+    """Column of the item's name."""
+    time: str = ""
+    """Column of the click's time."""
+    time_unit: Literal["s", "ms", "iso"] = "ms"
+    """Seconds (fractions kept to the millisecond), milliseconds, or ISO 8601 (UTC if it names no
+    zone). A column that is only an order is read as a number too; in such a log cut no sessions
+    and keep no last days."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_preset(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {**_PRESETS.get(given.get("preset", "wire"), {}), **given}
+
+
+class Rows(NamedTuple):
+    """A log's rows under the wire's names, those that are clicks apart from those that are not."""
+
+    good: pl.DataFrame
+    """session_id (or the visitor's) and item_id, categorical, timestamp_ms, and further columns;
+    in the order of the file."""
+    n_bad: dict[Reason, int]
+    """Bad rows by reason, the most frequent first."""
+    bad: pl.LazyFrame
+    """Row number (the first is 1; counted on from file to file), reason, file where there are
+    several, and the log's columns; collecting it reads the log again."""
+
+
+def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = None) -> Rows:
+    """The rows of a log (``train/data/source.py`` says what it may be).
+
+    ``keep`` names the further columns to read, of those that the log has; None reads them all.
+    Raises ClickLogError if the log is unreadable, lacks a column or has no rows.
+    """
+    source = open_log(path)
+    with reading(path):
+        return _read_rows(path, source, columns, keep)
+
+
+def _read_rows(
+    path: str | Path, source: Source, columns: Columns, keep: Sequence[str] | None
+) -> Rows:
+    schema = source.table.collect_schema()
+    context = [
+        name for name in _further_columns(path, schema, columns) if keep is None or name in keep
+    ]
+    judged = source.table.with_columns(_parse(path, source, schema, columns)).with_columns(
+        _reason(source, schema, columns)
+    )
+    good = judged.filter(pl.col(_REASON).is_null()).select(
+        pl.col(_SESSION).cast(VISITOR_ID if columns.visitor else SESSION_ID).alias("session_id"),
+        pl.col(_ITEM).cast(ITEM_ID).alias("item_id"),
+        pl.col(_TIME).alias("timestamp_ms"),
+        *context,
+    )
+    # Columns of lists or structs cannot stand in a CSV file.
+    shown = [
+        name
+        for name, dtype in schema.items()
+        if not dtype.is_nested() and name not in ("row", "reason", "file", SURPLUS, FILE)
+    ]
+    bad = (
+        judged.with_row_index("\0row", offset=1)
+        .filter(pl.col(_REASON).is_not_null())
+        .select(
+            pl.col("\0row").alias("row"),
+            pl.col(_REASON).alias("reason"),
+            *([pl.col(FILE).alias("file")] if FILE in schema else []),
+            *shown,
+        )
+    )
+    clicks = good.collect(engine="streaming").rechunk()
+    n_rows = int(source.table.select(pl.len()).collect(engine="streaming").item())
+    if n_rows == 0:
+        raise ClickLogError(f"{path} is empty: a header and no click")
+    n_bad: dict[Reason, int] = {}
+    if len(clicks) < n_rows:
+        reasons = bad.select("reason").collect(engine="streaming")["reason"]
+        n_bad = {Reason(name): count for name, count in reasons.value_counts(sort=True).iter_rows()}
+    return Rows(clicks, n_bad, bad)
+
+
+def _sources(columns: Columns) -> tuple[str, str, str]:
+    return (columns.visitor or columns.session, columns.item, columns.time)
+
+
+def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> list[str]:
+    further = [name for name in schema if name not in (*_sources(columns), SURPLUS, FILE)]
+    for name in WIRE_COLUMNS:
+        if name in further:
+            raise ClickLogError(f"{path}: column {name!r} is not what it is read as; rename it")
+    return further
+
+
+def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
+    """The three columns of a click; null where a value cannot be read."""
+    for name, wire in zip(_sources(columns), WIRE_COLUMNS, strict=True):
+        if name in source.conflicts:
+            raise ClickLogError(
+                f"{path}: column {name!r} holds {source.conflicts[name]} in different files; "
+                "write them alike"
+            )
+        if name not in schema:
+            own = ", ".join(column for column in schema if column not in (SURPLUS, FILE))
+            raise ClickLogError(f"{path} has no column {name!r}, only {own}")
+        dtype = schema[name]
+        if dtype.is_nested() or (
+            wire == "timestamp_ms"
+            and columns.time_unit == "iso"
+            and dtype not in (pl.String, pl.Datetime, pl.Date)
+        ):
+            raise ClickLogError(f"{path}: column {name!r} holds {dtype}, which is no {wire}")
+    session, item, at = _sources(columns)
+    return [
+        _parse_id(session, schema[session]).alias(_SESSION),
+        _parse_id(item, schema[item]).alias(_ITEM),
+        _parse_time(at, schema[at], columns.time_unit).alias(_TIME),
+    ]
+
+
+def _parse_id(name: str, dtype: pl.DataType) -> pl.Expr:
+    value = pl.col(name)
+    if dtype.is_float():  # what pandas makes of whole numbers where one is missing
+        value = value.fill_nan(None)
+        whole = value.cast(pl.Int64, strict=False)
+        return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
+    return value.cast(pl.String, strict=False)
+
+
+def _parse_time(name: str, dtype: pl.DataType, unit: str) -> pl.Expr:
+    value = pl.col(name)
+    if isinstance(dtype, pl.Datetime | pl.Date):
+        return value.cast(pl.Datetime("ms")).dt.epoch("ms")
+    if unit == "iso":
+        text = value.str.replace(" ", "T", literal=True).str.replace("[Zz]$", "+00:00")
+        zoned = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="ms", strict=False)
+        plain = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="ms", strict=False)
+        return zoned.dt.epoch("ms").fill_null(plain.dt.epoch("ms"))
+    if unit == "ms" and dtype.is_integer():
+        return value.cast(pl.Int64, strict=False)
+    # float64 holds today's milliseconds exactly (2^41 of 2^53)
+    number = value.cast(pl.Float64, strict=False) * (1000 if unit == "s" else 1)
+    return number.round().cast(pl.Int64, strict=False)
+
+
+def _reason(source: Source, schema: pl.Schema, columns: Columns) -> pl.Expr:
+    """Why each row is bad; null where it is good."""
+
+    def bad_id(name: str, max_bytes: int) -> pl.Expr:
+        return ~pl.col(name).str.len_bytes().is_between(1, max_bytes).fill_null(False)
+
+    latest_ms = time.time_ns() // 1_000_000 + MAX_FUTURE_MS
+    max_session_bytes = MAX_VISITOR_BYTES if columns.visitor else MAX_ID_BYTES
+    surplus = pl.col(SURPLUS) if SURPLUS in schema else pl.lit(False)
+    # Bytes that are no UTF-8 were read as U+FFFD.
+    broken = pl.any_horizontal(pl.col(_SESSION, _ITEM).str.contains("\ufffd", literal=True))
+    return (
+        pl.when(surplus)
+        .then(pl.lit(Reason.BAD_FIELD.value))
+        .when(broken if source.is_text else pl.lit(False))
+        .then(pl.lit(Reason.NOT_UTF8.value))
+        .when(bad_id(_SESSION, max_session_bytes) | pl.col(_SESSION).str.starts_with("\0"))
+        .then(pl.lit(Reason.BAD_SESSION_ID.value))
+        .when(bad_id(_ITEM, MAX_ID_BYTES) | pl.col(_ITEM).str.contains(r"\p{Cc}"))
+        .then(pl.lit(Reason.BAD_ITEM_ID.value))
+        .when(~pl.col(_TIME).is_between(0, latest_ms).fill_null(False))
+        .then(pl.lit(Reason.BAD_TIMESTAMP.value))
+        .alias(_REASON)
+    )

@@ -1,0 +1,165 @@
+"""Sessions as flat arrays, and the catalogue that numbers their items.
+
+What the trainer, the baselines and the evaluator read: three arrays instead of a list a session.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float32, Int32, Int64
+
+from train.data.context import ContextField, context_indices
+from train.data.order import ITEM_ID, codes, in_order, n_names, number_ids
+
+TARGET_WEIGHT = "\0target_weight"  # a name no log has a column of
+SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The items a model knows; the row number of an item is its item_index."""
+
+    item_ids: list[str]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """item_index by item_id."""
+        return {item_id: row for row, item_id in enumerate(self.item_ids)}
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Sessions:
+    """Clicks of S sessions, one session behind the other.
+
+    Session s is rows ``start[s]:start[s + 1]`` of the click arrays, in order of time.
+    Sessions stand in order of their first click, so a slice from the end is the newest part.
+    """
+
+    item_index: Int64[np.ndarray, "T"]
+    timestamp_ms: Int64[np.ndarray, "T"]
+    start: Int64[np.ndarray, "S_plus_1"]
+    session_id: pl.Series
+    """S names, categorical or text: of twenty million a list of texts would be 2 GB."""
+    context: Int32[np.ndarray, "T F"]
+    """The number of every click in every context field (`train/data/context.py`); F may be 0."""
+    target_weight: Float32[np.ndarray, "T"]
+    """What a click counts as the one to predict; 0: it is read but never a target."""
+
+    def __len__(self) -> int:
+        return len(self.session_id)
+
+    @property
+    def n_clicks(self) -> int:
+        return len(self.item_index)
+
+    @property
+    def lengths(self) -> Int64[np.ndarray, "S"]:
+        """Clicks of every session."""
+        return np.diff(self.start)
+
+    def items(self) -> list[Int64[np.ndarray, "clicks"]]:
+        """Item indices of every session, as views of the flat array."""
+        return [self.item_index[a:b] for a, b in pairwise(self.start.tolist())]
+
+    def slice(self, first: int, end: int) -> "Sessions":
+        """Sessions ``first`` up to but without ``end``; the click arrays are views."""
+        first, end, _ = slice(first, end).indices(len(self))
+        end = max(first, end)
+        rows = slice(int(self.start[first]), int(self.start[end]))
+        return Sessions(
+            item_index=self.item_index[rows],
+            timestamp_ms=self.timestamp_ms[rows],
+            start=self.start[first : end + 1] - self.start[first],
+            session_id=self.session_id[first:end],
+            context=self.context[rows],
+            target_weight=self.target_weight[rows],
+        )
+
+
+class Indexed(NamedTuple):
+    """Sessions over a catalogue, and what had to be left out to make them."""
+
+    sessions: Sessions
+    catalogue: Catalogue
+    dropped_clicks: int
+    """Clicks on items the catalogue does not have."""
+    dropped_sessions: int
+    """Sessions shorter than two clicks once those are gone."""
+
+
+def build_catalogue(log: pl.DataFrame) -> Catalogue:
+    """Every item of the log, the most clicked first, ties by item_id.
+
+    Popular rows beside each other are what negatives drawn by popularity touch most.
+    """
+    counts = log["item_id"].value_counts(name="clicks")
+    return Catalogue(
+        counts.sort(["clicks", "item_id"], descending=[True, False])["item_id"].to_list()
+    )
+
+
+def build_sessions(
+    log: pl.DataFrame,
+    catalogue: Catalogue | None = None,
+    context: Sequence[ContextField] = (),
+) -> Indexed:
+    """The log's sessions over ``catalogue`` (default: the log's own items).
+
+    Needs the columns session_id and item_id (categorical or text) and timestamp_ms; clicks of one
+    session and one timestamp keep the order they have in the log. Sessions that begin together
+    stand in the order of their names. A gap of ``context`` counts from the last click on a known
+    item, as it does in the stream. Where the log has a column target_weight, it is kept.
+    """
+    wanted = {"session_id", "item_id", "timestamp_ms", TARGET_WEIGHT}
+    wanted |= {field.name for field in context if field.kind == "column"}
+    clicks = number_ids(log.select(name for name in log.columns if name in wanted))
+    n_sessions = n_names(clicks["session_id"])
+    if catalogue is None:
+        catalogue = build_catalogue(clicks)
+    row = _rows(clicks["item_id"], catalogue)
+    known = row[codes(clicks["item_id"])] >= 0
+    if not known.all():
+        clicks = clicks.filter(pl.Series(known))
+    del known
+    n_known = len(clicks)
+    clicks = in_order(clicks)
+    sessions = clicks.select(pl.col("session_id").rle().struct.unnest())
+    long_enough = sessions["len"] >= SHORTEST_SESSION
+    if not long_enough.all():
+        kept = np.repeat(long_enough.to_numpy(), sessions["len"].to_numpy())
+        clicks, sessions = clicks.filter(pl.Series(kept)), sessions.filter(long_enough)
+    return Indexed(
+        sessions=Sessions(
+            # writable: torch.from_numpy warns about arrays it could be made to change
+            item_index=row[codes(clicks["item_id"])],
+            timestamp_ms=clicks["timestamp_ms"].to_numpy(writable=True),
+            start=np.concatenate([[0], np.cumsum(sessions["len"].to_numpy())]).astype(np.int64),
+            session_id=sessions["value"].alias("session_id"),
+            context=context_indices(clicks, context),
+            target_weight=(
+                clicks[TARGET_WEIGHT].cast(pl.Float32).to_numpy(writable=True)
+                if TARGET_WEIGHT in clicks.columns
+                else np.ones(len(clicks), dtype=np.float32)
+            ),
+        ),
+        catalogue=catalogue,
+        dropped_clicks=len(log) - n_known,
+        dropped_sessions=n_sessions - len(sessions),
+    )
+
+
+def _rows(items: pl.Series, catalogue: Catalogue) -> Int64[np.ndarray, "codes"]:
+    """The catalogue's row of every code that `items` may hold, -1 where it has none."""
+    listed = codes(pl.Series(catalogue.item_ids, dtype=pl.String).cast(ITEM_ID))
+    last = max(codes(items).max(initial=0), listed.max(initial=0))
+    row = np.full(int(last) + 1, -1, dtype=np.int64)
+    row[listed] = np.arange(len(listed))
+    return row

@@ -1,0 +1,1 @@
+"""How good a predictor is: ranks, figures, intervals, paired tests."""

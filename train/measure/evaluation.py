@@ -1,0 +1,185 @@
+"""What is kept of measuring one model on one log: all that tests and reports are made of.
+
+One `.npz` an evaluation, read with `allow_pickle=False`: tables, intervals, slices and paired
+tests come from it without running a model again.
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Int64
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from train.data.sessions import Indexed, Sessions
+from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
+from train.measure.figures import NOTHING_LOST, Lost, figures
+from train.measure.lists import list_figures
+from train.measure.ranks import Ranks
+from train.measure.slices import first_clicks
+from train.network.checkpoint import EpochRecord
+
+SUFFIX = ".evaluation.npz"
+
+
+class EvaluationError(Exception):
+    """One sentence: the file, what was found, what was expected."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LogCounts(_Record):
+    """The log a model was measured on."""
+
+    name: str
+    """Data set and part of it, as the report calls it."""
+    sessions: int
+    clicks: int
+    first_timestamp_ms: int
+    last_timestamp_ms: int
+    dropped_clicks: int = 0
+    """Clicks on items unseen in training."""
+    dropped_sessions: int = 0
+    """Sessions shorter than two clicks once those are gone."""
+    lost: Lost = NOTHING_LOST
+    """Predictions that went with them."""
+
+
+class Training(_Record):
+    """How a model with epochs came about."""
+
+    epoch: int
+    """The epoch that was measured."""
+    history: list[EpochRecord]
+
+
+class EvaluationInfo(_Record):
+    """Everything of an evaluation that is not an array."""
+
+    format: int = 1
+    model: str
+    log: LogCounts
+    protocol: str = PROTOCOL
+    seconds: float
+    """What ranking took; with lists, those included."""
+    training: Training | None = None
+    first_click: dict[str, float]
+    """Figures of the first click of every session, answered by popularity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One model measured on one log."""
+
+    info: EvaluationInfo
+    ranks: Ranks
+    support: Int64[np.ndarray, "N"]
+    """Clicks on every item in training."""
+    listed: Int64[np.ndarray, "N"]
+    """Top-20 lists every item stood in; all 0 where lists were not looked at."""
+
+    def figures(self) -> dict[str, float]:
+        """Every figure of the protocol, and those of the lists where they were looked at."""
+        result = figures(self.ranks, self.info.log.lost)
+        return result | (list_figures(self.listed, self.support) if self.listed.any() else {})
+
+
+def describe_log(name: str, indexed: Indexed, lost: Lost = NOTHING_LOST) -> LogCounts:
+    """The counts of a log under its name; `lost` from `lost_predictions`."""
+    sessions = indexed.sessions
+    return LogCounts(
+        name=name,
+        sessions=len(sessions),
+        clicks=sessions.n_clicks,
+        first_timestamp_ms=int(sessions.timestamp_ms.min()) if len(sessions) else 0,
+        last_timestamp_ms=int(sessions.timestamp_ms.max()) if len(sessions) else 0,
+        dropped_clicks=indexed.dropped_clicks,
+        dropped_sessions=indexed.dropped_sessions,
+        lost=lost,
+    )
+
+
+def evaluate(
+    model: str,
+    predictor: Predictor,
+    sessions: Sessions,
+    log: LogCounts,
+    support: Int64[np.ndarray, "N"],
+    *,
+    training: Training | None = None,
+    lists: bool = True,
+) -> Evaluation:
+    """Rank the sessions' clicks and keep everything; `lists` costs a tenth more time."""
+    listed = np.zeros(len(support), dtype=np.int64)
+    begin = time.perf_counter()
+    ranks = rank_targets(predictor, sessions, len(support), listed if lists else None)
+    info = EvaluationInfo(
+        model=model,
+        log=log,
+        seconds=time.perf_counter() - begin,
+        training=training,
+        first_click=figures(first_clicks(sessions, support)),
+    )
+    return Evaluation(info, ranks, support, listed)
+
+
+def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
+    """Write `<model>.evaluation.npz`, replacing one of the same name; the file's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    # Narrow types compress to a third; they are widened again when they are read.
+    arrays = {f.name: getattr(evaluation.ranks, f.name) for f in fields(Ranks)}
+    arrays |= {"support": evaluation.support, "listed": evaluation.listed}
+    narrow = {
+        n: a.astype(np.min_scalar_type(a.max(initial=0))) if a.dtype == np.int64 else a
+        for n, a in arrays.items()
+    }
+    path = folder / (re.sub(r"[^\w.=+-]+", "_", evaluation.info.model) + SUFFIX)
+    partial = path.with_suffix(".partial")
+    with partial.open("wb") as target:
+        info = np.array(evaluation.info.model_dump_json())
+        np.savez_compressed(target, allow_pickle=False, info=info, **narrow)
+    partial.replace(path)
+    return path
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """The evaluation in a file. Raises EvaluationError where it holds none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        info = EvaluationInfo.model_validate_json(str(arrays.pop("info")))
+        wide = {n: a.astype(np.int64) if a.dtype.kind in "iu" else a for n, a in arrays.items()}
+        support, listed = wide.pop("support"), wide.pop("listed")
+        return Evaluation(info, Ranks(**wide), support, listed)
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise EvaluationError(f"{path} holds no evaluation: {reason}") from error
+
+
+def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
+    """All evaluations in and below the folders, by path.
+
+    Two of one model on one log are told apart by the names of their folders. Raises
+    EvaluationError for a folder that holds none.
+    """
+    found: dict[Path, Evaluation] = {}
+    for folder in folders:
+        paths = sorted(folder.rglob(f"*{SUFFIX}"))
+        if not paths:
+            raise EvaluationError(f"{folder} holds no file *{SUFFIX}: evaluate a model into it")
+        found |= {path.resolve(): load_evaluation(path) for path in paths}
+    uses = Counter((kept.info.log.name, kept.info.model) for kept in found.values())
+    result = []
+    for path, kept in found.items():
+        name = kept.info.model
+        if uses[kept.info.log.name, name] > 1:
+            name += f" ({path.parent.name})"
+        result.append(replace(kept, info=kept.info.model_copy(update={"model": name})))
+    return result

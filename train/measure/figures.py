@@ -1,0 +1,80 @@
+"""Recall, MRR and NDCG of ranks, over all targets and over kinds of them.
+
+With one relevant item a list's gain is 1, 1/rank or 1/log2(1 + rank) down to a cutoff and 0 below
+it; the ideal list's is 1, so NDCG needs no normalisation.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64, Int64
+
+from train.data.sessions import TARGET_WEIGHT, Sessions
+from train.measure.ranks import Ranks
+
+CUTOFFS = (1, 5, 10, 20)
+METRICS = tuple(f"{name}_at_{k}" for k in CUTOFFS for name in ("recall", "mrr", "ndcg"))
+
+
+class Lost(NamedTuple):
+    """Predictions a log asks for that its sessions over the catalogue do not hold."""
+
+    predictions: int
+    weight: float
+
+
+NOTHING_LOST = Lost(0, 0.0)
+
+
+def gain(metric: str, rank: Int64[np.ndarray, "P"]) -> Float64[np.ndarray, "P"]:
+    """What each rank is worth to one of METRICS, from 0 to 1."""
+    name, k = metric.split("_at_")
+    hit = rank <= int(k)
+    if name == "recall":
+        return hit.astype(np.float64)
+    return np.asarray(hit / (rank if name == "mrr" else np.log2(rank + 1.0)))
+
+
+def figures(ranks: Ranks, lost: Lost | None = None) -> dict[str, float]:
+    """METRICS over all predictions, and over the novel and the repeat targets under `novel_` and
+    `repeat_`; means by the targets' weights.
+
+    With `lost`, the same over all predictions under `with_unknown_`, those lost being misses.
+    """
+    result = _means("", ranks) | _means("novel_", ranks.of(ranks.novel))
+    result |= _means("repeat_", ranks.of(~ranks.novel))
+    if lost is not None:
+        result |= _means("with_unknown_", ranks, lost)
+    return result
+
+
+def _means(prefix: str, ranks: Ranks, lost: Lost = NOTHING_LOST) -> dict[str, float]:
+    weight = ranks.weight.astype(np.float64)
+    total = weight.sum() + lost.weight
+    result = {f"{prefix}predictions": float(len(ranks) + lost.predictions)}
+    for metric in METRICS:
+        mean = gain(metric, ranks.rank) @ weight / total if total > 0 else 0.0
+        result[prefix + metric] = float(mean)
+    return result
+
+
+def lost_predictions(log: pl.DataFrame, sessions: Sessions) -> Lost:
+    """What is lost of a log in the `sessions` that were built from it.
+
+    In the log as it stands every click but a session's first is a prediction. A click on an item
+    new since the training is a sure miss; so is the first known one behind nothing but such.
+    """
+    clicks = log.sort("timestamp_ms", maintain_order=True)
+    later_in_log = clicks.filter(~pl.col("session_id").is_first_distinct())
+    if TARGET_WEIGHT in log.columns:
+        asked = later_in_log[TARGET_WEIGHT].to_numpy()
+    else:
+        asked = np.ones(len(later_in_log), dtype=np.float32)
+    later = np.ones(sessions.n_clicks, dtype=bool)
+    later[sessions.start[:-1]] = False
+    answered = sessions.target_weight[later]
+    return Lost(
+        int(np.count_nonzero(asked)) - int(np.count_nonzero(answered)),
+        max(0.0, float(asked.sum(dtype=np.float64)) - float(answered.sum(dtype=np.float64))),
+    )

@@ -1,0 +1,195 @@
+"""A training run on disk: what is needed to export its best model and to go on from its last epoch.
+
+`checkpoint.json` names the other files and is replaced last, in one step: a run killed while it
+writes leaves the epoch before. Arrays are `.npz` read with `allow_pickle=False`, so a checkpoint
+from elsewhere can be wrong but cannot run code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+
+from train.data.event_types import EventTypes
+from train.data.sessions import Catalogue
+from train.network.model import ModelConfig, SessionModel
+
+INFO = "checkpoint.json"
+ITEMS = "items.txt"
+POPULAR_ITEMS = 1000
+"""Length of the popularity list; a bundle takes its first K."""
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class CheckpointError(Exception):
+    """One sentence: the file, what was found, what was expected."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PopularItem(_Record):
+    """An item and its support (clicks in the training log)."""
+
+    item_index: int
+    score: float
+
+
+class TrainingData(_Record):
+    """The log the weights came from, validation part excluded."""
+
+    first_timestamp_ms: int
+    last_timestamp_ms: int
+    clicks: int
+    sessions: int
+    items: int
+
+
+class EpochRecord(_Record):
+    """One pass over the training sessions."""
+
+    epoch: int
+    loss: float
+    clicks_per_second: float
+    seconds: float
+    metrics: dict[str, float]
+    """Of the validation sessions, under `CheckpointInfo.protocol`; empty without a validation."""
+
+
+class CheckpointInfo(_Record):
+    """Everything of a checkpoint that is not an array or an item id."""
+
+    format: Literal[2] = 2
+    model: ModelConfig
+    hyperparameters: dict[str, JsonValue]
+    epochs: int
+    """How many the run was to have: the course of a decaying learning rate follows from it."""
+    training: TrainingData
+    idle_timeout_s: int | None
+    """The gap that cut the training sessions; null where the log came with a session column."""
+    event_types: EventTypes = EventTypes()
+    """Which types of event advanced a session in training."""
+    content_hash: str = ""
+    """Of the sessions learnt from and validated on: a run goes on with the same alone."""
+    epoch: int
+    """The epoch `weights` were taken after, counted from 1."""
+    protocol: str
+    metrics: dict[str, float]
+    history: list[EpochRecord]
+    finished: bool
+    """False while epochs are left to train, as after a kill."""
+    popular: list[PopularItem]
+    weights: str
+    resume: str
+    """File of the arrays a run goes on from: weights, accumulators and velocities after the last
+    epoch in `history`. Random numbers need no file: each epoch draws from (seed, epoch)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A loaded checkpoint; `model` is in evaluation mode."""
+
+    folder: Path
+    info: CheckpointInfo
+    catalogue: Catalogue
+    model: SessionModel
+
+    def resume_arrays(self) -> dict[str, np.ndarray]:
+        """Arrays of the trainer after the last epoch in `info.history`."""
+        return _read_arrays(self.folder / self.info.resume)
+
+
+def popular_items(support: Int64[np.ndarray, "N"]) -> list[PopularItem]:
+    """The most clicked items, best first; equal support in order of item_index."""
+    order = np.argsort(-support, kind="stable")[:POPULAR_ITEMS]
+    return [PopularItem(item_index=int(i), score=float(support[i])) for i in order]
+
+
+def save_checkpoint(
+    folder: Path, info: CheckpointInfo, catalogue: Catalogue, weights: Arrays, resume: Arrays
+) -> None:
+    """Write or advance the checkpoint in `folder`; readers see the old one or the new one whole."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_arrays(folder / info.weights, weights)
+    _write_arrays(folder / info.resume, resume)
+    _replace(folder / ITEMS, "".join(f"{item_id}\n" for item_id in catalogue.item_ids))
+    _replace(folder / INFO, info.model_dump_json(indent=1))
+    for file in folder.glob("*.npz"):
+        if file.name not in (info.weights, info.resume):
+            file.unlink()
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, its parts checked against each other.
+
+    Raises CheckpointError for a folder that has none, or one that does not fit together.
+    """
+    try:
+        info = CheckpointInfo.model_validate_json((folder / INFO).read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{folder} holds no checkpoint: {error.strerror} ({INFO})") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"{folder / INFO}: {place or 'content'}: {first['msg']}") from error
+
+    # Split at "\n" alone: str.splitlines would also cut ids at U+0085 or U+2028.
+    try:
+        item_ids = (folder / ITEMS).read_text("utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / ITEMS} cannot be read: {error}") from error
+    if len(item_ids) != info.model.n_items:
+        raise CheckpointError(
+            f"{folder / ITEMS} has {len(item_ids)} lines, {INFO} says n_items={info.model.n_items}"
+        )
+
+    model = SessionModel(info.model)
+    weights = _read_arrays(folder / info.weights)
+    check_arrays(folder / info.weights, weights, model.state_dict())
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
+    return Checkpoint(folder, info, Catalogue(item_ids), model.eval())
+
+
+def check_arrays(source: Path | str, arrays: Arrays, expected: Mapping[str, torch.Tensor]) -> None:
+    """Raise CheckpointError unless the arrays have the expected names and shapes."""
+    if arrays.keys() != expected.keys():
+        raise CheckpointError(f"{source} holds {sorted(arrays)}, expected {sorted(expected)}")
+    for name, tensor in expected.items():
+        if arrays[name].shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{source}: {name} has shape {arrays[name].shape}, expected {tuple(tensor.shape)}"
+            )
+
+
+def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """A copy of the model's weights by name."""
+    return {name: tensor.cpu().numpy().copy() for name, tensor in model.state_dict().items()}
+
+
+def _write_arrays(file: Path, arrays: Arrays) -> None:
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as target:
+        np.savez(target, allow_pickle=False, **arrays)
+    partial.replace(file)
+
+
+def _read_arrays(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_suffix(file.suffix + ".partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    partial.replace(file)
