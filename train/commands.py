@@ -26,7 +26,6 @@ from train.measure.evaluation import Training, describe_log, evaluate, save_eval
 from train.measure.figures import figures, lost_predictions
 from train.measure.predictor import ModelPredictor
 from train.network.checkpoint import INFO, load_checkpoint
-from train.network.trainer import computes_bfloat16
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
@@ -57,12 +56,6 @@ def run_fit(settings: FitSettings) -> None:
         check_warm_start(warm_start, hyperparameters)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise FitError("device=cuda, but PyTorch finds no such device here: use cpu")
-    if hyperparameters.precision == "bfloat16" and not computes_bfloat16(settings.device):
-        log.warning(
-            "float32_instead_of_bfloat16",
-            device=settings.device,
-            note="it does not compute in bfloat16, and is slower by the detour",
-        )
     training_log = read_training_log(
         settings,
         known=None if warm_start is None else warm_start.catalogue,

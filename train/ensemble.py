@@ -7,7 +7,7 @@ of the query, which hardly differs: on Diginetica the plain mean gives .5432/.18
 .5436/.1873 (Recall@20 and MRR@20).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,28 +118,11 @@ def _joined(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
     if name == "output_bias":
         bias = torch.stack(list(parts))
         return bias.mean(dim=0) if config.normalise else bias.sum(dim=0)
-    if name.endswith("_embedding"):
-        n_gates = GATES[config.cell]
-        gated = name == "input_embedding" and config.embedding == "one-hot"
-        return _by_gate([part.T for part in parts], n_gates if gated else 1, _behind).T
-    n_gates = GATES[config.cell] if name.startswith("layers.") else 1
-    if parts[0].dim() == 1:
-        return _by_gate(parts, n_gates, _behind)
-    return _by_gate(parts, n_gates, _diagonal)
-
-
-def _behind(blocks: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(blocks))
-
-
-def _diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    diagonal: Tensor = torch.block_diag(*blocks)  # type: ignore[no-untyped-call]
-    return diagonal
-
-
-def _by_gate(
-    parts: Sequence[Tensor], n_gates: int, join: Callable[[Sequence[Tensor]], Tensor]
-) -> Tensor:
-    """Gates are packed one above the other: each is joined on its own."""
-    gates = zip(*(part.chunk(n_gates) for part in parts), strict=True)
-    return torch.cat([join(gate) for gate in gates])
+    one_hot = name == "input_embedding" and config.embedding == "one-hot"
+    n_gates = GATES[config.cell] if one_hot or name.startswith("layers.") else 1
+    side_by_side = name.endswith("_embedding") or parts[0].dim() == 1
+    # Gates are packed side by side in rows and biases, one above the other in matrices.
+    gates = zip(*(p.chunk(n_gates, dim=-1 if side_by_side else 0) for p in parts), strict=True)
+    if side_by_side:
+        return torch.cat([block for gate in gates for block in gate], dim=-1)
+    return torch.cat([torch.block_diag(*gate) for gate in gates])  # type: ignore[no-untyped-call]

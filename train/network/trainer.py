@@ -12,6 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import structlog
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -27,6 +28,8 @@ from train.network.memory import keep_freed_memory
 from train.network.model import ModelConfig, SessionModel
 from train.network.negatives import NegativeSampler, RowNumbers, own_targets
 from train.network.optimiser import Optimiser
+
+log = structlog.get_logger()
 
 _NO_CANDIDATE = -1e4
 """A score so low that no loss learns from it; -inf would make the losses that square it nan."""
@@ -68,6 +71,8 @@ class Trainer:
         self.hyperparameters = h = hyperparameters
         self._epochs, self._device = epochs, torch.device(device)
         self._in_bfloat16 = h.precision == "bfloat16" and computes_bfloat16(device)
+        if h.precision == "bfloat16" and not self._in_bfloat16:
+            log.warning("float32_instead_of_bfloat16", device=device, note="it has no bfloat16")
         torch.manual_seed(h.seed)
         self.model = SessionModel(
             ModelConfig(
