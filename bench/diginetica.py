@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from bench.record import provenance
+from bench.run import SHOWN
 from train.baselines.vmis import vmis_knn
 from train.blend.blend import load_blend
 from train.blend.fit import fit_blend
@@ -54,7 +55,6 @@ NEIGHBOURS = {"m": 500, "k": 100, "window": 9}
 MODEL, MEMBER, VMIS, BLENDED = "model", "member", "vmis-knn", "blend"
 MEMBERS = 2
 """Networks in the model; a click in service pays for the width of all."""
-METRICS = ("recall_at_20", "mrr_at_20")
 
 log = structlog.get_logger()
 
@@ -182,7 +182,7 @@ def measure(command: Measure) -> None:
         ranks[BLENDED] = cross_fitted(parts, data.validation, n_items)
         rows += [row(name, seed, ranks[name]) for name in (MEMBER, MODEL, BLENDED)]
         for part in (MODEL, VMIS):
-            against = {m: compare(ranks[BLENDED], ranks[part], m)._asdict() for m in METRICS}
+            against = {m: compare(ranks[BLENDED], ranks[part], m)._asdict() for m in SHOWN}
             rows[-1][f"against_{part}"] = against
         for found in rows[-3:]:
             log.info("seed_done", **found)
@@ -214,7 +214,7 @@ def cross_fitted(parts: Mapping[str, Predictor], validation: Sessions, n_items: 
 def row(model: str, seed: int | None, ranks: Ranks) -> dict[str, object]:
     """Figures with their intervals."""
     result: dict[str, object] = {"model": model, "seed": seed, "predictions": len(ranks)}
-    (whole,) = estimate(ranks, METRICS)
+    (whole,) = estimate(ranks, SHOWN)
     for name, found in whole.figures.items():
         result[name] = round(found.value, 4)
         result[f"{name}_interval"] = [round(found.low, 4), round(found.high, 4)]
@@ -236,7 +236,7 @@ def score(command: Score) -> dict[str, dict[str, float]]:
     result = {}
     for name, predictor in predictors.items():
         found = figures(rank_targets(predictor, asked, n_items))
-        result[name] = {metric: found[metric] for metric in METRICS}
+        result[name] = {metric: found[metric] for metric in SHOWN}
         result[name]["predictions"] = int(found["predictions"])
     return result
 

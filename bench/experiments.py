@@ -24,13 +24,12 @@ from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, SettingsCo
 
 from bench.grid import DATASETS, DataSet, Setting, Variant, variants
 from bench.record import provenance
-from bench.run import Line, Logs, build_logs, key_of, load_parts, measure
+from bench.run import SHOWN, Line, Logs, build_logs, key_of, load_parts, measure
 from train.fit import MONITOR
 
 RESULTS = Path(__file__).parent / "results" / "experiments"
 CHOOSING_SEED = 1
 """All tries of a variant are run with it; other seeds run the one that it chose."""
-SHOWN = ("recall_at_20", "mrr_at_20")
 
 log = structlog.get_logger()
 

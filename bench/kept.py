@@ -14,12 +14,10 @@ import numpy as np
 
 from bench.experiments import chosen
 from bench.grid import BASE, DataSet, Setting, Variant, variants
-from bench.run import Line, build_logs, key_of, load_parts, unpacked
+from bench.run import SHOWN, Line, build_logs, key_of, load_parts, unpacked
 from train.fit import MONITOR
 from train.measure.compare import compare, estimate, holm
 from train.measure.ranks import Ranks, ranks_of
-
-METRICS = ("recall_at_20", "mrr_at_20")
 
 Row = dict[str, Any]
 Table = dict[str, Any]
@@ -118,7 +116,7 @@ def _measure(kept: Kept, setting: Setting, against: Setting, seeds: tuple[int, .
     """The figures of one row, and what it has over another with the same seeds."""
     key = key_of(kept.data, setting)
     ranks = kept.ranks(setting, seeds)
-    figures = estimate(ranks, METRICS)[0].figures
+    figures = estimate(ranks, SHOWN)[0].figures
     lines = [kept.line(setting, seed) for seed in seeds]
     row: Row = {
         "key": key,
@@ -127,21 +125,21 @@ def _measure(kept: Kept, setting: Setting, against: Setting, seeds: tuple[int, .
         "seconds": mean(line["seconds"] for line in lines),
         "validation": mean(line["validation"][MONITOR] for line in lines),
     }
-    for metric in METRICS:
+    for metric in SHOWN:
         of_seeds = [line[kept.split][metric] for line in lines]
         spread = {"least": min(of_seeds), "most": max(of_seeds)}
         row[metric] = figures[metric]._asdict() | spread
     common = [seed for seed in seeds if seed in kept.seeds(against)]
     if common and key != key_of(kept.data, against):
         own, other = (kept.ranks(s, common) for s in (setting, against))
-        for metric in METRICS:
+        for metric in SHOWN:
             row[metric]["difference"] = compare(own, other, metric)._asdict()
     return row
 
 
 def _correct(table: list[Row]) -> None:
     """p-values corrected for the rows of the table, by metric."""
-    for metric in METRICS:
+    for metric in SHOWN:
         figures = [row[metric] for row in table if "failed" not in row]
         differences = [figure["difference"] for figure in figures if "difference" in figure]
         corrected = holm([difference["p_value"] for difference in differences])

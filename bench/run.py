@@ -40,6 +40,9 @@ from train.training_log import TrainingLog
 LIST_LENGTH = 20
 """Of the places that are kept: a target further behind has none."""
 
+SHOWN = ("recall_at_20", "mrr_at_20")
+"""What tables and log lines are of."""
+
 KEPT = ("predictions", *METRICS, "novel_recall_at_20", "novel_mrr_at_20")
 
 Line = dict[str, Any]

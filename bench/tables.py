@@ -14,7 +14,8 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from bench.experiments import RESULTS, load_lines
 from bench.grid import DATASETS
-from bench.kept import METRICS, Kept, Row, Table, measure_tables, predictions
+from bench.kept import Kept, Row, Table, measure_tables, predictions
+from bench.run import SHOWN
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 BASELINES = Path(__file__).parent / "results" / "baselines.json"
@@ -99,10 +100,10 @@ def render(tables: Sequence[Table], baselines: Sequence[Row]) -> str:
         text += ["| model | Recall@20 | MRR@20 |", "|---|---|---|"]
         for row in baselines:
             if row["dataset"] == data.name and row["split"] == split:
-                reached = " | ".join(_short(row[metric]) for metric in METRICS)
+                reached = " | ".join(_short(row[metric]) for metric in SHOWN)
                 text.append(f"| {row['model']} | {reached} |")
         for name, row in _networks(own):
-            reached = " | ".join(_short(row[metric]["value"]) for metric in METRICS)
+            reached = " | ".join(_short(row[metric]["value"]) for metric in SHOWN)
             text.append(f"| **{name}** | {reached} |")
         text.append("")
         for table in own:
@@ -138,7 +139,7 @@ def _render(table: Table) -> Iterator[str]:
         if "failed" in row:
             yield f"| {cells[0]} | diverges | | | | | | |"
             continue
-        for metric in METRICS:
+        for metric in SHOWN:
             figure = row[metric]
             cells.append(f"{_short(figure['value'])} [{_range(figure['low'], figure['high'])}]")
             one = len(row["seeds"]) == 1

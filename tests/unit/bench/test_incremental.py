@@ -1,0 +1,47 @@
+"""Going on from a checkpoint against training anew, on a tiny shop."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import incremental
+from bench.grid import SHOP, DataSet
+from bench.incremental import compare, main
+from bench.run import Parts
+from train.data.clicks import split_by_time
+from train.data.shop import ShopConfig, generate_shop
+from train.fit import Schedule
+
+TINY = DataSet(
+    SHOP,
+    {"hidden_size": 8, "n_negatives": 16, "batch_size": 32, "learning_rate": 0.1},
+    Schedule(epochs=2),
+)
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    known, test = split_by_time(generate_shop(2000, ShopConfig(seed=1, n_items=240)), 0.2)
+    return Parts(*split_by_time(known, 0.2), test)
+
+
+def test_every_way_knows_the_items_of_all_sessions_and_ranks_the_same(parts: Parts) -> None:
+    older, anew, whole, new = compare(TINY, parts, seed=1, new_fraction=0.4)
+    assert older["clicks"] + new["clicks"] == anew["clicks"] == whole["clicks"]
+    assert older["items"] < anew["items"] == whole["items"] == new["items"]
+    asked = {row["test"]["predictions"] for row in (older, anew, whole, new)}
+    assert len(asked) == 1
+
+
+def test_going_on_begins_where_the_older_model_stood(parts: Parts) -> None:
+    older, anew, whole, new = compare(TINY, parts, seed=1, new_fraction=0.4)
+    reached = [row["test"]["recall_at_20"] for row in (older, anew, whole, new)]
+    assert reached[2] > reached[1], "four epochs over the older part beside two"
+    assert reached[3] > reached[0]
+
+
+def test_an_unknown_data_set_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(incremental, "RESULT", tmp_path / "incremental.json")
+    monkeypatch.setattr("sys.argv", ["bench.incremental", "nowhere"])
+    with pytest.raises(SystemExit, match=r"'nowhere' is no data set of bench/grid\.py"):
+        main()
