@@ -21,6 +21,9 @@ EPSILON = 1e-6
 """Beside a root: a gradient of exactly 0 (dropout does that) must not divide by 0."""
 ADAM_FIRST, ADAM_SECOND = 0.9, 0.999
 
+_WHOLE = np.zeros(1, dtype=np.int64)
+"""The only row of a table that is seen as one."""
+
 SLOTS = {"adagrad": ("velocity", "squares"), "adam": ("first", "squares"), "sgd": ("velocity",)}
 
 
@@ -69,6 +72,12 @@ class Optimiser:
             }
             for name, tensor in self._parameters.items()
         }
+        # The same memory as arrays: made anew for every update they are 0.2 ms of a small step.
+        self._arrays = {
+            name: [_by_rows(t) for t in (tensor, *self._slots[name].values())]
+            for name, tensor in self._parameters.items()
+            if not tensor.is_cuda
+        }
 
     def begin_step(self, learning_rate: float) -> None:
         """Fix what all updates of a step share."""
@@ -82,9 +91,8 @@ class Optimiser:
         if weight.is_cuda:
             _update(self._rule, weight, slots, gradient, self._rates)
             return
-        flat = [t.numpy().reshape(1, -1) for t in (weight, *slots.values())]
-        row = np.zeros(1, dtype=np.int64)
-        _fused(self._rule, flat, row, gradient.contiguous().numpy().reshape(1, -1), self._rates)
+        flat = [array.reshape(1, -1) for array in self._arrays[name]]
+        _fused(self._rule, flat, _WHOLE, gradient.contiguous().numpy().reshape(1, -1), self._rates)
 
     @torch.no_grad()
     def step_rows(
@@ -101,10 +109,8 @@ class Optimiser:
                 if values.numel():
                     slots[slot].index_copy_(0, row, values)
             return
-        n = len(weight)
-        tables = [t.numpy().reshape(n if t.numel() else 1, -1) for t in (weight, *slots.values())]
         gradients = gradient.contiguous().numpy().reshape(len(row), -1)
-        _fused(self._rule, tables, row.numpy(), gradients, self._rates)
+        _fused(self._rule, self._arrays[name], row.numpy(), gradients, self._rates)
 
     def state(self) -> dict[str, np.ndarray]:
         """A copy of all slots by name, and the number of steps."""
@@ -125,6 +131,11 @@ class Optimiser:
             for name, slots in self._slots.items()
             for slot, tensor in slots.items()
         }
+
+
+def _by_rows(table: Tensor) -> np.ndarray:
+    """A table's own memory, [N, H]; of a vector H is 1, of a slot that is not used N."""
+    return table.numpy().reshape(len(table) if table.numel() else 1, -1)
 
 
 def _update(

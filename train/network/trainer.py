@@ -8,6 +8,7 @@ softmax is the exception: it touches every row.
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import NamedTuple
 
@@ -191,8 +192,8 @@ class Trainer:
         with record_function("loss"):
             if len(window) > 1 and h.is_sampled:
                 row, own = own_targets(lanes, target)
-                none = scores.new_tensor(_NO_CANDIDATE)
-                scores = scores.index_put((self._tensor(row), self._tensor(own)), none)
+                # In place: no loss has a gradient at so low a score.
+                scores.detach()[self._tensor(row), self._tensor(own)] = _NO_CANDIDATE
             loss = (self._losses(scores, self._tensor(target), candidate) * weight).mean()
         with record_function("backward"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -207,8 +208,10 @@ class Trainer:
             self._apply(updates)
         return state.detach().float(), loss.item()
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bfloat16)
+    def _autocast(self) -> AbstractContextManager[object]:
+        if not self._in_bfloat16:
+            return nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16)
 
     def _losses(
         self,
