@@ -25,13 +25,12 @@ from bench.grid import DATASETS, DataSet, Setting
 from bench.record import provenance
 from bench.run import SHOWN, Parts, load_parts, widen
 from train.data.clicks import split_by_time
-from train.data.sessions import Catalogue, build_catalogue, build_sessions
-from train.fit import Schedule, fit
+from train.data.sessions import build_catalogue, build_sessions
+from train.fit import fit
 from train.measure.evaluate import rank_targets
 from train.measure.figures import figures
 from train.measure.predictor import ModelPredictor
 from train.network.checkpoint import Checkpoint, load_checkpoint
-from train.network.hyperparameters import Hyperparameters
 from train.training_log import TrainingLog
 
 RESULT = Path(__file__).parent / "results" / "incremental.json"
@@ -88,8 +87,12 @@ def compare(data: DataSet, parts: Parts, seed: int, new_fraction: float) -> Iter
     """The older model, and each way from there."""
     everything, validation, test = parts
     older, newest = split_by_time(everything, new_fraction)
-    later = {"validation": validation, **({} if test is None else {"test": test})}
     whole = build_catalogue(everything)
+    later = {
+        split: build_sessions(clicks, whole).sessions
+        for split, clicks in (("validation", validation), ("test", test))
+        if clicks is not None
+    }
     hyperparameters = Setting().hyperparameters(data, seed)
     with tempfile.TemporaryDirectory() as folder:
         before: Checkpoint | None = None
@@ -100,48 +103,26 @@ def compare(data: DataSet, parts: Parts, seed: int, new_fraction: float) -> Iter
             Way("going on, what is new", newest, goes_on=True),
         ):
             known = before if way.goes_on else None
-            catalogue = _catalogue(way.clicks, known)
+            catalogue = build_catalogue(way.clicks, None if known is None else known.catalogue)
             sessions = build_sessions(way.clicks, catalogue).sessions
             log = TrainingLog(
                 sessions, build_sessions(validation, catalogue).sessions, catalogue, None
             )
-            checkpoint, seconds = _train(
-                log, hyperparameters, data.schedule, Path(folder, way.name), known
-            )
+            out = Path(folder, way.name)
+            clock = time.process_time
+            fit(log, hyperparameters, data.schedule, out, warm_start=known, clock=clock)
+            checkpoint = load_checkpoint(out)
             before = before or checkpoint
+            history = checkpoint.info.history
             model = ModelPredictor(widen(checkpoint.model, catalogue, whole))
             row: Row = {"dataset": data.name, "seed": seed, "way": way.name}
             row |= {"clicks": sessions.n_clicks, "items": len(catalogue)}
-            row |= {"epoch": checkpoint.info.epoch, "epochs": len(checkpoint.info.history)}
-            row["seconds"] = round(seconds, 1)
-            for split, clicks in later.items():
-                reached = figures(
-                    rank_targets(model, build_sessions(clicks, whole).sessions, len(whole))
-                )
+            row |= {"epoch": checkpoint.info.epoch, "epochs": len(history)}
+            row["seconds"] = round(sum(record.seconds for record in history), 1)
+            for split, asked in later.items():
+                reached = figures(rank_targets(model, asked, len(whole)))
                 row[split] = {name: round(reached[name], 5) for name in ("predictions", *SHOWN)}
             yield row
-
-
-def _catalogue(clicks: pl.DataFrame, known: Checkpoint | None) -> Catalogue:
-    """The log's items; those of a checkpoint before them, as `train fit --warm-start` has it."""
-    own = build_catalogue(clicks)
-    if known is None:
-        return own
-    new = [item_id for item_id in own.item_ids if item_id not in known.catalogue.index]
-    return Catalogue(known.catalogue.item_ids + new)
-
-
-def _train(
-    log: TrainingLog,
-    hyperparameters: Hyperparameters,
-    schedule: Schedule,
-    folder: Path,
-    warm_start: Checkpoint | None,
-) -> tuple[Checkpoint, float]:
-    """The checkpoint of the best epoch, and the processor's seconds that all epochs took."""
-    begin = time.process_time()
-    fit(log, hyperparameters, schedule, folder, warm_start=warm_start, clock=time.process_time)
-    return load_checkpoint(folder), time.process_time() - begin
 
 
 if __name__ == "__main__":

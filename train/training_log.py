@@ -163,10 +163,7 @@ def read_training_log(
     )
     if fields is None:
         fields = learn_fields(filtered.clicks, settings.context, utc_offset_s=settings.utc_offset_s)
-    catalogue = build_catalogue(filtered.clicks)
-    if known is not None:
-        new = [item_id for item_id in catalogue.item_ids if item_id not in known.index]
-        catalogue = Catalogue(known.item_ids + new)
+    catalogue = build_catalogue(filtered.clicks, known)
     train = build_sessions(filtered.clicks, catalogue, fields)
     if len(train.sessions) == 0:
         raise ClickLogError(f"{settings.clicks} has no session of two clicks to learn from")

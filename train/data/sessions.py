@@ -95,15 +95,17 @@ class Indexed(NamedTuple):
     """Sessions shorter than two clicks once those are gone."""
 
 
-def build_catalogue(log: pl.DataFrame) -> Catalogue:
+def build_catalogue(log: pl.DataFrame, known: Catalogue | None = None) -> Catalogue:
     """Every item of the log, the most clicked first, ties by item_id.
 
-    Popular rows beside each other are what negatives drawn by popularity touch most.
+    Popular rows beside each other are what negatives drawn by popularity touch most. `known`: items
+    that keep their index whether or not the log has them; new ones come behind.
     """
     counts = log["item_id"].value_counts(name="clicks")
-    return Catalogue(
-        counts.sort(["clicks", "item_id"], descending=[True, False])["item_id"].to_list()
-    )
+    items = counts.sort(["clicks", "item_id"], descending=[True, False])["item_id"].to_list()
+    if known is None:
+        return Catalogue(items)
+    return Catalogue(known.item_ids + [item_id for item_id in items if item_id not in known.index])
 
 
 def build_sessions(

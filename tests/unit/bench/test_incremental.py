@@ -6,7 +6,7 @@ import pytest
 
 from bench import incremental
 from bench.grid import SHOP, DataSet
-from bench.incremental import compare, main
+from bench.incremental import Row, compare, main
 from bench.run import Parts
 from train.data.clicks import split_by_time
 from train.data.shop import ShopConfig, generate_shop
@@ -20,22 +20,22 @@ TINY = DataSet(
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def rows() -> list[Row]:
     known, test = split_by_time(generate_shop(2000, ShopConfig(seed=1, n_items=240)), 0.2)
-    return Parts(*split_by_time(known, 0.2), test)
+    parts = Parts(*split_by_time(known, 0.2), test)
+    return list(compare(TINY, parts, seed=1, new_fraction=0.4))
 
 
-def test_every_way_knows_the_items_of_all_sessions_and_ranks_the_same(parts: Parts) -> None:
-    older, anew, whole, new = compare(TINY, parts, seed=1, new_fraction=0.4)
+def test_every_way_knows_the_items_of_all_sessions_and_ranks_the_same(rows: list[Row]) -> None:
+    older, anew, whole, new = rows
     assert older["clicks"] + new["clicks"] == anew["clicks"] == whole["clicks"]
     assert older["items"] < anew["items"] == whole["items"] == new["items"]
     asked = {row["test"]["predictions"] for row in (older, anew, whole, new)}
     assert len(asked) == 1
 
 
-def test_going_on_begins_where_the_older_model_stood(parts: Parts) -> None:
-    older, anew, whole, new = compare(TINY, parts, seed=1, new_fraction=0.4)
-    reached = [row["test"]["recall_at_20"] for row in (older, anew, whole, new)]
+def test_going_on_begins_where_the_older_model_stood(rows: list[Row]) -> None:
+    reached = [row["test"]["recall_at_20"] for row in rows]
     assert reached[2] > reached[1], "four epochs over the older part beside two"
     assert reached[3] > reached[0]
 

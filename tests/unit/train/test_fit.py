@@ -9,7 +9,7 @@ import torch
 from train.baselines import build_baselines
 from train.data.context import ContextField, learn_fields
 from train.data.event_types import EventTypes
-from train.data.sessions import Catalogue, build_catalogue, build_sessions
+from train.data.sessions import build_catalogue, build_sessions
 from train.data.shop import markov_clicks
 from train.fit import FitError, Schedule, Watch, fit
 from train.measure.evaluate import figures, rank_targets
@@ -248,9 +248,7 @@ def test_a_warm_start_keeps_its_items_and_learns_the_new_ones_faster(tmp_path: P
     fit(TrainingLog(old.sessions, None, old.catalogue, None), SMALL, schedule, tmp_path / "old")
     before = load_checkpoint(tmp_path / "old")
 
-    everything = build_catalogue(clicks)
-    new = [item_id for item_id in everything.item_ids if item_id not in old.catalogue.index]
-    catalogue = Catalogue(old.catalogue.item_ids + new)
+    catalogue = build_catalogue(clicks, old.catalogue)
     sessions = build_sessions(clicks, catalogue).sessions
     log = TrainingLog(sessions.slice(0, 20), sessions.slice(400, 500), catalogue, None)
     once = Schedule(epochs=1)
