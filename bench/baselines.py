@@ -1,13 +1,15 @@
 """Every baseline on every data set: ``python -m bench.baselines [DATASET...] [--fresh]``.
 
 Parameters are chosen from a small grid on the newest part of the training file, by Recall@20 times
-MRR@20; then the test file, where there is one, is looked at once. Rows that are kept already are
-not measured again, so a run that was stopped goes on.
+MRR@20; then the test file, where there is one, is looked at once. The base of `bench/grid.py` goes
+the same way, its epochs being what is chosen: it learns from as much as the baselines it stands
+beside. Rows that are kept already are not measured again, so a run that was stopped goes on.
 """
 
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded, which is next
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same of torch
 
 import numpy as np
+import torch
 from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, SettingsConfigDict
 
+from bench.grid import BASE, DATASETS
 from bench.record import provenance
 from train.baselines import Pop, SessionPop, count_transitions, item_support
 from train.baselines.content import content_based, read_items
@@ -39,8 +44,12 @@ from train.blend.blend import Blend, BlendWeights
 from train.blend.fit import fit_blend
 from train.data.clicks import Columns, read_clicks, split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
+from train.fit import Schedule, fit
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.figures import CUTOFFS, figures
+from train.measure.predictor import ModelPredictor
+from train.network.checkpoint import load_checkpoint
+from train.training_log import TrainingLog
 
 RESULT = Path(__file__).parent / "results" / "baselines.json"
 VALIDATION_FRACTION = {
@@ -59,6 +68,13 @@ HYBRIDS = {
     "hybrid-stan": ("stan", "decayed-markov", "als"),
     "hybrid-content": ("vmis-knn", "decayed-markov", "als", "content"),
     "hybrid-no-repeats": ("vmis-knn-no-repeats", "decayed-markov", "sequential-rules"),
+    "hybrid-gru": ("gru", "stan", "decayed-markov", "als"),
+    "hybrid-gru-no-repeats": (
+        "gru",
+        "vmis-knn-no-repeats",
+        "decayed-markov",
+        "sequential-rules",
+    ),
 }
 """Blends, their weights fitted on the validation sessions: there they flatter a little."""
 
@@ -138,15 +154,26 @@ def build(model: str, split: Split, parameters: Parameters) -> Predictor:
             numeric=NUMERIC[split.dataset],
             **p,
         ),
+        "gru": partial(fit_network, split),
     }
     if model.endswith(NO_REPEATS):
         return NovelOnly(builders[model.removesuffix(NO_REPEATS)](**parameters))
     return builders[model](**parameters)
 
 
+def fit_network(split: Split, epochs: int) -> Predictor:
+    """The base of the experiments, seed 1."""
+    log = TrainingLog(split.train, None, split.catalogue, None)
+    hyperparameters = BASE.hyperparameters(DATASETS[split.dataset], seed=1)
+    with tempfile.TemporaryDirectory() as folder:
+        fit(log, hyperparameters, Schedule(epochs=epochs), Path(folder))
+        return ModelPredictor(load_checkpoint(Path(folder)).model)
+
+
 def grid(split: Split) -> dict[str, list[Parameters]]:
     """What is tried for each model; times as fractions of the training log's length."""
     half_lives = [round(split.span_s / 2**halvings) for halvings in (0, 2, 4, 6, 8)]
+    epochs = DATASETS[split.dataset].schedule.epochs
     models: dict[str, list[Parameters]] = {
         "pop": [{}],
         "recent-pop": _combine(half_life_s=half_lives),
@@ -172,6 +199,7 @@ def grid(split: Split) -> dict[str, list[Parameters]]:
         "als": _combine(alpha=[10.0, 40.0], regularization=[10.0]),
         "bpr": _combine(learning_rate=[0.1], regularization=[0.001]),
         "content": _combine(decay=[0.5, 0.8, 1.0]),
+        "gru": _combine(epochs=[epochs, 3 * epochs // 4, epochs // 2]),
     }
     if split.dataset not in NUMERIC:
         del models["content"]
@@ -282,6 +310,7 @@ def _row(
 
 def main(settings: BaselinesSettings) -> int:
     """Measure the data sets that are there; 2 if one is not."""
+    torch.set_num_threads(1)
     data = Path(os.environ.get("NEXTCLICK_DATA", "../shared/data"))
     results = Results(settings.fresh)
     for dataset in settings.datasets:

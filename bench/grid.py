@@ -65,11 +65,13 @@ class Setting:
     """Fields whose values the clicks swap, in training and evaluation: what is left is noise."""
     last_days: float | None = None
     """Learn only from sessions that begin in the last so many days."""
+    refit: bool = False
+    """As the data set's, for this setting; it is asked what the others are."""
 
     @property
-    def reading(self) -> tuple[tuple[str, ...], tuple[str, ...], float | None]:
+    def reading(self) -> tuple[object, ...]:
         """How the log is read: settings that agree in it share their sessions."""
-        return self.context, self.shuffled, self.last_days
+        return self.context, self.shuffled, self.last_days, *(["refit"] if self.refit else [])
 
     def hyperparameters(self, data: DataSet, seed: int) -> Hyperparameters:
         """Of the training."""
@@ -91,10 +93,7 @@ class Variant:
     def settings(self) -> list[Setting]:
         """One for each try; validation picks one."""
         own = self.setting
-        return [
-            Setting({**own.changes, **more}, own.context, own.shuffled, own.last_days)
-            for more in self.tries
-        ]
+        return [replace(own, changes={**own.changes, **more}) for more in self.tries]
 
 
 DATASETS = {
@@ -282,6 +281,11 @@ def _crossed(data: DataSet) -> Iterator[Variant]:
         without = Setting({"cell": cell}) if fields else BASE
         setting = Setting({"cell": cell}, fields)
         yield Variant("cell and context", name, setting, against=without)
+    factor, again = "the training file's newest part", Setting(refit=True)
+    yield Variant(factor, "chooses the epoch", BASE)
+    yield Variant(factor, "then is learnt from too", again)
+    name = "the same, both contexts"
+    yield Variant(factor, name, Setting(context=both, refit=True), against=again)
 
 
 def _rates(data: DataSet, *factors: float) -> tuple[Changes, ...]:

@@ -87,9 +87,11 @@ class Logs(NamedTuple):
 def build_logs(parts: Parts, data: DataSet, setting: Setting) -> Logs:
     """Sessions with the setting's context over its period."""
     older, newer, test = parts
-    if test is None or not data.refit:
+    if test is None or not (data.refit or setting.refit):
         later = {"validation": newer} if test is None else {"validation": newer, "test": test}
         return _build(older, newer, later, data, setting)
+    if not data.refit:  # its other settings are asked about items of the older part alone
+        test = test.filter(pl.col("item_id").is_in(older["item_id"].unique().implode()))
     again = _build(pl.concat([older, newer]), None, {"test": test}, data, setting)
     return _build(older, newer, {"validation": newer}, data, setting)._replace(again=again)
 

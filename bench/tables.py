@@ -30,13 +30,15 @@ LEGEND = (
     "one.\n"
     "The difference is a paired one over the seeds that both have, with its interval: to the base; "
     "of a peeking row to the same fields without peeking; of a cell with context to the same cell "
-    "without.\n"
+    "without; of learning from the newest part with context to the same without context.\n"
     "A star: a sign-flip test over sessions gives p < .05 after Holm's "
     "correction for the rows of the table.\n"
     "In brackets behind a name stands what validation chose with seed 1; s is seconds of one core "
     "for a run.\n"
     "Networks learn from the training file without its newest part, which picks the epoch (on "
-    "globo-5d then again from all of it, for the test); the baselines beside a test from all of it."
+    "globo-5d, and where a row says so, then again from all of it for the test); the baselines "
+    "beside a test, and the `gru` and hybrids among them, from all of it, and are asked about the "
+    "items of all of it."
 )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from bench import experiments
@@ -192,6 +193,24 @@ def test_a_refit_learns_from_everything_before_the_test(parts: Parts) -> None:
     line = measure(data, BASE, 1, logs)
     assert line["test"]["predictions"] == sum(logs.again.splits["test"].sessions.lengths - 1)
     assert key_of(data, BASE) != key_of(TINY, BASE)
+
+
+def test_a_refit_setting_is_asked_what_the_others_are(parts: Parts) -> None:
+    assert parts.test is not None
+    unseen = parts.test.filter(pl.col("item_id") == parts.test["item_id"][5])
+    item = unseen["item_id"][0]
+    older = parts.train.filter(pl.col("item_id") != item)
+    late = Parts(older, pl.concat([parts.validation, unseen[:1]]), parts.test)
+    plain, again = build_logs(late, TINY, BASE), build_logs(late, TINY, Setting(refit=True)).again
+    assert again is not None
+    assert item in again.catalogue.index
+    assert item not in plain.catalogue.index
+    assert again.training.train.n_clicks > plain.training.train.n_clicks
+    ids = [
+        np.array(logs.catalogue.item_ids)[logs.splits["test"].sessions.item_index]
+        for logs in (plain, again)
+    ]
+    np.testing.assert_array_equal(ids[0], ids[1])
 
 
 def test_a_widened_model_ranks_its_own_items_alike_and_the_others_last(parts: Parts) -> None:
