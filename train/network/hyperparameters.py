@@ -99,7 +99,7 @@ class Hyperparameters(BaseModel):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the matrix products; weights and their updates stay float32. A device that has no bfloat16
     computes in float32 all the same, and says so."""
-    seed: NonNegativeInt = 1
+    seed: int = Field(default=1, ge=0, le=2**32 - 1)
     """Of the initial weights, the order of sessions, negatives and dropout."""
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 All share one shape: row b of `scores` rates C distinct items for session b, `target[b]` is the
 column of the item that was clicked next, and every other column is a negative. Each gives one loss
-a row; the trainer weighs and averages them.
+a row, 0 where C is 1 and there is no negative; the trainer weighs and averages them.
 """
 
 from typing import Any
@@ -57,6 +57,8 @@ def top1_max(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[
 
     Hidasi & Karatzoglou (CIKM 2018, arXiv 1706.03847, the section on ranking-max losses).
     """
+    if scores.shape[1] == 1:
+        return 0 * scores[:, 0]
     terms = torch.sigmoid(-_margin(scores, target)) + torch.sigmoid(scores.square())
     s = torch.softmax(scores.scatter(1, target[:, None], -torch.inf), dim=1)
     loss: Tensor = torch.linalg.vecdot(s, terms)
@@ -71,7 +73,7 @@ def _mean_of_negatives(
     terms: Float[Tensor, "B C"], target: Int64[Tensor, "B"]
 ) -> Float[Tensor, "B"]:
     of_target = terms.gather(1, target[:, None])[:, 0]
-    return (terms.sum(dim=1) - of_target) / (terms.shape[1] - 1)
+    return (terms.sum(dim=1) - of_target) / max(1, terms.shape[1] - 1)
 
 
 def bpr_max(
@@ -85,6 +87,8 @@ def bpr_max(
     exponential linear unit with that alpha, as the authors' published parameters do; it is
     monotonic, so a list is ranked the same without it.
     """
+    if scores.shape[1] == 1:
+        return 0 * scores[:, 0]
     of: type[_BprMax] | type[_CompiledBprMax] = _BprMax
     if scores.dtype == torch.float32 and not scores.is_cuda:
         of = _CompiledBprMax

@@ -8,7 +8,7 @@ search a draw, no rejection. The targets of a batch are each other's negatives.
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from train.network.kernels import number_items
 
@@ -71,6 +71,19 @@ def own_targets(
     same = (lane[:, None] == lane) & (target[:, None] != target)
     row, other = np.nonzero(same)
     return row, target[other]
+
+
+def has_negative(
+    target: Int64[np.ndarray, "B"],
+    row: Int64[np.ndarray, "P"],
+    own: Int64[np.ndarray, "P"],
+    n_candidates: int,
+) -> Bool[np.ndarray, "B"]:
+    """Rows with a candidate that is neither the row's target nor one of its `own_targets`."""
+    is_negative = np.ones((len(target), n_candidates), dtype=bool)
+    is_negative[np.arange(len(target)), target] = False
+    is_negative[row, own] = False
+    return np.asarray(is_negative.any(axis=1))
 
 
 class RowNumbers:

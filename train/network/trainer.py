@@ -27,7 +27,7 @@ from train.network.checkpoint import check_arrays, weights_of
 from train.network.hyperparameters import Hyperparameters
 from train.network.memory import keep_freed_memory
 from train.network.model import ModelConfig, SessionModel
-from train.network.negatives import NegativeSampler, RowNumbers, own_targets
+from train.network.negatives import NegativeSampler, RowNumbers, has_negative, own_targets
 from train.network.optimiser import Optimiser
 
 log = structlog.get_logger()
@@ -165,7 +165,7 @@ class Trainer:
             lanes = [len(step.target) for step in window]
             click = np.concatenate([step.item_index for step in window])
             target = np.concatenate([step.target for step in window])
-            weight = self._tensor(np.concatenate([step.weight for step in window]))
+            weight = np.concatenate([step.weight for step in window])
             # In the full softmax every item is a candidate, and its row is its number.
             candidate, only_clicked, clicked = None, click[:0], click
             if h.is_sampled:
@@ -194,7 +194,10 @@ class Trainer:
                 row, own = own_targets(lanes, target)
                 # In place: no loss has a gradient at so low a score.
                 scores.detach()[self._tensor(row), self._tensor(own)] = _NO_CANDIDATE
-            loss = (self._losses(scores, self._tensor(target), candidate) * weight).mean()
+                if scores.shape[1] <= len(window):  # the last lanes, without extra negatives
+                    weight = weight * has_negative(target, row, own, scores.shape[1])
+            losses_of_rows = self._losses(scores, self._tensor(target), candidate)
+            loss = (losses_of_rows * self._tensor(weight)).mean()
         with record_function("backward"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         with record_function("update"):
@@ -293,9 +296,12 @@ class Trainer:
         own = self.state()
         for name, array in own.items():
             before = state.get(name)
-            if before is None or before.shape[1:] != array.shape[1:] or not array.ndim:
+            if before is None or before.shape[1:] != array.shape[1:]:
                 continue
-            array[: len(before)] = before
+            if array.ndim:
+                array[: len(before)] = before
+            else:  # the number of steps, by which moments that are carried on are corrected
+                array[...] = before
         self.load_state("the warm start", own)
 
     def load_state(self, source: str, state: dict[str, np.ndarray]) -> None:

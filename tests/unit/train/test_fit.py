@@ -6,15 +6,16 @@ import polars as pl
 import pytest
 import torch
 
-from train.baselines import build_baselines
+from train.baselines import build_baselines, item_support
 from train.data.context import ContextField, learn_fields
 from train.data.event_types import EventTypes
 from train.data.sessions import build_catalogue, build_sessions
 from train.data.shop import markov_clicks
 from train.fit import FitError, Schedule, Watch, fit
 from train.measure.evaluate import figures, rank_targets
-from train.network.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint
+from train.network.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint, weights_of
 from train.network.hyperparameters import Hyperparameters
+from train.network.trainer import Trainer
 from train.training_log import TrainingLog
 
 SMALL = Hyperparameters(
@@ -256,6 +257,18 @@ def test_a_warm_start_keeps_its_items_and_learns_the_new_ones_faster(tmp_path: P
     cold = fit(log, SMALL, once, tmp_path / "cold")
     assert warm.metrics["recall_at_1"] > cold.metrics["recall_at_1"] + 0.05
     assert load_checkpoint(tmp_path / "warm").catalogue.item_ids[:30] == before.catalogue.item_ids
+
+
+def test_a_warm_start_carries_the_moments_and_their_number_of_steps(tmp_path: Path) -> None:
+    log, adam = a_log(n_sessions=100), SMALL.model_copy(update={"optimiser": "adam"})
+    fit(log, adam, Schedule(epochs=1), tmp_path / "first")
+    first = load_checkpoint(tmp_path / "first")
+    trainer = Trainer(adam, item_support(log.train, len(log.catalogue)))
+    trainer.warm_start(first.resume_arrays() | weights_of(first.model))
+    state = trainer.state()
+    for name, array in first.resume_arrays().items():
+        np.testing.assert_array_equal(state[name], array)
+    assert state["steps"] > 1
 
 
 def test_a_warm_start_of_another_architecture_is_refused(tmp_path: Path) -> None:

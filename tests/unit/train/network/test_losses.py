@@ -73,6 +73,19 @@ def test_a_row_has_the_loss_it_has_alone(name: str) -> None:
     torch.testing.assert_close(LOSSES[name](scores, target), torch.cat(rows))
 
 
+@pytest.mark.parametrize("name", LOSSES.keys() - {"cross_entropy"})
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_target_without_a_negative_costs_nothing_and_moves_nothing(
+    name: str, dtype: torch.dtype
+) -> None:
+    scores = torch.tensor([[2.0], [-1.0]], dtype=dtype, requires_grad=True)
+    losses = LOSSES[name](scores, torch.tensor([0, 0]))
+    assert losses.tolist() == [0, 0]
+    losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    assert scores.grad is not None
+    assert scores.grad.tolist() == [[0], [0]]
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_agree_with_differences(name: str) -> None:
     torch.manual_seed(3)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from train.network.negatives import NegativeSampler, RowNumbers, own_targets
+from train.network.negatives import NegativeSampler, RowNumbers, has_negative, own_targets
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -79,3 +79,11 @@ def test_a_sessions_other_targets_of_a_step_are_its_own() -> None:
     # Lanes 0 and 1 clicked on 5 then 6, and 7 twice; lane 0 alone had a third click, 5 again.
     row, own = own_targets([2, 2, 1], np.array([5, 7, 6, 7, 5]))
     assert list(zip(row.tolist(), own.tolist(), strict=True)) == [(0, 6), (2, 5), (2, 5), (4, 6)]
+
+
+def test_a_row_has_a_negative_where_a_candidate_is_neither_its_target_nor_its_own() -> None:
+    lanes, target = [2, 1], np.array([0, 1, 2])  # lane 0 clicks 0 and then 2, lane 1 clicks 1
+    row, own = own_targets(lanes, target)
+    assert has_negative(target, row, own, 3).tolist() == [True, True, True]
+    row, own = own_targets([1, 1], target[[0, 1]])
+    assert has_negative(target[[0, 1]], row, own, 2).tolist() == [False, False]

@@ -130,6 +130,17 @@ def test_a_session_is_never_told_that_its_own_next_clicks_are_wrong(loss: str) -
     assert change[5] < 0
 
 
+@pytest.mark.parametrize("bptt", [1, 3])
+@pytest.mark.parametrize("loss", ["cross-entropy", "bpr-max", "top1-max", "bpr", "top1"])
+def test_a_last_lane_whose_targets_have_no_negative_learns_nothing(loss: str, bptt: int) -> None:
+    trainer = a_trainer(loss=loss, elu=0.0, bptt=bptt, batch_size=2)
+    alone = sessions_of([[0, 1, 2, 3, 1]])
+    before = trainer.state()
+    assert trainer.train_epoch(alone, 1).loss == pytest.approx(0)
+    after = trainer.state()
+    assert all(np.array_equal(after[n], array) for n, array in before.items() if n != "steps")
+
+
 @pytest.mark.parametrize(
     ("decay", "warmup", "shares"),
     [
