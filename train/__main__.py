@@ -103,6 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ERRORS as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

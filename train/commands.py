@@ -10,12 +10,12 @@ import torch
 
 from train.baselines import BASELINES, build_baselines, item_support
 from train.data.clicks import read_clicks, split_by_time, write_clicks
-from train.data.event_types import weigh_events
 from train.data.oracle import score_oracle
 from train.data.sessions import build_sessions
 from train.data.shop import generate_shop
 from train.fit import (
     FitError,
+    check_context,
     check_hyperparameters,
     check_reading,
     check_warm_start,
@@ -54,6 +54,8 @@ def run_fit(settings: FitSettings) -> None:
     warm_start = None if settings.warm_start is None else load_checkpoint(settings.warm_start)
     if warm_start is not None:
         check_warm_start(warm_start, hyperparameters)
+    elif resume is not None:
+        check_context(resume, settings.context, settings.utc_offset_s)
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise FitError("device=cuda, but PyTorch finds no such device here: use cpu")
     training_log = read_training_log(
@@ -108,12 +110,16 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     info, catalogue = checkpoint.info, checkpoint.catalogue
 
     def read(path: str | Path) -> pl.DataFrame:
-        clicks = read_clicks(path, settings.columns, idle_timeout_s=info.idle_timeout_s).clicks
-        return weigh_events(clicks, info.event_types)
+        return read_clicks(
+            path,
+            settings.columns,
+            idle_timeout_s=info.idle_timeout_s,
+            event_types=info.event_types,
+        ).clicks
 
     clicks = read(settings.clicks)
     indexed = build_sessions(clicks, catalogue, info.model.context)
-    if not (len(indexed.sessions) and indexed.sessions.target_weight.any()):
+    if not indexed.sessions.n_targets:
         raise FitError(
             f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
             f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
@@ -126,10 +132,18 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         known = build_sessions(read(settings.train_clicks), catalogue).sessions
         support = item_support(known, len(catalogue))
         predictors |= {name: BASELINES[name](known, len(catalogue)) for name in settings.baselines}
+    elif len(info.popular) < len(catalogue):
+        log.warning(
+            "popularity_known_in_part",
+            items=len(catalogue),
+            known=len(info.popular),
+            note="figures by popularity take the others as never clicked; name --train-clicks",
+        )
     counts = describe_log(
         settings.name or Path(settings.clicks).name,
         indexed,
         lost_predictions(clicks, indexed.sessions),
+        clicks,
     )
     found = {}
     for name, predictor in predictors.items():

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -207,6 +207,22 @@ def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: i
             raise FitError(
                 f"{resume.folder} was trained with {name}={found}, not {wanted}: "
                 "resume with its own"
+            )
+
+
+def check_context(resume: Checkpoint, names: Sequence[str], utc_offset_s: int) -> None:
+    """Raise FitError unless the checkpoint's fields are of these names and this offset."""
+    fields = resume.info.model.context
+    found, wanted = (",".join(n) or "none" for n in ((f.name for f in fields), names))
+    offsets = {field.utc_offset_s for field in fields if field.kind in ("hour", "weekday")}
+    for name, was, now in (
+        ("context", found, wanted),
+        ("utc_offset_s", *(offsets or {utc_offset_s}), utc_offset_s),
+    ):
+        if was != now:
+            raise FitError(
+                f"{resume.folder} was trained with {name}={was}, not {now}: resume with its own, "
+                "and with its --warm-start if it had one"
             )
 
 

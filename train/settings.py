@@ -54,8 +54,16 @@ class FitSettings(Hyperparameters, Schedule, LogSettings):
                 )
             if way in ("matrices", "decay") and is_used and self.cell == "window":
                 raise ValueError(
-                    f"{name}={way} with cell=window, which is not recurrent: use concat or multiply"
+                    f"{name}={way} with cell=window, which is not recurrent: use concat, multiply "
+                    "or add"
                 )
+        if self.peek_context and not self.context:
+            raise ValueError("peek_context=true without context, which leaves nothing to peek at")
+        if self.warmup_epochs > self.epochs:
+            raise ValueError(
+                f"warmup_epochs={self.warmup_epochs:g} with epochs={self.epochs}: "
+                f"learning_rate={self.learning_rate:g} would never be reached"
+            )
         return self
 
     def hyperparameters(self) -> Hyperparameters:
@@ -83,11 +91,19 @@ class EvaluateSettings(BaseModel):
     baselines: tuple[Baseline, ...] = ("pop", "s-pop", "markov")
     """Which ones."""
     out: Path | None = None
-    """Folder to keep the evaluations in, for python -m train report."""
+    """Folder to keep the evaluations in, one for each checkpoint, for python -m train report."""
     name: str = ""
     """What a report calls the log; unset: the file's name."""
     threads: PositiveInt = 1
     """Threads of PyTorch."""
+
+    @model_validator(mode="after")
+    def _baselines_have_a_log(self) -> "EvaluateSettings":
+        if "baselines" in self.model_fields_set and self.train_clicks is None:
+            raise ValueError(
+                f"baselines={','.join(self.baselines)} without train_clicks, the log they count"
+            )
+        return self
 
 
 class ShopSettings(ShopConfig):

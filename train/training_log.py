@@ -19,7 +19,7 @@ from train.data.clicks import (
     split_by_time,
 )
 from train.data.context import ContextError, ContextField, learn_fields
-from train.data.event_types import EventTypes, weigh_events
+from train.data.event_types import EventTypes
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.data.source import open_log, reading
 from train.measure.figures import NOTHING_LOST, Lost, lost_predictions
@@ -137,6 +137,15 @@ def read_training_log(
                 f"context={','.join(settings.context)}, but the checkpoint has "
                 f"{','.join(names) or 'none'}: leave it out, or begin without a warm start"
             )
+        for field in fields:
+            if field.kind in ("hour", "weekday") and settings.utc_offset_s not in (
+                0,
+                field.utc_offset_s,
+            ):
+                raise ContextError(
+                    f"utc_offset_s={settings.utc_offset_s}, but the checkpoint's {field.name} has "
+                    f"{field.utc_offset_s}: leave it out, or begin without a warm start"
+                )
     columns = [name for name in names if name not in TIME_FIELDS]
     wanted = {"context": columns}
     if settings.event_types != ALL_EVENTS:
@@ -177,6 +186,13 @@ def read_training_log(
             dropped_clicks=indexed.dropped_clicks,
             dropped_sessions=indexed.dropped_sessions,
         )
+        if not validation.n_targets:
+            raise ClickLogError(
+                f"{settings.validation or 'the newest sessions of ' + str(settings.clicks)}: "
+                f"nothing to predict in {len(newer)} clicks to validate on, "
+                f"{indexed.dropped_clicks} of them on items that are not learnt from; "
+                "validation_fraction=0 validates nothing"
+            )
     return TrainingLog(
         train.sessions,
         validation,
@@ -190,10 +206,13 @@ def read_training_log(
 
 def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) -> pl.DataFrame:
     """The good clicks of one log with these further columns, weighed by their type."""
-    clicks = read_clicks(
-        path, settings.columns, idle_timeout_s=settings.idle_timeout_s, keep=columns
+    return read_clicks(
+        path,
+        settings.columns,
+        idle_timeout_s=settings.idle_timeout_s,
+        keep=columns,
+        event_types=settings.event_types,
     ).clicks
-    return weigh_events(clicks, settings.event_types)
 
 
 def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:

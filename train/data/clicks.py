@@ -7,6 +7,7 @@ ties as in the file. A log of a hundred million clicks takes the same path as on
 """
 
 import gzip
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ import numpy as np
 import polars as pl
 import structlog
 
+from train.data.event_types import EventTypes, weigh_events
 from train.data.filters import DAY_MS, Filtered, Filters, filter_clicks
 from train.data.order import SESSION_ID, in_order, n_names, session_starts
 from train.data.rows import ClickLogError, Columns, Reason, read_rows
@@ -64,14 +66,16 @@ def read_clicks(
     idle_timeout_s: int | None = None,
     rejected_path: Path | None = None,
     keep: Sequence[str] | None = None,
+    event_types: EventTypes | None = None,
 ) -> Log:
     """The clicks of a log, default columns: the wire's; ``source.py`` says what it may be.
 
     Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``, for a URL in
     the working directory) with their row number and reason; a warning counts them. ``keep`` names
-    the further columns to read, of those the log has; None reads them all. Sessions are cut at
-    gaps longer than ``idle_timeout_s``; a log of visitors needs it. Raises ClickLogError for a
-    log that is unreadable, lacks a column or has no good click.
+    the further columns to read, of those the log has; None reads them all. Clicks are weighed by
+    ``event_types``; where those that advance no session are gone, sessions are cut at gaps longer
+    than ``idle_timeout_s``, as the stream does that never sees them; a log of visitors needs it.
+    Raises ClickLogError for a log that is unreadable, lacks a column or has no good click.
     """
     columns = columns or Columns()
     if columns.visitor and idle_timeout_s is None:
@@ -89,6 +93,8 @@ def read_clicks(
     n_bad, clicks = rows.n_bad, in_order(rows.good)
     del rows  # the unordered rows are as large as the ordered ones
     _warn_of_seconds(path, clicks["timestamp_ms"], columns)
+    if event_types is not None:
+        clicks = weigh_events(clicks, event_types)
     if idle_timeout_s is not None:
         clicks = cut_sessions(clicks, idle_timeout_s, number_all=columns.visitor is not None)
     return Log(clicks, n_bad, rejected_path if n_bad else None)
@@ -185,11 +191,12 @@ def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
 
 
 def _rejected_path(path: str | Path) -> Path:
-    """The log's name + .rejected.csv beside it; of a URL in the working directory."""
-    url = "://" in str(path)
+    """The log's name + .rejected.csv beside it; in the working directory for a URL, or where
+    nobody may write beside the log."""
     parts = [part for part in Path(str(path)).parts if not any(c in part for c in "*?[")]
-    whole = Path(parts[-1]) if url else Path(*parts)
-    return whole.with_name(whole.name + ".rejected.csv")
+    whole = Path(*parts)
+    away = "://" in str(path) or not os.access(whole.parent, os.W_OK)
+    return Path("" if away else whole.parent, whole.name + ".rejected.csv")
 
 
 def _write_rejected(bad: pl.LazyFrame, path: Path) -> None:
@@ -198,7 +205,7 @@ def _write_rejected(bad: pl.LazyFrame, path: Path) -> None:
             bad.sink_csv(file, engine="streaming")
     except OSError as error:
         raise ClickLogError(
-            f"{path} cannot be written ({error.strerror}); name another file for the bad rows"
+            f"{path}, the file for the log's bad rows, cannot be written: {error.strerror}"
         ) from error
 
 

@@ -112,11 +112,12 @@ def _read_rows(
         pl.col(_TIME).alias("timestamp_ms"),
         *context,
     )
-    # Columns of lists or structs cannot stand in a CSV file.
+    # Columns of lists, structs, durations or bytes cannot stand in a CSV file.
     shown = [
         name
         for name, dtype in schema.items()
-        if not dtype.is_nested() and name not in ("row", "reason", "file", SURPLUS, FILE)
+        if not (dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object))
+        and name not in ("row", "reason", "file", SURPLUS, FILE)
     ]
     bad = (
         judged.with_row_index("\0row", offset=1)

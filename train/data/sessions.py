@@ -61,6 +61,13 @@ class Sessions:
         return len(self.item_index)
 
     @property
+    def n_targets(self) -> int:
+        """Clicks to predict: not a session's first, and of a weight above 0."""
+        is_target = self.target_weight > 0
+        is_target[self.start[:-1]] = False
+        return int(np.count_nonzero(is_target))
+
+    @property
     def lengths(self) -> Int64[np.ndarray, "S"]:
         """Clicks of every session."""
         return np.diff(self.start)

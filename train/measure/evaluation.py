@@ -4,6 +4,7 @@ One `.npz` an evaluation, read with `allow_pickle=False`: tables, intervals, sli
 tests come from it without running a model again.
 """
 
+import hashlib
 import re
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+import polars as pl
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -50,6 +52,8 @@ class LogCounts(_Record):
     """Sessions shorter than two clicks once those are gone."""
     lost: Lost = NOTHING_LOST
     """Predictions that went with them."""
+    content_hash: str = ""
+    """Of the times of all its clicks: two logs of one name are two."""
 
 
 class Training(_Record):
@@ -91,9 +95,15 @@ class Evaluation:
         return result | (list_figures(self.listed, self.support) if self.listed.any() else {})
 
 
-def describe_log(name: str, indexed: Indexed, lost: Lost = NOTHING_LOST) -> LogCounts:
-    """The counts of a log under its name; `lost` from `lost_predictions`."""
+def describe_log(
+    name: str, indexed: Indexed, lost: Lost = NOTHING_LOST, clicks: pl.DataFrame | None = None
+) -> LogCounts:
+    """The counts of a log under its name; `lost` from `lost_predictions`.
+
+    `clicks`, the log before anything was dropped, tells it from others of that name.
+    """
     sessions = indexed.sessions
+    content = b"" if clicks is None else np.ascontiguousarray(clicks["timestamp_ms"]).tobytes()
     return LogCounts(
         name=name,
         sessions=len(sessions),
@@ -103,6 +113,7 @@ def describe_log(name: str, indexed: Indexed, lost: Lost = NOTHING_LOST) -> LogC
         dropped_clicks=indexed.dropped_clicks,
         dropped_sessions=indexed.dropped_sessions,
         lost=lost,
+        content_hash=hashlib.sha256(content).hexdigest()[:16] if content else "",
     )
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from train.measure.evaluation import load_evaluations
+from train.measure.evaluation import EvaluationError, load_evaluations
 from train.report.page import write_report
 
 
@@ -23,5 +23,12 @@ class ReportSettings(BaseModel):
 
 
 def run_report(settings: ReportSettings) -> None:
-    """Write the page. Raises EvaluationError for a folder without evaluations."""
-    write_report(settings.out, load_evaluations(settings.runs), settings.title)
+    """Write the page.
+
+    Raises EvaluationError for a folder without evaluations, or a page that cannot be written.
+    """
+    evaluations = load_evaluations(settings.runs)
+    try:
+        write_report(settings.out, evaluations, settings.title)
+    except OSError as error:
+        raise EvaluationError(f"out={settings.out} cannot be written: {error.strerror}") from error

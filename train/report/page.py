@@ -94,9 +94,10 @@ def write_report(
     path: Path, evaluations: Sequence[Evaluation], title: str = "Next click: evaluation"
 ) -> None:
     """Write the page of these evaluations, one section a log in the order they come."""
-    by_log: dict[str, list[Evaluation]] = defaultdict(list)
+    by_log: dict[tuple[str, str], list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
-        by_log[evaluation.info.log.name].append(evaluation)
+        counts = evaluation.info.log
+        by_log[counts.name, counts.content_hash].append(evaluation)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -24,7 +24,6 @@ from train.search.settings import SearchSettings
 from train.search.space import Space
 from train.search.study import (
     MADE_WITH,
-    STUDY,
     SearchError,
     check_same,
     ended,
@@ -55,9 +54,8 @@ def run_search(settings: SearchSettings) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = settings.search_space()
     wanted = made_with(settings, space)
-    if (settings.study / STUDY).exists():  # refused before the log is read, if it is to be
-        with open_study(settings) as study:
-            check_same(settings, study, wanted)
+    with open_study(settings) as study:  # refused before the log is read, if it is to be
+        check_same(settings, study, wanted)
     training_log = read_training_log(settings)
     log.info("log_read", **training_log.description().model_dump())
     wanted["log"] = log_fingerprint(training_log)

@@ -42,7 +42,12 @@ def open_study(settings: SearchSettings) -> Iterator[Study]:
 
     Raises SearchError if another process has it, or if the file is something else.
     """
-    settings.study.mkdir(parents=True, exist_ok=True)
+    try:
+        settings.study.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SearchError(
+            f"study={settings.study} cannot be made a folder: {error.strerror}"
+        ) from error
     file = settings.study / STUDY
     with (settings.study / "study.lock").open("w") as lock:
         try:

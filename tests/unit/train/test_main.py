@@ -98,6 +98,109 @@ def test_a_warm_start_reads_the_context_of_its_checkpoint(
     assert "context=hour, but the checkpoint has event_type,gap" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("first", "then", "sentence"),
+    [
+        (["hour,gap"], ["gap"], "was trained with context=hour,gap, not gap"),
+        (["hour"], [], "was trained with context=hour, not none"),
+        (
+            ["hour", "--utc-offset-s", "3600"],
+            ["hour"],
+            "was trained with utc_offset_s=3600, not 0",
+        ),
+    ],
+)
+def test_other_context_is_not_resumed_and_that_is_said_before_the_log_is_read(
+    clicks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    first: list[str],
+    then: list[str],
+    sentence: str,
+) -> None:
+    assert fit(clicks, tmp_path / "out", "--context", *first) == 0
+    capsys.readouterr()
+    words = ["--context", *then] if then else []
+    assert fit(tmp_path / "absent.parquet", tmp_path / "out", "--resume", *words) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_warm_start_of_another_time_zone_is_refused(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(clicks, tmp_path / "first", "--context", "hour") == 0
+    warm = ["--warm-start", str(tmp_path / "first"), "--utc-offset-s", "7200"]
+    capsys.readouterr()
+    assert fit(clicks, tmp_path / "second", *warm) == 2
+    assert "utc_offset_s=7200, but the checkpoint's hour has 0" in capsys.readouterr().err
+
+
+def test_a_validation_of_unknown_items_alone_is_refused(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newer = tmp_path / "newer.parquet"
+    log = markov_clicks(0.9, n_sessions=20, n_items=30, seed=5)
+    log.with_columns(pl.col("item_id") + "-new").write_parquet(newer)
+    assert fit(clicks, tmp_path / "out", "--validation", str(newer)) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"{newer}: nothing to predict in 120 clicks to validate on, 120 of")
+
+
+def test_other_types_of_event_do_not_hide_a_gap(tmp_path: Path) -> None:
+    """A worker never sees them, and so it cuts where they are gone."""
+    minutes = [0, 20, 40, 60]
+    log = pl.DataFrame(
+        {
+            "session_id": [f"s{n}" for n in range(20) for _ in minutes],
+            "item_id": [f"i{n % 3 + k}" for n in range(20) for k in range(4)],
+            "timestamp_ms": [86_400_000 * n + 60_000 * at for n in range(20) for at in minutes],
+            "event_type": ["view", "cart", "view", "view"] * 20,
+        }
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    flags = ["--idle-timeout-s", "1800", "--event-types.inputs", "view"]
+    assert fit(tmp_path / "log.parquet", tmp_path / "out", *flags) == 0
+    training = load_checkpoint(tmp_path / "out").info.training
+    assert training.clicks == 2 * training.sessions
+
+
+def test_figures_by_popularity_say_when_it_is_known_in_part(
+    clicks: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("train.network.checkpoint.POPULAR_ITEMS", 10)
+    assert fit(clicks, tmp_path / "out") == 0
+    capsys.readouterr()
+    words = ["evaluate", "--checkpoint", str(tmp_path / "out"), "--clicks", str(clicks)]
+    assert main(words) == 0
+    assert "popularity_known_in_part" in capsys.readouterr().err
+    assert main([*words, "--train-clicks", str(clicks)]) == 0
+    assert "popularity_known_in_part" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["search", "report", "ensemble", "shop"])
+def test_an_out_that_cannot_be_written_is_one_sentence(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    out, below = tmp_path / "out", clicks / "below"
+    assert fit(clicks, out) == 0
+    evaluate = ["--checkpoint", str(out), "--clicks", str(clicks), "--out", str(out)]
+    assert main(["evaluate", *evaluate]) == 0
+    words = {
+        "search": ["--clicks", "absent.parquet", "--study", str(below)],
+        "report": ["--runs", str(out), "--out", str(below / "report.html")],
+        "ensemble": ["--checkpoints", f"{out},{out}", "--out", str(below)],
+        "shop": ["--out", str(below / "shop.csv"), "--clicks", "100"],
+    }
+    capsys.readouterr()
+    assert main([command, *words[command]]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert str(below) in error
+    assert "Not a directory" in error
+
+
 def test_an_out_that_is_a_file_is_refused_before_anything_is_trained(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,6 +288,9 @@ def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
             "transition_context=decay with cell=window",
         ),
         (["--batch-size", "1", "--n-negatives", "0"], "loss=bpr-max needs negatives"),
+        (["--seed", "99999999999"], "--seed: Input should be less than or equal to 4294967295"),
+        (["--peek-context"], "peek_context=true without context"),
+        (["--warmup-epochs", "9"], "warmup_epochs=9 with epochs=2"),
     ],
 )
 def test_a_wrong_setting_stops_in_one_sentence(
@@ -207,6 +313,10 @@ def test_a_wrong_setting_stops_in_one_sentence(
         (["fit", "--out", "x"], "--clicks"),
         (["fit", "--clicks", "none.csv", "--out", "x"], "none.csv"),
         (["evaluate", "--checkpoint", "none", "--clicks", "none.csv"], "none holds no checkpoint"),
+        (
+            ["evaluate", "--checkpoint", "x", "--clicks", "y.csv", "--baselines", "pop"],
+            "baselines=pop without train_clicks",
+        ),
         (["retrain"], "retrain"),
         ([], "fit"),
     ],

@@ -294,10 +294,23 @@ def test_a_context_column_may_not_take_a_wire_name(tmp_path: Path) -> None:
         read_clicks(path, PUBLIC)
 
 
+def test_bad_rows_of_a_log_in_a_folder_of_others_come_to_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "theirs" / "log.csv"
+    path.parent.mkdir()
+    path.write_text("session_id,item_id,timestamp_ms\ns,a,1\ns,a,x\n")
+    monkeypatch.chdir(tmp_path)
+    # Tests may run as root, who may write everywhere.
+    monkeypatch.setattr("os.access", lambda folder, mode: folder != path.parent)
+    assert read_clicks(path).rejected_path == Path("log.csv.rejected.csv")
+    assert (tmp_path / "log.csv.rejected.csv").exists()
+
+
 def test_an_unwritable_place_for_bad_rows_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("session_id,item_id,timestamp_ms\ns,a,1\ns,a,x\n")
-    with pytest.raises(ClickLogError, match="name another file for the bad rows"):
+    with pytest.raises(ClickLogError, match="the file for the log's bad rows, cannot be written"):
         read_clicks(path, rejected_path=tmp_path / "absent" / "bad.csv")
 
 

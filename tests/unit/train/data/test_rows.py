@@ -4,6 +4,7 @@ import gzip
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -199,3 +200,22 @@ def test_a_gzip_file_with_a_ragged_row_is_read_row_by_row(tmp_path: Path) -> Non
     path.write_bytes(gzip.compress(b"session_id,item_id,timestamp_ms\ns,a,1\ns,b,2,3\n"))
     found = read_clicks(path)
     assert (len(found.clicks), found.rejected) == (1, {Reason.BAD_FIELD: 1})
+
+
+def test_bad_rows_are_written_without_the_columns_that_no_text_holds(tmp_path: Path) -> None:
+    log = pl.DataFrame(
+        {
+            "session_id": ["s", None],
+            "item_id": ["a", "b"],
+            "timestamp_ms": [1, 2],
+            "dwell": [timedelta(seconds=1)] * 2,
+            "raw": [b"x"] * 2,
+            "page": ["p", "q"],
+        }
+    )
+    log.write_parquet(tmp_path / "log.parquet")
+    found = read_clicks(tmp_path / "log.parquet")
+    assert found.rejected_path is not None
+    written = pl.read_csv(found.rejected_path)
+    assert written["page"].to_list() == ["q"]
+    assert not {"dwell", "raw"} & set(written.columns)

@@ -2,6 +2,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from tests.unit.train.building import sessions_of
@@ -40,6 +41,16 @@ def made(model: str = "markov", lists: bool = True, epochs: int = 0) -> Evaluati
         training=Training(epoch=1, history=history) if epochs else None,
         lists=lists,
     )
+
+
+def test_logs_of_one_name_are_told_apart_by_all_their_clicks() -> None:
+    indexed = Indexed(SESSIONS, Catalogue(list("abcde")), dropped_clicks=3, dropped_sessions=1)
+    clicks = pl.DataFrame({"timestamp_ms": [1, 2, 3]})
+    one, same, other = (
+        describe_log("toy", indexed, clicks=log).content_hash
+        for log in (clicks, clicks, clicks[:2])
+    )
+    assert one == same != other
 
 
 def test_an_evaluation_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:

@@ -125,6 +125,13 @@ def test_several_logs_have_one_table_over_all_with_gaps_where_a_model_was_not_me
     assert "All logs" not in page_of(tmp_path, both[0])
 
 
+def test_two_logs_of_one_name_are_two(tmp_path: Path) -> None:
+    one, other = made("gru", 15), made("gru", 30, n_sessions=50)
+    log = other.info.log.model_copy(update={"content_hash": "b"})
+    page = page_of(tmp_path, one, replace(other, info=other.info.model_copy(update={"log": log})))
+    assert 'id="log-2"' in page
+
+
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     page = page_of(tmp_path, made("<b>&", 15, log='a "log" <i>'), made("pop", 20, log="other"))
     assert "&lt;b&gt;&amp;" in page
