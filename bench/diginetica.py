@@ -33,7 +33,7 @@ from bench.run import SHOWN
 from train.baselines.vmis import vmis_knn
 from train.blend.blend import load_blend
 from train.blend.fit import fit_blend
-from train.data.clicks import Columns, read_clicks
+from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
 from train.ensemble import write_ensemble
 from train.fit import fit
@@ -42,7 +42,7 @@ from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.figures import figures
 from train.measure.predictor import ModelPredictor
 from train.measure.ranks import Ranks
-from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
+from train.network.checkpoint import INFO, Checkpoint, CheckpointError, load_checkpoint
 from train.progress import EpochProgress
 from train.settings import FitSettings
 from train.training_log import TrainingLog, read_training_log
@@ -109,7 +109,10 @@ def main() -> int:
         ensemble(training_log(0.0), command.out, seed=1)
         shutil.copyfile(BLEND, command.out / BLEND.name)
     elif isinstance(command, Score):
-        print(json.dumps(score(command)))
+        try:
+            print(json.dumps(score(command)))
+        except (CheckpointError, ClickLogError) as error:
+            sys.exit(str(error))
     return 0
 
 

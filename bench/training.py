@@ -81,6 +81,8 @@ def main() -> int:
     """Print the figures, and keep those of a CPU in bench/results/training.json."""
     settings = CliApp.run(TrainingBench)
     torch.set_num_threads(1)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("device=cuda, but PyTorch finds no such device here: use cpu")
     if settings.catalogue is not None:
         print(json.dumps(measure_catalogue(settings.catalogue, settings.device)))
         return 0
