@@ -20,6 +20,9 @@ SURPLUS = "\0surplus"
 FILE = "\0file"
 """In a log of several files: the file a row stands in."""
 _PARQUET = (".parquet", ".pq")
+_SIGNED = (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64())
+_UNSIGNED = (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64())
+_FLOATS = (pl.Float32(), pl.Float64())
 
 
 class ClickLogError(Exception):
@@ -34,7 +37,7 @@ class Source(NamedTuple):
     is_text: bool
     """Bytes that are no UTF-8 stand as U+FFFD."""
     conflicts: dict[str, str]
-    """Columns that were left out because files disagree about their types, and what they hold."""
+    """Columns that were left out because no type holds those of all files, and what they hold."""
 
 
 def open_log(path: str | Path) -> Source:
@@ -110,28 +113,46 @@ def _files(path: Path) -> list[Path]:
 
 def _scan_files(path: Path, files: Sequence[Path]) -> Source:
     """The files as one table with every column that any of them has."""
-    schema: dict[str, pl.DataType] = {}
-    found: dict[str, set[str]] = {}
+    found: dict[str, dict[pl.DataType, None]] = {}  # a set in the order of the files
     for file in files:
         try:
             columns = pl.read_parquet_schema(file)
         except (OSError, pl.exceptions.PolarsError) as error:
             raise unreadable(file, error) from error
         for name, dtype in columns.items():
-            schema.setdefault(name, dtype)
-            found.setdefault(name, set()).add(str(dtype))
-    conflicts = {
-        name: " and ".join(sorted(dtypes)) for name, dtypes in found.items() if len(dtypes) > 1
-    }
+            found.setdefault(name, {})[dtype] = None
+    schema: dict[str, pl.DataType] = {}
+    conflicts: dict[str, str] = {}
+    for name, dtypes in found.items():
+        widest = _widest(list(dtypes))
+        if widest is None:
+            conflicts[name] = " and ".join(sorted(map(str, dtypes)))
+        else:
+            schema[name] = widest
     table = pl.scan_parquet(
         list(files),
         glob=False,
-        schema={name: dtype for name, dtype in schema.items() if name not in conflicts},
+        schema=schema,
+        cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
         missing_columns="insert",
         extra_columns="ignore",
         include_file_paths=FILE,
     )
     return Source(table, is_text=False, conflicts=conflicts)
+
+
+def _widest(dtypes: Sequence[pl.DataType]) -> pl.DataType | None:
+    """The type that holds what all of these do without a loss; None where there is none.
+
+    A file of a column without a value has the type Null there, whatever the others have.
+    """
+    said = [dtype for dtype in dtypes if dtype != pl.Null] or [pl.Null()]
+    if len(said) == 1:
+        return said[0]
+    for narrow_to_wide in (_SIGNED, _UNSIGNED, _FLOATS):
+        if all(dtype in narrow_to_wide for dtype in said):
+            return max(said, key=narrow_to_wide.index)
+    return None
 
 
 def _read_text(path: Path, separator: str) -> pl.DataFrame:

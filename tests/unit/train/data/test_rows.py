@@ -145,6 +145,20 @@ def test_files_may_disagree_about_a_column_that_nobody_needs(
         read_clicks(folder, keep=keep)
 
 
+def test_files_may_write_a_column_narrower_or_without_a_value(tmp_path: Path) -> None:
+    """As a day's file of pandas does whose numbers are small or whose column is empty."""
+    narrow = {"item_id": pl.Series([1, 2], dtype=pl.Int32), "page": pl.Series([None, None])}
+    frame(0, 2).with_columns(**narrow, dwell=pl.Series([1, 2.5], dtype=pl.Float32)).write_parquet(
+        tmp_path / "a.parquet"
+    )
+    wide = frame(2, 1).with_columns(item_id=pl.Series([2**40]), page=pl.lit("p"), dwell=pl.lit(0.1))
+    wide.write_parquet(tmp_path / "b.parquet")
+    clicks = read_clicks(tmp_path).clicks
+    assert clicks["item_id"].to_list() == ["1", "2", str(2**40)]
+    assert clicks["page"].to_list() == [None, None, "p"]
+    assert clicks["dwell"].to_list() == [1, 2.5, 0.1]
+
+
 def test_a_replacement_character_is_bad_in_text_and_good_in_parquet(tmp_path: Path) -> None:
     """In a text file it stands for bytes that are no UTF-8; Parquet holds none."""
     path = tmp_path / "log.parquet"
