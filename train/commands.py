@@ -124,6 +124,13 @@ def run_evaluate(settings: EvaluateSettings) -> None:
             f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
             f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
         )
+    begins_ms = indexed.sessions.timestamp_ms[indexed.sessions.start[:-1]]
+    if np.median(begins_ms) <= info.training.last_timestamp_ms:
+        log.warning(
+            "not_newer_than_the_training",
+            clicks=str(settings.clicks),
+            note="what was learnt from is predicted too well",
+        )
     predictors: dict[str, Predictor] = {MODEL: ModelPredictor(checkpoint.model)}
     support = np.zeros(len(catalogue), dtype=np.int64)
     for popular in info.popular:
@@ -131,6 +138,13 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     if settings.train_clicks is not None:
         known = build_sessions(read(settings.train_clicks), catalogue).sessions
         support = item_support(known, len(catalogue))
+        if known.n_clicks != info.training.clicks:
+            log.warning(
+                "baselines_learn_from_other_clicks",
+                train_clicks=known.n_clicks,
+                model=info.training.clicks,
+                note="a log's newest sessions are held back from the model that validates on them",
+            )
         predictors |= {name: BASELINES[name](known, len(catalogue)) for name in settings.baselines}
     elif len(info.popular) < len(catalogue):
         log.warning(

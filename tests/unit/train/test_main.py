@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from train.__main__ import main
+from train.data.clicks import split_by_time
 from train.data.shop import markov_clicks
 from train.network.checkpoint import load_checkpoint
 
@@ -178,6 +179,27 @@ def test_figures_by_popularity_say_when_it_is_known_in_part(
     assert "popularity_known_in_part" in capsys.readouterr().err
     assert main([*words, "--train-clicks", str(clicks)]) == 0
     assert "popularity_known_in_part" not in capsys.readouterr().err
+
+
+def test_evaluate_warns_where_a_comparison_is_not_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = markov_clicks(0.9, n_sessions=100, n_items=30, seed=1)
+    older, newer = split_by_time(log, 0.2)
+    older.write_parquet(tmp_path / "older.parquet")
+    newer.write_parquet(tmp_path / "newer.parquet")
+    for fraction, warned in (("0", False), ("0.1", True)):
+        out = tmp_path / fraction
+        assert fit(tmp_path / "older.parquet", out, "--validation-fraction", fraction) == 0
+        words = ["evaluate", "--checkpoint", str(out), "--train-clicks"]
+        words += [str(tmp_path / "older.parquet"), "--clicks"]
+        capsys.readouterr()
+        assert main([*words, str(tmp_path / "newer.parquet")]) == 0
+        error = capsys.readouterr().err
+        assert ("baselines_learn_from_other_clicks" in error) == warned
+        assert "not_newer_than_the_training" not in error
+        assert main([*words, str(tmp_path / "older.parquet")]) == 0
+        assert "not_newer_than_the_training" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["search", "report", "ensemble", "shop"])
