@@ -55,6 +55,11 @@ class LogCounts(_Record):
     content_hash: str = ""
     """Of the times of all its clicks: two logs of one name are two."""
 
+    @property
+    def identity(self) -> tuple[str, str]:
+        """What evaluations of the same log have in common."""
+        return self.name, self.content_hash
+
 
 class Training(_Record):
     """How a model with epochs came about."""
@@ -186,11 +191,11 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
         if not paths:
             raise EvaluationError(f"{folder} holds no file *{SUFFIX}: evaluate a model into it")
         found |= {path.resolve(): load_evaluation(path) for path in paths}
-    uses = Counter((kept.info.log.name, kept.info.model) for kept in found.values())
+    uses = Counter((*kept.info.log.identity, kept.info.model) for kept in found.values())
     result = []
     for path, kept in found.items():
         name = kept.info.model
-        if uses[kept.info.log.name, name] > 1:
+        if uses[*kept.info.log.identity, name] > 1:
             name += f" ({path.parent.name})"
         result.append(replace(kept, info=kept.info.model_copy(update={"model": name})))
     return result

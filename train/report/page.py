@@ -96,8 +96,7 @@ def write_report(
     """Write the page of these evaluations, one section a log in the order they come."""
     by_log: dict[tuple[str, str], list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
-        counts = evaluation.info.log
-        by_log[counts.name, counts.content_hash].append(evaluation)
+        by_log[evaluation.info.log.identity].append(evaluation)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
