@@ -32,7 +32,7 @@ from train.training_log import TrainingLog
 
 DATASET = "rsc15-100k"
 RESULT = Path(__file__).parent / "results" / f"{DATASET}.json"
-VALIDATION_FRACTION = 0.12  # the training file's last day, about as many sessions as the test's
+VALIDATION_FRACTION = 0.12  # the training file's last half day
 SCHEDULE = Schedule(epochs=12, patience=4)
 
 log = structlog.get_logger()
