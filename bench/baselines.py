@@ -112,6 +112,7 @@ def run(folder: Path, results: Results) -> None:
     chosen: dict[str, Parameters] = {}
     for name, split in load_splits(folder):
         models = grid(split)
+        built: dict[str, Predictor] = {}
         for model, choices in models.items():
             kept = results.rows.get((folder.name, name, model))
             if kept is not None:
@@ -120,16 +121,19 @@ def run(folder: Path, results: Results) -> None:
             if name == "validation":
                 chosen[model] = choose(model, split, choices)
             begin = time.process_time()
-            predictor = build(model, split, chosen[model])
+            built[model] = build(model, split, chosen[model])
             seconds = time.process_time() - begin
-            results.add(_row(name, split, model, chosen[model], predictor, seconds))
+            results.add(_row(name, split, model, chosen[model], built[model], seconds))
 
         for hybrid, part_names in HYBRIDS.items():
             kept = results.rows.get((folder.name, name, hybrid))
             if kept is not None:
                 chosen[hybrid] = kept["parameters"]
             elif all(part in models for part in part_names):
-                parts = {part: build(part, split, chosen[part]) for part in part_names}
+                for part in part_names:
+                    if part not in built:  # its row was kept
+                        built[part] = build(part, split, chosen[part])
+                parts = {part: built[part] for part in part_names}
                 begin = time.process_time()
                 if name == "validation":
                     fitted = fit_blend(parts, split.asked, split.n_items)
