@@ -62,7 +62,7 @@ async def _check_positions(
 ) -> int:
     """Give every partition a position that the clicks can be read on from; returns lost clicks."""
     topic = settings.clicks_topic
-    committed = await asyncio.to_thread(group_offsets, settings)
+    committed = await asyncio.to_thread(group_offsets, settings, partitions)
     n_lost = 0
     for partition, (begin, end) in (await reader.bounds(topic, partitions)).items():
         position = sessions.partitions[partition].position

@@ -1,8 +1,16 @@
 """The four topics: made right, or told what is wrong with them (`topics create|check`)."""
 
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init__ has no __all__
     AdminClient,
     ConfigResource,
@@ -14,6 +22,12 @@ from stream.kafka import confluent_options
 from stream.settings import KafkaSettings, TopicsSettings
 
 TIMEOUT_S = 20
+POLL_S = 0.1
+_COORDINATOR_MOVES = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
 DEAD_LETTER_EXTRA_BYTES = 65_536
 """What a dead letter's headers may add to the click it keeps."""
 BATCH_BYTES = 1_000_000
@@ -75,7 +89,9 @@ def create_topics(settings: TopicsSettings) -> list[str]:
                 raise TopicError(
                     f"topic {name} cannot be created: {error.args[0].str()}"
                 ) from error
-    return [topic.topic for topic in missing]
+    names = [topic.topic for topic in missing]
+    _wait_until_known(admin, settings, names)
+    return names
 
 
 def check_topics(settings: KafkaSettings) -> TopicFacts:
@@ -141,16 +157,38 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
     )
 
 
-def group_offsets(settings: KafkaSettings) -> dict[int, int]:
-    """Return what the consumer group has committed of the clicks topic, by partition."""
-    admin = AdminClient(confluent_options(settings))
-    group = ConsumerGroupTopicPartitions(settings.app_id)
-    future = admin.list_consumer_group_offsets([group])[settings.app_id]
-    return {
-        tp.partition: tp.offset
-        for tp in future.result(TIMEOUT_S).topic_partitions
-        if tp.topic == settings.clicks_topic and tp.offset >= 0
-    }
+def group_offsets(settings: KafkaSettings, partitions: Iterable[int]) -> dict[int, int]:
+    """Return what the consumer group has committed of the clicks topic, by partition.
+
+    Waits while a broker that has just started still loads its groups, which is when every worker
+    restores. By a consumer that joins nothing: the admin client's list_consumer_group_offsets
+    ends the process (SIGSEGV) where a broker answers NOT_COORDINATOR (librdkafka issue 5040).
+    """
+    consumer = Consumer(
+        confluent_options(settings) | {"group.id": settings.app_id, "enable.auto.commit": False}
+    )
+    wanted = [TopicPartition(settings.clicks_topic, p) for p in partitions]
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while True:
+            try:
+                found = consumer.committed(wanted, TIMEOUT_S)
+                return {tp.partition: tp.offset for tp in found if tp.offset >= 0}
+            except KafkaException as error:
+                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
+    finally:
+        consumer.close()
+
+
+def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[str]) -> None:
+    """The controller answers before its brokers know of a topic: a busy one takes a second."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while unknown := [name for name in names if name not in _existing(admin, settings)]:
+        if time.monotonic() > deadline:
+            raise TopicError(f"topics {', '.join(unknown)} were created but no broker knows them")
+        time.sleep(POLL_S)
 
 
 def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:

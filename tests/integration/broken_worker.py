@@ -28,7 +28,7 @@ def no_position_record() -> None:
     async def check_positions(
         partitions: Any, sessions: Sessions, reader: Any, settings: Any, topic_id: str
     ) -> int:
-        committed = group_offsets(settings)
+        committed = group_offsets(settings, partitions)
         for partition in partitions:
             position = sessions.partitions[partition].position
             if position is not None:

@@ -121,6 +121,13 @@ class Deployment:
             f"{n_clicks} answered clicks",
         )
 
+    def endings(self) -> list[str]:
+        """How each worker ended, and what it called critical."""
+        return [
+            f"worker {n}: exit {worker.process.poll()} {worker.critical()}"
+            for n, worker in enumerate(self.workers)
+        ]
+
     def close(self) -> None:
         for worker in self.workers:
             worker.end(signal.SIGCONT)
@@ -169,3 +176,7 @@ class WorkerProcess:
 
     def log(self) -> str:
         return self.log_path.read_text()
+
+    def critical(self) -> list[str]:
+        """The log's critical lines, without their stacks."""
+        return [line[:600] for line in self.log().splitlines() if '"critical"' in line]

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from deploy.broker import EmbeddedKafka
+from stream.settings import KafkaSettings
+from stream.topics import group_offsets
 from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment
 from tests.integration.traffic import session_load
@@ -140,6 +142,15 @@ def test_a_broker_that_restarts_under_load_loses_nothing(tmp_path: Path) -> None
             load.start()
             in_full_swing(deployment, 0.2)
             broker.restart()
+            # Every worker restores now, and the group's coordinator may still be loading.
+            assert group_offsets(
+                KafkaSettings(
+                    bootstrap_servers=broker.bootstrap_servers,
+                    app_id=deployment.app,
+                    clicks_topic=deployment.clicks,
+                ),
+                range(4),
+            )
             load.join()
             # A commit whose outcome the broker could not tell ends the worker: by design, the
             # orchestrator starts it again and the restore decides.

@@ -1,5 +1,6 @@
 """Clicks in and records out, with clients that are not ours."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterable, Iterator
@@ -113,7 +114,11 @@ def read_topic(bootstrap_servers: str, topic: str) -> list[Stored]:
                     open_partitions.discard(partition)
                 else:
                     raise AssertionError(error)
-        return sorted(found, key=lambda record: (record.partition, record.offset))
+        found.sort(key=lambda record: (record.partition, record.offset))
+        for one, next_one in itertools.pairwise(found):
+            where = (one.partition, one.offset)
+            assert where != (next_one.partition, next_one.offset), f"{topic} {where}: read twice"
+        return found
     finally:
         consumer.close()
 

@@ -17,6 +17,7 @@ from stream.position import POSITION_KEY, BadClickLimit, Position
 from stream.scorer import OnnxScorer
 from stream.session import decode_state, last_click_ms
 from tests.integration.service import Deployment
+from tests.integration.traffic import Stored
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Verdict:
     different: int
     wrong_states: int
     state_error: float
+    evidence: tuple[str, ...] = ()
+    """Where the copies of a recommendation stand, and how the workers ended."""
 
     @property
     def exact(self) -> bool:
@@ -40,7 +43,13 @@ def verdict(deployment: Deployment) -> Verdict:
     """Compare recommendations and final states with those of a fault-free run."""
     expected_answers, expected_states, dead = _fault_free(deployment)
     found = deployment.read(deployment.recommendations)
-    by_source = {record.headers["source"].decode(): record for record in found}
+    by_source: dict[str, Stored] = {}
+    copies: list[tuple[Stored, Stored]] = []
+    for record in found:
+        source = record.headers["source"].decode()
+        if source in by_source:
+            copies.append((by_source[source], record))
+        by_source[source] = record
     different = 0
     for source, record in by_source.items():
         assert record.value is not None
@@ -61,11 +70,20 @@ def verdict(deployment: Deployment) -> Verdict:
         state_error = max(state_error, float(np.abs(ours.model_state - theirs.model_state).max()))
     return Verdict(
         missing=len(expected_answers.keys() - by_source.keys()),
-        duplicates=len(found) - len(by_source),
+        duplicates=len(copies),
         different=different,
         wrong_states=wrong,
         state_error=state_error,
+        evidence=(*map(_told, copies[:3]), *map(_told, copies[-3:]), *deployment.endings()),
     )
+
+
+def _told(copy: tuple[Stored, Stored]) -> str:
+    first, second = (
+        f"{r.partition}@{r.offset} of {json.loads(r.value or b'{}').get('published_ms')}"
+        for r in copy
+    )
+    return f"{first} again at {second}"
 
 
 def sessions_in_changelog(deployment: Deployment) -> dict[tuple[int, bytes], bytes]:
