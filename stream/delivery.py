@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
+import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
@@ -16,10 +17,14 @@ from stream.kafka import aiokafka_options
 from stream.messages import Message
 from stream.position import POSITION_KEY, encode_position
 from stream.settings import KafkaSettings
-from stream.topics import BATCH_BYTES, TopicFacts
+from stream.topics import BATCH_BYTES, TopicFacts, hanging_partitions
+
+log = structlog.get_logger(__name__)
 
 TRANSACTION_TIMEOUT_MS = 15_000
 MIN_REQUEST_BYTES = 4_000_000
+_NOTHING = b"\x00aborted"
+"""Key of a record that is written to be aborted."""
 
 
 # The broker's two words for it, and what aiokafka says to any call on a producer it has told so.
@@ -38,8 +43,11 @@ class Delivery:
         self._facts = facts
         self._producers: dict[int, AIOKafkaProducer] = {}
 
-    async def own(self, partitions: Collection[int]) -> None:
+    async def own(self, partitions: Collection[int]) -> list[int]:
         """Start a producer for each partition: fences its last owner and aborts what that left.
+
+        Returns the partitions of which a transaction was aborted that somebody may have been told
+        is committed: forget what was applied of them, and read their changelog again.
 
         The producers of before are stopped first, those of partitions that stay included: after
         a rebalance nobody knows who else has started their ids. The caller is between batches.
@@ -48,6 +56,36 @@ class Delivery:
         producers = {p: self._new_producer(p) for p in partitions}
         self._producers = producers  # so that close() reaches them if a start is cancelled
         await asyncio.gather(*(producer.start() for producer in producers.values()))
+        return await self._abort_what_hangs(partitions) if partitions else []
+
+    async def _abort_what_hangs(self, partitions: Collection[int]) -> list[int]:
+        """Abort transactions whose end the brokers have lost, before the next one commits them.
+
+        Kafka 4.4 calls a transaction complete without writing its markers to a partition that has
+        no leader at that moment: its one broker is shutting down. The records then hang in the
+        log, hidden from the restore, until the next transaction of the same id ends; were that a
+        commit, clicks answered again would be answered twice. Nobody has read them, all of the
+        transaction's partitions hang alike, and so an abort in all of them undoes it whole.
+        """
+        changelog = self._settings.changelog_topic
+        hanging = await asyncio.to_thread(hanging_partitions, self._settings, changelog, partitions)
+        for partition in hanging:
+            log.warning("hanging_transaction_aborted", topic=changelog, partition=partition)
+            producer = self._producers[partition]
+            await producer.begin_transaction()
+            for topic, to in self._targets(partition):
+                await producer.send_and_wait(topic, key=_NOTHING, value=None, partition=to)
+            await producer.abort_transaction()
+        return hanging
+
+    def _targets(self, partition: int) -> tuple[tuple[str, int], ...]:
+        """Where recommendations, dead letters and changelog of an input partition go."""
+        settings, facts = self._settings, self._facts
+        return (
+            (settings.recommendations_topic, partition % facts.recommendation_partitions),
+            (settings.dead_letter_topic, partition % facts.dead_letter_partitions),
+            (settings.changelog_topic, partition),
+        )
 
     def _new_producer(self, partition: int) -> AIOKafkaProducer:
         return AIOKafkaProducer(
@@ -71,25 +109,16 @@ class Delivery:
         an abort.
         """
         producer = self._producers[partition]
-        settings, facts = self._settings, self._facts
         changelog = [Message(key, raw) for key, raw in output.states.items()]
         changelog += [Message(key, None) for key in tombstones]
         changelog.append(Message(POSITION_KEY, encode_position(output.position)))
         try:
             await producer.begin_transaction()
             futures = []
-            for topic, to, messages in (
-                (
-                    settings.recommendations_topic,
-                    partition % facts.recommendation_partitions,
-                    output.recommendations,
-                ),
-                (
-                    settings.dead_letter_topic,
-                    partition % facts.dead_letter_partitions,
-                    output.dead_letters,
-                ),
-                (settings.changelog_topic, partition, changelog),
+            for (topic, to), messages in zip(
+                self._targets(partition),
+                (output.recommendations, output.dead_letters, changelog),
+                strict=True,
             ):
                 futures += await _send(producer, topic, to, messages)
             # commit_transaction() would succeed with the rest when one batch has failed.

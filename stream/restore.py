@@ -37,7 +37,8 @@ async def restore_partitions(
     """
     facts = await asyncio.to_thread(check_topics, settings)
     sessions.own(partitions)
-    await delivery.own(partitions)
+    for partition in await delivery.own(partitions):
+        sessions.forget(partition)
     if not partitions:  # more workers than partitions: this one waits for another to leave
         return 0, 0
     start = {p: sessions.partitions[p].changelog_offset for p in partitions}

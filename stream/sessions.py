@@ -91,6 +91,10 @@ class Sessions:
             p: self.partitions.get(p) or PartitionSessions() for p in sorted(partitions)
         }
 
+    def forget(self, partition: int) -> None:
+        """Begin an owned partition anew: what was applied of it is not what the changelog says."""
+        self.partitions[partition] = PartitionSessions()
+
     def get(self, partition: int, key: bytes) -> bytes | None:
         """Return a session's bytes."""
         return self.partitions[partition].states.get(key)

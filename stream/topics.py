@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from confluent_kafka import (
     Consumer,
+    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -15,6 +16,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
     AdminClient,
     ConfigResource,
     NewTopic,
+    OffsetSpec,
     ResourceType,
 )
 
@@ -180,6 +182,20 @@ def group_offsets(settings: KafkaSettings, partitions: Iterable[int]) -> dict[in
                 time.sleep(POLL_S)
     finally:
         consumer.close()
+
+
+def hanging_partitions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> list[int]:
+    """Return the partitions of a topic that hold records of a transaction without its end."""
+    admin = AdminClient(confluent_options(settings))
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    wanted = {TopicPartition(topic, p): latest for p in partitions}
+
+    def ends(level: IsolationLevel) -> dict[int, int]:
+        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=TIMEOUT_S)
+        return {tp.partition: future.result(TIMEOUT_S).offset for tp, future in futures.items()}
+
+    stable, written = ends(IsolationLevel.READ_COMMITTED), ends(IsolationLevel.READ_UNCOMMITTED)
+    return [p for p, offset in stable.items() if offset < written[p]]
 
 
 def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[str]) -> None:

@@ -54,6 +54,15 @@ def no_fencing() -> None:
     Delivery._new_producer = unfenced  # type: ignore[method-assign]
 
 
+def no_abort() -> None:
+    """Leave a transaction that hangs to whatever ends it."""
+
+    async def abort_what_hangs(self: Any, partitions: Any) -> list[int]:
+        return []
+
+    Delivery._abort_what_hangs = abort_what_hangs  # type: ignore[method-assign]
+
+
 def no_restore() -> None:
     """Take the positions from the changelog and leave the sessions there."""
     take = PartitionSessions.restore
@@ -142,6 +151,7 @@ def stop_before_commit() -> None:
 GUARDS = {
     "no_position_record": no_position_record,
     "no_fencing": no_fencing,
+    "no_abort": no_abort,
     "no_restore": no_restore,
     "no_stopped_flow": no_stopped_flow,
     "no_hole_check": no_hole_check,

@@ -18,6 +18,7 @@ from tests.integration.traffic import Stored, produce, read_topic
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
+SESSION_TIMEOUT_S = 6
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Deployment:
         port = free_port()
         environment = self.environment() | {
             "NEXTCLICK_BUNDLE": str(self.bundle),
-            "NEXTCLICK_SESSION_TIMEOUT_S": "6",
+            "NEXTCLICK_SESSION_TIMEOUT_S": str(SESSION_TIMEOUT_S),
             "NEXTCLICK_WEB_PORT": str(port),
             **{f"NEXTCLICK_{k.upper()}": v for k, v in (self.extra | settings).items()},
         }
