@@ -4,12 +4,15 @@ Each patch names the defect. ``tests/integration`` runs the faults with a patch 
 sees the loss that it prevents.
 """
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Protocol
 
 import aiokafka.producer.sender
+from aiokafka.errors import KafkaConnectionError, KafkaError
+from aiokafka.producer.sender import Sender
 from faust.sensors.monitor import Monitor
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
@@ -137,6 +140,26 @@ def retry_transactions_soon() -> None:
     aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.001
 
 
+def look_for_the_coordinator_again() -> None:
+    """Ask again where a broker closes the connection in the middle of the question.
+
+    aiokafka does so after a timeout and where no connection can be had, but gives the producer up
+    for good in between: a worker ended in one of ten restarts of its broker.
+    """
+    original = Sender._find_coordinator
+
+    async def find_coordinator(self: Any, kind: Any, key: str) -> Any:
+        while True:
+            try:
+                return await original(self, kind, key)
+            except KafkaError as error:
+                if not isinstance(error.__cause__, KafkaConnectionError):
+                    raise
+                await asyncio.sleep(self._retry_backoff)
+
+    Sender._find_coordinator = find_coordinator  # a patch
+
+
 PATCHES = (
     commit_before_revoke,
     restore_before_resume,
@@ -144,6 +167,7 @@ PATCHES = (
     seek_to_positions,
     fetch_committed_clicks_soon,
     retry_transactions_soon,
+    look_for_the_coordinator_again,
 )
 
 

@@ -7,6 +7,9 @@ from typing import Any
 
 import aiokafka.producer.sender
 import pytest
+from aiokafka.client import CoordinationType
+from aiokafka.errors import KafkaConnectionError, KafkaError, UnknownError
+from aiokafka.producer.sender import Sender
 from faust.sensors.monitor import Monitor
 from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
@@ -27,6 +30,7 @@ PATCHED = (
     (Recovery, "_build_highwaters"),
     (AIOKafkaConsumerThread, "_create_worker_consumer"),
     (aiokafka.producer.sender, "BACKOFF_OVERRIDE"),
+    (Sender, "_find_coordinator"),
 )
 
 
@@ -189,6 +193,44 @@ def test_the_attributes_that_the_fetch_patch_sets_are_aiokafkas() -> None:
 def test_a_transaction_is_tried_again_after_1_ms() -> None:
     faust_patches.retry_transactions_soon()
     assert aiokafka.producer.sender.BACKOFF_OVERRIDE == 0.001
+
+
+@pytest.mark.parametrize("then", ["found", "refused"])
+async def test_a_coordinator_is_looked_for_until_a_connection_holds(
+    then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What aiokafka makes of the two errors is its own code; only its lookup is a fake."""
+    faust_patches.look_for_the_coordinator_again()
+    answers = [KafkaConnectionError("Connection at 127.0.0.1:9092 closed")] * 2
+    asked: list[str] = []
+
+    class Client:
+        async def coordinator_lookup(self, kind: int, key: str) -> int:
+            asked.append(key)
+            if len(asked) <= len(answers):
+                raise answers[len(asked) - 1]
+            if then == "refused":
+                raise UnknownError
+            return 7
+
+        async def ready(self, node: int, group: Any) -> bool:
+            return node == 7
+
+    sender: Any = Sender(
+        Client(),
+        acks=-1,
+        txn_manager=object(),
+        message_accumulator=None,
+        retry_backoff_ms=0,
+        request_timeout_ms=0,
+    )
+    found = sender._find_coordinator(CoordinationType.TRANSACTION, "app-0")
+    if then == "found":
+        assert await found == 7
+    else:
+        with pytest.raises(KafkaError, match="UnknownError"):
+            await found
+    assert asked == ["app-0"] * 3
 
 
 @pytest.mark.parametrize(
