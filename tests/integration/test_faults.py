@@ -60,7 +60,7 @@ def test_kill_9_under_load_is_exact(
     load.join()
     deployment.wait_until_answered(N_CLICKS)
     found = verdict(deployment)
-    assert found.exact != bool(guards), found
+    assert found.exact != bool(guards), str(found)
 
 
 @pytest.mark.parametrize("guards", [(), ("no_restore",)], ids=["whole", "broken"])
@@ -76,7 +76,7 @@ def test_sigterm_under_load_is_exact_and_exits_with_0(
     load.join()
     deployment.wait_until_answered(N_CLICKS)
     found = verdict(deployment)
-    assert found.exact != bool(guards), found
+    assert found.exact != bool(guards), str(found)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_worker_that_joins_and_one_that_leaves_are_exact(
         deployment.wait_until_answered(N_CLICKS, 45 if guards else 90)
     assert second.process.poll() is None, second.log()
     found = verdict(deployment)
-    assert found.exact != bool(guards), found
+    assert found.exact != bool(guards), str(found)
 
 
 @pytest.mark.parametrize("guards", [(), ("no_fencing",)], ids=["whole", "broken"])
@@ -124,7 +124,7 @@ def test_a_worker_that_sleeps_past_its_session_timeout_writes_nothing_when_it_wa
         wait_for(lambda: not is_stopped(sleeper.process.pid), 10, "an awake worker")
         sleeper.wait_until_ready()
     found = verdict(deployment)
-    assert found.exact != bool(guards), found
+    assert found.exact != bool(guards), str(found)
 
 
 def test_a_broker_that_restarts_under_load_loses_nothing(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_broker_that_restarts_under_load_loses_nothing(tmp_path: Path) -> None
             found = verdict(deployment)
         finally:
             deployment.close()
-    assert found.exact, found
+    assert found.exact, str(found)
 
 
 def is_stopped(pid: int) -> bool:

@@ -71,8 +71,8 @@ def test_a_transaction_that_lost_its_commit_markers_is_answered_once(
     deployment.send(islice(load, 200, None))
     deployment.wait_until_answered(N_CLICKS)
     found = verdict(deployment)
-    assert found.exact != bool(guards), found
-    assert bool(found.duplicates) == bool(guards), found
+    assert found.exact != bool(guards), str(found)
+    assert bool(found.duplicates) == bool(guards), str(found)
 
 
 def cut_last_marker(path: Path) -> None:
