@@ -74,53 +74,71 @@ def produce(
     return n
 
 
+class Reader:
+    """A read_committed reader of a topic, from its first record on."""
+
+    def __init__(self, bootstrap_servers: str, topic: str) -> None:
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "group.id": "not-used",
+                "isolation.level": "read_committed",
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+                "fetch.message.max.bytes": 20_000_000,
+            }
+        )
+        partitions = self._consumer.list_topics(topic, timeout=20).topics[topic].partitions
+        self._consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
+        self.unread = set(partitions)
+        """The partitions whose end was not reached yet."""
+
+    def __enter__(self) -> "Reader":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._consumer.close()
+
+    def next(self) -> list[Stored]:
+        """The records that came next; none where 0.1 s brought none."""
+        found = []
+        # A call waits for all of its timeout unless it gets as many messages as it asks for.
+        for message in self._consumer.consume(1000, 0.1):
+            error, partition, offset = message.error(), message.partition(), message.offset()
+            assert partition is not None and offset is not None
+            if error is None:
+                headers = dict(message.headers() or {})
+                found.append(
+                    Stored(
+                        partition,
+                        offset,
+                        message.timestamp()[1],
+                        message.key(),
+                        message.value(),
+                        {n: v for n, v in headers.items() if isinstance(v, bytes)},
+                    )
+                )
+            elif error.name() == "_PARTITION_EOF":
+                self.unread.discard(partition)
+            else:
+                raise AssertionError(error)
+        return found
+
+
 def read_topic(bootstrap_servers: str, topic: str) -> list[Stored]:
     """Everything a read_committed reader finds in a topic, in order of partition and offset."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            "group.id": "not-used",
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "fetch.message.max.bytes": 20_000_000,
-        }
-    )
-    try:
-        partitions = list(consumer.list_topics(topic, timeout=20).topics[topic].partitions)
-        consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
-        open_partitions = set(partitions)
-        found: list[Stored] = []
+    found: list[Stored] = []
+    with Reader(bootstrap_servers, topic) as reader:
         deadline = time.monotonic() + 60
-        while open_partitions:
+        while reader.unread:
             assert time.monotonic() < deadline, f"{topic} cannot be read to its end"
-            for message in consumer.consume(1000, 1.0):
-                error, partition, offset = message.error(), message.partition(), message.offset()
-                assert partition is not None and offset is not None
-                if error is None:
-                    headers = dict(message.headers() or {})
-                    found.append(
-                        Stored(
-                            partition,
-                            offset,
-                            message.timestamp()[1],
-                            message.key(),
-                            message.value(),
-                            {n: v for n, v in headers.items() if isinstance(v, bytes)},
-                        )
-                    )
-                elif error.name() == "_PARTITION_EOF":
-                    open_partitions.discard(partition)
-                else:
-                    raise AssertionError(error)
-        found.sort(key=lambda record: (record.partition, record.offset))
-        for one, next_one in itertools.pairwise(found):
-            where = (one.partition, one.offset)
-            assert where != (next_one.partition, next_one.offset), f"{topic} {where}: read twice"
-        return found
-    finally:
-        consumer.close()
+            found += reader.next()
+    found.sort(key=lambda record: (record.partition, record.offset))
+    for one, next_one in itertools.pairwise(found):
+        where = (one.partition, one.offset)
+        assert where != (next_one.partition, next_one.offset), f"{topic} {where}: read twice"
+    return found
 
 
 def session_load(
