@@ -39,7 +39,9 @@ class FitError(Exception):
 class Schedule(BaseModel):
     """When a training ends."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     epochs: PositiveInt = 10
     """Passes over the training sessions, at most."""

@@ -37,7 +37,9 @@ log = structlog.get_logger()
 class LogSettings(BaseModel):
     """Which clicks a model learns from, and what of them it is told."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     clicks: str | Path
     """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the

@@ -11,6 +11,8 @@ from train.data.order import in_order, number_ids
 from train.data.sessions import TARGET_WEIGHT
 from train.data.source import ClickLogError
 
+MAX_TARGET = 1e6
+"""Far above any use, and far below what a sum of float32 can hold."""
 _KIND = "\0event_type"
 
 
@@ -24,7 +26,7 @@ class EventTypes(BaseModel):
     inputs: tuple[str, ...] | None = None
     """Types that advance a session; clicks of other types, or of none, are dropped before
     anything else. Unset: all do."""
-    targets: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] | None = None
+    targets: dict[str, Annotated[float, Field(ge=0, le=MAX_TARGET)]] | None = None
     """What a click of a type counts as the one to predict, as purchase=3; types that are not
     named count 0: they are read and never a target. Unset: every click counts 1."""
 

@@ -60,7 +60,9 @@ HOUR_SHARES = np.array(
 class ShopConfig(BaseModel):
     """One shop; the same settings give the same shop, whatever the number of clicks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     seed: int = Field(default=0, ge=0)
     """Of the shop and of its visitors."""

@@ -171,7 +171,7 @@ def _read_text(path: Path, separator: str) -> pl.DataFrame:
             infer_schema=False,
             encoding="utf8-lossy",
         )
-        _check_header(path, [str(name) for name in header.row(0)])
+        _check_header(path, [name or "" for name in header.row(0)])
         return pl.read_csv(
             path,
             separator=separator,

@@ -23,7 +23,9 @@ Loss = Literal["bpr-max", "cross-entropy", "softmax", "top1-max", "bpr", "top1"]
 class Hyperparameters(BaseModel):
     """What decides the weights, besides the log; kept in the checkpoint."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     cell: Cell = "gru"
     """Recurrent cell; window is a feed-forward network over the last clicks instead."""

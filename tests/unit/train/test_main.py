@@ -313,6 +313,9 @@ def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--seed", "99999999999"], "--seed: Input should be less than or equal to 4294967295"),
         (["--peek-context"], "peek_context=true without context"),
         (["--warmup-epochs", "9"], "warmup_epochs=9 with epochs=2"),
+        (["--clip-norm", "inf"], "--clip-norm: Input should be a finite number (found 'inf')"),
+        (["--validation-fraction", "nan"], "--validation-fraction: Input should be a finite"),
+        (["--event-types.targets", "cart=1e300"], "--event-types.targets.cart: Input should be"),
     ],
 )
 def test_a_wrong_setting_stops_in_one_sentence(
