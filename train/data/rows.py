@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from train.data.order import ITEM_ID, SESSION_ID, VISITOR_ID
-from train.data.source import FILE, SURPLUS, ClickLogError, Source, open_log, reading
+from train.data.source import FILE, MALFORMED, ClickLogError, Source, open_log, reading
 
 __all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
 
@@ -33,7 +33,7 @@ class Reason(StrEnum):
     """Why a row of a log is no click."""
 
     BAD_FIELD = "bad_field"
-    """More fields than the header has names."""
+    """More fields than the header has names, or a quote that is not closed."""
     NOT_UTF8 = "not_utf8"
     BAD_SESSION_ID = "bad_session_id"
     """Missing, longer than 256 bytes (a visitor: 240), or begins with NUL."""
@@ -117,7 +117,7 @@ def _read_rows(
         name
         for name, dtype in schema.items()
         if not (dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object))
-        and name not in ("row", "reason", "file", SURPLUS, FILE)
+        and name not in ("row", "reason", "file", MALFORMED, FILE)
     ]
     bad = (
         judged.with_row_index("\0row", offset=1)
@@ -145,7 +145,7 @@ def _sources(columns: Columns) -> tuple[str, str, str]:
 
 
 def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> list[str]:
-    further = [name for name in schema if name not in (*_sources(columns), SURPLUS, FILE)]
+    further = [name for name in schema if name not in (*_sources(columns), MALFORMED, FILE)]
     for name in WIRE_COLUMNS:
         if name in further:
             raise ClickLogError(f"{path}: column {name!r} is not what it is read as; rename it")
@@ -161,7 +161,7 @@ def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns
                 "write them alike"
             )
         if name not in schema:
-            own = ", ".join(column for column in schema if column not in (SURPLUS, FILE))
+            own = ", ".join(column for column in schema if column not in (MALFORMED, FILE))
             raise ClickLogError(f"{path} has no column {name!r}, only {own}")
         dtype = schema[name]
         if dtype.is_nested() or (
@@ -211,11 +211,11 @@ def _reason(source: Source, schema: pl.Schema, columns: Columns) -> pl.Expr:
 
     latest_ms = time.time_ns() // 1_000_000 + MAX_FUTURE_MS
     max_session_bytes = MAX_VISITOR_BYTES if columns.visitor else MAX_ID_BYTES
-    surplus = pl.col(SURPLUS) if SURPLUS in schema else pl.lit(False)
+    malformed = pl.col(MALFORMED) if MALFORMED in schema else pl.lit(False)
     # Bytes that are no UTF-8 were read as U+FFFD.
     broken = pl.any_horizontal(pl.col(_SESSION, _ITEM).str.contains("\ufffd", literal=True))
     return (
-        pl.when(surplus)
+        pl.when(malformed)
         .then(pl.lit(Reason.BAD_FIELD.value))
         .when(broken if source.is_text else pl.lit(False))
         .then(pl.lit(Reason.NOT_UTF8.value))

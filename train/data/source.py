@@ -7,19 +7,22 @@ and are read whole.
 import csv
 import glob
 import gzip
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
-SURPLUS = "\0surplus"
-"""In a text log with such rows: whether a row has more fields than the header has names."""
+MALFORMED = "\0malformed"
+"""In a text log with such rows: whether a row's fields are not those that the header names."""
 FILE = "\0file"
 """In a log of several files: the file a row stands in."""
 _PARQUET = (".parquet", ".pq")
+_MOST_LINES = 100
+"""Of a quoted field. A stray quote would take the rest of the log for one."""
 _SIGNED = (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64())
 _UNSIGNED = (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64())
 _FLOATS = (pl.Float32(), pl.Float64())
@@ -33,7 +36,7 @@ class Source(NamedTuple):
     """The rows of a log as they came; of a text file all columns are text."""
 
     table: pl.LazyFrame
-    """May have the columns SURPLUS and FILE besides the log's own."""
+    """May have the columns MALFORMED and FILE besides the log's own."""
     is_text: bool
     """Bytes that are no UTF-8 stand as U+FFFD."""
     conflicts: dict[str, str]
@@ -195,19 +198,55 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
     opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
     rows: list[list[str | None]] = []
-    surplus: list[bool] = []
+    malformed: list[bool] = []
     with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-        reader = csv.reader(
-            lines,
-            delimiter=separator,
-            quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
-        )
-        header = next(reader)
+        header = next(csv.reader([next(lines)], delimiter=separator, quoting=_quoting(separator)))
         _check_header(path, header)
         last = len(header) - 1
-        for row in reader:
+        for row, is_quoted_well in _records(lines, separator, len(header)):
             fields = [*row[:last], separator.join(row[last:])]  # what is too much stays visible
             rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
-            surplus.append(len(row) > len(header))
+            malformed.append(len(row) > len(header) or not is_quoted_well)
     table = pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")
-    return table.with_columns(pl.Series(SURPLUS, surplus, dtype=pl.Boolean))
+    return table.with_columns(pl.Series(MALFORMED, malformed, dtype=pl.Boolean))
+
+
+def _records(
+    lines: Iterator[str], separator: str, n_fields: int
+) -> Iterator[tuple[list[str], bool]]:
+    """Every record's fields, and whether its quotes are closed.
+
+    Where they are not, the record is its first line alone, split as if it had no quotes: the
+    lines behind it are none of its field.
+    """
+    ahead: list[str] = []
+
+    def upcoming() -> Iterator[str]:
+        for n in range(_MOST_LINES):
+            if n == len(ahead):
+                ahead.extend(itertools.islice(lines, 1))
+            if n == len(ahead):
+                return
+            yield ahead[n]
+
+    while True:
+        reader = csv.reader(
+            upcoming(), delimiter=separator, quoting=_quoting(separator), strict=True
+        )
+        try:
+            record = next(reader)
+            is_quoted_well = reader.line_num == 1 or len(record) == n_fields
+        except StopIteration:
+            return
+        except csv.Error:
+            is_quoted_well = False
+        if is_quoted_well:
+            yield record, True
+            del ahead[: reader.line_num]
+        else:
+            yield ahead[0].rstrip("\r\n").split(separator), False
+            del ahead[0]
+
+
+def _quoting(separator: str) -> Literal[0, 3]:
+    return csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE

@@ -200,6 +200,47 @@ def test_bad_rows_are_counted_by_reason_and_written_beside_the_log(tmp_path: Pat
     assert written["timestamp_ms"][8] == "soon"
 
 
+@pytest.mark.parametrize(
+    ("line", "item"),
+    [
+        ('s,"un,500', None),
+        ('s,"u"n,500', None),
+        ('s,"a",500,3', None),
+        ('s,u"n,500', 'u"n'),
+        ('s,"u""n",500', 'u"n'),
+        ('s,"u,n",500', "u,n"),
+    ],
+)
+def test_a_stray_quote_takes_its_own_line_alone(
+    tmp_path: Path, line: str, item: str | None
+) -> None:
+    path = tmp_path / "log.csv"
+    good = [(f"s{n:03}", "i", n) for n in range(400)]
+    lines = [f"{session},{item},{at}" for session, item, at in good]
+    text = [*lines[:9], line, *lines[9:200], line, *lines[200:], "s,a,1,surplus"]
+    path.write_text("\n".join(["session_id,item_id,timestamp_ms", *text]))
+    found = read_clicks(path)
+    read = [] if item is None else [("s", item, 500)] * 2
+    assert rows(found.clicks) == good + read
+    assert found.rejected == {Reason.BAD_FIELD: 3 - len(read)}
+
+
+def test_a_field_may_stand_on_several_lines(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    page = '"first\nsecond, ""third"""'
+    text = ["session_id,item_id,timestamp_ms,page", f"s,a,1,{page}", "s,b,2,home,more"]
+    path.write_text("\n".join(text))
+    found = read_clicks(path)
+    assert found.clicks["page"].to_list() == ['first\nsecond, "third"']
+    assert found.rejected == {Reason.BAD_FIELD: 1}
+
+
+def test_two_columns_without_a_name_are_not_one_name_twice(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("session_id,item_id,timestamp_ms,,\ns,a,1,,\n")
+    assert rows(read_clicks(path).clicks) == [("s", "a", 1)]
+
+
 def test_every_reason_is_the_same_without_a_ragged_row(tmp_path: Path) -> None:
     """The fast reader and the one that looks for ragged rows see the same bad rows."""
     lines = [
