@@ -28,6 +28,8 @@ from train.network.checkpoint import TrainingData
 TIME_FIELDS = ("hour", "weekday", "gap")
 NO_CONTEXT = ("", "session_id", "item_id", "timestamp_ms", "event_id")
 MAX_FIELDS = 64
+_NO_NAMES = (pl.Binary, pl.Decimal, pl.Duration, pl.Object)
+"""Types whose values have no text by which the stream would find them."""
 
 ALL_EVENTS = EventTypes()
 
@@ -152,6 +154,12 @@ def read_training_log(
     wanted = {"context": columns}
     if settings.event_types != ALL_EVENTS:
         wanted["event_types.column"] = [settings.event_types.column]
+    for setting, given in wanted.items():
+        for name in given:
+            if name in settings.columns.sources():
+                raise ContextError(
+                    f"{setting}={name}: that column is the log's session, item or time"
+                )
     for path in (settings.clicks, settings.validation):
         if path is not None:
             _check_columns(path, wanted)
@@ -236,7 +244,7 @@ def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> Non
                     f"{setting}={name}: {path} has no such column, only {found}; "
                     f"{', '.join(TIME_FIELDS)} come from the time"
                 )
-            if schema[name].is_nested() or schema[name] in (pl.Binary, pl.Decimal, pl.Object):
+            if schema[name].is_nested() or schema[name] in _NO_NAMES:
                 raise ContextError(
                     f"{setting}={name}: {path} has {schema[name]} there; expected text, numbers "
                     "or truth values"

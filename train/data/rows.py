@@ -71,6 +71,10 @@ class Columns(BaseModel):
             return given
         return {**_PRESETS.get(given.get("preset", "wire"), {}), **given}
 
+    def sources(self) -> tuple[str, str, str]:
+        """The columns of session (or visitor), item and time."""
+        return (self.visitor or self.session, self.item, self.time)
+
 
 class Rows(NamedTuple):
     """A log's rows under the wire's names, those that are clicks apart from those that are not."""
@@ -140,12 +144,8 @@ def _read_rows(
     return Rows(clicks, n_bad, bad)
 
 
-def _sources(columns: Columns) -> tuple[str, str, str]:
-    return (columns.visitor or columns.session, columns.item, columns.time)
-
-
 def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> list[str]:
-    further = [name for name in schema if name not in (*_sources(columns), MALFORMED, FILE)]
+    further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
     for name in WIRE_COLUMNS:
         if name in further:
             raise ClickLogError(f"{path}: column {name!r} is not what it is read as; rename it")
@@ -154,7 +154,7 @@ def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> l
 
 def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
     """The three columns of a click; null where a value cannot be read."""
-    for name, wire in zip(_sources(columns), WIRE_COLUMNS, strict=True):
+    for name, wire in zip(columns.sources(), WIRE_COLUMNS, strict=True):
         if name in source.conflicts:
             raise ClickLogError(
                 f"{path}: column {name!r} holds {source.conflicts[name]} in different files; "
@@ -170,7 +170,7 @@ def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns
             and dtype not in (pl.String, pl.Datetime, pl.Date)
         ):
             raise ClickLogError(f"{path}: column {name!r} holds {dtype}, which is no {wire}")
-    session, item, at = _sources(columns)
+    session, item, at = columns.sources()
     return [
         _parse_id(session, schema[session]).alias(_SESSION),
         _parse_id(item, schema[item]).alias(_ITEM),

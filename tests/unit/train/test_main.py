@@ -333,6 +333,32 @@ def test_a_wrong_setting_stops_in_one_sentence(
 
 
 @pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--context", "ItemId"], "context=ItemId: that column is the log's session, item or time"),
+        (["--context", "gap,Time"], "context=Time: that column"),
+        (
+            ["--event-types.inputs", "view", "--event-types.column", "SessionId"],
+            "event_types.column=SessionId: that column",
+        ),
+        (["--context", "dwell"], "context=dwell: "),
+    ],
+)
+def test_a_column_that_cannot_be_context_is_named_before_the_log_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], sentence: str
+) -> None:
+    path = tmp_path / "clicks.parquet"
+    log = markov_clicks(0.9, n_sessions=20, n_items=30, seed=1)
+    names = {"session_id": "SessionId", "item_id": "ItemId", "timestamp_ms": "Time"}
+    dwell = pl.duration(seconds=pl.col("timestamp_ms") % 60)
+    log.with_columns(dwell=dwell).rename(names).write_parquet(path)
+    assert fit(path, tmp_path / "out", "--columns.preset", "public", *flags) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(sentence)
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("words", "sentence"),
     [
         (["fit", "--out", "x"], "--clicks"),
