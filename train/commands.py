@@ -22,7 +22,13 @@ from train.fit import (
     fit,
 )
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
-from train.measure.evaluation import Training, describe_log, evaluate, save_evaluation
+from train.measure.evaluation import (
+    Training,
+    check_replaceable,
+    describe_log,
+    evaluate,
+    save_evaluation,
+)
 from train.measure.figures import figures, lost_predictions
 from train.measure.predictor import ModelPredictor
 from train.network.checkpoint import INFO, load_checkpoint
@@ -159,10 +165,17 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         lost_predictions(clicks, indexed.sessions),
         clicks,
     )
+    trainings = dict.fromkeys(predictors) | {
+        MODEL: Training(epoch=info.epoch, history=info.history)
+    }
+    if settings.out is not None:
+        for name, training in trainings.items():
+            check_replaceable(settings.out, name, counts, training)
     found = {}
     for name, predictor in predictors.items():
-        training = Training(epoch=info.epoch, history=info.history) if name == MODEL else None
-        evaluation = evaluate(name, predictor, indexed.sessions, counts, support, training=training)
+        evaluation = evaluate(
+            name, predictor, indexed.sessions, counts, support, training=trainings[name]
+        )
         found[name] = evaluation.figures()
         if settings.out is not None:
             log.info("evaluation_kept", path=str(save_evaluation(settings.out, evaluation)))

@@ -7,7 +7,7 @@ tests come from it without running a model again.
 import hashlib
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -146,8 +146,30 @@ def evaluate(
     return Evaluation(info, ranks, support, listed)
 
 
+def evaluation_path(folder: Path, model: str) -> Path:
+    """Where a folder keeps the evaluation of a model of that name."""
+    return folder / (re.sub(r"[^\w.=+-]+", "_", model) + SUFFIX)
+
+
+def check_replaceable(folder: Path, model: str, log: LogCounts, training: Training | None) -> None:
+    """Raise EvaluationError where the folder keeps another model of that name, or of another log.
+
+    Two networks are one where their epochs went alike, in every digit.
+    """
+    path = evaluation_path(folder, model)
+    if not path.exists():
+        return
+    kept = load_evaluation(path).info
+    if kept.log.identity != log.identity:
+        raise EvaluationError(
+            f"{path} was measured on another log, {kept.log.name}: another --out keeps it"
+        )
+    if kept.training != training:
+        raise EvaluationError(f"{path} is another checkpoint's: another --out keeps it")
+
+
 def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
-    """Write `<model>.evaluation.npz`, replacing one of the same name; the file's path."""
+    """Write `<model>.evaluation.npz`, replacing one of that name; the file's path."""
     folder.mkdir(parents=True, exist_ok=True)
     # Narrow types compress to a third; they are widened again when they are read.
     arrays = {f.name: getattr(evaluation.ranks, f.name) for f in fields(Ranks)}
@@ -156,7 +178,7 @@ def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
         n: a.astype(np.min_scalar_type(a.max(initial=0))) if a.dtype == np.int64 else a
         for n, a in arrays.items()
     }
-    path = folder / (re.sub(r"[^\w.=+-]+", "_", evaluation.info.model) + SUFFIX)
+    path = evaluation_path(folder, evaluation.info.model)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as target:
         info = np.array(evaluation.info.model_dump_json())
@@ -191,11 +213,23 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
         if not paths:
             raise EvaluationError(f"{folder} holds no file *{SUFFIX}: evaluate a model into it")
         found |= {path.resolve(): load_evaluation(path) for path in paths}
-    uses = Counter((*kept.info.log.identity, kept.info.model) for kept in found.values())
-    result = []
+    alike = defaultdict(list)
     for path, kept in found.items():
-        name = kept.info.model
-        if uses[*kept.info.log.identity, name] > 1:
-            name += f" ({path.parent.name})"
-        result.append(replace(kept, info=kept.info.model_copy(update={"model": name})))
-    return result
+        alike[*kept.info.log.identity, kept.info.model].append(path)
+    labels = {path: label for paths in alike.values() for path, label in _labels(paths).items()}
+    return [
+        replace(kept, info=kept.info.model_copy(update={"model": kept.info.model + labels[path]}))
+        for path, kept in found.items()
+    ]
+
+
+def _labels(paths: Sequence[Path]) -> dict[Path, str]:
+    """The last folders of each path, as many as tell all of them apart; nothing for one alone."""
+    if len(paths) == 1:
+        return {paths[0]: ""}
+    longest = max(len(path.parts) for path in paths)
+    for depth in range(2, longest + 1):
+        folders = {path: "/".join(path.parts[-depth:-1]) for path in paths}
+        if len(set(folders.values())) == len(paths):
+            break
+    return {path: f" ({folder})" for path, folder in folders.items()}

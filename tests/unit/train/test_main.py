@@ -276,6 +276,33 @@ def test_evaluate_prints_the_checkpoints_validation_figures_again(
     assert result["sessions"] == 20
 
 
+def test_evaluate_never_replaces_another_checkpoint_or_log_unasked(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, seed in (("first", "1"), ("second", "2")):
+        assert fit(clicks, tmp_path / name, "--seed", seed) == 0
+
+    def kept(name: str, *words: str) -> tuple[int, str]:
+        capsys.readouterr()
+        out = ["--out", str(tmp_path / "runs"), "--clicks", str(clicks)]
+        code = main(["evaluate", "--checkpoint", str(tmp_path / name), *out, *words])
+        return code, capsys.readouterr().err.strip()
+
+    assert kept("first")[0] == 0
+    assert kept("first")[0] == 0, "the same again is no loss"
+    path = tmp_path / "runs" / "model.evaluation.npz"
+    before = path.read_bytes()
+    code, error = kept("second")
+    assert (code, error.splitlines()[-1]) == (
+        2,
+        f"{path} is another checkpoint's: another --out keeps it",
+    )
+    code, error = kept("first", "--name", "other")
+    assert code == 2
+    assert "was measured on another log, clicks.parquet" in error
+    assert path.read_bytes() == before
+
+
 def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

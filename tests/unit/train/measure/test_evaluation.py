@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -85,6 +86,15 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> Non
     save_evaluation(tmp_path / "seed-1", made("pop"))
     names = [evaluation.info.model for evaluation in load_evaluations([tmp_path])]
     assert names == ["gru (seed-1)", "pop", "gru (seed-2)"]
+
+
+def test_as_many_folders_are_named_as_tell_runs_apart(tmp_path: Path) -> None:
+    for folder in ("gru/test", "lstm/test", "copies"):
+        save_evaluation(tmp_path / folder, made("gru"))
+    shutil.copy(tmp_path / "copies/gru.evaluation.npz", tmp_path / "copies/two.evaluation.npz")
+    names = [e.info.model for e in load_evaluations([tmp_path / "gru", tmp_path / "lstm"])]
+    assert names == ["gru (gru/test)", "gru (lstm/test)"]
+    assert len(load_evaluations([tmp_path])) == 4, "two in one folder have no folder of their own"
 
 
 def test_a_folder_named_twice_counts_once(tmp_path: Path) -> None:
