@@ -31,7 +31,7 @@ from pydantic_settings import (
 from bench.record import provenance
 from bench.run import SHOWN
 from train.baselines.vmis import vmis_knn
-from train.blend.blend import load_blend
+from train.blend.blend import BlendError, load_blend
 from train.blend.fit import fit_blend
 from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
@@ -111,7 +111,7 @@ def main() -> int:
     elif isinstance(command, Score):
         try:
             print(json.dumps(score(command)))
-        except (CheckpointError, ClickLogError) as error:
+        except (BlendError, CheckpointError, ClickLogError) as error:
             sys.exit(str(error))
     return 0
 
@@ -231,6 +231,8 @@ def score(command: Score) -> dict[str, dict[str, float]]:
     n_items = len(catalogue)
     known = build_sessions(read_clicks(training_file(), COLUMNS).clicks, catalogue).sessions
     asked = build_sessions(read_clicks(command.test, COLUMNS).clicks, catalogue).sessions
+    if not asked.n_targets:
+        raise ClickLogError(f"{command.test} has no session of two items of the training file")
     parts: dict[str, Predictor] = {
         MODEL: ModelPredictor(checkpoint.model),
         VMIS: vmis_knn(known, n_items, **NEIGHBOURS),

@@ -144,6 +144,11 @@ def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Parity
             ParitySession(sessions.item_index[a:b], sessions.context[a:b])
             for a, b in pairwise(first_click_of)
         ]
+        if not newest:
+            raise ClickLogError(
+                f"{config.clicks} has no session of two items that {config.checkpoint} knows: "
+                "expected the log the checkpoint was trained on, or a newer one"
+            )
     n_random = PARITY_SESSIONS - len(newest)
     sizes = [field.size for field in fields]
     return newest + random_sessions(n_random, len(catalogue), sizes, seed=0)

@@ -52,6 +52,11 @@ def run_fit(settings: FitSettings) -> None:
         raise FitError(
             f"{settings.out} holds a checkpoint: --resume goes on with it, another --out keeps it"
         )
+    if resume is not None and not resume.info.history:
+        raise FitError(
+            f"{settings.out} is an ensemble, which keeps no state of its training: --warm-start "
+            "begins from it"
+        )
     torch.set_num_threads(settings.threads)
     hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
     if resume is not None:
@@ -143,6 +148,11 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         support[popular.item_index] = int(popular.score)
     if settings.train_clicks is not None:
         known = build_sessions(read(settings.train_clicks), catalogue).sessions
+        if not known.n_clicks:
+            raise FitError(
+                f"{settings.train_clicks} has no session of two items that {settings.checkpoint} "
+                "knows: there is nothing to count baselines from"
+            )
         support = item_support(known, len(catalogue))
         if known.n_clicks != info.training.clicks:
             log.warning(

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from train.baselines import Baseline
 from train.data.clicks import Columns
@@ -111,8 +111,8 @@ class ShopSettings(ShopConfig):
 
     out: Path
     """Click log to write: .parquet, .csv or .csv.gz."""
-    clicks: PositiveInt = 1_000_000
-    """Length of the log."""
+    clicks: int = Field(default=1_000_000, ge=1000)
+    """Length of the log; of fewer clicks too few sessions are left to measure the oracle on."""
 
     def config(self) -> ShopConfig:
         """The part that decides what the shop is."""

@@ -154,12 +154,15 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     model = SessionModel(info.model)
     weights = _read_arrays(folder / info.weights)
     check_arrays(folder / info.weights, weights, model.state_dict())
+    for name, array in weights.items():
+        if not np.isfinite(array).all():
+            raise CheckpointError(f"{folder / info.weights}: {name} holds numbers that are none")
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return Checkpoint(folder, info, Catalogue(item_ids), model.eval())
 
 
 def check_arrays(source: Path | str, arrays: Arrays, expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError unless the arrays have the expected names and shapes."""
+    """Raise CheckpointError unless the arrays have the expected names, shapes and types."""
     if arrays.keys() != expected.keys():
         raise CheckpointError(f"{source} holds {sorted(arrays)}, expected {sorted(expected)}")
     for name, tensor in expected.items():
@@ -167,6 +170,9 @@ def check_arrays(source: Path | str, arrays: Arrays, expected: Mapping[str, torc
             raise CheckpointError(
                 f"{source}: {name} has shape {arrays[name].shape}, expected {tuple(tensor.shape)}"
             )
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if arrays[name].dtype != dtype:
+            raise CheckpointError(f"{source}: {name} holds {arrays[name].dtype}, expected {dtype}")
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:

@@ -14,6 +14,7 @@ from export.__main__ import ExportConfig, describe, export_bundle, main, parity_
 from export.parity import ParityError, random_sessions
 from stream.bundle import BundleError, load_bundle
 from stream.scorer import OnnxScorer
+from train.data.clicks import ClickLogError
 from train.data.context import ContextField
 from train.data.sessions import Catalogue
 from train.network.checkpoint import (
@@ -183,6 +184,14 @@ def test_the_newest_sessions_of_a_log_come_first_and_random_ones_fill_up(
         [[3, 0, 3], [2, 2, 3]],
         [[0, 0, 3], [1, 2, 3]],
     ]
+
+
+def test_a_log_that_proves_nothing_is_one_sentence(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    log = tmp_path / "clicks.csv"
+    log.write_text("session_id,item_id,timestamp_ms,event_type\ns,new,1000,\ns,newer,2000,\n")
+    config = ExportConfig(checkpoint=checkpoint.folder, clicks=log)
+    with pytest.raises(ClickLogError, match="has no session of two items that"):
+        parity_sessions(config, checkpoint)
 
 
 def test_no_log_means_a_thousand_random_sessions(checkpoint: Checkpoint) -> None:

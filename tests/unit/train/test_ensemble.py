@@ -101,6 +101,14 @@ def test_other_architectures_do_not_go_together(
     assert not out.exists()
 
 
+def test_an_ensemble_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    members = [trained(tmp_path / str(seed), seed) for seed in (1, 2)]
+    write_ensemble(members, tmp_path / "out")
+    assert main(["fit", "--clicks", "no.csv", "--out", str(tmp_path / "out"), "--resume"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith(f"{tmp_path / 'out'} is an ensemble, which keeps no state")
+
+
 def test_one_folder_is_no_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ensemble", "--checkpoints", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "at least 2" in capsys.readouterr().err

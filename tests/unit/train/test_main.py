@@ -214,7 +214,7 @@ def test_an_out_that_cannot_be_written_is_one_sentence(
         "search": ["--clicks", "absent.parquet", "--study", str(below)],
         "report": ["--runs", str(out), "--out", str(below / "report.html")],
         "ensemble": ["--checkpoints", f"{out},{out}", "--out", str(below)],
-        "shop": ["--out", str(below / "shop.csv"), "--clicks", "100"],
+        "shop": ["--out", str(below / "shop.csv"), "--clicks", "1000"],
     }
     capsys.readouterr()
     assert main([command, *words[command]]) == 2
@@ -274,6 +274,18 @@ def test_evaluate_prints_the_checkpoints_validation_figures_again(
     assert result["dropped_clicks"] >= 1
     assert result["dropped_sessions"] == 1
     assert result["sessions"] == 20
+
+
+def test_baselines_of_a_log_without_a_known_item_are_refused(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(clicks, tmp_path / "out") == 0
+    other = tmp_path / "other.csv"
+    other.write_text("session_id,item_id,timestamp_ms\ns,new,1000\ns,newer,2000\n")
+    words = ["--checkpoint", str(tmp_path / "out"), "--clicks", str(clicks)]
+    assert main(["evaluate", *words, "--train-clicks", str(other)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"{other} has no session of two items that")
 
 
 def test_evaluate_never_replaces_another_checkpoint_or_log_unasked(
@@ -390,6 +402,7 @@ def test_a_column_that_cannot_be_context_is_named_before_the_log_is_read(
     [
         (["fit", "--out", "x"], "--clicks"),
         (["fit", "--clicks", "none.csv", "--out", "x"], "none.csv"),
+        (["shop", "--out", "x.csv", "--clicks", "999"], "--clicks: Input should be greater than"),
         (["evaluate", "--checkpoint", "none", "--clicks", "none.csv"], "none holds no checkpoint"),
         (
             ["evaluate", "--checkpoint", "x", "--clicks", "y.csv", "--baselines", "pop"],

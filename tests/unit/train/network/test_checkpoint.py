@@ -105,6 +105,28 @@ def test_an_array_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value", "sentence"),
+    [
+        ("float32", np.nan, r"weights-1\.npz: item_embedding.* holds numbers that are none"),
+        ("float64", 0.0, r"item_embedding.* holds float64, expected float32"),
+        ("str", "x", r"item_embedding.* holds <U1, expected float32"),
+    ],
+)
+def test_weights_that_are_no_numbers_are_refused(
+    tmp_path: Path, dtype: str, value: object, sentence: str
+) -> None:
+    save(tmp_path, a_model())
+    path = tmp_path / "weights-1.npz"
+    with np.load(path) as file:
+        weights = dict(file)
+    (name,) = (name for name in weights if name.startswith("item_embedding"))
+    weights[name] = np.full(weights[name].shape, value, dtype=dtype)
+    np.savez(path, **weights)
+    with pytest.raises(CheckpointError, match=sentence):
+        load_checkpoint(tmp_path)
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{tmp_path} holds no checkpoint"):
         load_checkpoint(tmp_path)
