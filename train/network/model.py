@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
+from pydantic import PositiveInt
 from torch import Tensor, nn
 
 from train.data.context import ContextField
@@ -30,11 +31,11 @@ TransitionContext = Literal["concat", "multiply", "add", "matrices", "decay"]
 class ModelConfig:
     """What the weights' shapes follow from; it is kept in the checkpoint."""
 
-    n_items: int
+    n_items: PositiveInt
     cell: Cell = "gru"
-    hidden_size: int = 100
-    n_layers: int = 1
-    window: int = 3
+    hidden_size: PositiveInt = 100
+    n_layers: PositiveInt = 1
+    window: PositiveInt = 3
     embedding: Embedding = "shared"
     residual: bool = False
     feed_forward: bool = False
@@ -45,7 +46,7 @@ class ModelConfig:
     context: tuple[ContextField, ...] = ()
     input_context: InputContext = "concat"
     transition_context: TransitionContext = "concat"
-    context_size: int = 16
+    context_size: PositiveInt = 16
     peek_context: bool = False
     """The query sees the context of the click it is to predict: for research, never served."""
 

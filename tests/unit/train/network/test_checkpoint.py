@@ -127,6 +127,17 @@ def test_weights_that_are_no_numbers_are_refused(
         load_checkpoint(tmp_path)
 
 
+def test_a_size_that_no_model_has_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, a_model())
+    info = json.loads((tmp_path / "checkpoint.json").read_text())
+    info["model"]["hidden_size"] = -1
+    (tmp_path / "checkpoint.json").write_text(json.dumps(info))
+    with pytest.raises(
+        CheckpointError, match=r"checkpoint\.json: model\.hidden_size: Input should"
+    ):
+        load_checkpoint(tmp_path)
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"{tmp_path} holds no checkpoint"):
         load_checkpoint(tmp_path)
