@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
-from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeInt
+from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeInt, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -52,6 +52,18 @@ class CollectSettings(BaseModel):
     """First offset by partition, as 0=1200; partitions that are not named: their first."""
     to_offsets: dict[NonNegativeInt, NonNegativeInt] = {}
     """Offset to stop before by partition; partitions that are not named: as until says."""
+
+    @model_validator(mode="after")
+    def _begins_before_it_ends(self) -> "CollectSettings":
+        if self.since and self.until and self.since >= self.until:
+            raise ValueError(f"since={self.since} is not before until={self.until}")
+        for partition, end in self.to_offsets.items():
+            first = self.from_offsets.get(partition, 0)
+            if first > end:
+                raise ValueError(
+                    f"from_offsets={partition}={first} is behind to_offsets={partition}={end}"
+                )
+        return self
 
 
 class Span(NamedTuple):

@@ -408,6 +408,22 @@ def test_a_column_that_cannot_be_context_is_named_before_the_log_is_read(
             ["evaluate", "--checkpoint", "x", "--clicks", "y.csv", "--baselines", "pop"],
             "baselines=pop without train_clicks",
         ),
+        (
+            [
+                "collect",
+                "--out",
+                "x",
+                "--since",
+                "2026-01-02T00:00Z",
+                "--until",
+                "2026-01-01T00:00Z",
+            ],
+            "since=2026-01-02 00:00:00+00:00 is not before until=2026-01-01 00:00:00+00:00",
+        ),
+        (
+            ["collect", "--out", "x", "--from-offsets", "0=9", "--to-offsets", "0=8"],
+            "from_offsets=0=9 is behind to_offsets=0=8",
+        ),
         (["retrain"], "retrain"),
         ([], "fit"),
     ],
