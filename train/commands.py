@@ -1,6 +1,10 @@
 """The commands on click logs: `fit` trains, `evaluate` measures, `shop` makes a log up."""
 
+import fcntl
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +35,11 @@ from train.measure.evaluation import (
 )
 from train.measure.figures import figures, lost_predictions
 from train.measure.predictor import ModelPredictor
-from train.network.checkpoint import INFO, load_checkpoint
+from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
-from train.training_log import read_training_log
+from train.training_log import TrainingLog, read_training_log
 
 MODEL = "model"
 """The name of the network among the baselines."""
@@ -48,11 +52,9 @@ log = structlog.get_logger()
 def run_fit(settings: FitSettings) -> None:
     """Read, train, and write the checkpoint with its figures and plot."""
     resume = load_checkpoint(settings.out) if settings.resume else None
-    if resume is None and (settings.out / INFO).exists():
-        raise FitError(
-            f"{settings.out} holds a checkpoint: --resume goes on with it, another --out keeps it"
-        )
-    if resume is not None and not resume.info.history:
+    if resume is None:
+        _check_free(settings.out)
+    elif not resume.info.history:
         raise FitError(
             f"{settings.out} is an ensemble, which keeps no state of its training: --warm-start "
             "begins from it"
@@ -76,6 +78,19 @@ def run_fit(settings: FitSettings) -> None:
     )
     _make_folder(settings.out)
     log.info("log_read", **training_log.description().model_dump())
+    with _alone(settings.out):
+        if resume is None:
+            _check_free(settings.out)  # another run may have ended since
+        _fit(settings, training_log, resume, warm_start)
+
+
+def _fit(
+    settings: FitSettings,
+    training_log: TrainingLog,
+    resume: Checkpoint | None,
+    warm_start: Checkpoint | None,
+) -> None:
+    hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
     baselines = build_baselines(training_log.train, len(training_log.catalogue))
 
     first_epoch = 1 if resume is None else min(len(resume.info.history) + 1, schedule.epochs)
@@ -213,6 +228,34 @@ def run_shop(settings: ShopSettings) -> None:
         "oracle_mrr_at_20": oracle.mrr,
     }
     print(json.dumps(result, indent=1))
+
+
+def _check_free(folder: Path) -> None:
+    if (folder / INFO).exists():
+        raise FitError(
+            f"{folder} holds a checkpoint: --resume goes on with it, another --out keeps it"
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Raise FitError where another run trains into the folder: each would delete the other's files.
+
+    The lock is the folder's own, which no file outlives: it goes with the process.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FitError(
+                f"another run trains into {folder}: another --out keeps them apart"
+            ) from None
+        except OSError as error:  # some network file systems lock no folders
+            log.warning("folder_not_locked", folder=str(folder), error=error.strerror)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _make_folder(path: Path) -> None:

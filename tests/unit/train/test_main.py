@@ -1,4 +1,6 @@
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import matplotlib.image
@@ -250,6 +252,23 @@ def test_fit_never_trains_over_a_checkpoint_unasked(
     assert load_checkpoint(out).info == before
     assert fit(clicks, out, "--resume", "--epochs", "3") == 0
     assert len(load_checkpoint(out).info.history) == 3
+
+
+def test_two_runs_never_train_into_one_folder(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    other_run = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(other_run, fcntl.LOCK_EX)
+        assert fit(clicks, out) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error == f"another run trains into {out}: another --out keeps them apart"
+        assert list(out.iterdir()) == []
+    finally:
+        os.close(other_run)
+    assert fit(clicks, out) == 0
 
 
 def test_evaluate_prints_the_checkpoints_validation_figures_again(
