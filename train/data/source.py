@@ -200,7 +200,7 @@ def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
     rows: list[list[str | None]] = []
     malformed: list[bool] = []
     with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-        header = next(csv.reader([next(lines)], delimiter=separator, quoting=_quoting(separator)))
+        header = next(csv.reader(lines, delimiter=separator, quoting=_quoting(separator)))
         _check_header(path, header)
         last = len(header) - 1
         for row, is_quoted_well in _records(lines, separator, len(header)):

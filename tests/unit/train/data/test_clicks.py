@@ -228,10 +228,10 @@ def test_a_stray_quote_takes_its_own_line_alone(
 def test_a_field_may_stand_on_several_lines(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     page = '"first\nsecond, ""third"""'
-    text = ["session_id,item_id,timestamp_ms,page", f"s,a,1,{page}", "s,b,2,home,more"]
+    text = ['session_id,item_id,timestamp_ms,"the\npage"', f"s,a,1,{page}", "s,b,2,home,more"]
     path.write_text("\n".join(text))
     found = read_clicks(path)
-    assert found.clicks["page"].to_list() == ['first\nsecond, "third"']
+    assert found.clicks["the\npage"].to_list() == ['first\nsecond, "third"']
     assert found.rejected == {Reason.BAD_FIELD: 1}
 
 
