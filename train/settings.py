@@ -112,7 +112,7 @@ class ShopSettings(ShopConfig):
     out: Path
     """Click log to write: .parquet, .csv or .csv.gz."""
     clicks: int = Field(default=1_000_000, ge=1000)
-    """Length of the log; of fewer clicks too few sessions are left to measure the oracle on."""
+    """Length of the log, at least 1,000: fewer leave too few sessions to measure the oracle on."""
 
     def config(self) -> ShopConfig:
         """The part that decides what the shop is."""
