@@ -10,10 +10,13 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
 
+from bench.record import provenance
+from bench.run import differences, with_intervals
 from train.baselines import build_baselines
 from train.baselines.vmis import vmis_knn
 from train.blend.blend import Blend
@@ -21,8 +24,9 @@ from train.blend.fit import fit_blend
 from train.data.clicks import Columns, read_clicks, split_by_time
 from train.data.sessions import Sessions, build_sessions
 from train.fit import Schedule, fit
-from train.measure.evaluate import Predictor, figures, rank_targets
+from train.measure.evaluate import Predictor, rank_targets
 from train.measure.predictor import ModelPredictor
+from train.measure.ranks import Ranks
 from train.network.checkpoint import load_checkpoint
 from train.network.hyperparameters import Hyperparameters
 from train.network.model import SessionModel
@@ -33,6 +37,7 @@ from train.training_log import TrainingLog
 DATASET = "rsc15-100k"
 RESULT = Path(__file__).parent / "results" / f"{DATASET}.json"
 VALIDATION_FRACTION = 0.12  # the training file's last half day
+BLENDED = "blend"
 SCHEDULE = Schedule(epochs=12, patience=4)
 
 log = structlog.get_logger()
@@ -98,19 +103,17 @@ def main() -> int:
     test = build_sessions(test_clicks, whole.catalogue)
     log.info("test", dropped_clicks=test.dropped_clicks, dropped_sessions=test.dropped_sessions)
     parts = blend_parts(model, whole.sessions)
-    predictors: dict[str, Predictor] = parts | {"blend": Blend(parts, fitted.weights)}
-    rows = []
+    predictors: dict[str, Predictor] = parts | {BLENDED: Blend(parts, fitted.weights)}
+    rows: list[dict[str, Any]] = []
+    measured = provenance()
+    ranks: dict[str, Ranks] = {}
     for name, predictor in (predictors | build_baselines(whole.sessions, n_items)).items():
-        result = figures(rank_targets(predictor, test.sessions, n_items))
-        rows.append(
-            {
-                "model": name,
-                "recall_at_20": round(result["recall_at_20"], 4),
-                "mrr_at_20": round(result["mrr_at_20"], 4),
-                "predictions": int(result["predictions"]),
-            }
-        )
-        print(json.dumps(rows[-1]))
+        ranks[name] = rank_targets(predictor, test.sessions, n_items)
+        found = with_intervals(ranks[name])
+        for own in parts if name == BLENDED else ():  # ranked before the blend
+            found[f"against_{own}"] = differences(ranks[name], ranks[own])
+        print(json.dumps({"model": name, **found}))
+        rows.append({"model": name, **found, "measured": measured})
     RESULT.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return 0
 

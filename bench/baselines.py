@@ -17,10 +17,11 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded,
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same of torch
 
 import torch
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from bench.models import NAMES, Parameters, Split, build, grid, load_splits
 from bench.record import provenance
+from bench.settings import parse
 from train.blend.blend import Blend, BlendWeights
 from train.blend.fit import fit_blend
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
@@ -180,4 +181,4 @@ def main(settings: BaselinesSettings) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(CliApp.run(BaselinesSettings)))
+    sys.exit(main(parse(BaselinesSettings)))

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import PositiveInt
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bench.record import provenance
+from bench.settings import parse
 from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time, write_clicks
 from train.data.sessions import build_sessions
 from train.data.shop import generate_shop
@@ -92,4 +93,4 @@ def peak_mib() -> float:
 
 
 if __name__ == "__main__":
-    main(CliApp.run(ClickLogSettings))
+    main(parse(ClickLogSettings))

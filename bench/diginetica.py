@@ -21,7 +21,6 @@ import torch
 from pydantic import PositiveInt
 from pydantic_settings import (
     BaseSettings,
-    CliApp,
     CliPositionalArg,
     CliSubCommand,
     SettingsConfigDict,
@@ -29,7 +28,8 @@ from pydantic_settings import (
 )
 
 from bench.record import provenance
-from bench.run import SHOWN
+from bench.run import SHOWN, differences, with_intervals
+from bench.settings import parse
 from train.baselines.vmis import vmis_knn
 from train.blend.blend import BlendError, load_blend
 from train.blend.fit import fit_blend
@@ -37,7 +37,6 @@ from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
 from train.ensemble import write_ensemble
 from train.fit import fit
-from train.measure.compare import compare, estimate
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.figures import figures
 from train.measure.predictor import ModelPredictor
@@ -102,7 +101,7 @@ def main() -> int:
     """Run one of the commands."""
     torch.set_num_threads(1)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    command = get_subcommand(CliApp.run(Diginetica))
+    command = get_subcommand(parse(Diginetica, commands=True))
     if isinstance(command, Measure):
         measure(command)
     elif isinstance(command, Train):
@@ -185,8 +184,7 @@ def measure(command: Measure) -> None:
         ranks[BLENDED] = cross_fitted(parts, data.validation, n_items)
         rows += [row(name, seed, ranks[name]) for name in (MEMBER, MODEL, BLENDED)]
         for part in (MODEL, VMIS):
-            against = {m: compare(ranks[BLENDED], ranks[part], m)._asdict() for m in SHOWN}
-            rows[-1][f"against_{part}"] = against
+            rows[-1][f"against_{part}"] = differences(ranks[BLENDED], ranks[part])
         for found in rows[-3:]:
             log.info("seed_done", **found)
         if seed == command.seeds[0]:
@@ -216,12 +214,7 @@ def cross_fitted(parts: Mapping[str, Predictor], validation: Sessions, n_items: 
 
 def row(model: str, seed: int | None, ranks: Ranks) -> dict[str, object]:
     """Figures with their intervals."""
-    result: dict[str, object] = {"model": model, "seed": seed, "predictions": len(ranks)}
-    (whole,) = estimate(ranks, SHOWN)
-    for name, found in whole.figures.items():
-        result[name] = round(found.value, 4)
-        result[f"{name}_interval"] = [round(found.low, 4), round(found.high, 4)]
-    return result
+    return {"model": model, "seed": seed, **with_intervals(ranks)}
 
 
 def score(command: Score) -> dict[str, dict[str, float]]:

@@ -18,9 +18,10 @@ import numpy as np
 import polars as pl
 import torch
 from pydantic import PositiveInt
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bench.record import provenance
+from bench.settings import parse
 from train.data.sessions import Sessions
 from train.measure.evaluate import (
     batch_rows,
@@ -166,4 +167,4 @@ def counting(rows: list[int], n_items: int) -> dict[str, Callable[[], object]]:
 
 
 if __name__ == "__main__":
-    main(CliApp.run(EvaluateBenchSettings))
+    main(parse(EvaluateBenchSettings))

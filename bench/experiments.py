@@ -20,11 +20,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, whic
 import structlog
 import torch
 from pydantic import PositiveFloat
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from bench.grid import DATASETS, DataSet, Setting, Variant, variants
 from bench.record import provenance
 from bench.run import SHOWN, Line, Logs, build_logs, key_of, load_parts, measure
+from bench.settings import parse
 from train.fit import MONITOR
 
 RESULTS = Path(__file__).parent / "results" / "experiments"
@@ -157,7 +158,7 @@ def main() -> int:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
-    settings = CliApp.run(ExperimentSettings)
+    settings = parse(ExperimentSettings)
     for kind, given, known in (
         ("data set", settings.datasets, list(DATASETS)),
         ("factor", settings.only, _factors(settings.datasets)),

@@ -19,11 +19,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, whic
 import polars as pl
 import torch
 from pydantic import Field, PositiveInt
-from pydantic_settings import BaseSettings, CliApp, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
 
 from bench.grid import DATASETS, DataSet, Setting
 from bench.record import provenance
 from bench.run import SHOWN, Parts, load_parts, widen
+from bench.settings import parse
 from train.data.clicks import split_by_time
 from train.data.sessions import build_catalogue, build_sessions
 from train.fit import fit
@@ -67,7 +68,7 @@ class Way(NamedTuple):
 def main() -> int:
     """Print a line a model, and keep them in bench/results/incremental.json."""
     torch.set_num_threads(1)
-    settings = CliApp.run(IncrementalBench)
+    settings = parse(IncrementalBench)
     for name in settings.datasets:
         if name not in DATASETS:
             sys.exit(f"{name!r} is no data set of bench/grid.py, which has {', '.join(DATASETS)}")

@@ -10,9 +10,9 @@ import time
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 from pydantic import PositiveFloat, PositiveInt
-from pydantic_settings import CliApp
 
 from bench.clicks import ClickStream
+from bench.settings import parse
 from stream.kafka import confluent_options
 from stream.settings import KafkaSettings
 
@@ -104,7 +104,7 @@ def send_paced(settings: LoadSettings) -> LoadReport:
 
 
 def main() -> int:
-    report = send_paced(CliApp.run(LoadSettings))
+    report = send_paced(parse(LoadSettings))
     print(msgspec.json.encode(report).decode())
     return 0
 

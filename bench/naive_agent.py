@@ -21,8 +21,8 @@ import uvloop
 from faust.transport.producer import ProducerBuffer
 from onnx import compose, helper
 from pydantic import Field, PositiveFloat, PositiveInt
-from pydantic_settings import CliApp
 
+from bench.settings import parse
 from stream.bundle import Bundle, load_bundle
 from stream.click import BadClick, Click, Reason, Record
 from stream.kafka import faust_options
@@ -196,7 +196,7 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
 
 
 def main() -> int:
-    settings = CliApp.run(NaiveSettings)
+    settings = parse(NaiveSettings)
     configure_logging("info")
     bundle = load_bundle(settings.bundle)
     ProducerBuffer.max_messages = settings.producer_buffer_messages

@@ -24,9 +24,10 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int64
 from pydantic import PositiveInt
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bench.record import provenance
+from bench.settings import parse
 from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
 from train.data.sessions import build_sessions
 
@@ -200,4 +201,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["measure"]:
         print(json.dumps(measure(Path(sys.argv[2]))))
     else:
-        main(CliApp.run(PrepareSettings))
+        main(parse(PrepareSettings))

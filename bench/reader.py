@@ -12,8 +12,8 @@ import numpy as np
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from jaxtyping import Float64, Int64
 from pydantic import PositiveInt
-from pydantic_settings import CliApp
 
+from bench.settings import parse
 from stream.kafka import confluent_options
 from stream.settings import KafkaSettings
 
@@ -124,7 +124,7 @@ def latencies_ms(
 
 
 def main() -> int:
-    settings = CliApp.run(ReaderSettings)
+    settings = parse(ReaderSettings)
     np.save(settings.out, note_arrivals(settings))
     return 0
 

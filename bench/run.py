@@ -29,9 +29,11 @@ from train.data.context import MISSING, learn_fields
 from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
 from train.data.shop import ShopConfig, generate_shop
 from train.fit import FitError, Schedule, fit
+from train.measure.compare import compare, estimate
 from train.measure.evaluate import rank_targets
 from train.measure.figures import METRICS, figures
 from train.measure.predictor import ModelPredictor
+from train.measure.ranks import Ranks
 from train.network.checkpoint import CheckpointInfo, load_checkpoint
 from train.network.hyperparameters import Hyperparameters
 from train.network.model import SessionModel
@@ -218,6 +220,21 @@ def _train(
         folder, clock = Path(name), time.process_time
         info = fit(logs.training, hyperparameters, schedule, folder, clock=clock)
         return load_checkpoint(folder).model, info
+
+
+def with_intervals(ranks: Ranks) -> dict[str, Any]:
+    """The shown figures with their intervals, and how many predictions they are of."""
+    (whole,) = estimate(ranks, SHOWN)
+    result: dict[str, Any] = {"predictions": len(ranks)}
+    for name, found in whole.figures.items():
+        result[name] = round(found.value, 4)
+        result[f"{name}_interval"] = [round(found.low, 4), round(found.high, 4)]
+    return result
+
+
+def differences(a: Ranks, b: Ranks) -> dict[str, Any]:
+    """What `a` has over `b` in the shown figures, by a paired test."""
+    return {metric: compare(a, b, metric)._asdict() for metric in SHOWN}
 
 
 def packed(rank: Int64[np.ndarray, "P"]) -> str:

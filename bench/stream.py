@@ -15,10 +15,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import structlog
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bench.record import provenance
 from bench.rounds import HIDDEN_SIZE, N_ITEMS, Backlog, BenchError, K, Latency, Rounds
+from bench.settings import parse
 from bench.workers import PARTITIONS, Contender, shown
 from deploy.broker import EmbeddedKafka
 from deploy.jars import BrokerError
@@ -187,7 +188,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    settings = CliApp.run(BenchSettings)
+    settings = parse(BenchSettings)
     configure_logging("info")
     with tempfile.TemporaryDirectory(prefix="nextclick-bench-") as folder:
         try:

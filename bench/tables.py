@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bench.experiments import RESULTS, load_lines
 from bench.grid import DATASETS
 from bench.kept import Kept, Row, Table, measure_tables, predictions
 from bench.run import SHOWN
+from bench.settings import parse
 
 PAGE = Path(__file__).parents[1] / "docs" / "experiments.md"
 BASELINES = Path(__file__).parent / "results" / "baselines.json"
@@ -58,7 +59,7 @@ class TablesSettings(BaseSettings):
 
 
 def main() -> None:
-    settings = CliApp.run(TablesSettings)
+    settings = parse(TablesSettings)
     if not settings.rendered_only:
         tables: list[Table] = []
         for name, data in DATASETS.items():

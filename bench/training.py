@@ -20,10 +20,11 @@ import numpy as np
 import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from torch.profiler import ProfilerActivity, profile
 
 from bench.record import provenance
+from bench.settings import parse
 from train.baselines import item_support
 from train.data.sessions import Sessions
 from train.network.hyperparameters import Hyperparameters
@@ -79,7 +80,7 @@ class Round(BaseModel):
 
 def main() -> int:
     """Print the figures, and keep those of a CPU in bench/results/training.json."""
-    settings = CliApp.run(TrainingBench)
+    settings = parse(TrainingBench)
     torch.set_num_threads(1)
     if settings.device == "cuda" and not torch.cuda.is_available():
         sys.exit("device=cuda, but PyTorch finds no such device here: use cpu")

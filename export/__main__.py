@@ -32,6 +32,7 @@ from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.sessions import build_sessions
 from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.network.model import ModelConfig
+from train.problems import problems
 
 PARITY_SESSIONS = 1000
 
@@ -161,8 +162,7 @@ def main() -> int:
     try:
         config = CliApp.run(ExportConfig)
     except ValidationError as error:
-        for found in error.errors():
-            print(f"{'.'.join(map(str, found['loc']))}: {found['msg']}", file=sys.stderr)
+        print(*problems(error), sep="\n", file=sys.stderr)
         return 2
     torch.set_num_threads(1)  # seconds of work; a worker beside it keeps its core
     try:

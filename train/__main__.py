@@ -23,6 +23,7 @@ from train.ensemble import EnsembleSettings, run_ensemble
 from train.fit import FitError
 from train.measure.evaluation import EvaluationError
 from train.network.checkpoint import CheckpointError
+from train.problems import problems
 from train.report import ReportSettings, run_report
 from train.search import SearchError, SearchSettings, run_search
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
@@ -93,12 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     except ValidationError as error:
-        for problem in error.errors():
-            flag = ".".join(str(part) for part in problem["loc"][1:]).replace("_", "-")
-            message = problem["msg"].removeprefix("Value error, ")
-            # Settings that do not go together have no flag of their own, and all are the input.
-            found = f"--{flag}: {message} (found {problem['input']!r})" if flag else message
-            print(found, file=sys.stderr)
+        print(*problems(error, command=True), sep="\n", file=sys.stderr)
         return 2
     except ERRORS as error:
         print(error, file=sys.stderr)

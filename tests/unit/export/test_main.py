@@ -235,7 +235,7 @@ def test_a_missing_flag_and_a_bad_log_are_exit_code_2(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_main(monkeypatch) == 2
-    assert capsys.readouterr().err == "checkpoint: Field required\n"
+    assert capsys.readouterr().err == "--checkpoint is missing\n"
     assert run_main(monkeypatch, "--checkpoint", folder, "--clicks", folder / "no.csv") == 2
     assert "no.csv" in capsys.readouterr().err
 
