@@ -193,6 +193,7 @@ def bpr_max(
     target: np.ndarray,
     bpreg: np.float32,
     elu: np.float32,
+    no_negative: np.float32,
     loss: np.ndarray,
     gradient: Table,
 ) -> None:
@@ -210,7 +211,8 @@ def bpr_max(
         for j in range(n_columns):
             x = row[j]
             if elu > zero:
-                x = max(x, zero) + elu * (_exp(min(x, zero)) - one)
+                y = max(x, zero) + elu * (_exp(min(x, zero)) - one)
+                x = y if x > no_negative else x
             bent[j] = x
         of_target = bent[t]
         bent[t] = np.float32(-3e38)

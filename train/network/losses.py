@@ -1,8 +1,9 @@
 """What a training step minimises, as functions of scores.
 
 All share one shape: row b of `scores` rates C distinct items for session b, `target[b]` is the
-column of the item that was clicked next, and every other column is a negative. Each gives one loss
-a row, 0 where C is 1 and there is no negative; the trainer weighs and averages them.
+column of the item that was clicked next, and every other column is a negative, but those of a score
+of NO_NEGATIVE or less. Each gives one loss a row, 0 where C is 1 and there is no negative; the
+trainer weighs and averages them.
 """
 
 from typing import Any
@@ -15,6 +16,9 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from train.network import kernels
+
+NO_NEGATIVE = -1e4
+"""The score of what is no negative of a row; -inf would make the losses that square it nan."""
 
 
 def cross_entropy(
@@ -40,7 +44,7 @@ def bpr(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tenso
     Rendle et al. (UAI 2009), as Hidasi et al. use it (arXiv 1511.06939, sec. 3.1.3).
     """
     wins = F.logsigmoid(_margin(scores, target))
-    return -_mean_of_negatives(wins, target)
+    return -_mean_of_negatives(wins, scores, target)
 
 
 def top1(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -49,7 +53,7 @@ def top1(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tens
     Hidasi et al. (arXiv 1511.06939, sec. 3.1.3).
     """
     terms = torch.sigmoid(-_margin(scores, target)) + torch.sigmoid(scores.square())
-    return _mean_of_negatives(terms, target)
+    return _mean_of_negatives(terms, scores, target)
 
 
 def top1_max(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
@@ -70,10 +74,11 @@ def _margin(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[T
 
 
 def _mean_of_negatives(
-    terms: Float[Tensor, "B C"], target: Int64[Tensor, "B"]
+    terms: Float[Tensor, "B C"], scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]
 ) -> Float[Tensor, "B"]:
-    of_target = terms.gather(1, target[:, None])[:, 0]
-    return (terms.sum(dim=1) - of_target) / max(1, terms.shape[1] - 1)
+    negative = (scores > NO_NEGATIVE).scatter_(1, target[:, None], False)
+    mean: Tensor = (terms * negative).sum(dim=1) / negative.sum(dim=1).clamp(min=1)
+    return mean
 
 
 def bpr_max(
@@ -83,9 +88,9 @@ def bpr_max(
 
     ``-log(sum_j s_j sigmoid(r_t - r_j)) + bpreg * sum_j s_j r_j^2``, j over the negatives, s their
     softmax (Hidasi & Karatzoglou, CIKM 2018, arXiv 1706.03847, the section on ranking-max losses).
-    `bpreg` 0 turns the regularisation off. `elu` above 0 first passes the scores through an
-    exponential linear unit with that alpha, as the authors' published parameters do; it is
-    monotonic, so a list is ranked the same without it.
+    `bpreg` 0 turns the regularisation off. `elu` above 0 first passes the scores above NO_NEGATIVE
+    through an exponential linear unit with that alpha, as the authors' published parameters do; it
+    is monotonic, so a list is ranked the same without it.
     """
     if scores.shape[1] == 1:
         return 0 * scores[:, 0]
@@ -113,6 +118,7 @@ class _CompiledBprMax(torch.autograd.Function):
             target.numpy(),
             np.float32(bpreg),
             np.float32(elu),
+            np.float32(NO_NEGATIVE),
             loss.numpy(),
             gradient.numpy(),
         )
@@ -143,6 +149,7 @@ class _BprMax(torch.autograd.Function):
         if elu > 0:
             # F.elu's expm1 is not vectorised on a CPU: 1,080 us for 256 x 750 scores, this 270.
             r = r.relu_().add_(scores.clamp(max=0).exp_().sub_(1), alpha=elu)
+            r.masked_fill_(scores <= NO_NEGATIVE, NO_NEGATIVE)
         r_target = r.gather(1, column)
         s = torch.softmax(r.scatter_(1, column, -torch.inf), dim=1)
         r.scatter_(1, column, 0.0)  # s is 0 there, and 0 * -inf would be no number

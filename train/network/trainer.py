@@ -32,8 +32,6 @@ from train.network.optimiser import Optimiser
 
 log = structlog.get_logger()
 
-_NO_CANDIDATE = -1e4
-"""A score so low that no loss learns from it; -inf would make the losses that square it nan."""
 _TABLES = ("item_embedding", "input_embedding", "output_bias")
 
 
@@ -146,7 +144,7 @@ class Trainer:
         """Share of the learning rate after `progress` epochs."""
         h = self.hyperparameters
         if progress < h.warmup_epochs:
-            return (progress + 1e-3) / h.warmup_epochs
+            return min(1.0, (progress + 1e-3) / h.warmup_epochs)
         left = 1 - (progress - h.warmup_epochs) / max(1e-9, self._epochs - h.warmup_epochs)
         if h.decay == "constant":
             return 1.0
@@ -192,8 +190,8 @@ class Trainer:
         with record_function("loss"):
             if len(window) > 1 and h.is_sampled:
                 row, own = own_targets(lanes, target)
-                # In place: no loss has a gradient at so low a score.
-                scores.detach()[self._tensor(row), self._tensor(own)] = _NO_CANDIDATE
+                # In place: no loss has a gradient there.
+                scores.detach()[self._tensor(row), self._tensor(own)] = losses.NO_NEGATIVE
                 if scores.shape[1] <= len(window):  # the last lanes, without extra negatives
                     weight = weight * has_negative(target, row, own, scores.shape[1])
             losses_of_rows = self._losses(scores, self._tensor(target), candidate)
@@ -297,6 +295,8 @@ class Trainer:
         for name, array in own.items():
             before = state.get(name)
             if before is None or before.shape[1:] != array.shape[1:]:
+                continue
+            if before.size == 0 or array.size == 0:  # a slot that one of both has no use for
                 continue
             if array.ndim:
                 array[: len(before)] = before

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.network.losses import bpr, bpr_max, cross_entropy, top1, top1_max
+from train.network.losses import NO_NEGATIVE, bpr, bpr_max, cross_entropy, top1, top1_max
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -99,6 +99,28 @@ def test_a_better_score_of_the_target_is_a_smaller_loss(name: str) -> None:
     scores, target = torch.tensor([[0.1, 0.4, -0.2, 0.3, 0.0, 0.2]]), torch.tensor([2])
     better = scores.index_fill(1, target, 1.0)
     assert LOSSES[name](better, target).item() < LOSSES[name](scores, target).item()
+
+
+@pytest.mark.parametrize("name", LOSSES.keys() - {"cross_entropy"})
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_no_negative_is_as_if_it_were_not_there(name: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(4)
+    scores = torch.randn(3, 6, dtype=dtype)
+    own = torch.tensor([[1, 3], [4, 5], [0, 3]])
+    target = torch.tensor([2, 0, 5])
+    rest = [[c for c in range(6) if c not in columns] for columns in own.tolist()]
+
+    masked = scores.scatter(1, own, NO_NEGATIVE).requires_grad_()
+    losses = LOSSES[name](masked, target)
+    losses.sum().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    for row, columns in enumerate(rest):
+        alone = scores[row, columns][None].requires_grad_()
+        loss = LOSSES[name](alone, torch.tensor([columns.index(int(target[row]))]))
+        loss.sum().backward()  # type: ignore[no-untyped-call]  # the same
+        assert losses[row].item() == pytest.approx(loss.item(), rel=1e-5)
+        assert masked.grad is not None and alone.grad is not None
+        torch.testing.assert_close(masked.grad[row, columns], alone.grad[0], atol=1e-6, rtol=1e-5)
+        assert masked.grad[row, own[row]].abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("elu", [0.0, 0.5, 1.0])

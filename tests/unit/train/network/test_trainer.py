@@ -118,10 +118,11 @@ def test_a_gradient_flows_back_through_a_window_and_no_further() -> None:
     assert moved(2) != pytest.approx(moved(1), rel=1e-3)
 
 
+@pytest.mark.parametrize("elu", [0.0, 0.5])
 @pytest.mark.parametrize("loss", ["cross-entropy", "bpr-max"])
-def test_a_session_is_never_told_that_its_own_next_clicks_are_wrong(loss: str) -> None:
+def test_a_session_is_never_told_that_its_own_next_clicks_are_wrong(loss: str, elu: float) -> None:
     """Each target of the long session rises; told so, one falls as it is wrong in two rows."""
-    trainer = a_trainer(loss=loss, bpreg=0.0, elu=0.0, bptt=3, batch_size=2, embedding="separate")
+    trainer = a_trainer(loss=loss, bpreg=0.0, elu=elu, bptt=3, batch_size=2, embedding="separate")
     before = trainer.state()["output_bias"]
     # The second lane's one click has the only target that is a negative of the first lane.
     trainer.train_epoch(sessions_of([[0, 1, 2, 3], [4, 5]]), 1)
@@ -139,6 +140,12 @@ def test_a_last_lane_whose_targets_have_no_negative_learns_nothing(loss: str, bp
     assert trainer.train_epoch(alone, 1).loss == pytest.approx(0)
     after = trainer.state()
     assert all(np.array_equal(after[n], array) for n, array in before.items() if n != "steps")
+
+
+def test_a_warm_up_ends_at_the_learning_rate_and_not_above() -> None:
+    hyperparameters = Hyperparameters(warmup_epochs=1e-4)
+    trainer = Trainer(hyperparameters, item_support(SESSIONS, N_ITEMS), epochs=4)
+    assert trainer._rate(0.0) == 1.0
 
 
 @pytest.mark.parametrize(
