@@ -92,6 +92,13 @@ def check_member(first: Checkpoint, other: Checkpoint) -> None:
         raise CheckpointError(
             f"{other.folder} has other items than {first.folder}: expected models of the same log"
         )
+    for name in ("idle_timeout_s", "event_types"):
+        found, expected = getattr(other.info, name), getattr(first.info, name)
+        if found != expected:
+            raise CheckpointError(
+                f"{other.folder} has {name}={found}, {first.folder} {expected}: "
+                "expected sessions that are read alike"
+            )
     for name in ModelConfig.__dataclass_fields__.keys() - MAY_DIFFER:
         found, expected = getattr(other.info.model, name), getattr(first.info.model, name)
         if found != expected:

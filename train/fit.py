@@ -78,8 +78,8 @@ def fit(
 
     With `resume`, a checkpoint of the same log and hyperparameters, epochs in its history are not
     repeated. With `warm_start` the weights begin as that checkpoint's, whose items are the first
-    ones of the log's catalogue. Raises FitError if either is of others, or if the loss is no number
-    any more.
+    ones of the log's catalogue; so do the slots of an optimiser of the same rule. Raises FitError
+    if either is of others, or if the loss is no number any more.
     """
     watch = watch or Watch()
     support, content_hash = item_support(log.train, len(log.catalogue)), log.content_hash()
@@ -89,7 +89,11 @@ def fit(
     if warm_start is not None and resume is None:
         check_warm_start(warm_start, hyperparameters)
         _check_context(warm_start, log)
-        trainer.warm_start(warm_start.resume_arrays() | weights_of(warm_start.model))
+        state = weights_of(warm_start.model)
+        if warm_start.info.hyperparameters["optimiser"] == hyperparameters.optimiser:
+            # Another's slots mean something else: squares are sums to Adagrad, averages to Adam.
+            state = warm_start.resume_arrays() | state
+        trainer.warm_start(state)
     history: list[EpochRecord] = []
     best_weights: dict[str, np.ndarray] = {}
     if resume is not None:
@@ -248,7 +252,10 @@ def _check_same_run(
     ):
         found = ", ".join(f"{n} {v}" for n, v in resume.info.training.model_dump().items())
         given = ", ".join(f"{n} {v}" for n, v in log.description().model_dump().items())
-        raise FitError(f"{resume.folder} was trained on another log ({found}), not on ({given})")
+        raise FitError(
+            f"{resume.folder} was trained on another log ({found}), not on ({given}): resume with "
+            "its own, and with its --warm-start if it had one"
+        )
     if resume.info.content_hash != content_hash:
         raise FitError(
             f"{resume.folder} was trained on other sessions, or validated on others: give the log "

@@ -9,6 +9,7 @@ from torch import Tensor
 from tests.unit.train.network.test_model import FIELDS, a_model
 from tests.unit.train.test_fit import SMALL, a_log
 from train.__main__ import main
+from train.data.event_types import EventTypes
 from train.ensemble import joined, write_ensemble
 from train.fit import Schedule, fit
 from train.measure.evaluate import rank_targets
@@ -120,6 +121,10 @@ def test_other_items_and_models_with_context_are_refused(tmp_path: Path) -> None
     others = replace(first, catalogue=replace(first.catalogue, item_ids=items[::-1]))
     with pytest.raises(CheckpointError, match="other items"):
         write_ensemble([first, others], tmp_path / "out")
+    for name, value in (("idle_timeout_s", 60), ("event_types", EventTypes(column="kind"))):
+        other = replace(first, info=first.info.model_copy(update={name: value}))
+        with pytest.raises(CheckpointError, match=f"has {name}=.* read alike"):
+            write_ensemble([first, other], tmp_path / "out")
     config = replace(first.info.model, context=FIELDS)
     seeing = replace(first, info=first.info.model_copy(update={"model": config}))
     with pytest.raises(CheckpointError, match="model with context"):

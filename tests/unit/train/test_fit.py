@@ -271,6 +271,30 @@ def test_a_warm_start_carries_the_moments_and_their_number_of_steps(tmp_path: Pa
     assert state["steps"] > 1
 
 
+def test_a_warm_start_with_another_optimiser_carries_the_weights_alone(tmp_path: Path) -> None:
+    log = a_log(n_sessions=100)
+    fit(log, SMALL, Schedule(epochs=2), tmp_path / "first")
+    first = load_checkpoint(tmp_path / "first")
+    adam = SMALL.model_copy(update={"optimiser": "adam", "momentum": 0.0, "learning_rate": 0.002})
+    fit(log, adam, Schedule(epochs=1), tmp_path / "carried", warm_start=first)
+    own = Trainer(adam, item_support(log.train, len(log.catalogue)))
+    own.warm_start(weights_of(first.model))
+    own.train_epoch(log.train, 1)
+    kept = load_checkpoint(tmp_path / "carried").resume_arrays()
+    for name, array in own.state().items():
+        np.testing.assert_array_equal(kept[name], array)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.2, 0.0), (0.0, 0.2)])
+def test_a_warm_start_may_change_the_momentum(tmp_path: Path, before: float, after: float) -> None:
+    log = a_log(n_sessions=60)
+    first, second = (SMALL.model_copy(update={"momentum": m}) for m in (before, after))
+    fit(log, first, Schedule(epochs=1), tmp_path / "first")
+    warm_start = load_checkpoint(tmp_path / "first")
+    fit(log, second, Schedule(epochs=1), tmp_path / "second", warm_start=warm_start)
+    assert load_checkpoint(tmp_path / "second").info.finished
+
+
 def test_a_warm_start_of_another_architecture_is_refused(tmp_path: Path) -> None:
     log = a_log(n_sessions=60)
     fit(log, SMALL, Schedule(epochs=1), tmp_path)
