@@ -29,10 +29,12 @@ from stream.bundle import (
 from stream.context import ContextField
 from stream.scorer import OnnxScorer
 from train.data.clicks import ClickLogError, Columns, read_clicks
+from train.data.context import ContextError
 from train.data.sessions import build_sessions
 from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.network.model import ModelConfig
 from train.problems import problems
+from train.training_log import check_columns
 
 PARITY_SESSIONS = 1000
 
@@ -137,6 +139,8 @@ def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Parity
     catalogue, fields = checkpoint.catalogue, checkpoint.info.model.context
     newest = []
     if config.clicks is not None:
+        columns = [field.name for field in fields if field.kind == "column"]
+        check_columns(config.clicks, {"context": columns})
         idle_timeout_s = checkpoint.info.idle_timeout_s
         clicks = read_clicks(config.clicks, config.columns, idle_timeout_s=idle_timeout_s).clicks
         sessions = build_sessions(clicks, catalogue, fields).sessions
@@ -169,7 +173,7 @@ def main() -> int:
         checkpoint = load_checkpoint(config.checkpoint)
         sessions = parity_sessions(config, checkpoint)
         folder = export_bundle(checkpoint, config.out, config.n_recommendations, sessions)
-    except (BundleError, CheckpointError, ClickLogError, ParityError) as error:
+    except (BundleError, CheckpointError, ClickLogError, ContextError, ParityError) as error:
         print(error, file=sys.stderr)
         return 2
     print(folder)

@@ -39,7 +39,7 @@ from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
-from train.training_log import TrainingLog, read_training_log
+from train.training_log import TrainingLog, check_columns, is_newer, read_training_log
 
 MODEL = "model"
 """The name of the network among the baselines."""
@@ -135,7 +135,10 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         _make_folder(settings.out)
     info, catalogue = checkpoint.info, checkpoint.catalogue
 
+    columns = [field.name for field in info.model.context if field.kind == "column"]
+
     def read(path: str | Path) -> pl.DataFrame:
+        check_columns(path, {"context": columns})
         return read_clicks(
             path,
             settings.columns,
@@ -150,8 +153,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
             f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
             f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
         )
-    begins_ms = indexed.sessions.timestamp_ms[indexed.sessions.start[:-1]]
-    if np.median(begins_ms) <= info.training.last_timestamp_ms:
+    if not is_newer(indexed.sessions, info.training.last_timestamp_ms):
         log.warning(
             "not_newer_than_the_training",
             clicks=str(settings.clicks),

@@ -162,7 +162,7 @@ def read_training_log(
                 )
     for path in (settings.clicks, settings.validation):
         if path is not None:
-            _check_columns(path, wanted)
+            check_columns(path, wanted)
     columns = [name for of_setting in wanted.values() for name in of_setting]
     clicks = read_log(settings.clicks, settings, columns)
     newer: pl.DataFrame | None = None
@@ -203,6 +203,13 @@ def read_training_log(
                 f"{indexed.dropped_clicks} of them on items that are not learnt from; "
                 "validation_fraction=0 validates nothing"
             )
+        last_ms = int(train.sessions.timestamp_ms.max())
+        if settings.validation is not None and not is_newer(validation, last_ms):
+            log.warning(
+                "not_newer_than_the_training",
+                clicks=str(settings.validation),
+                note="what was learnt from is predicted too well",
+            )
     return TrainingLog(
         train.sessions,
         validation,
@@ -225,7 +232,13 @@ def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) ->
     ).clicks
 
 
-def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
+def is_newer(sessions: Sessions, last_timestamp_ms: int) -> bool:
+    """Whether most of the sessions begin after that time."""
+    begins_ms = sessions.timestamp_ms[sessions.start[:-1]]
+    return bool(np.median(begins_ms) > last_timestamp_ms)
+
+
+def check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
     """Raise ContextError unless the log has the columns that a setting names."""
     if not any(wanted.values()):
         return

@@ -194,6 +194,18 @@ def test_a_log_that_proves_nothing_is_one_sentence(checkpoint: Checkpoint, tmp_p
         parity_sessions(config, checkpoint)
 
 
+def test_a_log_without_the_columns_of_the_context_is_one_sentence(
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = tmp_path / "clicks.csv"
+    log.write_text("session_id,item_id,timestamp_ms\ns,item-1,1000\ns,item-2,2000\n")
+    assert run_main(monkeypatch, "--checkpoint", folder, "--clicks", log) == 2
+    assert f"context=event_type: {log} has no such column" in capsys.readouterr().err
+
+
 def test_no_log_means_a_thousand_random_sessions(checkpoint: Checkpoint) -> None:
     assert len(parity_sessions(ExportConfig(checkpoint=checkpoint.folder), checkpoint)) == 1000
 

@@ -44,10 +44,17 @@ def test_fit_leaves_a_checkpoint_figures_and_a_plot(clicks: Path, tmp_path: Path
     assert image.std() > 0.05, "more than an empty page"
 
 
-def test_fit_validates_on_the_file_it_is_given(clicks: Path, tmp_path: Path) -> None:
-    newer = tmp_path / "newer.csv"
-    markov_clicks(0.9, n_sessions=20, n_items=30, seed=5).write_csv(newer)
+def test_fit_validates_on_the_file_it_is_given(
+    clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other, newer = tmp_path / "other.csv", tmp_path / "newer.csv"
+    log = markov_clicks(0.9, n_sessions=20, n_items=30, seed=5)
+    log.write_csv(other)
+    log.with_columns(pl.col("timestamp_ms") + 10**9).write_csv(newer)
+    assert fit(clicks, tmp_path / "other", "--validation", str(other)) == 0
+    assert "not_newer_than_the_training" in capsys.readouterr().err
     assert fit(clicks, tmp_path / "out", "--validation", str(newer)) == 0
+    assert "not_newer_than_the_training" not in capsys.readouterr().err
     info = load_checkpoint(tmp_path / "out").info
     assert info.training.sessions == 100
     assert info.metrics["predictions"] == 20 * 5
@@ -99,6 +106,20 @@ def test_a_warm_start_reads_the_context_of_its_checkpoint(
     capsys.readouterr()
     assert fit(shop, tmp_path / "third", "--context", "hour", *warm) == 2
     assert "context=hour, but the checkpoint has event_type,gap" in capsys.readouterr().err
+
+
+def test_a_checkpoint_is_not_evaluated_without_the_columns_of_its_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop, bare = tmp_path / "shop.parquet", tmp_path / "bare.parquet"
+    assert main(["shop", "--out", str(shop), "--clicks", "2000", "--n-items", "300"]) == 0
+    assert fit(shop, tmp_path / "out", "--context", "event_type,hour") == 0
+    pl.read_parquet(shop).drop("event_type").write_parquet(bare)
+    words = ["evaluate", "--checkpoint", str(tmp_path / "out"), "--clicks"]
+    assert main([*words, str(shop)]) == 0
+    capsys.readouterr()
+    assert main([*words, str(bare)]) == 2
+    assert f"context=event_type: {bare} has no such column" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
