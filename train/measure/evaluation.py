@@ -18,7 +18,8 @@ import polars as pl
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from train.data.sessions import Indexed, Sessions
+from train.data.context import texts
+from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.figures import NOTHING_LOST, Lost, figures
 from train.measure.lists import list_figures
@@ -27,6 +28,9 @@ from train.measure.slices import first_clicks
 from train.network.checkpoint import EpochRecord
 
 SUFFIX = ".evaluation.npz"
+_NO_TEXT = (pl.Binary, pl.Duration, pl.Object)
+_ROWS_AT_ONCE = 1_000_000  # their texts are tens of megabytes
+_NULL = 2**32 - 1  # longer than any text
 
 
 class EvaluationError(Exception):
@@ -53,7 +57,7 @@ class LogCounts(_Record):
     lost: Lost = NOTHING_LOST
     """Predictions that went with them."""
     content_hash: str = ""
-    """Of the times of all its clicks: two logs of one name are two."""
+    """Of the times, items and further columns of all its clicks: two logs of one name are two."""
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -108,7 +112,6 @@ def describe_log(
     `clicks`, the log before anything was dropped, tells it from others of that name.
     """
     sessions = indexed.sessions
-    content = b"" if clicks is None else np.ascontiguousarray(clicks["timestamp_ms"]).tobytes()
     return LogCounts(
         name=name,
         sessions=len(sessions),
@@ -118,8 +121,26 @@ def describe_log(
         dropped_clicks=indexed.dropped_clicks,
         dropped_sessions=indexed.dropped_sessions,
         lost=lost,
-        content_hash=hashlib.sha256(content).hexdigest()[:16] if content else "",
+        content_hash="" if clicks is None else _content_hash(clicks),
     )
+
+
+def _content_hash(clicks: pl.DataFrame) -> str:
+    """The same for every model: how sessions are cut and targets weighed is a checkpoint's."""
+    content = hashlib.sha256(np.ascontiguousarray(clicks["timestamp_ms"]).tobytes())
+    for name in sorted({*clicks.columns} - {"session_id", "timestamp_ms", TARGET_WEIGHT}):
+        dtype = clicks.schema[name]
+        if not dtype.is_nested() and dtype not in _NO_TEXT:
+            content.update(name.encode())
+            for rows in clicks.select(name).iter_slices(_ROWS_AT_ONCE):
+                content.update(_bytes_of(texts(rows[name])))
+    return content.hexdigest()[:16]
+
+
+def _bytes_of(values: pl.Series) -> bytes:
+    # Polars' own hashes are others in its next version.
+    lengths = values.str.len_bytes().fill_null(_NULL).to_numpy().tobytes()
+    return lengths + str(values.str.join().item()).encode()
 
 
 def evaluate(

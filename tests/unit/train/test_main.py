@@ -352,6 +352,12 @@ def test_evaluate_never_replaces_another_checkpoint_or_log_unasked(
     code, error = kept("first", "--name", "other")
     assert code == 2
     assert "was measured on another log, clicks.parquet" in error
+    same_times = tmp_path / "other" / "clicks.parquet"
+    same_times.parent.mkdir()
+    pl.read_parquet(clicks).with_columns(pl.col("item_id").reverse()).write_parquet(same_times)
+    code, error = kept("first", "--clicks", str(same_times))
+    assert code == 2
+    assert "was measured on another log, clicks.parquet" in error
     assert path.read_bytes() == before
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.train.building import sessions_of
 from train.baselines import build_baselines
-from train.data.sessions import Catalogue, Indexed
+from train.data.sessions import TARGET_WEIGHT, Catalogue, Indexed
 from train.measure.evaluation import (
     Evaluation,
     EvaluationError,
@@ -44,14 +44,45 @@ def made(model: str = "markov", lists: bool = True, epochs: int = 0) -> Evaluati
     )
 
 
-def test_logs_of_one_name_are_told_apart_by_all_their_clicks() -> None:
+def content_hash(clicks: pl.DataFrame) -> str:
     indexed = Indexed(SESSIONS, Catalogue(list("abcde")), dropped_clicks=3, dropped_sessions=1)
-    clicks = pl.DataFrame({"timestamp_ms": [1, 2, 3]})
-    one, same, other = (
-        describe_log("toy", indexed, clicks=log).content_hash
-        for log in (clicks, clicks, clicks[:2])
+    return describe_log("toy", indexed, clicks=clicks).content_hash
+
+
+def test_logs_of_one_name_are_told_apart_by_all_their_clicks() -> None:
+    clicks = pl.DataFrame(
+        {
+            "session_id": ["s", "s", "t"],
+            "item_id": ["a", "ab", "c"],
+            "timestamp_ms": [1, 2, 3],
+            "price": [1.5, None, 3.0],
+            "tags": [["x"], [], ["y"]],
+            "took": pl.Series([1, 2, 3]).cast(pl.Duration),
+        }
     )
-    assert one == same != other
+    others = [
+        clicks[:2],
+        clicks.with_columns(pl.col("timestamp_ms") + 1),
+        clicks.with_columns(pl.col("item_id").reverse()),
+        clicks.with_columns(item_id=pl.Series(["aa", "b", "c"])),
+        clicks.with_columns(pl.col("price").reverse()),
+        clicks.with_columns(price=pl.Series([None, 1.5, 3.0])),
+        clicks.rename({"price": "cost"}),
+    ]
+    assert len({content_hash(log) for log in (clicks, *others)}) == 1 + len(others)
+
+
+def test_a_log_is_the_same_for_every_checkpoint_and_file_type() -> None:
+    clicks = pl.DataFrame(
+        {"session_id": ["s", "s"], "item_id": ["a", "b"], "timestamp_ms": [1, 2], "price": [3, 4]}
+    )
+    same = [
+        clicks.with_columns(pl.col("item_id").cast(pl.Categorical), pl.col("price").cast(str)),
+        clicks.with_columns(session_id=pl.Series(["s-1", "s-2"])),
+        clicks.with_columns(pl.Series(TARGET_WEIGHT, [1.0, 0.5])),
+        clicks.select(reversed(clicks.columns)),
+    ]
+    assert {content_hash(log) for log in same} == {content_hash(clicks)}
 
 
 def test_an_evaluation_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
