@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from train.data.context import texts
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
+from train.measure.compare import Difference, compare
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.figures import NOTHING_LOST, Lost, figures
 from train.measure.lists import list_figures
@@ -58,6 +59,9 @@ class LogCounts(_Record):
     """Predictions that went with them."""
     content_hash: str = ""
     """Of the times, items and further columns of all its clicks: two logs of one name are two."""
+    targets_hash: str = ""
+    """Of the items that were predicted, in their order, however a catalogue numbers them; none in
+    what was kept before there was one."""
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -122,6 +126,7 @@ def describe_log(
         dropped_sessions=indexed.dropped_sessions,
         lost=lost,
         content_hash="" if clicks is None else _content_hash(clicks),
+        targets_hash=_targets_hash(indexed),
     )
 
 
@@ -135,6 +140,14 @@ def _content_hash(clicks: pl.DataFrame) -> str:
             for rows in clicks.select(name).iter_slices(_ROWS_AT_ONCE):
                 content.update(_bytes_of(texts(rows[name])))
     return content.hexdigest()[:16]
+
+
+def _targets_hash(indexed: Indexed) -> str:
+    is_target = indexed.sessions.target_weight > 0
+    is_target[indexed.sessions.start[:-1]] = False
+    items = pl.Series(indexed.catalogue.item_ids, dtype=pl.String)
+    targets = items[indexed.sessions.item_index[is_target]]
+    return hashlib.sha256(_bytes_of(targets)).hexdigest()[:16]
 
 
 def _bytes_of(values: pl.Series) -> bytes:
@@ -165,6 +178,19 @@ def evaluate(
         first_click=figures(first_clicks(sessions, support)),
     )
     return Evaluation(info, ranks, support, listed)
+
+
+def compare_kept(a: Evaluation, b: Evaluation, metric: str) -> Difference:
+    """`compare` of two models, whose catalogues may number the same items in other ways.
+
+    Raises ValueError where they did not predict the same clicks.
+    """
+    found, expected = a.info.log.targets_hash, b.info.log.targets_hash
+    if not (found and expected):
+        return compare(a.ranks, b.ranks, metric)
+    if found != expected:
+        raise ValueError(f"two models predicted other items: {found} and {expected}")
+    return compare(a.ranks, replace(b.ranks, target=a.ranks.target), metric)
 
 
 def evaluation_path(folder: Path, model: str) -> Path:

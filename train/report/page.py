@@ -11,8 +11,8 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from train.measure.compare import Difference, Estimate, Part, compare, estimate, holm
-from train.measure.evaluation import Evaluation, LogCounts
+from train.measure.compare import Difference, Estimate, Part, estimate, holm
+from train.measure.evaluation import Evaluation, LogCounts, compare_kept
 from train.measure.figures import CUTOFFS
 from train.measure.lists import list_figures
 from train.measure.slices import slicings
@@ -171,8 +171,7 @@ def _tests(best: Row, rows: Sequence[Row], metric: str) -> list[Test]:
     others = [row for row in rows if row is not best]
     for row in others:
         try:
-            ranks = row.evaluation.ranks
-            differences[row.name] = compare(ranks, best.evaluation.ranks, metric)
+            differences[row.name] = compare_kept(row.evaluation, best.evaluation, metric)
         except ValueError:  # another catalogue, hence other clicks dropped
             continue
     corrected = dict(zip(differences, holm([d.p_value for d in differences.values()]), strict=True))

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +15,7 @@ from train.measure.evaluation import (
     EvaluationError,
     LogCounts,
     Training,
+    compare_kept,
     describe_log,
     evaluate,
     load_evaluations,
@@ -83,6 +85,44 @@ def test_a_log_is_the_same_for_every_checkpoint_and_file_type() -> None:
         clicks.select(reversed(clicks.columns)),
     ]
     assert {content_hash(log) for log in same} == {content_hash(clicks)}
+
+
+def numbered(item_ids: str, sessions: list[str]) -> Evaluation:
+    """Of sessions of one-letter items, by a catalogue that numbers them so."""
+    of = sessions_of([[item_ids.index(item) for item in session] for session in sessions])
+    counts = describe_log("toy", Indexed(of, Catalogue(list(item_ids)), 0, 0))
+    support = np.ones(len(item_ids), dtype=np.int64)
+    return evaluate("m", build_baselines(of, len(support))["markov"], of, counts, support)
+
+
+def test_the_same_clicks_compare_whatever_a_catalogue_calls_them() -> None:
+    sessions = ["abca", "bdb", "cad"]
+    one, other = numbered("abcd", sessions), numbered("dbxca", sessions)
+    assert one.ranks.target.tolist() != other.ranks.target.tolist()
+    assert compare_kept(one, other, "mrr_at_20") == compare_kept(one, one, "mrr_at_20")
+
+
+def test_other_clicks_never_compare_whatever_their_numbers_are() -> None:
+    one, other = numbered("abcd", ["abca", "bdb"]), numbered("xbcd", ["xbcx", "bdb"])
+    assert one.ranks.target.tolist() == other.ranks.target.tolist()
+    with pytest.raises(ValueError, match="predicted other items"):
+        compare_kept(one, other, "mrr_at_20")
+
+
+def test_what_was_kept_before_targets_had_a_hash_is_read_and_compared_by_numbers(
+    tmp_path: Path,
+) -> None:
+    path = save_evaluation(tmp_path, made())
+    with np.load(path) as file:
+        arrays = dict(file)
+    info = json.loads(str(arrays.pop("info")))
+    del info["log"]["targets_hash"]
+    np.savez(path, allow_pickle=False, info=np.array(json.dumps(info)), **arrays)
+    (old,) = load_evaluations([tmp_path])
+    assert old.info.log.targets_hash == ""
+    assert compare_kept(old, made(), "mrr_at_20").p_value == 1
+    with pytest.raises(ValueError, match="same predictions alone"):
+        compare_kept(old, numbered("abcd", ["abca", "bdb"]), "mrr_at_20")
 
 
 def test_an_evaluation_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
@@ -162,4 +202,5 @@ def test_a_log_without_sessions_is_described(tmp_path: Path) -> None:
         last_timestamp_ms=0,
         dropped_clicks=4,
         dropped_sessions=2,
+        targets_hash=counts.targets_hash,
     )

@@ -105,6 +105,19 @@ def test_models_of_other_predictions_are_not_tested(tmp_path: Path) -> None:
     assert page.count("other clicks were predicted") == 2  # in Recall and in MRR
 
 
+def test_models_that_number_items_in_other_ways_are_tested(tmp_path: Path) -> None:
+    def hashed(evaluation: Evaluation, targets_hash: str) -> Evaluation:
+        log = evaluation.info.log.model_copy(update={"targets_hash": targets_hash})
+        return replace(evaluation, info=evaluation.info.model_copy(update={"log": log}))
+
+    gru, pop = made("gru", 15), made("pop", 200)
+    pop = replace(pop, ranks=replace(pop.ranks, target=N_ITEMS - 1 - pop.ranks.target))
+    page = page_of(tmp_path, hashed(gru, "a"), hashed(pop, "a"))
+    assert "other clicks were predicted" not in page
+    page = page_of(tmp_path, hashed(gru, "a"), hashed(pop, "b"))
+    assert page.count("other clicks were predicted") == 2  # in Recall and in MRR
+
+
 def test_one_model_alone_has_a_page(tmp_path: Path) -> None:
     assert "Against the best" not in page_of(tmp_path, made("gru", 15))
 
