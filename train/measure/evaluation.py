@@ -147,7 +147,7 @@ def _targets_hash(indexed: Indexed) -> str:
     is_target[indexed.sessions.start[:-1]] = False
     items = pl.Series(indexed.catalogue.item_ids, dtype=pl.String)
     targets = items[indexed.sessions.item_index[is_target]]
-    return hashlib.sha256(_bytes_of(targets)).hexdigest()[:16]
+    return _digest(_bytes_of(targets))
 
 
 def _bytes_of(values: pl.Series) -> bytes:
@@ -251,8 +251,9 @@ def load_evaluation(path: Path) -> Evaluation:
 def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
     """All evaluations in and below the folders, by path.
 
-    Two of one model on one log are told apart by the names of their folders. Raises
-    EvaluationError for a folder that holds none.
+    Two of one model on one log are told apart by the names of their folders. A model without a
+    training that gave the same answers beside several checkpoints, as a baseline does, is one.
+    Raises EvaluationError for a folder that holds none.
     """
     found: dict[Path, Evaluation] = {}
     for folder in folders:
@@ -260,6 +261,10 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
         if not paths:
             raise EvaluationError(f"{folder} holds no file *{SUFFIX}: evaluate a model into it")
         found |= {path.resolve(): load_evaluation(path) for path in paths}
+    answered: dict[object, Path] = {}
+    for path, kept in found.items():
+        answered.setdefault(path if kept.info.training else _answers(kept), path)
+    found = {path: found[path] for path in answered.values()}
     alike = defaultdict(list)
     for path, kept in found.items():
         alike[*kept.info.log.identity, kept.info.model].append(path)
@@ -268,6 +273,23 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
         replace(kept, info=kept.info.model_copy(update={"model": kept.info.model + labels[path]}))
         for path, kept in found.items()
     ]
+
+
+def _answers(kept: Evaluation) -> tuple[object, ...]:
+    """The same for a model that gave the same ranks to the same clicks, however the items are
+    numbered.
+
+    Its lists may differ: where scores are equal, the items' numbers decide which ones are in them.
+    """
+    ranks, targets = kept.ranks, kept.info.log.targets_hash
+    asked = (ranks.session, ranks.position, ranks.weight, ranks.target[: 0 if targets else None])
+    arrays = (array.tobytes() for array in (*asked, ranks.rank, np.sort(kept.support)))
+    of = (*kept.info.log.identity, kept.info.model, targets, bool(kept.listed.any()))
+    return *of, *map(_digest, arrays)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _labels(paths: Sequence[Path]) -> dict[Path, str]:

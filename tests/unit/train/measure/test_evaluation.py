@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -153,15 +153,29 @@ def test_it_has_the_protocols_figures_and_those_of_its_lists() -> None:
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
     for folder in ("seed-1", "seed-2"):
-        save_evaluation(tmp_path / folder, made("gru"))
+        save_evaluation(tmp_path / folder, made("gru", epochs=1))
     save_evaluation(tmp_path / "seed-1", made("pop"))
     names = [evaluation.info.model for evaluation in load_evaluations([tmp_path])]
     assert names == ["gru (seed-1)", "pop", "gru (seed-2)"]
 
 
+def test_a_baseline_that_answers_alike_beside_several_checkpoints_is_one(tmp_path: Path) -> None:
+    sessions = ["abca", "bdb", "cad"]
+    for folder, item_ids in (("scratch", "abcd"), ("warm", "dbca")):
+        kept = numbered(item_ids, sessions)
+        ties = kept.listed + (folder == "warm")  # among equal scores other items are listed
+        save_evaluation(tmp_path / folder, replace(kept, listed=ties))
+    assert [kept.info.model for kept in load_evaluations([tmp_path])] == ["m"]
+    other = numbered("abcd", sessions)
+    worse = replace(other, ranks=replace(other.ranks, rank=other.ranks.rank + 1))
+    save_evaluation(tmp_path / "worse", worse)
+    names = [kept.info.model for kept in load_evaluations([tmp_path])]
+    assert names == ["m (scratch)", "m (worse)"]
+
+
 def test_as_many_folders_are_named_as_tell_runs_apart(tmp_path: Path) -> None:
     for folder in ("gru/test", "lstm/test", "copies"):
-        save_evaluation(tmp_path / folder, made("gru"))
+        save_evaluation(tmp_path / folder, made("gru", epochs=1))
     shutil.copy(tmp_path / "copies/gru.evaluation.npz", tmp_path / "copies/two.evaluation.npz")
     names = [e.info.model for e in load_evaluations([tmp_path / "gru", tmp_path / "lstm"])]
     assert names == ["gru (gru/test)", "gru (lstm/test)"]
