@@ -59,7 +59,8 @@ class Slice(NamedTuple):
     name: str
     plots: list[Markup]
     labels: list[str]
-    predictions: list[int]
+    predictions: dict[str, list[int]]
+    """By model, a count a label; of one model alone where all have the same."""
     values: dict[str, dict[str, list[Estimate]]]
     """By metric and model, a value a label."""
 
@@ -77,6 +78,9 @@ class Section(NamedTuple):
     """Everything of one log."""
 
     log: LogCounts
+    """As the model with the best Recall@20 knows it."""
+    catalogues_differ: bool
+    """Whether the others dropped other clicks of it, or list other items."""
     rows: list[Row]
     best: dict[str, Row]
     largest: dict[str, float]
@@ -143,12 +147,13 @@ def _section(evaluations: Sequence[Evaluation]) -> Section:
         )
         for n, (evaluation, figures) in enumerate(measured)
     ]
-    ranks, support = evaluations[0].ranks, evaluations[0].support
+    ranks, support = measured[0][0].ranks, measured[0][0].support
     trained = [row for row in rows if row.evaluation.info.training and row.colour is not None]
     clicked = list_figures(np.bincount(ranks.target, minlength=len(support)), support)
     best = {metric: max(rows, key=lambda row: row.figures[metric]) for metric in _HEADLINE}
     return Section(
         log=rows[0].evaluation.info.log,
+        catalogues_differ=len({(e.info.log, len(e.support)) for e in evaluations}) > 1,
         rows=rows,
         best=best,
         largest={
@@ -189,8 +194,10 @@ def _slices(rows: Sequence[Row]) -> list[Slice]:
             parts[slicing.name][row.name] = estimate(ranks, SHOWN, slicing)
     result = []
     for name, by_model in parts.items():
-        first = next(iter(by_model.values()))
-        labels = [part.label for part in first]
+        predictions = {model: [p.predictions for p in found] for model, found in by_model.items()}
+        first = next(iter(predictions.values()))
+        is_one = all(counts == first for counts in predictions.values())
+        labels = [part.label for part in by_model[rows[0].name]]
         values = {
             metric: {model: [p.figures[metric] for p in found] for model, found in by_model.items()}
             for metric in SHOWN
@@ -201,12 +208,14 @@ def _slices(rows: Sequence[Row]) -> list[Slice]:
                 name,
                 labels,
                 [Series(row.name, row.colour or 0, values[metric][row.name]) for row in rows],
-                [_short(part.predictions) for part in first],
+                [_short(count) for count in first] if is_one else [],
                 connect=name != "target",  # novel and repeat have no order
             )
             for metric in SHOWN
         ]
-        result.append(Slice(name, plots, labels, [p.predictions for p in first], values))
+        if is_one:
+            predictions = {rows[0].name: first}
+        result.append(Slice(name, plots, labels, predictions, values))
     return result
 
 

@@ -118,6 +118,33 @@ def test_models_that_number_items_in_other_ways_are_tested(tmp_path: Path) -> No
     assert page.count("other clicks were predicted") == 2  # in Recall and in MRR
 
 
+def test_predictions_of_a_part_are_each_models_own(tmp_path: Path) -> None:
+    gru, pop = made("gru", 15), made("pop", 200)
+    page = page_of(tmp_path, gru, replace(pop, support=pop.support[::-1]))
+    by_length, by_popularity = page.split("<h4>")[3:5]
+    assert '<th scope="row">predictions</th>' in by_length
+    assert 'class="note"' in by_length
+    assert "Each model has other predictions" not in by_length
+    of_model = [
+        re.findall(r"<td>(\d+)</td>", by_popularity.split(f"predictions of {name}</th>")[1])[:4]
+        for name in ("gru", "pop")
+    ]
+    assert of_model[0] != of_model[1]
+    assert [sum(map(int, counts)) for counts in of_model] == [120, 120]
+    assert 'class="note"' not in by_popularity
+    assert "Each model has other predictions" in by_popularity
+    assert "The models know other items" not in page
+
+
+def test_counts_of_a_log_say_whose_they_are_where_catalogues_differ(tmp_path: Path) -> None:
+    gru, pop = made("gru", 15), made("pop", 200)
+    log = gru.info.log.model_copy(update={"dropped_clicks": 0, "lost": Lost(0, 0.0)})
+    page = page_of(tmp_path, replace(gru, info=gru.info.model_copy(update={"log": log})), pop)
+    assert "it is that of gru." in page
+    assert "With those predictions counted as misses" in page
+    assert "Every clicked item was in the training" not in page
+
+
 def test_one_model_alone_has_a_page(tmp_path: Path) -> None:
     assert "Against the best" not in page_of(tmp_path, made("gru", 15))
 
