@@ -32,7 +32,8 @@ class BlendWeights(BaseModel):
 
     format: Literal[1] = 1
     parts: tuple[str, ...] = Field(min_length=1)
-    """Names of the predictors."""
+    """Names of the predictors. Weights are true of those they were fitted on alone, and a name does
+    not say which: after another training they are fitted again."""
     transforms: tuple[Transform, ...]
     """How each one's scores are made comparable."""
     weights: tuple[tuple[float, ...], ...] = Field(min_length=N_LENGTHS, max_length=N_LENGTHS)
