@@ -69,6 +69,37 @@ def test_what_is_new_is_added_and_nothing_is_doubled(
     assert log.clicks["session_id"].unique().sort().to_list() == ["s0", "s1"]
 
 
+def test_a_topic_that_was_made_anew_is_refused_however_long_it_has_become(
+    kafka: str, fresh_name: Callable[[str], str], tmp_path: Path
+) -> None:
+    topic, admin = fresh_name("anew"), AdminClient({"bootstrap.servers": kafka})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    produce(kafka, topic, clicks_of(range(20)), partition=0)
+    wanted = settings(kafka, topic, tmp_path)
+    collect(wanted)
+    admin.delete_topics([topic])[topic].result(30)
+    wait_for(lambda: topic not in admin.list_topics(timeout=10).topics, 30, "the deletion")
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    produce(kafka, topic, clicks_of(range(100, 150)), partition=0)
+    with pytest.raises(CollectError, match="made anew; name another folder"):
+        collect(wanted)
+    assert items(tmp_path) == list(range(20))
+
+
+def test_a_folder_that_knows_no_topic_id_goes_on_and_learns_it(
+    kafka: str, topic: str, tmp_path: Path
+) -> None:
+    produce(kafka, topic, clicks_of(range(20)), partition=0)
+    wanted = settings(kafka, topic, tmp_path)
+    now = collect(wanted)
+    assert now.begin.topic_id is not None
+    written = json.loads((tmp_path / STATE).read_text())
+    del written["begin"]["topic_id"]
+    (tmp_path / STATE).write_text(json.dumps(written))
+    assert collect(wanted) == now
+    assert CollectState.model_validate_json((tmp_path / STATE).read_bytes()) == now
+
+
 def test_a_range_of_offsets_or_of_time_is_all_that_is_read(
     kafka: str, topic: str, tmp_path: Path
 ) -> None:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
 from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeInt, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -25,6 +33,9 @@ PART_CLICKS = 500_000
 BATCH_RECORDS = 10_000
 STALLED_S = 60.0
 ANSWER_S = 10.0
+
+Options = dict[str, str | int | float | bool]
+"""librdkafka's, by name, as its clients want them typed."""
 
 log = structlog.get_logger()
 
@@ -85,12 +96,14 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
 
     Returns what it holds then. Raises CollectError.
     """
-    consumer = _consumer(settings)
+    options = _options(settings)
+    consumer = _consumer(settings, options)
     try:
         cluster, partitions = _partitions(consumer, settings)
         begin = Begin(
             cluster=cluster,
             topic=settings.topic,
+            topic_id=_topic_id(AdminClient(options), settings.topic),
             since=settings.since,
             from_offsets=settings.from_offsets,
         )
@@ -126,19 +139,24 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
         consumer.close()
 
 
-def _consumer(settings: CollectSettings) -> Consumer:
-    options = {"bootstrap.servers": "127.0.0.1:9092"}
+def _options(settings: CollectSettings) -> Options:
+    """What every client of the brokers is told."""
+    options: Options = {"bootstrap.servers": "127.0.0.1:9092"}
     if settings.client_properties is not None:
         options |= _read_properties(settings.client_properties)
     if settings.bootstrap_servers is not None:
         options["bootstrap.servers"] = settings.bootstrap_servers
-    options |= {
+    # Without a broker librdkafka prints hundreds of lines before our one.
+    return options | {"log_level": "2"}
+
+
+def _consumer(settings: CollectSettings, options: Options) -> Consumer:
+    options = options | {
         "group.id": "nextclick-collect",  # asked for, never joined: nothing is committed to Kafka
         "enable.auto.commit": "false",
         "isolation.level": "read_committed",
         "enable.partition.eof": "true",
         "auto.offset.reset": "error",
-        "log_level": "2",  # without a broker librdkafka prints hundreds of lines before our one
     }
     try:
         return Consumer(options)
@@ -176,6 +194,13 @@ def _partitions(consumer: Consumer, settings: CollectSettings) -> tuple[str | No
                 f"{len(topic.partitions)}, from 0"
             )
     return metadata.cluster_id, sorted(topic.partitions)
+
+
+def _topic_id(admin: AdminClient, topic: str) -> str | None:
+    """The id that Kafka gave the topic when it was made; None from brokers older than 2.8."""
+    answer = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_S)
+    found = answer[topic].result().topic_id
+    return str(found) if found.get_most_significant_bits() else None
 
 
 def _span(

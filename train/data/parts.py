@@ -53,6 +53,8 @@ class Begin(BaseModel):
 
     cluster: str | None
     topic: str
+    topic_id: str | None = None
+    """Kafka's own; None where the brokers have none, or the folder is of a time without it."""
     since: datetime | None
     from_offsets: dict[int, int]
 
@@ -76,7 +78,8 @@ class CollectState(BaseModel):
 def load_state(out: Path, begin: Begin) -> CollectState:
     """What the folder holds, by its collect.json; leftovers of a killed run are removed.
 
-    Raises CollectError if it began elsewhere, or holds Parquet files that are not ours.
+    Raises CollectError if it began elsewhere or in a topic that was deleted and made anew since,
+    or holds Parquet files that are not ours.
     """
     path = out / STATE
     if path.exists():
@@ -86,13 +89,21 @@ def load_state(out: Path, begin: Begin) -> CollectState:
             raise CollectError(
                 f"{path} does not say what was collected: {error.errors()[0]['msg']}"
             ) from error
-        for name, found in state.begin.model_dump().items():
+        for name, found in state.begin.model_dump(exclude={"topic_id"}).items():
             wanted = getattr(begin, name)
             if found != wanted:
                 raise CollectError(
                     f"{out} was collected with {name}={found}, not {wanted}: go on with that, or "
                     "name another folder"
                 )
+        if state.begin.topic_id is None:
+            state.begin = begin  # with its topic's id from now on
+        elif begin.topic_id not in (None, state.begin.topic_id):
+            raise CollectError(
+                f"{out} holds clicks of topic {begin.topic} when its id was "
+                f"{state.begin.topic_id}, and it is {begin.topic_id}: it was made anew; name "
+                "another folder"
+            )
     elif any(out.glob("*.parquet")):
         raise CollectError(f"{out} holds Parquet files and no {STATE}; name another folder")
     else:
