@@ -7,7 +7,7 @@ at which its clicks count. What a killed run leaves behind it is removed by the 
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import polars as pl
 import structlog
@@ -19,6 +19,7 @@ from train.data.records import (
     Record,
     Refusal,
     Repeats,
+    Scalar,
     WireClick,
     further_fields,
     parse_record,
@@ -129,7 +130,7 @@ class Parts:
         self.state = state
         self._out = out
         self._clicks: list[WireClick] = []
-        self._fields: list[dict[str, Any]] = []
+        self._fields: list[dict[str, Scalar]] = []
         self._source: list[tuple[int, int]] = []
         self._repeats = Repeats()
         self._warned = False
@@ -176,7 +177,7 @@ class Parts:
             self._repeats.forget()
         _save_state(self._out, self.state)
 
-    def _note(self, fields: dict[str, Any]) -> None:
+    def _note(self, fields: dict[str, Scalar]) -> None:
         """Give new names a column while there is room for them."""
         known = self.state.fields
         for name in fields:

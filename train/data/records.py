@@ -10,16 +10,23 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import polars as pl
 
 from train.data.rows import MAX_FUTURE_MS, MAX_ID_BYTES
 
+Scalar = str | int | float
+
 TRAIL_CLICKS = 50
 """The stream knows a repeated event among so many last clicks of its session."""
 TRAIL_MS = 86_400_000
+NAMELESS = "an array, an object, or a number or text that cannot be read: unknown to every model"
+"""Stands for what no text names. Longer than any value that a context field learns, so that it is
+UNKNOWN in training, as what it stands for is in the stream."""
+MAX_JSON_BYTES = 386
+"""The stream reads no longer value of a context column; longer texts are none of its values."""
 
 
 class Record(NamedTuple):
@@ -56,7 +63,7 @@ class WireClick(msgspec.Struct):
 
 
 _decode_click = msgspec.json.Decoder(WireClick).decode
-_decode_all = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def parse_record(record: Record) -> WireClick | Refusal:
@@ -83,26 +90,39 @@ def parse_record(record: Record) -> WireClick | Refusal:
     return click
 
 
-def further_fields(value: bytes) -> dict[str, Any]:
-    """The scalar fields of a good click that are not the wire's; arrays and objects are left out.
+def further_fields(value: bytes) -> dict[str, Scalar]:
+    """The fields of a good click that are not the wire's, of those that say something.
 
-    Nothing where a field that the stream passes over cannot be read: the click is good all the
-    same.
+    NAMELESS stands for a value that is no scalar, or that cannot be read: the click is good all
+    the same, and so are its other fields.
     """
     try:
-        fields = _decode_all(value)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return {}
+        fields = _decode_fields(value)
+    except UnicodeDecodeError:  # a name; the stream passes over what is not called as a column is
+        fields = _decode_fields(value.decode(errors="replace").encode())
     return {
-        name: field
-        for name, field in fields.items()
-        if isinstance(field, str | int | float)
-        and name not in WireClick.__struct_fields__
+        name: said
+        for name, raw in fields.items()
+        if name not in WireClick.__struct_fields__
         and not name.startswith("\0")
+        and (said := _scalar(raw)) is not None
     }
 
 
-def texts(values: Sequence[str | int | float | None]) -> pl.Series:
+def _scalar(raw: msgspec.Raw) -> Scalar | None:
+    json = memoryview(raw)
+    try:
+        said = msgspec.json.decode(json)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return NAMELESS
+    if said is None or isinstance(said, str):
+        return said
+    if not isinstance(said, int | float) or len(json) > MAX_JSON_BYTES:
+        return NAMELESS
+    return said
+
+
+def texts(values: Sequence[Scalar | None]) -> pl.Series:
     """Scalars as the texts that name them: 3 and 3.0 are "3", true is "true", null stays null."""
     result: list[str | None] = []
     fractions: list[int] = []
@@ -113,7 +133,7 @@ def texts(values: Sequence[str | int | float | None]) -> pl.Series:
             result.append("true" if value else "false")
         elif isinstance(value, int):
             result.append(str(value))
-        elif value.is_integer() and abs(value) < 2**63:
+        elif value.is_integer() and -(2**63) <= value < 2**63:
             result.append(str(int(value)))
         else:
             result.append(None)

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stream.click import BadClick, ClickParser
+from stream.click import BadClick, Click, ClickParser
 from stream.click import Record as StreamRecord
-from train.data.context import FIRST_VALUE, context_indices, learn_fields
+from stream.context import Context, ContextField
+from train.data.context import FIRST_VALUE, MIN_SUPPORT, context_indices, learn_fields
 from train.data.records import (
+    NAMELESS,
     TRAIL_CLICKS,
     TRAIL_MS,
     Record,
@@ -51,6 +53,7 @@ def records(draw: st.DrawFn) -> Record:
     return Record(0, 7, NOW_MS, key, draw(st.sampled_from([bytes(value), bytes(value), None])))
 
 
+@settings(deadline=None)
 @given(records())
 @example(Record(0, 7, NOW_MS, b"s", b"[" * 100_000))
 @example(Record(0, 7, NOW_MS, b"s", b'{"session_id":"s","item_id":"\xff","timestamp_ms":1}'))
@@ -67,10 +70,53 @@ def test_the_verdict_and_its_reason_are_the_streams(record: Record) -> None:
         further_fields(record.value)  # raises nothing
 
 
-def test_further_fields_are_the_scalars_that_are_not_the_wires() -> None:
+def test_further_fields_are_those_that_say_something_and_are_not_the_wires() -> None:
     value = {**GOOD, "page": "home", "n": 3, "old": False, "tags": ["a"], "at": {}, "no": None}
-    assert further_fields(json.dumps(value).encode()) == {"page": "home", "n": 3, "old": False}
-    assert further_fields(b'{"session_id":"s","page":"\xff"}') == {}
+    assert further_fields(json.dumps(value).encode()) == {
+        **{"page": "home", "n": 3, "old": False},
+        **{"tags": NAMELESS, "at": NAMELESS},
+    }
+
+
+@pytest.mark.parametrize("bad", [b'"x":1e999', b'"x":"\xff"', b'"\xff":1', b'"x":[1e999]'])
+def test_a_field_that_cannot_be_read_takes_no_other_with_it(bad: bytes) -> None:
+    value = b'{"session_id":"s","item_id":"i","timestamp_ms":5,%s,"page":"home"}' % bad
+    assert not isinstance(parse_record(Record(0, 7, NOW_MS, b"s", value)), Refusal)
+    assert further_fields(value)["page"] == "home"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=4,
+) | st.text(max_size=70)
+readable = json_values.map(lambda value: json.dumps(value).encode())
+odd_json = st.sampled_from(
+    [
+        *(b"1e999", b"-1e999", b'"\xff"', b"[1e999]", b'""', b"null", b" 3 ", b"3.0", b"3e0"),
+        *(b"-9223372036854775808.0", b"1" * 400, b"1." + b"0" * 400, b'"%s"' % (b"a" * 65)),
+        b'"%s"' % (b"\\u0061" * 64),
+        b"[" * 300 + b"]" * 300,
+        b'"%s"' % NAMELESS.encode(),
+    ]
+)
+
+
+@given(st.lists(readable | odd_json, min_size=1, max_size=6))
+@settings(deadline=None)
+def test_a_collected_field_has_the_number_that_the_stream_gives_it(said: list[bytes]) -> None:
+    values = [
+        b'{"session_id":"s","item_id":"i","timestamp_ms":5,"page":%s}' % json for json in said
+    ]
+    column = texts([further_fields(value).get("page") for value in values]).alias("page")
+    fields = learn_fields(_clicks(pl.concat([column] * MIN_SUPPORT)), ["page"])
+    stream = Context([ContextField(f.name, f.kind, f.values) for f in fields])
+    numbers = []
+    for value in values:
+        click = ClickParser(stream.columns)(StreamRecord(0, 7, NOW_MS, b"s", value))
+        assert isinstance(click, Click)
+        numbers.append(stream.indices(click.context, 5, None))
+    assert context_indices(_clicks(column), fields).tolist() == numbers
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))))
