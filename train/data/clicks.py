@@ -192,9 +192,11 @@ def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
 
 def _rejected_path(path: str | Path) -> Path:
     """The log's name + .rejected.csv beside it; in the working directory for a URL, or where
-    nobody may write beside the log."""
+    nobody may write beside the log. A glob has the name of the folder that it begins in."""
     parts = [part for part in Path(str(path)).parts if not any(c in part for c in "*?[")]
     whole = Path(*parts)
+    if whole.name in ("", ".."):  # the working directory, or one that is named from it
+        whole = whole.resolve()
     away = "://" in str(path) or not os.access(whole.parent, os.W_OK)
     return Path("" if away else whole.parent, whole.name + ".rejected.csv")
 

@@ -348,6 +348,28 @@ def test_bad_rows_of_a_log_in_a_folder_of_others_come_to_the_working_directory(
     assert (tmp_path / "log.csv.rejected.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("log", "name"),
+    [
+        ("*.parquet", "logs/day.rejected.csv"),
+        (".", "logs/day.rejected.csv"),
+        ("../*/*.parquet", "logs.rejected.csv"),
+        ("../day/*.parquet", "logs/day.rejected.csv"),
+    ],
+)
+def test_bad_rows_of_a_relative_glob_come_beside_its_folder_under_the_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: str, name: str
+) -> None:
+    day = tmp_path / "logs" / "day"
+    day.mkdir(parents=True)
+    frame = pl.DataFrame({"session_id": ["s"] * 2, "item_id": ["a"] * 2, "timestamp_ms": [1, -1]})
+    frame.write_parquet(day / "log.parquet")
+    monkeypatch.chdir(day)
+    found = read_clicks(log).rejected_path
+    assert found is not None
+    assert found.resolve() == tmp_path / name
+
+
 def test_an_unwritable_place_for_bad_rows_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("session_id,item_id,timestamp_ms\ns,a,1\ns,a,x\n")
