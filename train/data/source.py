@@ -9,7 +9,8 @@ import glob
 import gzip
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,6 +22,8 @@ MALFORMED = "\0malformed"
 FILE = "\0file"
 """In a log of several files: the file a row stands in."""
 _PARQUET = (".parquet", ".pq")
+_AT_ONCE = 16
+"""Files whose columns are asked for at the same time: a store far away takes some 50 ms each."""
 _MOST_LINES = 100
 """Of a quoted field. A stray quote would take the rest of the log for one."""
 _SIGNED = (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64())
@@ -49,15 +52,16 @@ def open_log(path: str | Path) -> Source:
     A .parquet, .csv or .tsv file (text also .gz); a folder (all .parquet files below it) or a
     glob of Parquet files, in order of their names; a URL (s3://, gs://, az://, https://, file://)
     of such a file, glob or, with a slash at its end, folder. Files that are named with a leading
-    dot or underscore are passed over in a folder. A column that a file lacks is null there; of
-    a URL with several files the first one says which columns there are. Raises ClickLogError.
+    dot or underscore are passed over in a folder. A column that a file lacks is null there.
+    Raises ClickLogError.
     """
     if "://" in str(path):
-        return _scan_url(str(path))
+        with reading(path):
+            return _scan_url(str(path))
     path = Path(path)
     with reading(path):
         if path.is_dir() or (any(c in str(path) for c in "*?[") and not path.exists()):
-            return _scan_files(path, _files(path))
+            return _scan_files(_files(path))
         name = path.name.lower().removesuffix(".gz")
         if name.endswith((".csv", ".tsv")):
             separator = "," if name.endswith(".csv") else "\t"
@@ -88,7 +92,11 @@ def unreadable(path: str | Path, error: Exception) -> ClickLogError:
 def _scan_url(url: str) -> Source:
     if not url.lower().endswith(_PARQUET) and not url.endswith("/"):
         raise ClickLogError(f"{url}: a URL names .parquet files, or a folder of them with a / last")
-    table = pl.scan_parquet(
+    if not url.endswith("/") and not any(c in url for c in "*?["):
+        return _scan_files([url])
+    # Polars alone can list what lies there. It passes over files of no bytes, which object stores
+    # have for folders.
+    listed = pl.scan_parquet(
         url + "**/*.parquet" if url.endswith("/") else url,
         include_file_paths=FILE,
         missing_columns="insert",
@@ -96,7 +104,7 @@ def _scan_url(url: str) -> Source:
         hive_partitioning=False,
         hidden_file_prefix=(".", "_"),
     )
-    return Source(table, is_text=False, conflicts={})
+    return _scan_files(sorted(listed.select(FILE).unique().collect()[FILE]))
 
 
 def _files(path: Path) -> list[Path]:
@@ -114,14 +122,13 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _scan_files(path: Path, files: Sequence[Path]) -> Source:
+def _scan_files(files: Iterable[Path | str]) -> Source:
     """The files as one table with every column that any of them has."""
+    names = [str(file) for file in files]
     found: dict[str, dict[pl.DataType, None]] = {}  # a set in the order of the files
-    for file in files:
-        try:
-            columns = pl.read_parquet_schema(file)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise unreadable(file, error) from error
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        schemas = list(pool.map(_read_schema, names))
+    for columns in schemas:
         for name, dtype in columns.items():
             found.setdefault(name, {})[dtype] = None
     schema: dict[str, pl.DataType] = {}
@@ -133,7 +140,7 @@ def _scan_files(path: Path, files: Sequence[Path]) -> Source:
         else:
             schema[name] = widest
     table = pl.scan_parquet(
-        list(files),
+        names,
         glob=False,
         schema=schema,
         cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
@@ -142,6 +149,13 @@ def _scan_files(path: Path, files: Sequence[Path]) -> Source:
         include_file_paths=FILE,
     )
     return Source(table, is_text=False, conflicts=conflicts)
+
+
+def _read_schema(file: str) -> Mapping[str, pl.DataType]:
+    try:
+        return pl.read_parquet_schema(file)
+    except (OSError, pl.exceptions.PolarsError) as error:
+        raise unreadable(file, error) from error
 
 
 def _widest(dtypes: Sequence[pl.DataType]) -> pl.DataType | None:

@@ -43,8 +43,9 @@ def folder(tmp_path: Path) -> Path:
     return logs
 
 
-def test_a_folder_is_one_log_with_every_column_that_a_file_has(folder: Path) -> None:
-    clicks = read_clicks(folder).clicks
+@pytest.mark.parametrize("log", ["{}", "file://{}/", "file://{}/**/*.parquet"])
+def test_a_folder_is_one_log_with_every_column_that_a_file_has(folder: Path, log: str) -> None:
+    clicks = read_clicks(log.format(folder)).clicks
     assert clicks["timestamp_ms"].to_list() == list(range(6))
     assert clicks["page"].to_list() == [None] * 3 + ["home"] * 3
     assert clicks.columns == ["session_id", "item_id", "timestamp_ms", "page"]
@@ -145,7 +146,8 @@ def test_files_may_disagree_about_a_column_that_nobody_needs(
         read_clicks(folder, keep=keep)
 
 
-def test_files_may_write_a_column_narrower_or_without_a_value(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log", ["{}", "file://{}/", "file://{}/*.parquet"])
+def test_files_may_write_a_column_narrower_or_without_a_value(tmp_path: Path, log: str) -> None:
     """As a day's file of pandas does whose numbers are small or whose column is empty."""
     narrow = {"item_id": pl.Series([1, 2], dtype=pl.Int32), "page": pl.Series([None, None])}
     frame(0, 2).with_columns(**narrow, dwell=pl.Series([1, 2.5], dtype=pl.Float32)).write_parquet(
@@ -153,7 +155,7 @@ def test_files_may_write_a_column_narrower_or_without_a_value(tmp_path: Path) ->
     )
     wide = frame(2, 1).with_columns(item_id=pl.Series([2**40]), page=pl.lit("p"), dwell=pl.lit(0.1))
     wide.write_parquet(tmp_path / "b.parquet")
-    clicks = read_clicks(tmp_path).clicks
+    clicks = read_clicks(log.format(tmp_path)).clicks
     assert clicks["item_id"].to_list() == ["1", "2", str(2**40)]
     assert clicks["page"].to_list() == [None, None, "p"]
     assert clicks["dwell"].to_list() == [1, 2.5, 0.1]
