@@ -16,6 +16,7 @@ from pydantic import PositiveFloat, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 
 from train.data.clicks import ClickLogError, read_clicks
+from train.data.order import with_own_times
 from train.data.sessions import TARGET_WEIGHT
 
 FLUSH_TIMEOUT_S = 30
@@ -127,7 +128,7 @@ def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
 def main() -> int:
     try:
         settings = CliApp.run(ReplaySettings)
-        clicks = in_order_of_time(read_clicks(settings.clicks).clicks)
+        clicks = with_own_times(in_order_of_time(read_clicks(settings.clicks).clicks))
         replay(clicks, settings.bootstrap_servers, settings.topic, settings.clicks_per_second)
     except ValidationError as error:
         for wrong in error.errors():

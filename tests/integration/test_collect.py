@@ -100,6 +100,20 @@ def test_a_folder_that_knows_no_topic_id_goes_on_and_learns_it(
     assert CollectState.model_validate_json((tmp_path / STATE).read_bytes()) == now
 
 
+def test_late_clicks_are_read_in_the_order_in_which_they_stand_in_the_topic(
+    kafka: str, topic: str, tmp_path: Path
+) -> None:
+    said = [("x", 0), ("y", 5000), ("late", 3000), ("z", 9000)]
+    clicks = [(b"s", click("s", item, BEGIN_MS + after_ms)) for item, after_ms in said]
+    produce(kafka, topic, clicks[:3])
+    collect(settings(kafka, topic, tmp_path), part_clicks=2)
+    produce(kafka, topic, clicks[3:])
+    collect(settings(kafka, topic, tmp_path))
+    log = read_clicks(tmp_path).clicks
+    assert log["item_id"].to_list() == ["x", "y", "late", "z"]
+    assert (log["timestamp_ms"] - BEGIN_MS).to_list() == [0, 5000, 5000, 9000]
+
+
 def test_a_range_of_offsets_or_of_time_is_all_that_is_read(
     kafka: str, topic: str, tmp_path: Path
 ) -> None:

@@ -3,7 +3,8 @@
 A log in memory is a frame with the columns session_id and item_id (categorical, see order.py, or
 text), timestamp_ms (int64) and the log's further columns as they came (a text file's are text).
 Sessions stand in order of their first click, ties by name; clicks of a session in order of time,
-ties as in the file. A log of a hundred million clicks takes the same path as one of ten.
+ties as in the file; of a collected log in the order in which the stream saw them.
+A log of a hundred million clicks takes the same path as one of ten.
 """
 
 import gzip
@@ -18,7 +19,7 @@ import structlog
 
 from train.data.event_types import EventTypes, weigh_events
 from train.data.filters import DAY_MS, Filtered, Filters, filter_clicks
-from train.data.order import SESSION_ID, in_order, n_names, session_starts
+from train.data.order import SESSION_ID, in_order, n_names, session_starts, with_own_times
 from train.data.rows import ClickLogError, Columns, Reason, read_rows
 
 __all__ = [
@@ -176,7 +177,7 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None 
 
 def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
     """Write a log that ``read_clicks`` reads back: .parquet, .csv or .csv.gz."""
-    clicks = clicks.with_columns(pl.selectors.categorical().cast(pl.String))
+    clicks = with_own_times(clicks).with_columns(pl.selectors.categorical().cast(pl.String))
     name = path.name.lower()
     path.parent.mkdir(parents=True, exist_ok=True)
     if name.endswith(".parquet"):

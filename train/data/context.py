@@ -14,6 +14,8 @@ import polars as pl
 from jaxtyping import Int32
 from pydantic import BaseModel, ConfigDict, Field
 
+from train.data.order import OWN_MS
+
 MISSING = 0
 """The click does not say: no such column, an empty value, the first click's gap."""
 UNKNOWN = 1
@@ -112,6 +114,7 @@ def context_indices(
 
 def _field_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarray, "T"]:
     timestamp_ms = clicks["timestamp_ms"].to_numpy()
+    own_ms = clicks[OWN_MS].to_numpy() if OWN_MS in clicks.columns else timestamp_ms
     if field.kind == "gap":
         gap_s = np.maximum(np.diff(timestamp_ms, prepend=0), 0) / 1000
         index = FIRST_VALUE + np.searchsorted(np.array(field.edges_s), gap_s, side="left")
@@ -119,7 +122,7 @@ def _field_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarra
         return np.where(first.to_numpy(), MISSING, index).astype(np.int32)
     if field.kind == "column":
         return _column_indices(clicks, field)
-    hours = (timestamp_ms // 1000 + field.utc_offset_s) // 3600
+    hours = (own_ms // 1000 + field.utc_offset_s) // 3600
     if field.kind == "hour":
         return (FIRST_VALUE + hours % HOURS).astype(np.int32)
     # 1 January 1970 was a Thursday; Monday is 0.

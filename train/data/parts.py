@@ -13,6 +13,7 @@ import polars as pl
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from train.data.order import KAFKA_COLUMNS
 from train.data.records import (
     TRAIL_CLICKS,
     TRAIL_MS,
@@ -37,7 +38,6 @@ WIRE_TYPES = {
     "event_id": pl.String,
     "event_type": pl.String,
 }
-KAFKA_COLUMNS = ("kafka_topic", "kafka_partition", "kafka_offset")
 _PART = re.compile(r"clicks-(\d{6,})\.parquet(\.begun)?")
 
 log = structlog.get_logger()

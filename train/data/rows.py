@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from train.data.order import ITEM_ID, SESSION_ID, VISITOR_ID
+from train.data.order import ITEM_ID, KAFKA_COLUMNS, SESSION_ID, VISITOR_ID, as_served
 from train.data.source import FILE, MALFORMED, ClickLogError, Source, open_log, reading
 
 __all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
@@ -81,7 +81,7 @@ class Rows(NamedTuple):
 
     good: pl.DataFrame
     """session_id (or the visitor's) and item_id, categorical, timestamp_ms, and further columns;
-    in the order of the file."""
+    in the order of the file. Of a collected log as it was served (``train/data/order.py``)."""
     n_bad: dict[Reason, int]
     """Bad rows by reason, the most frequent first."""
     bad: pl.LazyFrame
@@ -104,9 +104,12 @@ def _read_rows(
     path: str | Path, source: Source, columns: Columns, keep: Sequence[str] | None
 ) -> Rows:
     schema = source.table.collect_schema()
-    context = [
-        name for name in _further_columns(path, schema, columns) if keep is None or name in keep
-    ]
+    further = _further_columns(path, schema, columns)
+    context = [name for name in further if keep is None or name in keep]
+    is_collected = columns.sources() == WIRE_COLUMNS and all(
+        name in further and schema[name].is_integer() for name in KAFKA_COLUMNS[1:]
+    )
+    offset = [name for name in KAFKA_COLUMNS[1:] if is_collected and name not in context]
     judged = source.table.with_columns(_parse(path, source, schema, columns)).with_columns(
         _reason(source, schema, columns)
     )
@@ -115,6 +118,7 @@ def _read_rows(
         pl.col(_ITEM).cast(ITEM_ID).alias("item_id"),
         pl.col(_TIME).alias("timestamp_ms"),
         *context,
+        *offset,
     )
     # Columns of lists, structs, durations or bytes cannot stand in a CSV file.
     shown = [
@@ -134,6 +138,8 @@ def _read_rows(
         )
     )
     clicks = good.collect(engine="streaming").rechunk()
+    if is_collected:
+        clicks = as_served(clicks).drop(offset)
     n_rows = int(source.table.select(pl.len()).collect(engine="streaming").item())
     if n_rows == 0:
         raise ClickLogError(f"{path} is empty: a header and no click")

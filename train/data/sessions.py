@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Float32, Int32, Int64
 
 from train.data.context import ContextField, context_indices
-from train.data.order import ITEM_ID, codes, in_order, n_names, number_ids
+from train.data.order import ITEM_ID, OWN_MS, codes, in_order, n_names, number_ids
 
 TARGET_WEIGHT = "\0target_weight"  # a name no log has a column of
 SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
@@ -127,7 +127,7 @@ def build_sessions(
     stand in the order of their names. A gap of ``context`` counts from the last click on a known
     item, as it does in the stream. Where the log has a column target_weight, it is kept.
     """
-    wanted = {"session_id", "item_id", "timestamp_ms", TARGET_WEIGHT}
+    wanted = {"session_id", "item_id", "timestamp_ms", OWN_MS, TARGET_WEIGHT}
     wanted |= {field.name for field in context if field.kind == "column"}
     clicks = number_ids(log.select(name for name in log.columns if name in wanted))
     n_sessions = n_names(clicks["session_id"])
