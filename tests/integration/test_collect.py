@@ -132,6 +132,8 @@ def test_a_range_of_offsets_or_of_time_is_all_that_is_read(
     assert items(tmp_path / "c") == list(range(50))
     with pytest.raises(CollectError, match="from_offsets"):
         collect(settings(kafka, topic, tmp_path / "a"))
+    with pytest.raises(CollectError, match="ends at 60, before 61"):
+        collect(settings(kafka, topic, tmp_path / "d", from_offsets={0: 61}))
     with pytest.raises(CollectError, match="to_offsets names partition 2"):
         collect(settings(kafka, topic, tmp_path / "d", to_offsets={2: 1}))
 

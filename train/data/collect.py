@@ -218,6 +218,11 @@ def _span(
     first = state.next_offset.get(partition)
     if first is None:
         first = settings.from_offsets.get(partition, low)
+        if first > high:
+            raise CollectError(
+                f"from_offsets: partition {partition} of topic {settings.topic} ends at {high}, "
+                f"before {first}"
+            )
         if settings.since is not None:
             first = max(first, offset_at(settings.since))
     elif first > high:
