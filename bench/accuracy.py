@@ -100,8 +100,8 @@ def main() -> int:
             SCHEDULE,
             Path(folder, "validated"),
         )
-        chosen = load_checkpoint(Path(folder, "validated")).info
-        parts = blend_parts(load_checkpoint(Path(folder, "validated")).model, part.sessions)
+        validated = load_checkpoint(Path(folder, "validated"))
+        chosen, parts = validated.info, blend_parts(validated.model, part.sessions)
         weights = {}
         for blend in BLENDS:
             fitted = fit_blend(of(blend, parts), validation, len(part.catalogue))

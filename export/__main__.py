@@ -34,7 +34,7 @@ from train.data.sessions import build_sessions
 from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.network.model import ModelConfig
 from train.problems import problems
-from train.training_log import check_columns
+from train.training_log import check_context_columns
 
 PARITY_SESSIONS = 1000
 
@@ -139,8 +139,7 @@ def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Parity
     catalogue, fields = checkpoint.catalogue, checkpoint.info.model.context
     newest = []
     if config.clicks is not None:
-        columns = [field.name for field in fields if field.kind == "column"]
-        check_columns(config.clicks, {"context": columns})
+        check_context_columns(config.clicks, fields)
         idle_timeout_s = checkpoint.info.idle_timeout_s
         clicks = read_clicks(config.clicks, config.columns, idle_timeout_s=idle_timeout_s).clicks
         sessions = build_sessions(clicks, catalogue, fields).sessions

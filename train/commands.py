@@ -39,7 +39,12 @@ from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures
 from train.settings import EvaluateSettings, FitSettings, ShopSettings
-from train.training_log import TrainingLog, check_columns, is_newer, read_training_log
+from train.training_log import (
+    TrainingLog,
+    check_context_columns,
+    read_training_log,
+    warn_unless_newer,
+)
 
 MODEL = "model"
 """The name of the network among the baselines."""
@@ -135,10 +140,8 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         _make_folder(settings.out)
     info, catalogue = checkpoint.info, checkpoint.catalogue
 
-    columns = [field.name for field in info.model.context if field.kind == "column"]
-
     def read(path: str | Path) -> pl.DataFrame:
-        check_columns(path, {"context": columns})
+        check_context_columns(path, info.model.context)
         return read_clicks(
             path,
             settings.columns,
@@ -153,12 +156,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
             f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
             f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
         )
-    if not is_newer(indexed.sessions, info.training.last_timestamp_ms):
-        log.warning(
-            "not_newer_than_the_training",
-            clicks=str(settings.clicks),
-            note="what was learnt from is predicted too well",
-        )
+    warn_unless_newer(settings.clicks, indexed.sessions, info.training.last_timestamp_ms)
     predictors: dict[str, Predictor] = {MODEL: ModelPredictor(checkpoint.model)}
     support = np.zeros(len(catalogue), dtype=np.int64)
     for popular in info.popular:

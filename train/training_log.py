@@ -162,7 +162,7 @@ def read_training_log(
                 )
     for path in (settings.clicks, settings.validation):
         if path is not None:
-            check_columns(path, wanted)
+            _check_columns(path, wanted)
     columns = [name for of_setting in wanted.values() for name in of_setting]
     clicks = read_log(settings.clicks, settings, columns)
     newer: pl.DataFrame | None = None
@@ -203,13 +203,9 @@ def read_training_log(
                 f"{indexed.dropped_clicks} of them on items that are not learnt from; "
                 "validation_fraction=0 validates nothing"
             )
-        last_ms = int(train.sessions.timestamp_ms.max())
-        if settings.validation is not None and not is_newer(validation, last_ms):
-            log.warning(
-                "not_newer_than_the_training",
-                clicks=str(settings.validation),
-                note="what was learnt from is predicted too well",
-            )
+        if settings.validation is not None:
+            last_ms = int(train.sessions.timestamp_ms.max())
+            warn_unless_newer(settings.validation, validation, last_ms)
     return TrainingLog(
         train.sessions,
         validation,
@@ -232,13 +228,23 @@ def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) ->
     ).clicks
 
 
-def is_newer(sessions: Sessions, last_timestamp_ms: int) -> bool:
-    """Whether most of the sessions begin after that time."""
-    begins_ms = sessions.timestamp_ms[sessions.start[:-1]]
-    return bool(np.median(begins_ms) > last_timestamp_ms)
+def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: int) -> None:
+    """Say so if most sessions of the log do not begin after that time, the training's last."""
+    if np.median(sessions.timestamp_ms[sessions.start[:-1]]) <= last_timestamp_ms:
+        log.warning(
+            "not_newer_than_the_training",
+            clicks=str(path),
+            note="what was learnt from is predicted too well",
+        )
 
 
-def check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
+def check_context_columns(path: str | Path, fields: Sequence[ContextField]) -> None:
+    """Raise ContextError unless the log has the columns that the fields are read from."""
+    columns = [field.name for field in fields if field.kind == "column"]
+    _check_columns(path, {"context": columns})
+
+
+def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
     """Raise ContextError unless the log has the columns that a setting names."""
     if not any(wanted.values()):
         return

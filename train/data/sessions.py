@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float32, Int32, Int64
+from jaxtyping import Bool, Float32, Int32, Int64
 
 from train.data.context import ContextField, context_indices
 from train.data.order import ITEM_ID, OWN_MS, codes, in_order, n_names, number_ids
@@ -61,11 +61,16 @@ class Sessions:
         return len(self.item_index)
 
     @property
-    def n_targets(self) -> int:
+    def is_target(self) -> Bool[np.ndarray, "T"]:
         """Clicks to predict: not a session's first, and of a weight above 0."""
         is_target = self.target_weight > 0
         is_target[self.start[:-1]] = False
-        return int(np.count_nonzero(is_target))
+        return is_target
+
+    @property
+    def n_targets(self) -> int:
+        """Clicks to predict."""
+        return int(np.count_nonzero(self.is_target))
 
     @property
     def lengths(self) -> Int64[np.ndarray, "S"]:

@@ -143,10 +143,8 @@ def _content_hash(clicks: pl.DataFrame) -> str:
 
 
 def _targets_hash(indexed: Indexed) -> str:
-    is_target = indexed.sessions.target_weight > 0
-    is_target[indexed.sessions.start[:-1]] = False
     items = pl.Series(indexed.catalogue.item_ids, dtype=pl.String)
-    targets = items[indexed.sessions.item_index[is_target]]
+    targets = items[indexed.sessions.item_index[indexed.sessions.is_target]]
     return _digest(_bytes_of(targets))
 
 

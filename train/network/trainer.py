@@ -294,9 +294,8 @@ class Trainer:
         own = self.state()
         for name, array in own.items():
             before = state.get(name)
-            if before is None or before.shape[1:] != array.shape[1:]:
-                continue
-            if before.size == 0 or array.size == 0:  # a slot that one of both has no use for
+            # An empty slot has no use here, as velocity without momentum.
+            if before is None or before.shape[1:] != array.shape[1:] or not array.size:
                 continue
             if array.ndim:
                 array[: len(before)] = before
