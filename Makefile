@@ -38,11 +38,11 @@ check: .venv/installed build/prometheus ## Formatting, lint, types, architecture
 
 .PHONY: bench
 bench: .venv/installed ## Throughput and latency beside a naive Faust agent, into bench/results/stream.json
-	$(PYTHON) -m bench.stream
+	$(PYTHON) -m bench.serving.stream
 
 .PHONY: bench-accuracy
 bench-accuracy: .venv/installed ## The GRU beside its baselines on RSC15-100k, into bench/results/rsc15-100k.json
-	$(PYTHON) -m bench.accuracy
+	$(PYTHON) -m bench.training.accuracy
 
 .PHONY: broker
 broker: .venv/installed ## An Apache Kafka on 127.0.0.1:9092 until Ctrl-C

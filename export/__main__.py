@@ -15,7 +15,8 @@ from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from export.encode import bundle_graphs
 from export.graph import OPSET
 from export.parity import ParityError, ParitySession, check_parity, random_sessions
-from stream.bundle import (
+from stream.contract.context import ContextField
+from stream.model.bundle import (
     Bundle,
     BundleError,
     Manifest,
@@ -26,15 +27,14 @@ from stream.bundle import (
     check_context,
     write_bundle,
 )
-from stream.context import ContextField
-from stream.scorer import OnnxScorer
+from stream.model.scorer import OnnxScorer
 from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.context import ContextError
 from train.data.sessions import build_sessions
+from train.fit.training_log import check_context_columns
 from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.network.model import ModelConfig
 from train.problems import problems
-from train.training_log import check_context_columns
 
 PARITY_SESSIONS = 1000
 

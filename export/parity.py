@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
-from stream.bundle import Parity
-from stream.scorer import Scorer
+from stream.model.bundle import Parity
+from stream.model.scorer import Scorer
 from train.network.model import SessionModel
 
 MAX_ERROR = 1e-5

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsError
 
-from stream.bundle import BundleError
-from stream.faust_patches import PatchError
+from stream.model.bundle import BundleError
 from stream.position import PositionError
 from stream.reset import ResetError
 from stream.settings import (
@@ -20,7 +19,8 @@ from stream.settings import (
     WatchSettings,
     WorkerSettings,
 )
-from stream.topics import TopicError
+from stream.transport.patches import PatchError
+from stream.transport.topics import TopicError
 
 T = TypeVar("T", bound=BaseSettings)
 EXIT_DEPLOYMENT = 2
@@ -103,7 +103,7 @@ def _worker(words: list[str]) -> int:
 
 
 def _topics_create(words: list[str]) -> int:
-    from stream.topics import check_topics, create_topics
+    from stream.transport.topics import check_topics, create_topics
 
     settings = _settings("topics create", TopicsSettings, words)
     created = create_topics(settings)
@@ -118,7 +118,7 @@ def _topics_create(words: list[str]) -> int:
 
 
 def _topics_check(words: list[str]) -> int:
-    from stream.topics import check_topics
+    from stream.transport.topics import check_topics
 
     facts = check_topics(_settings("topics check", KafkaSettings, words))
     print(f"topics are right: {facts.click_partitions} partitions of clicks")
@@ -134,7 +134,7 @@ def _reset(words: list[str]) -> int:
 
 
 def _watch(words: list[str]) -> int:
-    from stream.watch import watch
+    from stream.watch.command import watch
 
     try:
         watch(_settings("watch", WatchSettings, words))

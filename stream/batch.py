@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from stream.bundle import Bundle
-from stream.click import BadClick, Click, Record
-from stream.messages import Item, Message, Outcome, dead_letter, recommendation
+from stream.contract.click import BadClick, Click, Record
+from stream.contract.messages import Item, Message, Outcome, dead_letter, recommendation
+from stream.model.bundle import Bundle
+from stream.model.waves import Scores, Waves
 from stream.position import BadClickLimit, Position
 from stream.session import (
     TRAIL_CLICKS,
@@ -24,7 +25,6 @@ from stream.session import (
     decode_state,
     encode_state,
 )
-from stream.waves import Scores, Waves
 
 Lookup = Callable[[int, bytes], bytes | None]
 """(partition, session) -> the state's bytes, or None."""

@@ -5,12 +5,12 @@ import asyncio
 from confluent_kafka.admin import AdminClient
 
 from stream.batch import PartitionOutput
-from stream.delivery import Delivery
-from stream.kafka import confluent_options
 from stream.position import POSITION_KEY, Position, decode_position
-from stream.reader import CommittedReader
 from stream.settings import ResetSettings
-from stream.topics import TIMEOUT_S, check_topics
+from stream.transport.clients import confluent_options
+from stream.transport.reader import CommittedReader
+from stream.transport.topics import TIMEOUT_S, check_topics
+from stream.transport.transactions import Delivery
 
 
 class ResetError(Exception):

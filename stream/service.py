@@ -8,14 +8,14 @@ import structlog
 import uvloop
 from prometheus_client import REGISTRY, disable_created_metrics
 
-from stream.bundle import load_bundle
-from stream.faust_patches import install_patches
 from stream.logs import configure_logging
 from stream.metrics import Metrics
-from stream.scorer import OnnxScorer
+from stream.model.bundle import load_bundle
+from stream.model.scorer import OnnxScorer
 from stream.settings import WorkerSettings
-from stream.topics import check_topics
-from stream.web import add_pages
+from stream.transport.patches import install_patches
+from stream.transport.topics import check_topics
+from stream.web.pages import add_pages
 from stream.worker import Worker
 
 log = structlog.get_logger(__name__)

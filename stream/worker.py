@@ -17,20 +17,20 @@ import structlog
 from faust.types import TP
 
 from stream.batch import Plan, Rules, finish_batch, plan_batch
-from stream.bundle import Bundle
-from stream.click import Record
-from stream.delivery import Delivery, TransactionLostError
-from stream.faust_patches import LeanMonitor
-from stream.kafka import faust_options
+from stream.contract.click import Record
 from stream.metrics import Metrics
+from stream.model.bundle import Bundle
+from stream.model.scorer import Scorer
 from stream.position import BadClickLimit, BadClickLimitError, Position, PositionError
-from stream.reader import CommittedReader
-from stream.restore import restore_partitions
-from stream.scorer import Scorer
 from stream.session import StateError
 from stream.settings import WorkerSettings
-from stream.store import STORE_URL, SessionStore
-from stream.topics import TopicError, TopicFacts
+from stream.transport.clients import faust_options
+from stream.transport.patches import LeanMonitor
+from stream.transport.reader import CommittedReader
+from stream.transport.restore import restore_partitions
+from stream.transport.store import STORE_URL, SessionStore
+from stream.transport.topics import TopicError, TopicFacts
+from stream.transport.transactions import Delivery, TransactionLostError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,7 +56,7 @@ class DroppedClickError(Exception):
 
 
 class WorkerApp(faust.App):
-    """The Faust app with what our patches ask of it (see faust_patches.RestoringApp)."""
+    """The Faust app with what our patches ask of it (see transport/patches.py)."""
 
     logger = logging.getLogger("faust.app")  # else Faust narrates under our name
     worker: "Worker"

@@ -15,8 +15,8 @@ from onnx import TensorProto
 
 from export.encode import bundle_graphs
 from export.graph import OPSET, Graph, value_info
-from stream.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
-from stream.context import ContextField
+from stream.contract.context import ContextField
+from stream.model.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
 from train.network.model import ModelConfig, SessionModel
 
 

@@ -15,18 +15,18 @@ from pydantic_settings import (
     get_subcommand,
 )
 
-from train.commands import run_evaluate, run_fit, run_shop
 from train.data.clicks import ClickLogError
 from train.data.collect import CollectSettings, run_collect
 from train.data.context import ContextError
 from train.ensemble import EnsembleSettings, run_ensemble
-from train.fit import FitError
-from train.measure.evaluation import EvaluationError
+from train.fit.command import run_evaluate, run_fit, run_shop
+from train.fit.loop import FitError
+from train.fit.settings import EvaluateSettings, FitSettings, ShopSettings
+from train.measure.results import EvaluationError
 from train.network.checkpoint import CheckpointError
 from train.problems import problems
 from train.report import ReportSettings, run_report
 from train.search import SearchError, SearchSettings, run_search
-from train.settings import EvaluateSettings, FitSettings, ShopSettings
 
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     FitSettings: run_fit,

@@ -4,7 +4,7 @@ import structlog
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from train.fit import MONITOR, Watch
+from train.fit.loop import MONITOR, Watch
 from train.network.checkpoint import EpochRecord
 
 log = structlog.get_logger()

@@ -15,10 +15,11 @@ from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
 
 from stream import __main__ as command
-from stream import faust_patches, restore, worker
-from stream.delivery import Delivery
+from stream import worker
 from stream.sessions import PartitionSessions, Sessions
-from stream.topics import group_offsets
+from stream.transport import patches, restore
+from stream.transport.topics import group_offsets
+from stream.transport.transactions import Delivery
 
 
 def no_position_record() -> None:
@@ -105,8 +106,8 @@ def slow_seek() -> None:
 
         Consumer.perform_seek = perform_seek  # type: ignore[method-assign]
 
-    faust_patches.PATCHES = (  # type: ignore[assignment]  # one longer
-        *faust_patches.PATCHES,
+    patches.PATCHES = (  # type: ignore[assignment]  # one longer
+        *patches.PATCHES,
         perform_seek_slowly,
     )
 
@@ -121,15 +122,15 @@ def no_hole_check() -> None:
 
 
 def without_patch(name: str) -> None:
-    """Leave one of faust_patches.PATCHES out."""
+    """Leave one of patches.PATCHES out."""
     _replace_patch(name, lambda: None)
 
 
 def _replace_patch(name: str, replacement: Any) -> None:
-    patches = faust_patches.PATCHES
-    assert name in {patch.__name__ for patch in patches}
-    faust_patches.PATCHES = tuple(  # type: ignore[assignment]  # of the same length
-        replacement if patch.__name__ == name else patch for patch in patches
+    installed = patches.PATCHES
+    assert name in {patch.__name__ for patch in installed}
+    patches.PATCHES = tuple(  # type: ignore[assignment]  # of the same length
+        replacement if patch.__name__ == name else patch for patch in installed
     )
 
 

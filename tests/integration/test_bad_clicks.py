@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from stream.click import Reason
+from stream.contract.click import Reason
 from tests.integration.service import Deployment
 from tests.integration.traffic import LOG_BEGIN_MS, click, session_load
 

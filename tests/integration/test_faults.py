@@ -15,7 +15,7 @@ import pytest
 
 from deploy.broker import EmbeddedKafka
 from stream.settings import KafkaSettings
-from stream.topics import group_offsets
+from stream.transport.topics import group_offsets
 from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment
 from tests.integration.traffic import session_load

@@ -17,13 +17,19 @@ import pytest
 import torch
 from jaxtyping import Float32
 
-from deploy.answers import AnswerReader, read_replay
-from deploy.heldout import hold_out
-from deploy.replay import in_order_of_time, replay
-from deploy.summary import Answer, evaluate_offline, in_click_order, offline_sessions, summarise
+from deploy.demo.answers import AnswerReader, read_replay
+from deploy.demo.heldout import hold_out
+from deploy.demo.replay import in_order_of_time, replay
+from deploy.demo.summary import (
+    Answer,
+    evaluate_offline,
+    in_click_order,
+    offline_sessions,
+    summarise,
+)
 from export.__main__ import export_bundle
 from export.parity import random_sessions
-from stream.messages import Outcome
+from stream.contract.messages import Outcome
 from stream.settings import KafkaSettings
 from tests.bundles import random_model
 from tests.integration.service import Deployment
@@ -31,8 +37,9 @@ from train.baselines import item_support
 from train.data.clicks import Columns, read_clicks
 from train.data.context import ContextField, learn_fields
 from train.data.sessions import Sessions, build_sessions
-from train.data.shop import generate_shop
-from train.fit import Schedule, fit
+from train.data.synthetic import generate_shop
+from train.fit.loop import Schedule, fit
+from train.fit.training_log import TrainingLog
 from train.measure.evaluate import session_batches
 from train.measure.predictor import ModelPredictor
 from train.network.checkpoint import (
@@ -45,7 +52,6 @@ from train.network.checkpoint import (
 )
 from train.network.hyperparameters import Hyperparameters
 from train.network.model import ModelConfig
-from train.training_log import TrainingLog
 
 DATA = Path(os.environ.get("NEXTCLICK_DATA", Path(__file__).parents[2] / "../shared/data"))
 K = 20

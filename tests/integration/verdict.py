@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from stream.batch import Rules, finish_batch, plan_batch
-from stream.bundle import load_bundle
-from stream.click import Record
+from stream.contract.click import Record
+from stream.model.bundle import load_bundle
+from stream.model.scorer import OnnxScorer
 from stream.position import POSITION_KEY, BadClickLimit, Position
-from stream.scorer import OnnxScorer
 from stream.session import decode_state, last_click_ms
 from tests.integration.service import Deployment
 from tests.integration.traffic import Stored

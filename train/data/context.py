@@ -1,7 +1,8 @@
 """What a click says besides its item, as small whole numbers: one column a context field.
 
 The fields are learnt from the training log, kept in the checkpoint and written into the bundle's
-manifest; `stream/context.py` computes the same numbers from a click and its session's state.
+manifest; `stream/contract/context.py` computes the same numbers from a click and its session's
+state.
 Liu et al. (arXiv 1609.05787) tell *input context* (what surrounds a click) from *transition
 context* (the gap since the click before).
 """

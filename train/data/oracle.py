@@ -11,7 +11,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float64, Int64
 
-from train.data.shop import (
+from train.data.synthetic import (
     CHAIN_SHARES,
     DAY_MS,
     EVENT_SHARES,

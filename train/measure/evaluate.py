@@ -13,8 +13,8 @@ from jaxtyping import Float, Int32, Int64
 
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
-from train.measure.figures import CUTOFFS, figures
 from train.measure.lists import count_listed
+from train.measure.metrics import CUTOFFS, figures
 from train.measure.ranks import Ranks, ranks_of
 
 __all__ = [

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 
 from train.measure.evaluate import SessionBatch
-from train.measure.product import RowProduct
+from train.measure.matmul import RowProduct
 from train.network.model import SessionModel
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from train.measure.evaluation import EvaluationError, load_evaluations
+from train.measure.results import EvaluationError, load_evaluations
 from train.report.page import write_report
 
 

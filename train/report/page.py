@@ -11,10 +11,10 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from train.measure.compare import Difference, Estimate, Part, estimate, holm
-from train.measure.evaluation import Evaluation, LogCounts, compare_kept
-from train.measure.figures import CUTOFFS
 from train.measure.lists import list_figures
+from train.measure.metrics import CUTOFFS
+from train.measure.results import Evaluation, LogCounts, compare_kept
+from train.measure.significance import Difference, Estimate, Part, estimate, holm
 from train.measure.slices import slicings
 from train.report.plots import MOST_SERIES, Series, bar, decimals, line_plot, swatch
 

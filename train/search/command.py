@@ -14,7 +14,9 @@ import torch
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from train.fit import FitError, Watch, fit
+from train.fit.loop import FitError, Watch, fit
+from train.fit.settings import FitSettings
+from train.fit.training_log import TrainingLog, read_training_log
 from train.network.checkpoint import CheckpointInfo, EpochRecord
 from train.network.hyperparameters import Hyperparameters
 from train.network.presets import PRESETS
@@ -34,8 +36,6 @@ from train.search.study import (
     take_up_killed,
     trial_folder,
 )
-from train.settings import FitSettings
-from train.training_log import TrainingLog, read_training_log
 
 BEST = "best.json"
 PLOT = "search.png"

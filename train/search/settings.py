@@ -13,12 +13,12 @@ from pydantic import (
     model_validator,
 )
 
-from train.measure.figures import METRICS
+from train.fit.settings import FitSettings, Preset
+from train.fit.training_log import LogSettings
+from train.measure.metrics import METRICS
 from train.network.hyperparameters import Hyperparameters
 from train.network.presets import PRESETS
 from train.search.space import PARAMETERS, SPACE, Space, space_of
-from train.settings import FitSettings, Preset
-from train.training_log import LogSettings
 
 
 class SearchSettings(Hyperparameters, LogSettings):

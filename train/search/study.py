@@ -20,9 +20,9 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from train.fit.training_log import TrainingLog
 from train.search.settings import SearchSettings
 from train.search.space import Space
-from train.training_log import TrainingLog
 
 STUDY = "study.db"
 MADE_WITH = "made with"

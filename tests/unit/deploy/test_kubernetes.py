@@ -41,7 +41,7 @@ def test_the_bundle_lies_on_the_mounted_volume() -> None:
 
 
 def test_the_probes_ask_pages_that_the_worker_has_on_its_port() -> None:
-    pages = re.findall(r'\.page\("(/[a-z]+)"\)', Path("stream/web.py").read_text())
+    pages = re.findall(r'\.page\("(/[a-z]+)"\)', Path("stream/web/pages.py").read_text())
     assert WORKER["livenessProbe"]["httpGet"]["path"] == "/healthz"
     assert WORKER["readinessProbe"]["httpGet"]["path"] == "/ready"
     assert {"/healthz", "/ready", "/metrics"} <= set(pages)

@@ -12,8 +12,8 @@ import torch
 
 from export.__main__ import ExportConfig, describe, export_bundle, main, parity_sessions
 from export.parity import ParityError, random_sessions
-from stream.bundle import BundleError, load_bundle
-from stream.scorer import OnnxScorer
+from stream.model.bundle import BundleError, load_bundle
+from stream.model.scorer import OnnxScorer
 from train.data.clicks import ClickLogError
 from train.data.context import ContextField
 from train.data.sessions import Catalogue

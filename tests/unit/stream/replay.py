@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
 from stream.batch import PartitionOutput, Rules, finish_batch, plan_batch
-from stream.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
-from stream.click import Record
-from stream.context import ContextField
-from stream.messages import Message
+from stream.contract.click import Record
+from stream.contract.context import ContextField
+from stream.contract.messages import Message
+from stream.model.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
+from stream.model.scorer import Scorer
 from stream.position import Position, decode_position, encode_position
-from stream.scorer import Scorer
 from stream.sessions import PartitionSessions, Sessions
 
 TOPIC = "clicks"

@@ -13,9 +13,9 @@ from jaxtyping import Float32, Int32, Int64
 from msgspec.structs import replace
 
 from stream.batch import Judgement, PartitionOutput, Rules
-from stream.click import Reason, Record
-from stream.context import FIRST_VALUE, MISSING, UNKNOWN, ContextField
-from stream.messages import Message
+from stream.contract.click import Reason, Record
+from stream.contract.context import FIRST_VALUE, MISSING, UNKNOWN, ContextField
+from stream.contract.messages import Message
 from stream.position import BadClickLimit, BadClickLimitError
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, last_click_ms
 from tests.unit.stream.replay import RECORD_MS, FakeScorer, Replay, bundle_of

@@ -121,7 +121,7 @@ def test_a_bundle_that_is_not_there_is_one_sentence(
 def test_a_broker_that_does_not_answer_is_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stream.topics.TIMEOUT_S", 0.2)
+    monkeypatch.setattr("stream.transport.topics.TIMEOUT_S", 0.2)
     err = refused(capsys, "topics", "check", "--bootstrap-servers=127.0.0.1:1")
     assert err.startswith("no broker answers at 127.0.0.1:1: ")
     assert err.count("\n") == 1

@@ -8,11 +8,11 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from stream.batch import Judgement, PartitionOutput
-from stream.click import BadClick, Reason, Record
-from stream.messages import Outcome
+from stream.contract.click import BadClick, Reason, Record
+from stream.contract.messages import Outcome
 from stream.metrics import LATENCY_BUCKETS, RESTORE_BUCKETS, STAGE_BUCKETS, Metrics
+from stream.model.waves import Scores
 from stream.position import Position
-from stream.waves import Scores
 
 BUNDLE_ID = "a" * 16
 SCORES = Scores(

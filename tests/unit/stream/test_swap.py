@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from stream.batch import Rules
-from stream.bundle import Bundle, load_bundle
-from stream.click import Record
+from stream.contract.click import Record
+from stream.model.bundle import Bundle, load_bundle
+from stream.model.scorer import OnnxScorer
 from stream.position import BadClickLimit
-from stream.scorer import OnnxScorer
 from stream.session import decode_state
 from tests.bundles import write_tiny_bundle
 from tests.unit.stream.replay import RECORD_MS, Replay

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.unit.train.fit.test_loop import SMALL, a_log
 from tests.unit.train.network.test_model import FIELDS, a_model
-from tests.unit.train.test_fit import SMALL, a_log
 from train.__main__ import main
 from train.data.event_types import EventTypes
 from train.ensemble import joined, write_ensemble
-from train.fit import Schedule, fit
+from train.fit.loop import Schedule, fit
 from train.measure.evaluate import rank_targets
 from train.measure.predictor import ModelPredictor
 from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint

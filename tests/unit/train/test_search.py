@@ -11,14 +11,14 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from train.__main__ import main
-from train.data.shop import markov_clicks
-from train.fit import FitError, fit
+from train.data.synthetic import markov_clicks
+from train.fit.loop import FitError, fit
+from train.fit.settings import FitSettings
 from train.network.checkpoint import CheckpointInfo, load_checkpoint
 from train.network.presets import PRESETS
 from train.search import SearchError, SearchSettings, command, run_search
 from train.search.plot import plot_search
 from train.search.study import ended, open_study, take_up_killed
-from train.settings import FitSettings
 
 SMALL: dict[str, Any] = {"hidden_size": 8, "n_negatives": 16, "batch_size": 32}
 

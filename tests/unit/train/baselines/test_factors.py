@@ -7,7 +7,7 @@ from tests.unit.train.baselines.asking import scores_after
 from train.baselines.factors import ALS, BPR, fit_als, fit_bpr
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
-from train.data.shop import markov_clicks
+from train.data.synthetic import markov_clicks
 from train.measure.evaluate import Predictor, figures, rank_targets
 
 FACTORS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)

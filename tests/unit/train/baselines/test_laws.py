@@ -21,7 +21,7 @@ from train.baselines.stan import stan
 from train.baselines.vmis import vmis_knn
 from train.data.clicks import split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
-from train.data.shop import markov_clicks
+from train.data.synthetic import markov_clicks
 from train.measure.evaluate import Predictor, figures, rank_targets
 
 N_ITEMS = 40

@@ -13,10 +13,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stream.batch import Rules, plan_batch
-from stream.click import Record as StreamRecord
-from stream.context import ContextField as StreamField
+from stream.contract.click import Record as StreamRecord
+from stream.contract.context import ContextField as StreamField
+from stream.model.waves import Waves
 from stream.position import BadClickLimit, Position
-from stream.waves import Waves
 from tests.unit.stream.replay import bundle_of
 from train.data.clicks import cut_sessions, read_clicks, split_by_time, write_clicks
 from train.data.context import ContextField

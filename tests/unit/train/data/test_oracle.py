@@ -10,11 +10,18 @@ import torch
 from train.data.clicks import split_by_time
 from train.data.oracle import OracleScore, score_oracle
 from train.data.sessions import Indexed, Sessions, build_sessions
-from train.data.shop import CHAIN_SHARES, FIRST_DAY_MS, STEP_SHARES, Shop, ShopConfig, build_shop
-from train.data.shop import generate_shop as generate
-from train.fit import Schedule, fit
+from train.data.synthetic import (
+    CHAIN_SHARES,
+    FIRST_DAY_MS,
+    STEP_SHARES,
+    Shop,
+    ShopConfig,
+    build_shop,
+)
+from train.data.synthetic import generate_shop as generate
+from train.fit.loop import Schedule, fit
+from train.fit.training_log import TrainingLog
 from train.network.hyperparameters import Hyperparameters
-from train.training_log import TrainingLog
 
 SMALL = ShopConfig(seed=3, n_items=480, n_days=5)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stream.click import BadClick, Click, ClickParser
-from stream.click import Record as StreamRecord
-from stream.context import Context, ContextField
+from stream.contract.click import BadClick, Click, ClickParser
+from stream.contract.click import Record as StreamRecord
+from stream.contract.context import Context, ContextField
 from train.data.context import FIRST_VALUE, MIN_SUPPORT, context_indices, learn_fields
 from train.data.records import (
     NAMELESS,

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from tests.unit.train.building import sessions_of
-from train.measure.evaluation import (
+from train.measure.metrics import Lost
+from train.measure.ranks import ranks_of
+from train.measure.results import (
     Evaluation,
     EvaluationInfo,
     LogCounts,
     Training,
     save_evaluation,
 )
-from train.measure.figures import Lost
-from train.measure.ranks import ranks_of
 from train.network.checkpoint import EpochRecord
 from train.report import ReportSettings, run_report, write_report
 

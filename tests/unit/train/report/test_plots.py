@@ -5,7 +5,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from train.measure.compare import Estimate
+from train.measure.significance import Estimate
 from train.report.plots import MARKERS, Series, _axis, bar, decimals, line_plot, swatch
 
 

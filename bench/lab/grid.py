@@ -1,0 +1,293 @@
+"""What the experiments try: the data sets with their frozen bases, and one factor at a time.
+
+A base is a small network (100 units) whose settings were chosen on validation before the grid was
+run; every variant is the base with one thing changed. What needs another learning rate to be judged
+fairly brings a few, and validation picks one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from train.fit.loop import Schedule
+from train.network.hyperparameters import Hyperparameters
+
+Changes = dict[str, Any]
+
+SHOP = "shop"
+SHOP_CLICKS = 200_000
+CELLS = ("rnn", "lstm", "gru")
+LOSSES = ("bpr-max", "cross-entropy", "softmax", "top1-max", "bpr", "top1")
+EMBEDDINGS = ("one-hot", "separate", "shared")
+INPUT_WAYS = ("concat", "multiply", "add", "matrices")
+TRANSITION_WAYS = (*INPUT_WAYS, "decay")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A folder of the data, what a click of it says, and the network that variants start from."""
+
+    name: str
+    base: Changes
+    schedule: Schedule
+    validation_fraction: float = 0.1
+    seeds: tuple[int, ...] = (1,)
+    input_context: tuple[str, ...] = ()
+    """What surrounds a click, told to the model in all variants with input context."""
+    alone: tuple[str, ...] = ()
+    """Fields that are also told alone."""
+    has_time: bool = True
+    """The log's time is one: there are gaps, and a last day."""
+    utc_offset_s: int = 0
+    last_days: tuple[float, ...] = ()
+    refit: bool = False
+    """Learn from the whole training file, for the epochs that validation chose, before the test:
+    where the newest part holds most of what the test asks for."""
+    crossed: bool = False
+    """Also cells with layers, losses with embeddings, cells with context; and all tries."""
+
+    @property
+    def transition_context(self) -> tuple[str, ...]:
+        """The way from the click before."""
+        return ("gap",) if self.has_time else ()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that decides a training besides its seed."""
+
+    changes: Changes = field(default_factory=dict)
+    """From the data set's base."""
+    context: tuple[str, ...] = ()
+    shuffled: tuple[str, ...] = ()
+    """Fields whose values the clicks swap, in training and evaluation: what is left is noise."""
+    last_days: float | None = None
+    """Learn only from sessions that begin in the last so many days."""
+    refit: bool = False
+    """As the data set's, for this setting; it is asked what the others are."""
+
+    @property
+    def reading(self) -> tuple[object, ...]:
+        """How the log is read: settings that agree in it share their sessions."""
+        return self.context, self.shuffled, self.last_days, *(["refit"] if self.refit else [])
+
+    def hyperparameters(self, data: DataSet, seed: int) -> Hyperparameters:
+        """Of the training."""
+        return Hyperparameters.model_validate({**data.base, **self.changes, "seed": seed})
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of a factor's table: what was changed, and with which further settings it was tried."""
+
+    factor: str
+    name: str
+    setting: Setting
+    tries: tuple[Changes, ...] = ({},)
+    against: Setting = field(default_factory=Setting)
+    """What it is held against; the base unless it says otherwise."""
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """One for each try; validation picks one."""
+        own = self.setting
+        return [replace(own, changes={**own.changes, **more}) for more in self.tries]
+
+
+DATASETS = {
+    data.name: data
+    for data in (
+        DataSet(
+            "foursquare-nyc",
+            {"batch_size": 32, "bptt": 2, "embedding": "shared", "learning_rate": 0.05}
+            | {"dropout_embedding": 0.3, "dropout_hidden": 0.2},
+            Schedule(epochs=8, patience=2),
+            seeds=(1, 2, 3),
+            input_context=("Hour", "Weekday", "Area"),
+            alone=("Hour", "Weekday", "Area"),
+            last_days=(60, 120, 180),
+            crossed=True,
+        ),
+        DataSet(
+            "rsc15-100k",
+            {"batch_size": 32, "bptt": 2, "embedding": "shared", "learning_rate": 0.05}
+            | {"dropout_embedding": 0.4, "dropout_hidden": 0.2},
+            Schedule(epochs=8, patience=2),
+            validation_fraction=0.12,
+            seeds=(1, 2, 3),
+            input_context=("hour",),
+            last_days=(1, 2, 4),
+            crossed=True,
+        ),
+        DataSet(
+            "globo-5d",
+            {"batch_size": 64, "embedding": "shared", "learning_rate": 0.05}
+            | {"dropout_embedding": 0.2, "dropout_hidden": 0.2},
+            Schedule(epochs=6, patience=1),
+            input_context=("hour", "Category", "Referrer", "Device", "Region"),
+            alone=("hour", "Category", "Referrer", "Device", "Region"),
+            utc_offset_s=-3 * 3600,
+            last_days=(0.125, 0.25, 0.5, 1, 2),
+            refit=True,  # without its last evening 9,160 of 16,375 predictions would be lost
+        ),
+        DataSet(
+            "diginetica-sessions",
+            {"batch_size": 128, "embedding": "shared", "learning_rate": 0.07}
+            | {"dropout_embedding": 0.3, "dropout_hidden": 0.1},
+            Schedule(epochs=3, patience=1),
+            has_time=False,
+        ),
+        DataSet(
+            SHOP,
+            {"batch_size": 96, "embedding": "separate", "learning_rate": 0.07}
+            | {"dropout_embedding": 0.2, "dropout_hidden": 0.1},
+            Schedule(epochs=6, patience=2),
+            seeds=(1, 2, 3),
+            input_context=("hour", "event_type"),
+            alone=("hour", "event_type"),
+        ),
+    )
+}
+
+BASE = Setting()
+
+
+def variants(data: DataSet) -> list[Variant]:
+    """All rows of a data set's tables, the most telling factors first."""
+    rows = [Variant("base", "base", BASE), *_context(data)]
+    if data.name == SHOP:
+        return rows
+    rows += [*_architecture(data), *_learning(data), *_regularisation(data), *_recency(data)]
+    if data.crossed:
+        return [*rows, *_crossed(data)]
+    return [replace(row, tries=row.tries[:2]) for row in rows]  # the larger logs: the likelier two
+
+
+def _architecture(data: DataSet) -> Iterator[Variant]:
+    rates = _rates(data, 1, 0.5)
+    for cell in CELLS:
+        # The base's own rate was chosen among these already.
+        yield Variant("cell", cell, Setting({"cell": cell}), ({},) if cell == "gru" else rates)
+    for window in (2, 3, 5):
+        setting = Setting({"cell": "window", "window": window})
+        yield Variant("cell", f"window of {window}", setting, rates)
+    for n_layers, residual in ((1, False), (2, False), (3, False), (1, True), (2, True), (3, True)):
+        name = f"{n_layers}, residual" if residual else str(n_layers)
+        yield Variant("layers", name, Setting({"n_layers": n_layers, "residual": residual}))
+    for name, on in (("none", False), ("one", True)):
+        yield Variant("feed-forward layer", name, Setting({"feed_forward": on}))
+    for embedding in EMBEDDINGS:
+        # A row of a one-hot table holds three gates, which no dropout of entries was made for.
+        tries = ({}, {"dropout_embedding": 0.0}) if embedding == "one-hot" else ({},)
+        yield Variant("embedding", embedding, Setting({"embedding": embedding}), tries)
+
+
+def _learning(data: DataSet) -> Iterator[Variant]:
+    for loss in LOSSES:
+        tries = ({},) if loss == "bpr-max" else _rates(data, 1, 0.5, 2)
+        yield Variant("loss", loss, Setting({"loss": loss}), tries)
+    rates: dict[str, tuple[Changes, tuple[Changes, ...]]] = {
+        "adagrad": ({}, ({},)),
+        "adagrad with momentum": ({"momentum": 0.3}, _rates(data, 1, 0.5)),
+        "adam": ({"optimiser": "adam"}, _rates(data, 0.03, 0.1, 0.01)),
+        "sgd": ({"optimiser": "sgd"}, _rates(data, 10, 40, 2)),
+        "sgd with momentum": ({"optimiser": "sgd", "momentum": 0.9}, _rates(data, 4, 10, 1)),
+    }
+    for name, (changes, tries) in rates.items():
+        yield Variant("optimiser", name, Setting(changes), tries)
+    lanes = data.base["batch_size"]
+    clicks = lanes * data.base.get("bptt", 1)
+    for bptt in (1, 2, 4, 8):
+        # As many lanes as the base, or as many clicks a step: whichever validates better.
+        sizes = dict.fromkeys((lanes, max(1, clicks // bptt)))
+        tries = tuple({"batch_size": size} for size in sizes)
+        yield Variant("clicks back-propagated through", str(bptt), Setting({"bptt": bptt}), tries)
+
+
+def _regularisation(data: DataSet) -> Iterator[Variant]:
+    embedding, hidden = ("dropout_embedding", (0.4, 0.2)), ("dropout_hidden", (0.2, 0.4))
+    for name, places in (
+        ("none", []),
+        ("of the embedding", [embedding]),
+        ("of the hidden state", [hidden]),
+        ("of both", [embedding, hidden]),
+    ):
+        off: Changes = {"dropout_embedding": 0.0, "dropout_hidden": 0.0}
+        shares = product(*(values for _, values in places))
+        names = [place for place, _ in places]
+        dropouts: list[Changes] = [dict(zip(names, share, strict=True)) for share in shares]
+        if name == "of both":
+            dropouts.insert(0, {place: data.base[place] for place in names})
+        yield Variant("dropout", name, Setting(off), tuple(dropouts))
+    for name, on in (("inner product", False), ("cosine", True)):
+        tries = tuple({"temperature": t} for t in (12.0, 8.0, 16.0)) if on else ({},)
+        yield Variant("score", name, Setting({"normalise": on}), tries)
+    for n_negatives in (0, 128, 512, 2048):
+        yield Variant("negatives", str(n_negatives), Setting({"n_negatives": n_negatives}))
+
+
+def _context(data: DataSet) -> Iterator[Variant]:
+    of_input, of_transition = data.input_context, data.transition_context
+    both = of_input + of_transition
+    if not both:
+        return
+    yield Variant("context", "none", BASE)
+    for fields, name, ways in (
+        (of_input, "input", INPUT_WAYS),
+        (of_transition, "transition", TRANSITION_WAYS),
+        (both, "both", TRANSITION_WAYS),
+    ):
+        for way in ways:
+            changes: Changes = {"transition_context": way}
+            changes["input_context"] = way if way in INPUT_WAYS else "concat"
+            label = f"{name}, {way}"
+            if name == "both" and way == "decay":
+                label = "both, concat and decay"
+            yield Variant("context", label, Setting(changes, fields))
+            if way == "concat" or name == "both":
+                yield Variant("context", f"{label}, shuffled", Setting(changes, fields, fields))
+    for name in data.alone:
+        yield Variant("context", f"{name} alone, concat", Setting(context=(name,)))
+    # The time of the click to predict: what Liu et al. take for known.
+    time = tuple(name for name in both if name.lower() in ("hour", "weekday", "gap"))
+    for label, fields in (("gap", ("gap",)), (", ".join(time), time)):
+        served, peeking = Setting(context=fields), Setting({"peek_context": True}, fields)
+        yield Variant("peeking (never served)", f"{label} of clicks made", served)
+        name = f"{label} of the next click too"
+        yield Variant("peeking (never served)", name, peeking, against=served)
+
+
+def _recency(data: DataSet) -> Iterator[Variant]:
+    for days in data.last_days:
+        period = f"{days:g} days" if days > 1 else f"{24 * days:g} hours"
+        yield Variant("training on the last", period, Setting(last_days=days))
+    if data.last_days:
+        yield Variant("training on the last", "whole log", BASE)
+
+
+def _crossed(data: DataSet) -> Iterator[Variant]:
+    for cell, n_layers, residual in product(CELLS, (1, 2, 3), (False, True)):
+        changes: Changes = {"cell": cell, "n_layers": n_layers, "residual": residual}
+        name = f"{cell}, {n_layers}{', residual' if residual else ''}"
+        yield Variant("cell and layers", name, Setting(changes))
+    for loss, embedding in product(("bpr-max", "cross-entropy", "softmax"), EMBEDDINGS):
+        changes = {"loss": loss, "embedding": embedding}
+        yield Variant("loss and embedding", f"{loss}, {embedding}", Setting(changes))
+    both = data.input_context + data.transition_context
+    for cell, fields in product((*CELLS, "window"), ((), both)):
+        name = f"{cell}, {'both' if fields else 'none'}"
+        without = Setting({"cell": cell}) if fields else BASE
+        setting = Setting({"cell": cell}, fields)
+        yield Variant("cell and context", name, setting, against=without)
+    factor, again = "the training file's newest part", Setting(refit=True)
+    yield Variant(factor, "chooses the epoch", BASE)
+    yield Variant(factor, "then is learnt from too", again)
+    name = "the same, both contexts"
+    yield Variant(factor, name, Setting(context=both, refit=True), against=again)
+
+
+def _rates(data: DataSet, *factors: float) -> tuple[Changes, ...]:
+    rate = data.base["learning_rate"]
+    return tuple({"learning_rate": round(rate * factor, 6)} for factor in factors)

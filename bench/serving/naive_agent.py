@@ -1,0 +1,217 @@
+"""The opponent: the same job as our worker's, written as Faust's guide shows.
+
+One click at a time, ``async for`` over the stream, ``table[key] = value``, ``topic.send`` for each
+list, one graph from click to list. It parses, encodes states and writes messages with our
+functions, and has uvloop and the producer settings that Faust is fastest with, so that the ratio
+is about the path and nothing else. It does less: no repeated events, no list for an item that the
+model has never seen (the load has neither), no context, no expiry, no change of the model; and it
+promises less: a fault loses clicks or applies them twice.
+"""
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+
+import faust
+import numpy as np
+import onnx
+import onnxruntime
+import uvloop
+from faust.transport.producer import ProducerBuffer
+from onnx import compose, helper
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from bench.settings import parse
+from stream.contract.click import BadClick, Click, Reason, Record
+from stream.contract.messages import Item, Outcome, dead_letter, recommendation
+from stream.logs import configure_logging
+from stream.model.bundle import Bundle, load_bundle
+from stream.session import (
+    TRAIL_CLICKS,
+    LastOutcome,
+    SessionState,
+    TrailClick,
+    decode_state,
+    encode_state,
+)
+from stream.settings import KafkaSettings
+from stream.transport.clients import faust_options
+
+
+class NaiveSettings(KafkaSettings):
+    """Answer clicks one at a time, as Faust's guide shows."""
+
+    bundle: Path
+    """Folder of the bundle to serve."""
+    partitions: PositiveInt
+    """Partitions of the topics."""
+    producer_linger_s: PositiveFloat = 0.005
+    """Faust's default, 0, halves its clicks/s."""
+    producer_max_batch_bytes: PositiveInt = 262_144
+    """Faust's default, 16 kB, holds a dozen states."""
+    producer_acks: int = -1
+    """All replicas, as our worker."""
+    producer_buffer_messages: PositiveInt = 100_000
+    """Faust's default, 100, makes it send one by one."""
+    inference_threads: PositiveInt = Field(default=1)
+    """Threads of the ONNX call."""
+
+
+def one_graph(bundle: Bundle) -> onnx.ModelProto:
+    """Click in, list out: the bundle's two graphs, joined at the query."""
+    encode = onnx.load(bundle.encode_path)
+    rank = compose.add_prefix(onnx.load(bundle.rank_path), "rank/")
+    graph = encode.graph
+    graph.node.append(helper.make_node("Identity", ["query"], ["rank/query"]))
+    graph.node.extend(rank.graph.node)
+    graph.initializer.extend(rank.graph.initializer)
+    graph.output.extend(rank.graph.output)
+    onnx.checker.check_model(encode)
+    return encode
+
+
+class Model:
+    """The one graph in ONNX Runtime."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(
+            one_graph(bundle).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        self._shape = (1, bundle.manifest.state_size)
+
+    def step(
+        self, item_index: int, state: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the state, the list's indices and its scores after one click."""
+        before = np.zeros(self._shape, np.float32) if state is None else state
+        after, index, score = self._session.run(
+            ["state_out", "rank/top_index", "rank/top_score"],
+            {"item_index": np.array([item_index]), "state": before.reshape(self._shape)},
+        )
+        return after[0], index[0], score[0]
+
+
+def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) -> SessionState:
+    """Return the session's state after a click."""
+    idle_timeout_s = bundle.manifest.idle_timeout_s
+    before = decode_state(stored) if stored else None
+    if (
+        before is not None
+        and idle_timeout_s is not None
+        and click.timestamp_ms - before.last_click_ms > idle_timeout_s * 1000
+    ):
+        before = None
+    state, top_index, top_score = model.step(
+        bundle.item_index[click.item_id], before.model_state if before else None
+    )
+    trail = before.trail if before else ()
+    now = TrailClick(click.item_id, click.timestamp_ms, click.event_hash)
+    return SessionState(
+        bundle.manifest.bundle_id,
+        max(click.timestamp_ms, before.last_click_ms if before else 0),
+        before.n_clicks + 1 if before else 1,
+        LastOutcome.MODEL,
+        (*trail, now)[-TRAIL_CLICKS:],
+        state,
+        top_index,
+        top_score,
+    )
+
+
+def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.App:
+    """Return the app with its one agent."""
+    app = faust.App(
+        settings.app_id,
+        **faust_options(settings),
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        consumer_auto_offset_reset="earliest",
+        producer_acks=settings.producer_acks,
+        producer_linger=settings.producer_linger_s,
+        producer_max_batch_size=settings.producer_max_batch_bytes,
+        producer_max_request_size=4_000_000,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+
+    def raw_topic(name: str) -> faust.TopicT:
+        return app.topic(
+            name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
+        )
+
+    clicks = raw_topic(settings.clicks_topic)
+    recommendations = raw_topic(settings.recommendations_topic)
+    dead_letters = raw_topic(settings.dead_letter_topic)
+    sessions = app.Table(
+        "sessions", partitions=settings.partitions, key_type=bytes, value_type=bytes
+    )
+
+    @app.agent(clicks)
+    async def recommend(stream: faust.StreamT[bytes]) -> None:
+        async for value in stream:
+            event = stream.current_event
+            assert event is not None
+            message = event.message
+            record = Record(
+                message.partition,
+                message.offset,
+                round(message.timestamp * 1000),
+                message.key,
+                value,
+            )
+            click = bundle.parse_click(record)
+            if isinstance(click, Click) and click.item_id not in bundle.item_index:
+                click = BadClick(Reason.BAD_ITEM_ID, "the model has never seen this item")
+            if isinstance(click, BadClick):
+                letter = dead_letter(settings.clicks_topic, record, click)
+                await dead_letters.send(
+                    key=letter.key, value=letter.value, headers=dict(letter.headers)
+                )
+                continue
+            state = advance(bundle, model, click, sessions.get(click.session))
+            sessions[click.session] = encode_state(state)
+            items = [
+                Item(bundle.item_ids[index], score)
+                for index, score in zip(
+                    state.top_index.tolist(), state.top_score.tolist(), strict=True
+                )
+            ]
+            answer = recommendation(
+                settings.clicks_topic,
+                record,
+                click,
+                items,
+                state.bundle_id,
+                Outcome.MODEL,
+                time.time_ns() // 1_000_000,
+            )
+            await recommendations.send(
+                key=answer.key, value=answer.value, headers=dict(answer.headers)
+            )
+
+    return app
+
+
+def main() -> int:
+    settings = parse(NaiveSettings)
+    configure_logging("info")
+    bundle = load_bundle(settings.bundle)
+    ProducerBuffer.max_messages = settings.producer_buffer_messages
+    loop = uvloop.new_event_loop()
+    asyncio.set_event_loop(loop)
+    app = build_app(settings, bundle, Model(bundle, settings.inference_threads))
+    service = faust.Worker(
+        app, loop=loop, quiet=True, override_logging=False, redirect_stdouts=False
+    )
+    service.spinner = None  # it sets the root logger to DEBUG: three log records a message
+    try:
+        service.execute_from_commandline()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""Send clicks at a steady rate, whether or not anybody keeps up.
+
+``python -m bench.serving.producer``.
+
+A process of its own with a plain Kafka client, as a shop's would be: idempotent, murmur2, no
+linger. Prints one line of JSON at the end.
+"""
+
+import sys
+import time
+
+import msgspec
+from confluent_kafka import KafkaError, Message, Producer
+from pydantic import PositiveFloat, PositiveInt
+
+from bench.serving.clicks import ClickStream
+from bench.settings import parse
+from stream.settings import KafkaSettings
+from stream.transport.clients import confluent_options
+
+PRODUCER_OPTIONS = {
+    "enable.idempotence": True,
+    "partitioner": "murmur2_random",
+    "linger.ms": 0,
+}
+BACKLOG_OPTIONS = PRODUCER_OPTIONS | {
+    "linger.ms": 20,
+    "queue.buffering.max.messages": 1_000_000,
+}
+
+
+class LoadSettings(KafkaSettings):
+    """Send clicks at a steady rate."""
+
+    rate: PositiveInt
+    """Clicks a second, evenly spaced."""
+    seconds: PositiveFloat
+    """How long."""
+    n_items: PositiveInt
+    """Items of the catalogue."""
+    seed: int
+    """Of the clicks."""
+
+    @property
+    def n_clicks(self) -> int:
+        """How many that makes."""
+        return round(self.rate * self.seconds)
+
+
+class LoadReport(msgspec.Struct):
+    """What was sent, and how far the sender itself ever fell behind its clock."""
+
+    sent: int
+    refused: int
+    most_behind_ms: float
+
+
+class Sender:
+    """A producer that counts what the broker refused."""
+
+    def __init__(self, settings: KafkaSettings, options: dict[str, object]) -> None:
+        self._producer = Producer(confluent_options(settings) | options)
+        self._topic = settings.clicks_topic
+        self.refused = 0
+
+    def send(self, key: bytes, value: bytes) -> None:
+        """Hand a click over to the producer's thread."""
+        self._producer.produce(self._topic, value, key, on_delivery=self._delivered)
+        self._producer.poll(0)
+
+    def flush(self) -> None:
+        """Wait until the broker has everything."""
+        self._producer.flush()
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self.refused += 1
+
+
+def send_backlog(settings: KafkaSettings, n_items: int, n_clicks: int, seed: int) -> None:
+    """Fill the clicks topic as fast as it goes."""
+    clicks = ClickStream(n_items, seed)
+    sender = Sender(settings, BACKLOG_OPTIONS)
+    for _ in range(n_clicks):
+        sender.send(*clicks.click(time.time_ns() // 1_000_000))
+    sender.flush()
+    if sender.refused:
+        raise RuntimeError(f"{sender.refused} of {n_clicks} clicks were refused by the broker")
+
+
+def send_paced(settings: LoadSettings) -> LoadReport:
+    """Send at the rate; returns when the broker has everything."""
+    clicks = ClickStream(settings.n_items, settings.seed)
+    sender = Sender(settings, PRODUCER_OPTIONS)
+    most_behind_s = 0.0
+    started = time.perf_counter()
+    for n in range(settings.n_clicks):
+        wait_s = started + n / settings.rate - time.perf_counter()
+        if wait_s > 0:
+            time.sleep(wait_s)
+        else:
+            most_behind_s = max(most_behind_s, -wait_s)
+        sender.send(*clicks.click(time.time_ns() // 1_000_000))
+    sender.flush()
+    return LoadReport(settings.n_clicks, sender.refused, round(most_behind_s * 1000, 1))
+
+
+def main() -> int:
+    report = send_paced(parse(LoadSettings))
+    print(msgspec.json.encode(report).decode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

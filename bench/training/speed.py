@@ -1,0 +1,254 @@
+"""How fast a step trains beside the time of its own matrix products.
+
+``python -m bench.training.speed``.
+
+The setting is that of the official GRU4Rec on Diginetica: 43,097 items, H = 512, 128 sessions side
+by side, 2,048 negatives, shared embedding, BPR-max, on one core. Clicks are made up; what a step
+costs does not depend on which items they are. The limit is measured in turn with the training, in
+the same process, so that a busy machine slows both.
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from torch.profiler import ProfilerActivity, profile
+
+from bench.provenance import provenance
+from bench.settings import parse
+from train.baselines import item_support
+from train.data.sessions import Sessions
+from train.network.hyperparameters import Hyperparameters
+from train.network.trainer import Trainer, computes_bfloat16
+
+RESULT = Path(__file__).parents[1] / "results" / "training.json"
+STAGES = ("candidates", "forward", "loss", "backward", "update")
+OFFICIAL = {
+    "hidden_size": 512,
+    "embedding": "shared",
+    "batch_size": 128,
+    "n_negatives": 2048,
+    "sample_alpha": 0.3,
+    "dropout_embedding": 0.5,
+    "dropout_hidden": 0.3,
+    "learning_rate": 0.05,
+    "momentum": 0.15,
+    "bpreg": 0.9,
+    "elu": 1.0,
+}
+N_ITEMS = 43_097
+CATALOGUES = (10_000, 100_000, 1_000_000)
+
+
+class TrainingBench(BaseSettings):
+    """Measure a training step, and print and keep its figures."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_prog_name="python -m bench.training.speed",
+        use_attribute_docstrings=True,
+    )
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to train; nothing is kept of another device than the CPU."""
+    rounds: PositiveInt = 7
+    """Times that limit and training are measured in turn."""
+    seconds: PositiveFloat = 4.0
+    """Length of the training in a round."""
+    catalogue: PositiveInt | None = None
+    """Measure one step at this many items and H = 128 instead, and print its time and memory."""
+
+
+class Round(BaseModel):
+    """One measurement of both."""
+
+    model_config = ConfigDict(frozen=True)
+
+    clicks_per_second: float
+    gemm_limit_clicks_per_second: float
+
+
+def main() -> int:
+    """Print the figures, and keep those of a CPU in bench/results/training.json."""
+    settings = parse(TrainingBench)
+    torch.set_num_threads(1)
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("device=cuda, but PyTorch finds no such device here: use cpu")
+    if settings.catalogue is not None:
+        print(json.dumps(measure_catalogue(settings.catalogue, settings.device)))
+        return 0
+    result: dict[str, object] = {**provenance(), "setting": OFFICIAL | {"items": N_ITEMS}}
+    for precision in ("float32", "bfloat16"):
+        if precision == "bfloat16" and not computes_bfloat16(settings.device):
+            print("bfloat16: this device does not compute in it; nothing to measure")
+            continue
+        result[precision] = measure(precision, settings)
+        print(precision, json.dumps(result[precision]))
+    result["catalogue"] = [
+        json.loads(
+            subprocess.run(
+                [
+                    *(sys.executable, "-m", "bench.training.speed"),
+                    *("--catalogue", str(n_items), "--device", settings.device),
+                ],
+                check=True,
+                capture_output=True,
+            ).stdout
+        )
+        for n_items in CATALOGUES
+    ]
+    print("catalogue", json.dumps(result["catalogue"]))
+    if settings.device == "cpu":
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(precision: str, settings: TrainingBench) -> dict[str, object]:
+    """Medians over the rounds, and a step's stages in milliseconds."""
+    sessions = made_up_sessions(N_ITEMS, n_clicks=2_000_000)
+    trainer = a_trainer(sessions, N_ITEMS, settings.device, precision=precision)
+    train_for(trainer, sessions, 1, settings.seconds / 2)  # compiles, allocates, warms up
+    n_candidates = mean_candidates(trainer, sessions)
+    rounds = []
+    for epoch in range(2, 2 + settings.rounds):
+        limit = gemm_seconds(trainer.hyperparameters, n_candidates, precision, settings.device)
+        rate = train_for(trainer, sessions, epoch, settings.seconds)
+        batch_size = trainer.hyperparameters.batch_size
+        rounds.append(
+            Round(clicks_per_second=rate, gemm_limit_clicks_per_second=batch_size / limit)
+        )
+    shares = [r.clicks_per_second / r.gemm_limit_clicks_per_second for r in rounds]
+    return {
+        "clicks_per_second": round(statistics.median(r.clicks_per_second for r in rounds)),
+        "gemm_limit_clicks_per_second": round(
+            statistics.median(r.gemm_limit_clicks_per_second for r in rounds)
+        ),
+        "share": round(statistics.median(shares), 3),
+        "shares": [round(share, 3) for share in shares],
+        "candidates": round(n_candidates),
+        "stages_ms": stages_ms(trainer, sessions),
+    }
+
+
+def a_trainer(sessions: Sessions, n_items: int, device: str, **change: object) -> Trainer:
+    """The official setting, with changes."""
+    hyperparameters = Hyperparameters.model_validate(OFFICIAL | change)
+    return Trainer(hyperparameters, item_support(sessions, n_items), device=device)
+
+
+def made_up_sessions(n_items: int, n_clicks: int) -> Sessions:
+    """Sessions of 5 clicks whose items are about as unevenly popular as a shop's."""
+    rng = np.random.default_rng(1)
+    share = 1 / (np.arange(n_items) + 20.0)
+    item_index = rng.choice(n_items, n_clicks, p=share / share.sum())
+    n_sessions = n_clicks // 5
+    return Sessions(
+        item_index=item_index.astype(np.int64),
+        timestamp_ms=np.arange(n_clicks),
+        start=5 * np.arange(n_sessions + 1),
+        session_id=pl.Series(np.arange(n_sessions)).cast(pl.String),
+        context=np.zeros((n_clicks, 0), dtype=np.int32),
+        target_weight=np.ones(n_clicks, dtype=np.float32),
+    )
+
+
+def train_for(trainer: Trainer, sessions: Sessions, epoch: int, seconds: float) -> float:
+    """Clicks per second of a part of an epoch."""
+    result = trainer.train_epoch(sessions, epoch, deadline=time.monotonic() + seconds)
+    return result.clicks / result.seconds
+
+
+def mean_candidates(trainer: Trainer, sessions: Sessions) -> float:
+    """Distinct items that a step of this trainer scores, on average."""
+    h = trainer.hyperparameters
+    rng = np.random.default_rng(2)
+    negatives = trainer.sampler.blocks(h.n_negatives, rng)
+    return statistics.mean(
+        len(np.unique(np.concatenate([rng.choice(sessions.item_index, h.batch_size), drawn])))
+        for drawn, _ in zip(negatives, range(50), strict=False)
+    )
+
+
+def gemm_seconds(h: Hyperparameters, n_candidates: float, precision: str, device: str) -> float:
+    """The matrix products of one step, none computed twice, one after the other.
+
+    Input side of the gates, forward and both gradients; hidden side without the gradient of the
+    earlier state, as none flows back; scores, forward and both gradients.
+    """
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    b, width, c = h.batch_size, h.hidden_size, round(n_candidates)
+    x, query = (torch.randn(b, width, dtype=dtype, device=device) for _ in range(2))
+    weight = torch.randn(3 * width, width, dtype=dtype, device=device)
+    gates = torch.randn(b, 3 * width, dtype=dtype, device=device)
+    rows = torch.randn(c, width, dtype=dtype, device=device)
+    scores = torch.randn(b, c, dtype=dtype, device=device)
+    products: list[tuple[int, Callable[[], torch.Tensor]]] = [
+        (2, lambda: x @ weight.T),
+        (1, lambda: gates @ weight),
+        (2, lambda: gates.T @ x),
+        (1, lambda: query @ rows.T),
+        (1, lambda: scores @ rows),
+        (1, lambda: scores.T @ query),
+    ]
+    return sum(times * median_seconds(product, device) for times, product in products)
+
+
+def median_seconds(call: Callable[[], torch.Tensor], device: str) -> float:
+    """Of 25 calls, after 3 to warm up."""
+    seconds = []
+    for _ in range(28):
+        begin = time.perf_counter()
+        call()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    return statistics.median(seconds[3:])
+
+
+def stages_ms(trainer: Trainer, sessions: Sessions) -> dict[str, float]:
+    """Where a step's time goes; the profiler itself makes it a little slower."""
+    steps = 0
+
+    def count(clicks: int, loss: float) -> None:
+        nonlocal steps
+        steps += 1
+
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        trainer.train_epoch(sessions, 99, deadline=time.monotonic() + 2, on_step=count)
+    total = {event.key: event.cpu_time_total for event in found.key_averages()}
+    return {stage: round(total[stage] / 1000 / steps, 2) for stage in STAGES}
+
+
+def measure_catalogue(n_items: int, device: str) -> dict[str, object]:
+    """A step's time and the process's memory at one size of the catalogue."""
+    sessions = made_up_sessions(n_items, n_clicks=max(500_000, 2 * n_items))
+    trainer = a_trainer(sessions, n_items, device, hidden_size=128)
+    train_for(trainer, sessions, 1, 2)
+    rates = list(_repeat(lambda epoch: train_for(trainer, sessions, epoch, 2), 5))
+    return {
+        "items": n_items,
+        "hidden_size": 128,
+        "clicks_per_second": round(statistics.median(rates)),
+        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def _repeat(call: Callable[[int], float], times: int) -> Iterator[float]:
+    for epoch in range(2, 2 + times):
+        yield call(epoch)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""A click log cut in two by time: what the demo learns from, and the newest clicks it replays."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from train.data.clicks import ClickLogError, Columns, read_clicks
+from train.data.oracle import score_oracle
+from train.data.synthetic import ShopConfig, generate_shop
+
+SHOP_IDLE_TIMEOUT_S = 1800
+MAX_HELDOUT_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Heldout:
+    """The two parts, and what is known of the log."""
+
+    name: str
+    train: pl.DataFrame
+    heldout: pl.DataFrame
+    """In the order of ``read_clicks``; the last sessions may be cut short."""
+    idle_timeout_s: int | None
+    shop: ShopConfig | None = None
+
+    def oracle_recall(self, known_items: list[str]) -> float | None:
+        """The best Recall@20 that could be had on the held-out clicks, where the process is known.
+
+        The oracle sees the context too, event types, pace and hour, which the model does not.
+        """
+        if self.shop is None:
+            return None
+        return score_oracle(self.shop, self.heldout, known_items).recall
+
+
+def shop_log(n_heldout: int) -> Heldout:
+    """The made-up shop's: as many days of so many clicks as it covers, the last held out."""
+    shop = ShopConfig()
+    clicks = generate_shop(n_heldout * shop.n_days, shop)
+    train, heldout = hold_out(clicks, n_heldout)
+    return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, shop)
+
+
+def read_log(
+    path: Path,
+    columns: Columns | None,
+    idle_timeout_s: int | None,
+    n_heldout: int,
+    rejected_path: Path,
+) -> Heldout:
+    """Any log. Raises ClickLogError for one that cannot be read or is too short."""
+    log = read_clicks(
+        path,
+        columns or detect_columns(path),
+        idle_timeout_s=idle_timeout_s,
+        rejected_path=rejected_path,
+    )
+    train, heldout = hold_out(log.clicks, n_heldout)
+    n_rejected = sum(log.rejected.values())
+    name = f"{path}, {n_rejected:,} bad rows" if n_rejected else str(path)
+    return Heldout(name, train, heldout, idle_timeout_s)
+
+
+def detect_columns(path: Path) -> Columns:
+    """The preset whose names the log's header has; the wire's where there is no such header."""
+    name = path.name.lower()
+    try:
+        if name.endswith((".parquet", ".pq")):
+            header = list(pl.read_parquet_schema(path))
+        else:
+            separator = "," if name.removesuffix(".gz").endswith(".csv") else "\t"
+            header = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False).columns
+    except (OSError, pl.exceptions.PolarsError):
+        return Columns()  # read_clicks says what is wrong with the file
+    public = Columns(preset="public")
+    return public if {public.session, public.item, public.time} <= set(header) else Columns()
+
+
+def hold_out(clicks: pl.DataFrame, n_heldout: int) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """The log without its newest sessions, and the first ``n_heldout`` clicks of those.
+
+    Whole sessions are taken from the end until they have so many clicks, at most a fifth of the
+    log; what they have more, the last of it in time, is left out. Raises ClickLogError when
+    either part would be empty.
+    """
+    n_heldout = min(n_heldout, int(MAX_HELDOUT_SHARE * len(clicks)))
+    session = clicks["session_id"].rle()
+    clicks_from_here = session.struct.field("len").cum_sum(reverse=True)
+    newest = int((clicks_from_here >= n_heldout).sum()) - 1
+    first_row = len(clicks) - int(clicks_from_here[newest]) if n_heldout and newest > 0 else 0
+    if first_row == 0:
+        raise ClickLogError(
+            f"a log of {len(clicks)} clicks in {len(session)} sessions is too short to hold the "
+            "newest fifth back and to learn from the rest"
+        )
+    heldout = clicks[first_row:].with_row_index("_row")
+    in_time = heldout.sort("timestamp_ms", maintain_order=True)[:n_heldout]
+    return clicks[:first_row], in_time.sort("_row").drop("_row")

@@ -1,0 +1,145 @@
+"""A click log sent to the clicks topic in order of time: ``python -m deploy.demo.replay``.
+
+The producer is any shop's: confluent-kafka, JSON, the session as key. It knows nothing of ours,
+and sends all the columns the log has: which of them the model reads is the bundle's affair.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from pydantic import PositiveFloat, ValidationError
+from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+
+from train.data.clicks import ClickLogError, read_clicks
+from train.data.order import with_own_times
+from train.data.sessions import TARGET_WEIGHT
+
+FLUSH_TIMEOUT_S = 30
+
+
+class ReplaySettings(BaseSettings):
+    """Send the clicks of a log to Kafka in order of time, with their own timestamps."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="REPLAY_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_prog_name="python -m deploy.demo.replay",
+        use_attribute_docstrings=True,
+    )
+
+    clicks: Path
+    """Click log with the columns session_id, item_id and timestamp_ms; further ones go along."""
+    bootstrap_servers: str = "127.0.0.1:9092"
+    """Kafka brokers, host:port, separated by commas."""
+    topic: str = "clicks"
+    """Topic to write to."""
+    clicks_per_second: PositiveFloat = 500.0
+    """How fast; the clicks' own times decide their order alone."""
+
+
+class ReplayError(Exception):
+    """Clicks that the broker did not take: one sentence."""
+
+
+def in_order_of_time(clicks: pl.DataFrame) -> pl.DataFrame:
+    """The log as it happened; clicks of one time stay in the order of the log."""
+    return clicks.sort("timestamp_ms", maintain_order=True)
+
+
+def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second: float) -> int:
+    """Send every click at a steady pace; returns their number when all are acknowledged.
+
+    Raises ReplayError when the broker refuses one or does not answer.
+    """
+    refused: list[str] = []
+
+    def on_delivery(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            refused.append(error.str())
+
+    producer = Producer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            # As Java clients place keys; librdkafka's own default is another one.
+            "partitioner": "murmur2_random",
+            "enable.idempotence": True,
+            "linger.ms": 0,
+            "log_level": 2,
+        }
+    )
+    begin = time.monotonic()
+    n_sent = 0
+    for key, value in _records(clicks):
+        ahead_s = begin + n_sent / per_second - time.monotonic()
+        if ahead_s > 0:
+            time.sleep(ahead_s)
+        producer.produce(topic, key=key, value=value, on_delivery=on_delivery)
+        producer.poll(0)
+        n_sent += 1
+        if refused:
+            break
+    n_left = producer.flush(FLUSH_TIMEOUT_S)
+    if refused or n_left:
+        reason = refused[0] if refused else f"no answer within {FLUSH_TIMEOUT_S} s"
+        raise ReplayError(f"{topic} on {bootstrap_servers} did not take every click: {reason}")
+    return n_sent
+
+
+def _records(clicks: pl.DataFrame) -> Iterator[tuple[str, bytes]]:
+    for click in _as_json(clicks).iter_rows(named=True):
+        value = {name: said for name, said in click.items() if said is not None}
+        yield click["session_id"], json.dumps(value).encode()
+
+
+def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
+    """The log with its context columns as JSON can say them, under the names that training knows.
+
+    Numbers and truths stay what they are; times, decimals and categories become text, as do
+    event_id and event_type, which a click has as text. Lists and structs are left out.
+    """
+    said = []
+    for name, dtype in clicks.drop(TARGET_WEIGHT, strict=False).schema.items():
+        column = pl.col(name)
+        if dtype.is_nested():
+            continue
+        if name in ("event_id", "event_type") or not (dtype.is_integer() or dtype.is_float()):
+            column = column if dtype == pl.Boolean else column.cast(pl.String)
+        elif dtype.is_float():
+            # Fractions through text: 1.1 of 32 bits is no 1.1 of 64. JSON has no NaN, no infinity.
+            finite = pl.when(column.is_finite()).then(column)
+            whole = finite.cast(pl.Int64, strict=False)
+            column = (
+                pl.when(whole == finite)
+                .then(whole.cast(pl.Float64))
+                .otherwise(finite.cast(pl.String).cast(pl.Float64))
+                .alias(name)
+            )
+        said.append(column)
+    return clicks.select(said)
+
+
+def main() -> int:
+    try:
+        settings = CliApp.run(ReplaySettings)
+        clicks = with_own_times(in_order_of_time(read_clicks(settings.clicks).clicks))
+        replay(clicks, settings.bootstrap_servers, settings.topic, settings.clicks_per_second)
+    except ValidationError as error:
+        for wrong in error.errors():
+            name = ".".join(map(str, wrong["loc"]))
+            print(f"setting {name}: {wrong['msg']}, found {wrong['input']!r}", file=sys.stderr)
+        return 2
+    except (ClickLogError, ReplayError, KafkaException) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""What the worker publishes: recommendations and dead letters, as Kafka messages."""
+
+from enum import StrEnum
+
+import msgspec
+
+from stream.contract.click import BadClick, Click, Record
+
+Headers = tuple[tuple[str, bytes], ...]
+_DETAIL_BYTES = 1024
+"""Longest detail header: with the other four it stays far below the 64 KiB that the dead-letter
+topic grants beyond the largest click."""
+
+
+class Outcome(StrEnum):
+    """How a good click was answered."""
+
+    MODEL = "model"
+    DUPLICATE = "duplicate"
+    UNKNOWN_ITEM = "unknown_item"
+    FALLBACK = "fallback"
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One record to produce; ``value`` None is a tombstone."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: Headers = ()
+
+
+class Item(msgspec.Struct):
+    """One place of a list; ``score`` is the model's, not a probability."""
+
+    item_id: str
+    score: float
+
+
+class ClickRef(msgspec.Struct):
+    """The click that a list answers."""
+
+    item_id: str
+    timestamp_ms: int
+
+
+class Recommendation(msgspec.Struct):
+    """The published value: exactly one a good click, for readers of committed records."""
+
+    session_id: str
+    items: list[Item]
+    model: str
+    outcome: str
+    click: ClickRef
+    published_ms: int
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def recommendation(
+    topic: str,
+    record: Record,
+    click: Click,
+    items: list[Item],
+    bundle_id: str,
+    outcome: Outcome,
+    published_ms: int,
+) -> Message:
+    """Return the message that answers a click; its header ``source`` names the click's record."""
+    value = _encode(
+        Recommendation(
+            click.session.decode(),
+            items,
+            bundle_id,
+            outcome,
+            ClickRef(click.item_id, click.timestamp_ms),
+            published_ms,
+        )
+    )
+    source = f"{topic}-{record.partition}-{record.offset}".encode()
+    return Message(click.session, value, (("source", source),))
+
+
+def dead_letter(topic: str, record: Record, bad: BadClick) -> Message:
+    """Return the message that keeps a bad click: its own key and value, and why it is bad."""
+    return Message(
+        record.key,
+        record.value,
+        (
+            ("reason", bad.reason.encode()),
+            ("topic", topic.encode()),
+            ("partition", str(record.partition).encode()),
+            ("offset", str(record.offset).encode()),
+            ("detail", bad.detail.encode(errors="replace")[:_DETAIL_BYTES]),
+        ),
+    )

@@ -1,0 +1,160 @@
+"""The model as a worker sees it: two ONNX graphs behind two calls, no clock and no Faust."""
+
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import onnxruntime
+from jaxtyping import Float32, Int32, Int64
+from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
+
+from stream.model.bundle import Bundle, BundleError
+
+# ONNX Runtime's exceptions have no base of their own below Exception.
+_OnnxError = (
+    onnx_errors.Fail,
+    onnx_errors.InvalidArgument,
+    onnx_errors.InvalidGraph,
+    onnx_errors.InvalidProtobuf,
+    onnx_errors.NotImplemented,
+    onnx_errors.RuntimeException,
+)
+
+
+@runtime_checkable  # the tests' runtime type check asks for it
+class Scorer(Protocol):
+    """What a batch needs of a model: S numbers of state, D of query, F context fields."""
+
+    @property
+    def state_size(self) -> int: ...
+    @property
+    def query_size(self) -> int: ...
+    @property
+    def n_recommendations(self) -> int: ...
+
+    def encode(
+        self,
+        item_index: Int64[np.ndarray, "B"],
+        context: Int32[np.ndarray, "B F"],
+        state: Float32[np.ndarray, "B S"],
+    ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
+        """Advance B sessions by one click each; the query for their next list, and the state.
+
+        Row b of every argument is the same session. ``context`` is of the click that is made, not
+        of the one to come. ``state`` is zeros for a new session and is returned new, not changed.
+        """
+        ...
+
+    def rank(
+        self, query: Float32[np.ndarray, "B D"]
+    ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
+        """The K best items of B sessions and their scores, best first; ties: lower index first."""
+        ...
+
+
+class OnnxScorer:
+    """A bundle's two graphs in ONNX Runtime on the CPU.
+
+    A call blocks for one pass through a graph, with the interpreter's lock released, and may be
+    made from any thread. Row b of a result depends on row b of the arguments alone. Raises
+    ``BundleError`` where a graph is not of the shape that the manifest says.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+        manifest = bundle.manifest
+        self.state_size = manifest.state_size
+        self.query_size = manifest.query_size
+        self.n_recommendations = manifest.n_recommendations
+        self._n_fields = len(manifest.context)
+        k = self.n_recommendations
+        query, state = f"float[B,{self.query_size}]", f"float[B,{self.state_size}]"
+        context = {"context": f"int32[B,{self._n_fields}]"} if self._n_fields else {}
+        self._encode = _open_graph(
+            bundle.encode_path,
+            threads,
+            inputs={"item_index": "int64[B]", **context, "state": state},
+            outputs={"query": query, "state_out": state},
+        )
+        self._rank = _open_graph(
+            bundle.rank_path,
+            threads,
+            inputs={"query": query},
+            outputs={"top_index": f"int32[B,{k}]", "top_score": f"float[B,{k}]"},
+        )
+        self._check_sizes(bundle)
+
+    def encode(
+        self,
+        item_index: Int64[np.ndarray, "B"],
+        context: Int32[np.ndarray, "B F"],
+        state: Float32[np.ndarray, "B S"],
+    ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
+        """As ``Scorer.encode``; an ``item_index`` outside the catalogue is the caller's bug."""
+        inputs = {"item_index": item_index, "state": state}
+        if self._n_fields:
+            inputs["context"] = context
+        query, advanced = self._encode.run(["query", "state_out"], inputs)
+        assert isinstance(query, np.ndarray) and isinstance(advanced, np.ndarray)
+        return query, advanced
+
+    def rank(
+        self, query: Float32[np.ndarray, "B D"]
+    ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
+        """As ``Scorer.rank``."""
+        top_index, top_score = self._rank.run(["top_index", "top_score"], {"query": query})
+        assert isinstance(top_index, np.ndarray) and isinstance(top_score, np.ndarray)
+        return top_index, top_score
+
+    def _check_sizes(self, bundle: Bundle) -> None:
+        """Runs the last item and every field's last value through both, which warms them up too."""
+        n_items = bundle.manifest.n_items
+        last = [field.size - 1 for field in bundle.manifest.context]
+        context = np.array([last], np.int32).reshape(1, len(last))
+        try:
+            query, _ = self.encode(
+                np.array([n_items - 1]), context, np.zeros((1, self.state_size), np.float32)
+            )
+        except _OnnxError as error:
+            raise BundleError(
+                f"{bundle.encode_path} fails on item_index {n_items - 1} and context {last}, "
+                f"manifest says n_items={n_items} and fields of such sizes: {_first_line(error)}"
+            ) from error
+        try:
+            top_index, _ = self.rank(query)
+        except _OnnxError as error:
+            raise BundleError(f"{bundle.rank_path} fails: {_first_line(error)}") from error
+        if not 0 <= top_index.min() <= top_index.max() < n_items:
+            raise BundleError(
+                f"{bundle.rank_path} gives item_index {top_index.min()} to {top_index.max()}, "
+                f"manifest says n_items={n_items}"
+            )
+
+
+def _open_graph(
+    path: Path, threads: int, inputs: dict[str, str], outputs: dict[str, str]
+) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads  # the default is one for each core of the machine
+    options.inter_op_num_threads = 1
+    # A waiting thread that spins takes the core from the event loop beside it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # what goes wrong is raised; stderr need not say it again
+    try:
+        graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _OnnxError as error:
+        raise BundleError(f"{path} cannot be opened: {_first_line(error)}") from error
+    for found, expected in ((graph.get_inputs(), inputs), (graph.get_outputs(), outputs)):
+        signature = {argument.name: _shape(argument) for argument in found}
+        if signature != expected:
+            raise BundleError(f"{path} has {signature}, manifest says {expected}")
+    return graph
+
+
+def _shape(argument: onnxruntime.NodeArg) -> str:
+    """Such as ``float[2,B,100]``: any size that is no number is the batch."""
+    sizes = ",".join(str(size) if isinstance(size, int) else "B" for size in argument.shape)
+    return f"{argument.type.removeprefix('tensor(').removesuffix(')')}[{sizes}]"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

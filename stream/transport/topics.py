@@ -1,0 +1,232 @@
+"""The four topics: made right, or told what is wrong with them (`topics create|check`)."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init__ has no __all__
+    AdminClient,
+    ConfigResource,
+    NewTopic,
+    OffsetSpec,
+    ResourceType,
+)
+
+from stream.settings import KafkaSettings, TopicsSettings
+from stream.transport.clients import confluent_options
+
+TIMEOUT_S = 20
+POLL_S = 0.1
+_COORDINATOR_MOVES = (
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.NOT_COORDINATOR,
+)
+DEAD_LETTER_EXTRA_BYTES = 65_536
+"""What a dead letter's headers may add to the click it keeps."""
+BATCH_BYTES = 1_000_000
+"""Largest batch of records the worker produces; the brokers' default takes it."""
+_CHANGELOG_CONFIG = {
+    # compact alone: retention would delete the position record of a partition without clicks.
+    "cleanup.policy": "compact",
+    # Small segments, since the active one is never compacted: a restore reads all of it.
+    "segment.ms": "600000",
+    "segment.bytes": "67108864",
+    "max.compaction.lag.ms": "3600000",
+    "min.cleanable.dirty.ratio": "0.2",
+}
+
+
+class TopicError(Exception):
+    """A topic that cannot be reached or is not as the worker needs it: one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicFacts:
+    """What the worker must know about the topics that exist."""
+
+    clicks_topic_id: str
+    click_partitions: int
+    recommendation_partitions: int
+    dead_letter_partitions: int
+    dead_letter_bytes: int
+
+
+def create_topics(settings: TopicsSettings) -> list[str]:
+    """Make the topics that are missing; returns their names. Existing ones are left alone."""
+    size = str(settings.max_message_bytes)
+    wanted = {
+        # The append time is what latency is counted from, and no producer's clock can forge it.
+        settings.clicks_topic: {
+            "message.timestamp.type": "LogAppendTime",
+            "max.message.bytes": size,
+        },
+        settings.recommendations_topic: {"message.timestamp.type": "LogAppendTime"},
+        settings.dead_letter_topic: {
+            "cleanup.policy": "delete",
+            "max.message.bytes": str(settings.max_message_bytes + DEAD_LETTER_EXTRA_BYTES),
+        },
+        settings.changelog_topic: _CHANGELOG_CONFIG,
+    }
+    admin = AdminClient(confluent_options(settings))
+    existing = _existing(admin, settings)
+    missing = [
+        NewTopic(name, settings.partitions, settings.replication_factor, config=config)
+        for name, config in wanted.items()
+        if name not in existing
+    ]
+    if missing:
+        for name, future in admin.create_topics(missing, operation_timeout=TIMEOUT_S).items():
+            try:
+                future.result(TIMEOUT_S)
+            except KafkaException as error:
+                raise TopicError(
+                    f"topic {name} cannot be created: {error.args[0].str()}"
+                ) from error
+    names = [topic.topic for topic in missing]
+    _wait_until_known(admin, settings, names)
+    return names
+
+
+def check_topics(settings: KafkaSettings) -> TopicFacts:
+    """Return the facts of the four topics. Raises TopicError with everything that is wrong."""
+    admin = AdminClient(confluent_options(settings))
+    partitions = _existing(admin, settings)
+    names = (
+        settings.clicks_topic,
+        settings.recommendations_topic,
+        settings.dead_letter_topic,
+        settings.changelog_topic,
+    )
+    missing = [name for name in names if name not in partitions]
+    if missing:
+        raise TopicError(
+            f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
+        )
+    clicks, recommendations, dead_letter, changelog = names
+    config = _configs(admin, names)
+    wrong = []
+    if partitions[changelog] != partitions[clicks]:
+        wrong.append(
+            f"{changelog} has {partitions[changelog]} partitions, "
+            f"{clicks} has {partitions[clicks]}: they must be equal"
+        )
+    if config[changelog]["cleanup.policy"] != "compact":
+        wrong.append(
+            f"{changelog} has cleanup.policy={config[changelog]['cleanup.policy']}, "
+            "expected compact alone (retention would delete the position)"
+        )
+    if config[clicks]["message.timestamp.type"] != "LogAppendTime":
+        wrong.append(
+            f"{clicks} has message.timestamp.type={config[clicks]['message.timestamp.type']}, "
+            "expected LogAppendTime (latency is counted from it)"
+        )
+    for topic in (clicks, recommendations, dead_letter):
+        if "compact" in config[topic]["cleanup.policy"]:
+            wrong.append(
+                f"{topic} has cleanup.policy={config[topic]['cleanup.policy']}, expected delete "
+                "(compaction keeps one record a session, and refuses records without a key)"
+            )
+    for topic in (recommendations, changelog):
+        if int(config[topic]["max.message.bytes"]) < BATCH_BYTES:
+            wrong.append(
+                f"{topic} has max.message.bytes={config[topic]['max.message.bytes']}, expected "
+                f"at least {BATCH_BYTES}, what a batch of the worker may take"
+            )
+    click_bytes = int(config[clicks]["max.message.bytes"])
+    dead_letter_bytes = int(config[dead_letter]["max.message.bytes"])
+    if dead_letter_bytes < click_bytes + DEAD_LETTER_EXTRA_BYTES:
+        wrong.append(
+            f"{dead_letter} has max.message.bytes={dead_letter_bytes}, expected at least "
+            f"{click_bytes + DEAD_LETTER_EXTRA_BYTES}, 64 KiB more than {clicks}"
+        )
+    if wrong:
+        raise TopicError("; ".join(wrong))
+    return TopicFacts(
+        _topic_id(admin, clicks),
+        partitions[clicks],
+        partitions[recommendations],
+        partitions[dead_letter],
+        dead_letter_bytes,
+    )
+
+
+def group_offsets(settings: KafkaSettings, partitions: Iterable[int]) -> dict[int, int]:
+    """Return what the consumer group has committed of the clicks topic, by partition.
+
+    Waits while a broker that has just started still loads its groups, which is when every worker
+    restores. By a consumer that joins nothing: the admin client's list_consumer_group_offsets
+    ends the process (SIGSEGV) where a broker answers NOT_COORDINATOR (librdkafka issue 5040).
+    """
+    consumer = Consumer(
+        confluent_options(settings) | {"group.id": settings.app_id, "enable.auto.commit": False}
+    )
+    wanted = [TopicPartition(settings.clicks_topic, p) for p in partitions]
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while True:
+            try:
+                found = consumer.committed(wanted, TIMEOUT_S)
+                return {tp.partition: tp.offset for tp in found if tp.offset >= 0}
+            except KafkaException as error:
+                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL_S)
+    finally:
+        consumer.close()
+
+
+def hanging_partitions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> list[int]:
+    """Return the partitions of a topic that hold records of a transaction without its end."""
+    admin = AdminClient(confluent_options(settings))
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    wanted = {TopicPartition(topic, p): latest for p in partitions}
+
+    def ends(level: IsolationLevel) -> dict[int, int]:
+        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=TIMEOUT_S)
+        return {tp.partition: future.result(TIMEOUT_S).offset for tp, future in futures.items()}
+
+    stable, written = ends(IsolationLevel.READ_COMMITTED), ends(IsolationLevel.READ_UNCOMMITTED)
+    return [p for p, offset in stable.items() if offset < written[p]]
+
+
+def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[str]) -> None:
+    """The controller answers before its brokers know of a topic: a busy one takes a second."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while unknown := [name for name in names if name not in _existing(admin, settings)]:
+        if time.monotonic() > deadline:
+            raise TopicError(f"topics {', '.join(unknown)} were created but no broker knows them")
+        time.sleep(POLL_S)
+
+
+def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:
+    try:
+        topics = admin.list_topics(timeout=TIMEOUT_S).topics
+    except KafkaException as error:
+        raise TopicError(
+            f"no broker answers at {settings.bootstrap_servers}: {error.args[0].str()}"
+        ) from error
+    return {name: len(topic.partitions) for name, topic in topics.items()}
+
+
+def _configs(admin: AdminClient, names: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, n) for n in names])
+    return {
+        resource.name: {key: entry.value for key, entry in future.result(TIMEOUT_S).items()}
+        for resource, future in futures.items()
+    }
+
+
+def _topic_id(admin: AdminClient, topic: str) -> str:
+    """Return a topic's id: another one after it was deleted and made anew."""
+    request = TopicCollection([topic])
+    future = admin.describe_topics(request, request_timeout=TIMEOUT_S)[topic]
+    return str(future.result(TIMEOUT_S).topic_id)

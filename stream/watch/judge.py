@@ -1,0 +1,87 @@
+"""How good the published lists were, found out from the recommendations topic alone.
+
+The next known click of a session judges the last list that the model made for it. What the demo's
+summary, the parity test and the watch view report is computed here; the worker's counters come
+from its own state (batch.py) and can be added up over workers.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from stream.contract.messages import Item, Outcome, Recommendation
+
+
+def rank_in_list(items: Sequence[Item], item_id: str) -> int:
+    """Place of an item from 1, the last one of its score (ties count against); 0: not listed."""
+    score = next((item.score for item in items if item.item_id == item_id), None)
+    if score is None:
+        return 0
+    return max(place for place, item in enumerate(items, start=1) if item.score == score)
+
+
+@dataclass(frozen=True, slots=True)
+class _Last:
+    items: list[Item]
+    click_ms: int
+
+
+class Judge:
+    """Ranks the clicks of any number of sessions, fed in the order of the clicks topic.
+
+    ``idle_timeout_s`` is the bundle's: a known click after a longer pause opens a session anew
+    and judges nothing. ``max_sessions`` bounds the memory by forgetting the sessions that have
+    been quiet for longest.
+    """
+
+    def __init__(self, idle_timeout_s: int | None, max_sessions: int | None = None) -> None:
+        self._idle_timeout_ms = None if idle_timeout_s is None else idle_timeout_s * 1000
+        self._max_sessions = max_sessions
+        self._last: OrderedDict[str, _Last] = OrderedDict()
+
+    def rank(self, recommendation: Recommendation) -> int | None:
+        """Rank of the answered click in its session's list before; 0: missed, None: no list.
+
+        Only outcome ``model`` judges and replaces the list: a repeated event is no new click, and
+        an item that the model has never seen is passed over as the offline evaluator does.
+        """
+        if recommendation.outcome != Outcome.MODEL:
+            return None
+        click = recommendation.click
+        last = self._last.pop(recommendation.session_id, None)
+        rank = None
+        click_ms = click.timestamp_ms
+        if last is not None:
+            gap_ms = click_ms - last.click_ms
+            click_ms = max(click_ms, last.click_ms)
+            if self._idle_timeout_ms is None or gap_ms <= self._idle_timeout_ms:
+                rank = rank_in_list(last.items, click.item_id)
+        self._last[recommendation.session_id] = _Last(recommendation.items, click_ms)
+        if self._max_sessions is not None and len(self._last) > self._max_sessions:
+            self._last.popitem(last=False)
+        return rank
+
+
+@dataclass(slots=True)
+class Quality:
+    """Recall@k and MRR@k over the ranks added so far."""
+
+    k: int
+    predictions: int = 0
+    hits: int = 0
+    reciprocal_rank: float = 0.0
+
+    def add(self, rank: int) -> None:
+        """Count one judged list; rank 0 is a miss."""
+        self.predictions += 1
+        if 0 < rank <= self.k:
+            self.hits += 1
+            self.reciprocal_rank += 1 / rank
+
+    @property
+    def recall(self) -> float:
+        return self.hits / max(1, self.predictions)
+
+    @property
+    def mrr(self) -> float:
+        return self.reciprocal_rank / max(1, self.predictions)

@@ -1,0 +1,176 @@
+"""What has gone in and out so far, counted from the records of the topics: no Kafka, no clock.
+
+The watch view's memory: bounded, whatever the load and however long it runs.
+"""
+
+from collections import Counter, OrderedDict, deque
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from stream.contract.messages import Item, Recommendation
+from stream.watch.judge import Judge, Quality
+
+T = TypeVar("T")
+
+RECENT_S = 10
+"""Rates and latencies are those of so many seconds."""
+HISTORY_S = 60
+"""Seconds of clicks/s kept for the curve."""
+K = 20
+SHOWN_CLICKS = 12
+MAX_WAITING = 100_000
+MAX_JUDGED_SESSIONS = 100_000
+MAX_TRAILS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One click of a session and its answer. ``rank`` as ``Judge.rank`` gives it."""
+
+    item_id: str
+    outcome: str
+    rank: int | None
+
+
+@dataclass(slots=True)
+class SessionView:
+    """The last clicks of one session, and its list now."""
+
+    session_id: str
+    steps: deque[Step] = field(default_factory=lambda: deque(maxlen=SHOWN_CLICKS))
+    n_clicks: int = 0
+    items: list[Item] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Second:
+    clicks: int = 0
+    recommendations: int = 0
+    latencies_ms: list[int] = field(default_factory=list)
+
+
+class Tally:
+    """Counts records as they are read; ``now_s`` of every call is the reader's clock.
+
+    Latency is the append time of the recommendation minus that of its click: two stamps of the
+    brokers' clocks, which no clock of the reader and no slow terminal can distort. The commit
+    that makes the recommendation visible comes on top.
+    """
+
+    def __init__(self, idle_timeout_s: int | None) -> None:
+        self.clicks = 0
+        self.recommendations = 0
+        self.dead_letters: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.quality = Quality(K)
+        self._judge = Judge(idle_timeout_s, MAX_JUDGED_SESSIONS)
+        self._seconds: OrderedDict[int, _Second] = OrderedDict()
+        # Clicks without their answer and answers without their click (one consumer reads all
+        # topics, in no promised order), by source: the append time; None for a dead letter,
+        # which has no latency.
+        self._clicked_ms: OrderedDict[str, int] = OrderedDict()
+        self._answered_ms: OrderedDict[str, int | None] = OrderedDict()
+        self._sessions: OrderedDict[str, SessionView] = OrderedDict()
+
+    def add_click(self, source: str, appended_ms: int, now_s: float) -> None:
+        """Count a record of the clicks topic; ``source`` is topic-partition-offset."""
+        self.clicks += 1
+        self._second(now_s).clicks += 1
+        if source not in self._answered_ms:
+            _remember(self._clicked_ms, source, appended_ms)
+            return
+        answered_ms = self._answered_ms.pop(source)
+        if answered_ms is not None:
+            self._second(now_s).latencies_ms.append(answered_ms - appended_ms)
+
+    def add_recommendation(
+        self, source: str, recommendation: Recommendation, appended_ms: int, now_s: float
+    ) -> SessionView:
+        """Count a record of the recommendations topic; returns its session."""
+        self.recommendations += 1
+        self.outcomes[recommendation.outcome] += 1
+        self._second(now_s).recommendations += 1
+        clicked_ms = self._clicked_ms.pop(source, None)
+        if clicked_ms is None:
+            _remember(self._answered_ms, source, appended_ms)
+        else:
+            self._second(now_s).latencies_ms.append(appended_ms - clicked_ms)
+        rank = self._judge.rank(recommendation)
+        if rank is not None:
+            self.quality.add(rank)
+        return self._advance(recommendation, rank)
+
+    def add_dead_letter(self, source: str, reason: str) -> None:
+        """Count a record of the dead-letter topic."""
+        self.dead_letters[reason] += 1
+        if self._clicked_ms.pop(source, None) is None:
+            _remember(self._answered_ms, source, None)
+
+    @property
+    def waiting(self) -> int:
+        """Clicks read whose answer has not been read yet."""
+        return len(self._clicked_ms)
+
+    def rates(self, now_s: float) -> tuple[float, float]:
+        """Clicks/s and recommendations/s over the last whole seconds."""
+        recent = self._recent(now_s)
+        n_seconds = max(1, min(RECENT_S, int(now_s) - min(self._seconds, default=int(now_s))))
+        return (
+            sum(second.clicks for second in recent) / n_seconds,
+            sum(second.recommendations for second in recent) / n_seconds,
+        )
+
+    def latency_ms(self, now_s: float, *quantiles: float) -> list[int] | None:
+        """Nearest-rank quantiles over the last whole seconds; None where nothing was answered."""
+        latencies = sorted(ms for second in self._recent(now_s) for ms in second.latencies_ms)
+        if not latencies:
+            return None
+        return [latencies[min(len(latencies) - 1, int(q * len(latencies)))] for q in quantiles]
+
+    def clicks_by_second(self, now_s: float) -> list[int]:
+        """Clicks of the last whole seconds, oldest first."""
+        nothing = _Second()
+        return [
+            self._seconds.get(second, nothing).clicks
+            for second in range(int(now_s) - HISTORY_S, int(now_s))
+        ]
+
+    def session(self, session_id: str) -> SessionView | None:
+        """One session, if it clicked lately."""
+        return self._sessions.get(session_id)
+
+    def busiest_session(self) -> SessionView | None:
+        """Of the sessions that clicked last, the first with several clicks: one worth a look."""
+        newest = list(reversed(self._sessions.values()))[:200]
+        return max(
+            newest, key=lambda session: min(session.n_clicks, SHOWN_CLICKS // 2), default=None
+        )
+
+    def _second(self, now_s: float) -> _Second:
+        key = int(now_s)
+        if key not in self._seconds:
+            self._seconds[key] = _Second()
+            while len(self._seconds) > HISTORY_S + 1:
+                self._seconds.popitem(last=False)
+        return self._seconds[key]
+
+    def _recent(self, now_s: float) -> list[_Second]:
+        end = int(now_s)
+        return [self._seconds[s] for s in range(end - RECENT_S, end) if s in self._seconds]
+
+    def _advance(self, recommendation: Recommendation, rank: int | None) -> SessionView:
+        session_id = recommendation.session_id
+        session = self._sessions.pop(session_id, None) or SessionView(session_id)
+        self._sessions[session_id] = session
+        if len(self._sessions) > MAX_TRAILS:
+            self._sessions.popitem(last=False)
+        session.n_clicks += 1
+        session.items = recommendation.items
+        session.steps.append(Step(recommendation.click.item_id, recommendation.outcome, rank))
+        return session
+
+
+def _remember(waiting: OrderedDict[str, T], source: str, appended_ms: T) -> None:
+    waiting[source] = appended_ms
+    if len(waiting) > MAX_WAITING:
+        waiting.popitem(last=False)

@@ -1,0 +1,41 @@
+"""The network among the baselines."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.lab.grid import DATASETS
+from bench.training.models import NAMES, Split, build, grid
+from train.baselines import Pop, item_support
+from train.data.clicks import split_by_time
+from train.data.sessions import build_sessions
+from train.data.synthetic import markov_clicks
+from train.measure.evaluate import figures, rank_targets
+
+
+@pytest.fixture(scope="module")
+def split() -> Split:
+    older, newer = split_by_time(markov_clicks(0.9, n_sessions=400, n_items=30, seed=2), 0.2)
+    train = build_sessions(older)
+    asked = build_sessions(newer, train.catalogue).sessions
+    return Split("foursquare-nyc", train.sessions, asked, train.catalogue, Path())
+
+
+def test_the_network_learns_from_the_sessions_that_baselines_count(split: Split) -> None:
+    epochs = grid(split)["gru"][0]
+    pop = Pop(item_support(split.train, split.n_items).astype(np.float64))
+    reached, popular = (
+        figures(rank_targets(predictor, split.asked, split.n_items))["mrr_at_20"]
+        for predictor in (build("gru", split, epochs), pop)
+    )
+    assert reached > 2 * popular
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_epochs_are_tried_up_to_the_schedules(name: str, split: Split) -> None:
+    tried = [choice["epochs"] for choice in grid(replace(split, dataset=name))["gru"]]
+    assert tried[0] == DATASETS[name].schedule.epochs
+    assert sorted(tried, reverse=True) == tried
+    assert min(tried) >= 1

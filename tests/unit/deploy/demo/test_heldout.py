@@ -1,0 +1,102 @@
+"""How the demo cuts a log: by time, whole sessions to learn from, exact clicks to replay."""
+
+import gzip
+from pathlib import Path
+
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.demo.heldout import MAX_HELDOUT_SHARE, detect_columns, hold_out, read_log, shop_log
+from deploy.demo.replay import in_order_of_time
+from train.data.clicks import ClickLogError
+from train.data.synthetic import FIRST_DAY_MS, generate_shop
+
+
+def log_of(*starts: tuple[str, list[int]]) -> pl.DataFrame:
+    rows = [(session, f"i{at}", at) for session, times in starts for at in times]
+    return pl.DataFrame(rows, schema=["session_id", "item_id", "timestamp_ms"], orient="row")
+
+
+def test_the_newest_sessions_are_held_out_and_their_last_clicks_in_time_left_out() -> None:
+    old = [(f"old{n}", [n, n + 50]) for n in range(10)]
+    log = log_of(*old, ("x", [60, 70, 90]), ("y", [65, 66, 80]))
+    train, heldout = hold_out(log, 5)
+    assert train["session_id"].to_list() == [name for name, _ in old for _ in range(2)]
+    # Five of six in time: x's click at 90 is left out. Still in the order of the log.
+    assert heldout.rows() == log[20:22].rows() + log[23:26].rows()
+
+
+LOG = generate_shop(1_500)
+
+
+@given(st.integers(1, 400))
+@settings(max_examples=30, deadline=None)
+def test_no_session_stands_on_both_sides_and_none_begins_before_training_ends(
+    n_heldout: int,
+) -> None:
+    n_wanted = min(n_heldout, int(MAX_HELDOUT_SHARE * len(LOG)))
+    train, heldout = hold_out(LOG, n_heldout)
+    assert len(heldout) == n_wanted
+    assert not set(train["session_id"]) & set(heldout["session_id"])
+    first_ms = LOG.group_by("session_id").agg(pl.col("timestamp_ms").min())
+    begins = dict(first_ms.iter_rows())
+    assert max(begins[s] for s in train["session_id"]) <= min(
+        begins[s] for s in heldout["session_id"]
+    )
+
+
+def test_a_log_of_one_session_is_too_short() -> None:
+    with pytest.raises(ClickLogError, match="a log of 5 clicks in 1 sessions is too short"):
+        hold_out(log_of(("s", [1, 2, 3, 4, 5])), 2)
+
+
+def test_the_shops_last_day_is_held_out() -> None:
+    log = shop_log(300)
+    assert len(log.heldout) == 300
+    assert len(log.train) == pytest.approx(300 * 13, rel=0.02)
+    last_day_ms = FIRST_DAY_MS + 13 * 86_400_000
+    late = log.heldout.filter(pl.col("timestamp_ms") > last_day_ms - 7_200_000)
+    assert len(late) == 300
+
+
+def test_the_oracle_knows_the_shop_and_no_other_log(tmp_path: Path) -> None:
+    shop = shop_log(200)
+    recall = shop.oracle_recall(shop.train["item_id"].unique().to_list())
+    assert recall is not None
+    assert 0.5 < recall < 1.0
+    path = tmp_path / "log.csv"
+    shop.train.write_csv(path)
+    foreign = read_log(path, None, None, 100, tmp_path / "rejected.csv")
+    assert foreign.oracle_recall([]) is None
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.tsv.gz", "log.parquet"])
+def test_the_presets_are_found_by_the_header(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    for columns, preset in (
+        (["SessionId", "ItemId", "Time"], "public"),
+        (["session_id", "item_id", "timestamp_ms"], "wire"),
+        (["a", "b", "c"], "wire"),
+    ):
+        frame = pl.DataFrame({column: ["1", "2"] for column in columns})
+        if name.endswith(".parquet"):
+            frame.write_parquet(path)
+        elif name.endswith(".gz"):
+            path.write_bytes(gzip.compress(frame.write_csv(separator="\t").encode()))
+        else:
+            frame.write_csv(path, separator="," if name.endswith(".csv") else "\t")
+        assert detect_columns(path).preset == preset
+
+
+def test_an_unreadable_log_is_left_to_its_reader_to_report(tmp_path: Path) -> None:
+    path = tmp_path / "none.csv"
+    with pytest.raises(ClickLogError, match=r"none\.csv does not exist"):
+        read_log(path, None, None, 10, tmp_path / "rejected.csv")
+
+
+def test_a_replay_is_in_order_of_time_and_keeps_the_order_within_a_session() -> None:
+    log = log_of(("s", [5, 7, 7]), ("t", [6, 7]))
+    log = log.with_columns(item_id=pl.Series(["a", "b", "c", "d", "e"]))
+    assert in_order_of_time(log)["item_id"].to_list() == ["a", "d", "b", "c", "e"]

@@ -1,0 +1,201 @@
+"""A click's numbers: the trainer's, for every click that either side can meet."""
+
+import json
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.contract.click import Click, ClickParser, Record
+from stream.contract.context import (
+    FIRST_VALUE,
+    MAX_FIELDS,
+    MAX_VALUE_BYTES,
+    MISSING,
+    UNKNOWN,
+    Context,
+    ContextField,
+    column_key,
+    keep,
+    text_of,
+)
+from train.data import context as training
+
+NOW_MS = 1_764_000_000_000
+LATEST_MS = NOW_MS + 10 * 365 * 86_400_000
+
+
+def served(field: training.ContextField) -> ContextField:
+    return ContextField(**field.model_dump())
+
+
+def parsed(parse: ClickParser, **fields: Any) -> Click:
+    value = {"session_id": "s", "item_id": "i", "timestamp_ms": NOW_MS} | fields
+    click = parse(Record(0, 0, LATEST_MS, b"s", json.dumps(value).encode()))
+    assert isinstance(click, Click), click
+    return click
+
+
+# -- columns: what JSON says against what the log's column says -----------------------------------
+
+texts = st.text(max_size=4) | st.sampled_from(["", "view", "a" * 64, "a" * 65, "é" * 32, "é" * 33])
+# Whole numbers that a float64 holds, beyond int64 too; halves; tiny and huge ones.
+floats = (
+    st.integers(-(2**70), 2**70).map(float)
+    | st.integers(-100, 100).map(lambda n: n / 2)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.floats(1e-6, 1e-3)
+    | st.sampled_from([-0.0, 1e-5, 9.999e-5, 1e-4, 1.5e-7, 2.0**63, -(2.0**63), 1e16, 5e-324])
+)
+columns = st.one_of(
+    st.tuples(st.just(pl.String), st.lists(st.none() | texts, min_size=1, max_size=12)),
+    st.tuples(
+        st.just(pl.Int64), st.lists(st.none() | st.integers(-(2**63), 2**63 - 1), min_size=1)
+    ),
+    st.tuples(st.just(pl.UInt64), st.lists(st.none() | st.integers(0, 2**64 - 1), min_size=1)),
+    st.tuples(st.just(pl.Boolean), st.lists(st.none() | st.booleans(), min_size=1)),
+    st.tuples(st.just(pl.Float64), st.lists(st.none() | floats, min_size=1, max_size=12)),
+)
+
+
+@given(columns, st.data())
+def test_a_columns_numbers_are_the_trainers(
+    column: tuple[type[pl.DataType], list[Any]], data: st.DataObject
+) -> None:
+    dtype, said = column
+    log = pl.DataFrame({"dwell ms": pl.Series(said, dtype=dtype)}).with_columns(
+        session_id=pl.lit("s"), timestamp_ms=pl.lit(NOW_MS)
+    )
+    # Some of the texts are values of the field, in any order.
+    names = sorted({text for text in map(named, said) if text})
+    values = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
+    field = training.ContextField(name="dwell ms", kind="column", values=tuple(values))
+    context = Context([served(field)])
+    parse = ClickParser(context.columns)
+    ours = [
+        context.indices(parsed(parse, **{"dwell ms": value}).context, NOW_MS, None)
+        for value in said
+    ]
+    assert ours == training.context_indices(log, [field]).tolist()
+
+
+def named(value: object) -> str | None:
+    """A value's text where a field could have it."""
+    text = text_of(json.dumps(value).encode())
+    return text if text is not None and len(text.encode()) <= MAX_VALUE_BYTES else None
+
+
+@given(floats)
+def test_a_float_is_written_as_polars_writes_it(number: float) -> None:
+    (text,) = training.texts(pl.Series([number]))
+    assert text_of(json.dumps(number).encode()) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("null", ""),
+        ('""', ""),
+        ("", ""),
+        ("3", "3"),
+        ("3.0", "3"),
+        ("-0.0", "0"),
+        ("3e2", "300"),
+        ("1.50", "1.5"),
+        ("0.00001", "0.00001"),
+        ("1e-7", "1e-7"),
+        ("1e20", "1e+20"),
+        ("18446744073709551616", "18446744073709551616"),
+        ("true", "true"),
+        ('"true"', "true"),
+        ('" a "', " a "),
+        ('"\\u00fc"', "ü"),
+        ("[]", None),
+        ("{}", None),
+        ('["view"]', None),
+        ("1e999", None),
+        ("1" * 386, "1" * 386),
+        ("1" * 387, None),
+        ('"' + "\\u0061" * 65 + '"', None),
+    ],
+)
+def test_what_a_json_value_is_called(value: str, text: str | None) -> None:
+    assert text_of(value.encode()) == text
+
+
+def test_bytes_that_are_no_text_have_no_name() -> None:
+    assert text_of(b'"\xff"') is None
+    assert text_of(b'"\xed\xa0\x80"') is None
+
+
+# -- time -------------------------------------------------------------------------------------
+
+FIELDS = [
+    training.ContextField(name="gap", kind="gap", edges_s=training.GAP_BIN_EDGES_S),
+    training.ContextField(name="fine", kind="gap", edges_s=(0.001, 0.5, 0.501, 7.0)),
+    training.ContextField(name="whole", kind="gap"),
+    training.ContextField(name="hour", kind="hour"),
+    training.ContextField(name="hour_there", kind="hour", utc_offset_s=-10_800),
+    training.ContextField(name="weekday", kind="weekday", utc_offset_s=20_700),
+]
+gaps_ms = st.sampled_from([0, 1, 500, 501, 999, 1000, 1001, 2000, 7000, 7001]) | st.integers(
+    0, 500_000_000
+)
+
+
+@given(st.integers(0, LATEST_MS), st.lists(gaps_ms, max_size=6))
+def test_gap_hour_and_weekday_are_the_trainers(first_ms: int, gaps: list[int]) -> None:
+    timestamp_ms = np.cumsum([first_ms, *gaps])
+    log = pl.DataFrame({"timestamp_ms": timestamp_ms}).with_columns(session_id=pl.lit("s"))
+    context = Context([served(field) for field in FIELDS])
+    ours = [
+        context.indices(b"", at_ms, gap_ms)
+        for at_ms, gap_ms in zip(timestamp_ms.tolist(), [None, *gaps], strict=True)
+    ]
+    assert ours == training.context_indices(log, FIELDS).tolist()
+
+
+def test_an_earlier_click_is_a_gap_of_0() -> None:
+    context = Context([ContextField("gap", "gap", edges_s=(-1.0, 0.5))])
+    assert context.indices(b"", 5, -70_000) == context.indices(b"", 5, 0) == [FIRST_VALUE + 1]
+    assert context.indices(b"", 5, None) == [MISSING]
+
+
+# -- what the trail keeps ---------------------------------------------------------------------
+
+
+def test_every_field_of_the_largest_bundle_fits_into_a_trail_entry() -> None:
+    longest = "a" * MAX_VALUE_BYTES
+    kept = keep((column_key(f"column {n}"), longest) for n in range(MAX_FIELDS))
+    assert len(kept) == 64 * (4 + 1 + 64) < 2**16
+
+
+def test_another_bundle_reads_what_one_has_kept() -> None:
+    old = ClickParser(("device", "event_type", "shape"))
+    kept = parsed(old, device="tv", event_type="view", shape=[1], colour="red").context
+    new = Context(
+        [
+            ContextField("event_type", "column", ("cart", "view")),
+            ContextField("colour", "column", ("red",)),  # the old bundle did not keep it
+            ContextField("shape", "column", ("round",)),
+            ContextField("device", "column", ("tv",)),
+        ]
+    )
+    assert new.indices(kept, NOW_MS, None) == [3, MISSING, UNKNOWN, 2]
+
+
+def test_a_click_that_says_nothing_keeps_nothing() -> None:
+    assert parsed(ClickParser(("device", "event_type")), device=None).context == b""
+    assert parsed(ClickParser(), device="tv", event_type="view").context == b""
+    assert Context([]).indices(b"", NOW_MS, None) == []
+
+
+def test_both_sides_count_from_the_same_numbers() -> None:
+    ours = (MISSING, UNKNOWN, FIRST_VALUE, MAX_VALUE_BYTES)
+    theirs = (training.MISSING, training.UNKNOWN, training.FIRST_VALUE, training.MAX_VALUE_BYTES)
+    assert ours == theirs
+    for field in [*FIELDS, training.ContextField(name="c", kind="column", values=("a", "b"))]:
+        assert served(field).size == field.size

@@ -1,0 +1,66 @@
+"""What is published: JSON that any reader can take, and dead letters that any topic can."""
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stream.contract.click import BadClick, Click, Reason, Record
+from stream.contract.messages import Item, Outcome, dead_letter, recommendation
+from stream.transport.topics import DEAD_LETTER_EXTRA_BYTES
+
+texts = st.text(min_size=1)  # without surrogates, as parse_click gives them
+
+
+@given(texts, texts, st.lists(st.builds(Item, texts, st.floats(allow_nan=False, width=32))))
+def test_a_recommendation_is_json_that_holds_the_click_and_the_list(
+    session_id: str, item_id: str, items: list[Item]
+) -> None:
+    record = Record(3, 41, 7, session_id.encode(), b"")
+    click = Click(session_id.encode(), item_id, 5, 0)
+    message = recommendation("clicks", record, click, items, "b" * 16, Outcome.DUPLICATE, 9)
+    assert message.key == session_id.encode()
+    assert message.headers == (("source", b"clicks-3-41"),)
+    value = json.loads(message.value or b"")
+    assert {k: v for k, v in value.items() if k != "items"} == {
+        "session_id": session_id,
+        "model": "b" * 16,
+        "outcome": "duplicate",
+        "click": {"item_id": item_id, "timestamp_ms": 5},
+        "published_ms": 9,
+    }
+    assert [item["item_id"] for item in value["items"]] == [item.item_id for item in items]
+    assert len(value["items"]) == len(items)
+
+
+def test_the_outcomes_are_a_closed_list() -> None:
+    assert sorted(Outcome) == ["duplicate", "fallback", "model", "unknown_item"]
+
+
+@given(st.none() | st.binary(), st.none() | st.binary(), st.sampled_from(Reason), st.text())
+def test_a_dead_letter_keeps_key_and_value_and_its_headers_stay_small(
+    key: bytes | None, value: bytes | None, reason: Reason, detail: str
+) -> None:
+    topic = "t" * 249  # the longest that Kafka takes
+    message = dead_letter(
+        topic, Record(2**31 - 1, 2**63 - 1, 0, key, value), BadClick(reason, detail)
+    )
+    assert (message.key, message.value) == (key, value)
+    headers = dict(message.headers)
+    assert list(headers) == ["reason", "topic", "partition", "offset", "detail"]
+    assert headers["reason"] == reason.value.encode()
+    assert headers["topic"] == topic.encode()
+    assert headers["partition"] == b"2147483647"
+    assert headers["offset"] == b"9223372036854775807"
+    # With room for the record's framing, what the topic grants beyond the click.
+    assert (
+        sum(len(name) + len(text) for name, text in headers.items()) < DEAD_LETTER_EXTRA_BYTES / 2
+    )
+
+
+def test_a_detail_that_cannot_be_encoded_is_kept_with_a_mark_and_cut() -> None:
+    record = Record(0, 0, 0, None, None)
+    detail = dict(dead_letter("t", record, BadClick(Reason.NOT_JSON, "\ud800")).headers)["detail"]
+    assert detail == b"?"
+    detail = dict(dead_letter("t", record, BadClick(Reason.NOT_JSON, "x" * 9999)).headers)["detail"]
+    assert detail == b"x" * 1024

@@ -1,0 +1,271 @@
+"""A bundle is served whole and as written, or refused with one sentence."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import pytest
+from onnx import helper
+
+from stream.model.bundle import (
+    BundleError,
+    Manifest,
+    PopularItem,
+    load_bundle,
+    write_bundle,
+)
+from tests.bundles import write_tiny_bundle
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_tiny_bundle(tmp_path / "bundles", n_items=50, k=5)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest and make its bundle_id right again, as a careful forger would."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    change(manifest)
+    manifest["sha256"] = {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in manifest["sha256"]
+        if (folder / name).exists()
+    }
+    try:
+        content = msgspec.structs.replace(msgspec.convert(manifest, Manifest), bundle_id="")
+        text = msgspec.json.encode(content, order="deterministic")
+        manifest["bundle_id"] = hashlib.sha256(text).hexdigest()[:16]
+    except msgspec.ValidationError:
+        pass
+    path.write_text(json.dumps(manifest))
+
+
+def test_what_was_written_is_what_is_loaded(tmp_path: Path) -> None:
+    item_ids = ["a b", "ü", "x\u2028y", "1", "01"]
+    folder = write_tiny_bundle(
+        tmp_path, n_items=5, hidden_size=6, n_layers=2, k=3, item_ids=item_ids, idle_timeout_s=None
+    )
+    bundle = load_bundle(folder)
+    assert bundle.item_ids == item_ids
+    assert [bundle.item_index[item_id] for item_id in item_ids] == [0, 1, 2, 3, 4]
+    assert bundle.manifest.idle_timeout_s is None
+    assert (bundle.manifest.hidden_size, bundle.manifest.n_layers) == (6, 2)
+    assert (bundle.manifest.state_size, bundle.manifest.query_size) == (12, 6)
+    assert bundle.manifest.popular[0] == PopularItem(0, 3.0)
+    assert bundle.encode_path == folder / "encode.onnx"
+    assert bundle.rank_path == folder / "rank.onnx"
+
+
+def test_context_fields_may_share_a_name_where_their_kinds_differ(folder: Path) -> None:
+    fields = [
+        {"name": "hour", "kind": "hour", "utc_offset_s": -10_800},
+        {"name": "hour", "kind": "column", "values": ["night"]},
+        {"name": "event_type", "kind": "column"},
+        {"name": "gap", "kind": "gap", "edges_s": [1.0, 2.5]},
+    ]
+    rewrite(folder, lambda manifest: manifest.update(context=fields))
+    bundle = load_bundle(folder)
+    assert [field.size for field in bundle.manifest.context] == [26, 3, 2, 5]
+    assert bundle.context.columns == ("hour", "event_type")
+
+
+def test_a_folder_is_named_by_its_content(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path, seed=1)
+    written = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert folder == tmp_path / load_bundle(folder).manifest.bundle_id
+    assert len(folder.name) == 16
+
+    assert write_tiny_bundle(tmp_path, seed=1) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == written
+    assert write_tiny_bundle(tmp_path, seed=2) != folder
+    assert write_tiny_bundle(tmp_path, seed=1, idle_timeout_s=60) != folder
+
+
+def test_a_whole_number_among_the_figures_does_not_change_the_name(tmp_path: Path) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path / "a"))
+    popular = [PopularItem(item.item_index, int(item.score)) for item in bundle.manifest.popular]
+    manifest = msgspec.structs.replace(bundle.manifest, popular=popular)
+    again = write_bundle(
+        tmp_path / "b", manifest, bundle.item_ids, bundle.encode_path, bundle.rank_path
+    )
+    assert again.name == bundle.manifest.bundle_id
+    assert load_bundle(again).manifest == bundle.manifest
+
+
+def test_a_bundle_may_be_mounted_under_another_name(folder: Path) -> None:
+    model_id = load_bundle(folder).manifest.bundle_id
+    moved = folder.rename(folder.parent / "current")
+    assert load_bundle(moved).manifest.bundle_id == model_id
+
+
+def test_a_worker_of_another_user_can_read_the_folder(folder: Path) -> None:
+    assert folder.stat().st_mode & 0o055 == 0o055
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx", "items.txt"])
+def test_one_changed_byte_is_refused(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{name} has sha256 .*, manifest says "):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx", "items.txt", "manifest.json"])
+def test_a_half_written_folder_is_refused(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name} cannot be read: No such file"):
+        load_bundle(folder)
+
+
+def test_a_changed_manifest_is_refused(folder: Path) -> None:
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"idle_timeout_s": 1800', '"idle_timeout_s": 1801'))
+    with pytest.raises(BundleError, match=r"has content [0-9a-f]{16}, manifest says bundle_id="):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("format", 1, "has format 1, this version reads 2; export the checkpoint again"),
+        ("n_items", 49, "items.txt has 50 lines, manifest says n_items=49"),
+        ("opset", 21, "encode.onnx has opset 20, manifest says opset=21"),
+        ("n_layers", 0, "is no manifest: .*n_layers"),
+        ("colour", "red", "is no manifest: .*unknown field `colour`"),
+        ("state_size", -1, "is no manifest: .*state_size"),
+        ("context", [{"name": "x", "kind": "colour"}], "is no manifest: .*kind"),
+        (
+            "context",
+            [{"name": f"c{n}", "kind": "column"} for n in range(65)],
+            "has 65 context fields, at most 64 are kept",
+        ),
+        ("context", [{"name": "gap", "kind": "gap"}] * 2, "'gap' of kind gap stands there twice"),
+        (
+            "context",
+            [{"name": "item_id", "kind": "column"}],
+            "'item_id' of kind column has the name of a click's own field",
+        ),
+        (
+            "context",  # two words whose CRC-32 is one
+            [{"name": "plumless", "kind": "column"}, {"name": "buckeroo", "kind": "column"}],
+            "'plumless' of kind column has a name whose CRC-32 is another column's",
+        ),
+        (
+            "context",
+            [{"name": "device", "kind": "column", "values": ["tv", "tv"]}],
+            "'device' of kind column has values that are no different texts of 1 to 64 bytes",
+        ),
+        (
+            "context",
+            [{"name": "device", "kind": "column", "values": ["v" * 65]}],
+            "'device' of kind column has values that are no different texts of 1 to 64 bytes",
+        ),
+        (
+            "context",
+            [{"name": "gap", "kind": "gap", "edges_s": [1.0, 1.0]}],
+            "'gap' of kind gap has edges_s that do not rise",
+        ),
+        ("popular", [], "has 0 popular items in 0 entries, expected n_recommendations=5"),
+        (
+            "popular",
+            [{"item_index": 7, "score": 1.0}] * 5,
+            "has 1 popular items in 5 entries, expected n_recommendations=5",
+        ),
+        (
+            "popular",
+            [{"item_index": 46 + n, "score": 1.0} for n in range(5)],
+            "has popular item_index 50, expected less than n_items=50",
+        ),
+        ("n_recommendations", 51, "has n_recommendations=51, expected at most n_items=50"),
+        ("sha256", {"rank.onnx": ""}, r"lists \['rank.onnx'\], expected \['encode.onnx', "),
+    ],
+)
+def test_a_manifest_that_does_not_fit_is_refused(
+    folder: Path, field: str, value: object, sentence: str
+) -> None:
+    rewrite(folder, lambda manifest: manifest.update({field: value}))
+    with pytest.raises(BundleError, match=sentence):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": "1"}', b"\xff", b"{}" * 9])
+def test_what_is_no_manifest_is_refused(folder: Path, text: bytes) -> None:
+    (folder / "manifest.json").write_bytes(text)
+    with pytest.raises(BundleError, match=r"manifest.json is no manifest"):
+        load_bundle(folder)
+
+
+def with_another_opset(model: bytes) -> bytes:
+    graph = onnx.load_from_string(model)
+    del graph.opset_import[:]
+    # The operators of other vendors have versions of their own, which are not the opset.
+    graph.opset_import.extend([helper.make_opsetid("com.vendor", 20), helper.make_opsetid("", 19)])
+    return bytes(graph.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (with_another_opset, "has opset 19, manifest says opset=20"),
+        (lambda model: model[: len(model) // 2], "is no ONNX model"),
+        (lambda model: b"", "names no opset"),
+        (lambda model: b"\x0b" + model, "is no ONNX model: wire type 3 at byte 1"),
+        (lambda model: b"\xff", "is no ONNX model"),
+    ],
+)
+def test_a_graph_of_the_wrong_opset_or_none_is_refused(
+    folder: Path, change: Callable[[bytes], bytes], sentence: str
+) -> None:
+    path = folder / "rank.onnx"
+    path.write_bytes(change(path.read_bytes()))
+    rewrite(folder, lambda manifest: None)
+    with pytest.raises(BundleError, match=f"rank.onnx {sentence}"):
+        load_bundle(folder)
+
+
+@pytest.mark.parametrize(
+    ("item_ids", "sentence"),
+    [
+        ([f"i{n}" for n in range(49)], "has 49 lines, manifest says n_items=50"),
+        (["twice", "twice", *map(str, range(48))], "has 49 different item ids, expected 50"),
+        (["", *map(str, range(49))], "has 49 different item ids, expected 50"),
+        (["a\nb", *map(str, range(49))], "has 51 lines, manifest says n_items=50"),
+    ],
+)
+def test_a_bundle_that_would_be_refused_is_not_written(
+    folder: Path, tmp_path: Path, item_ids: list[str], sentence: str
+) -> None:
+    bundle = load_bundle(folder)
+    root = tmp_path / "refused"
+    with pytest.raises(BundleError, match=sentence):
+        write_bundle(root, bundle.manifest, item_ids, bundle.encode_path, bundle.rank_path)
+    assert list(root.iterdir()) == []
+
+
+def test_a_catalogue_cut_off_in_its_last_line_is_refused(folder: Path) -> None:
+    path = folder / "items.txt"
+    path.write_bytes(path.read_bytes()[:-1])
+    rewrite(folder, lambda manifest: None)
+    with pytest.raises(BundleError, match=r"items.txt ends with 'item-49', expected a newline"):
+        load_bundle(folder)
+
+
+def test_a_damaged_bundle_is_not_taken_for_the_one_written_again(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path, seed=1)
+    (folder / "items.txt").write_text("damaged")
+    with pytest.raises(BundleError, match=r"items.txt has sha256"):
+        write_tiny_bundle(tmp_path, seed=1)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_root_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BundleError, match=r"file cannot be written: File exists"):
+        write_tiny_bundle(tmp_path / "file")

@@ -1,0 +1,296 @@
+"""Laws of the scorer: a session's result is its own, whoever else is in the batch."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from msgspec.structs import replace
+from onnx import helper, numpy_helper
+
+from export.graph import BLOCK, rank_graph
+from stream.model.bundle import Bundle, BundleError, load_bundle
+from stream.model.scorer import OnnxScorer
+from tests.bundles import write_tiny_bundle
+from train.data.context import ContextField
+
+BATCH_SIZES = [1, 2, 3, 7, 16, 64, 256]
+N_ITEMS, HIDDEN_SIZE, K = 5_000, 100, 20
+CONTEXT = (
+    ContextField(name="device", kind="column", values=("phone", "tv")),
+    ContextField(name="hour", kind="hour"),
+    ContextField(name="gap", kind="gap", edges_s=(1.0, 60.0)),
+)
+N_FIELDS = len(CONTEXT)
+MODELS: dict[str, dict[str, Any]] = {
+    "gru": {"n_layers": 2},
+    "lstm": {"cell": "lstm", "n_layers": 2, "residual": True, "context": CONTEXT},
+    "matrices": {
+        "context": CONTEXT,
+        "input_context": "matrices",
+        "transition_context": "decay",
+        "feed_forward": True,
+        "normalise": True,
+    },
+    "window": {"cell": "window", "context": CONTEXT, "input_context": "multiply"},
+}
+Stepped = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = write_tiny_bundle(
+        tmp_path_factory.mktemp("bundles"),
+        N_ITEMS,
+        HIDDEN_SIZE,
+        k=K,
+        seed=3,
+        **MODELS[request.param],
+    )
+    return load_bundle(folder)
+
+
+@pytest.fixture(scope="module")
+def scorer(bundle: Bundle) -> OnnxScorer:
+    return OnnxScorer(bundle)
+
+
+@pytest.fixture(scope="module")
+def stepped(bundle: Bundle, scorer: OnnxScorer) -> Stepped:
+    """256 sessions after some clicks, the next click of each, and query and state after that."""
+    random = np.random.default_rng(4)
+    sizes = [field.size for field in bundle.manifest.context]
+    state = np.zeros((256, scorer.state_size), np.float32)
+    for _ in range(4):
+        before = state
+        item_index = random.integers(N_ITEMS, size=256)
+        context = random.integers(sizes, size=(256, len(sizes)), dtype=np.int32)
+        query, state = scorer.encode(item_index, context, before)
+    return item_index, context, before, query, state
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_sessions_stepped_together_are_bit_equal_to_sessions_stepped_apart(
+    scorer: OnnxScorer, stepped: Stepped, batch_size: int
+) -> None:
+    item_index, context, before, query, state = stepped
+    for first in range(0, 256, batch_size):
+        rows = slice(first, first + batch_size)
+        part_query, part_state = scorer.encode(item_index[rows], context[rows], before[rows])
+        np.testing.assert_array_equal(part_query, query[rows])
+        np.testing.assert_array_equal(part_state, state[rows])
+
+
+@pytest.mark.parametrize("batch_size", BATCH_SIZES)
+def test_sessions_ranked_together_are_bit_equal_to_sessions_ranked_apart(
+    scorer: OnnxScorer, stepped: Stepped, batch_size: int
+) -> None:
+    query = stepped[3]
+    top_index, top_score = scorer.rank(query)
+    for first in range(0, 256, batch_size):
+        rows = slice(first, first + batch_size)
+        part_index, part_score = scorer.rank(query[rows])
+        np.testing.assert_array_equal(part_index, top_index[rows])
+        np.testing.assert_array_equal(part_score, top_score[rows])
+
+
+def test_a_session_does_not_depend_on_its_place_in_the_batch(
+    scorer: OnnxScorer, stepped: Stepped
+) -> None:
+    item_index, context, before, query, state = stepped
+    order = np.random.default_rng(6).permutation(256)
+    found = scorer.encode(item_index[order], context[order], before[order])
+    np.testing.assert_array_equal(found[0], query[order])
+    np.testing.assert_array_equal(found[1], state[order])
+
+
+def test_arguments_are_left_as_they_were(scorer: OnnxScorer, stepped: Stepped) -> None:
+    arguments = stepped[:3]
+    copies = [array.copy() for array in arguments]
+    scorer.encode(*copies)
+    for array, copy in zip(arguments, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_types_and_shapes_are_the_contracts(bundle: Bundle, scorer: OnnxScorer) -> None:
+    for batch_size in (0, 1, 5):  # 0: a batch of bad clicks alone
+        state = np.zeros((batch_size, scorer.state_size), np.float32)
+        context = np.zeros((batch_size, len(bundle.manifest.context)), np.int32)
+        query, state = scorer.encode(np.zeros(batch_size, np.int64), context, state)
+        top_index, top_score = scorer.rank(query)
+        assert state.shape == (batch_size, scorer.state_size)
+        assert query.shape == (batch_size, HIDDEN_SIZE)
+        assert top_index.shape == top_score.shape == (batch_size, K)
+        assert [array.dtype.name for array in (state, query, top_index, top_score)] == [
+            "float32",
+            "float32",
+            "int32",
+            "float32",
+        ]
+
+
+def test_every_context_field_moves_the_query(
+    bundle: Bundle, scorer: OnnxScorer, stepped: Stepped
+) -> None:
+    item_index, context, before, query, _ = stepped
+    for column, field in enumerate(bundle.manifest.context):
+        changed = context.copy()
+        changed[:, column] = (changed[:, column] + 1) % field.size
+        moved = np.abs(scorer.encode(item_index, changed, before)[0] - query).max(axis=1)
+        assert (moved > 1e-4).all()
+
+
+def test_the_list_is_the_best_of_all_scores_best_first(
+    bundle: Bundle, scorer: OnnxScorer, stepped: Stepped
+) -> None:
+    query = stepped[3]
+    weight = _weight(bundle)
+    scores = query @ weight[:-1, :N_ITEMS] + weight[-1, :N_ITEMS]
+    top_index, top_score = scorer.rank(query)
+    best = np.sort(scores, axis=1)[:, : -K - 1 : -1]
+    np.testing.assert_allclose(top_score, best, atol=1e-5)
+    np.testing.assert_allclose(np.take_along_axis(scores, top_index, 1), best, atol=1e-5)
+    assert (np.diff(top_score) <= 0).all()
+
+
+def _weight(bundle: Bundle) -> np.ndarray:
+    graph = onnx.load(bundle.rank_path).graph
+    (weight,) = (tensor for tensor in graph.initializer if tensor.name == "weight")
+    return numpy_helper.to_array(weight)
+
+
+def rank_of(scores: np.ndarray, k: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Lists for sessions whose scores are given, one row each: the query picks a row."""
+    n_sessions, n_items = scores.shape
+    bundle = load_bundle(write_tiny_bundle(folder, n_items=n_items, hidden_size=n_sessions, k=k))
+    onnx.save(rank_graph(scores.T.copy(), np.zeros(n_items, np.float32), k), bundle.rank_path)
+    return OnnxScorer(bundle).rank(np.eye(n_sessions, dtype=np.float32))
+
+
+def test_equal_scores_stand_in_the_catalogues_order(tmp_path: Path) -> None:
+    scores = np.array(
+        [[1, 3, 2, 3, 1, 2], [0, 0, 0, 0, 0, 0], [-1, -2, -1, -2, -1, -2]], np.float32
+    )
+    top_index, top_score = rank_of(scores, 4, tmp_path)
+    assert top_index.tolist() == [[1, 3, 2, 5], [0, 1, 2, 3], [0, 2, 4, 1]]
+    assert top_score.tolist() == [[3, 3, 2, 2], [0, 0, 0, 0], [-1, -1, -1, -2]]
+
+
+@pytest.mark.parametrize("n_values", [2, 10, 1000])
+def test_equal_scores_stand_in_the_catalogues_order_across_blocks(
+    tmp_path: Path, n_values: int
+) -> None:
+    random = np.random.default_rng(n_values)
+    n_items = 40 * BLOCK + 7
+    scores = random.integers(n_values, size=(30, n_items)).astype(np.float32)
+    top_index, top_score = rank_of(scores, 20, tmp_path)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+    np.testing.assert_array_equal(top_index, expected)
+    np.testing.assert_array_equal(top_score, np.take_along_axis(scores, expected, 1))
+
+
+def test_a_list_may_be_the_whole_catalogue(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).standard_normal((4, 70)).astype(np.float32) - 1e6
+    top_index, _ = rank_of(scores, 70, tmp_path)
+    np.testing.assert_array_equal(top_index, np.argsort(-scores, axis=1, kind="stable"))
+
+
+def test_the_counting_model_adds_one_for_each_click(tmp_path: Path) -> None:
+    scorer = OnnxScorer(load_bundle(write_tiny_bundle(tmp_path, n_layers=2, constant=True)))
+    state, no_context = np.zeros((3, 16), np.float32), np.empty((3, 0), np.int32)
+    for n_clicks in (1, 2, 3):
+        query, state = scorer.encode(np.array([4, 5, 6]), no_context, state)
+        assert (state == n_clicks).all()
+    top_index, top_score = scorer.rank(query)
+    assert top_index.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert top_score.tolist() == [[5, 4, 3, 2, 1]] * 3
+
+
+def rename_output(graph: onnx.GraphProto) -> None:
+    graph.node.append(helper.make_node("Identity", [graph.output[0].name], ["other"]))
+    graph.output[0].name = "other"
+
+
+def fix_batch(graph: onnx.GraphProto) -> None:
+    for argument in (*graph.input, *graph.output):
+        for size in argument.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_value = 4
+
+
+@pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx"])
+@pytest.mark.parametrize("change", [rename_output, fix_batch])
+def test_a_graph_of_another_shape_is_refused(
+    tmp_path: Path, name: str, change: Callable[[onnx.GraphProto], None]
+) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path))
+    model = onnx.load(bundle.encode_path.parent / name)
+    change(model.graph)
+    onnx.save(model, bundle.encode_path.parent / name)
+    with pytest.raises(BundleError, match=rf"{name} has \{{.*\}}, manifest says \{{"):
+        OnnxScorer(bundle)
+
+
+@pytest.mark.parametrize(
+    ("size", "value", "sentence"),
+    [
+        ("hidden_size", 9, r"encode.onnx has .*float\[B,8\].* says .*float\[B,9\]"),
+        ("n_layers", 2, r"encode.onnx has .*float\[B,8\].* says .*float\[B,16\]"),
+        ("k", 6, r"rank.onnx has .*int32\[B,5\].* says .*int32\[B,6\]"),
+        (
+            "n_items",
+            51,
+            r"encode.onnx fails on item_index 50 and context \[\], manifest says n_items",
+        ),
+        ("context", CONTEXT[:2], r"encode.onnx has \{'item_index'.* says .*int32\[B,2\]"),
+    ],
+)
+def test_graphs_of_another_bundle_are_refused(
+    tmp_path: Path, size: str, value: object, sentence: str
+) -> None:
+    graphs = load_bundle(write_tiny_bundle(tmp_path / "a", n_items=50, hidden_size=8, k=5))
+    sizes: dict[str, Any] = {"n_items": 50, "hidden_size": 8, "k": 5} | {size: value}
+    other = load_bundle(write_tiny_bundle(tmp_path / "b", **sizes))
+    with pytest.raises(BundleError, match=sentence):
+        OnnxScorer(
+            Bundle(
+                other.manifest,
+                other.item_ids,
+                other.item_index,
+                graphs.encode_path,
+                graphs.rank_path,
+            )
+        )
+
+
+def test_a_field_with_more_values_than_the_graph_has_is_refused(tmp_path: Path) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path, context=CONTEXT))
+    fields = [
+        replace(f, values=("a", "b", "c")) if f.values else f for f in bundle.manifest.context
+    ]
+    with pytest.raises(
+        BundleError, match=r"encode.onnx fails on item_index 49 and context \[4, 25"
+    ):
+        OnnxScorer(dataclasses.replace(bundle, manifest=replace(bundle.manifest, context=fields)))
+
+
+def test_a_rank_graph_that_names_items_behind_the_catalogue_is_refused(tmp_path: Path) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=5))
+    embedding = np.zeros((51, 8), np.float32)
+    bias = np.arange(51, dtype=np.float32)  # the best item is number 50
+    onnx.save(rank_graph(embedding, bias, 5), bundle.rank_path)
+    with pytest.raises(
+        BundleError, match=r"rank.onnx gives item_index 46 to 50, manifest says n_items=50"
+    ):
+        OnnxScorer(bundle)
+
+
+def test_a_file_that_is_no_graph_is_one_sentence(tmp_path: Path) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path))
+    bundle.rank_path.write_bytes(b"no graph")
+    with pytest.raises(BundleError, match=r"rank.onnx cannot be opened: ") as refused:
+        OnnxScorer(bundle)
+    assert "\n" not in str(refused.value)

@@ -1,0 +1,139 @@
+"""What `topics check` makes of the topics it finds; against a real broker in integration."""
+
+from typing import Any
+
+import pytest
+
+from stream.settings import KafkaSettings
+from stream.transport import topics
+from stream.transport.topics import TopicError, TopicFacts, check_topics
+
+RIGHT: dict[str, dict[str, str]] = {
+    "clicks": {
+        "cleanup.policy": "delete",
+        "message.timestamp.type": "LogAppendTime",
+        "max.message.bytes": "1000",
+    },
+    "recommendations": {"cleanup.policy": "delete", "max.message.bytes": "1000000"},
+    "clicks-dead-letter": {"cleanup.policy": "delete", "max.message.bytes": "66536"},
+    "nextclick-sessions-changelog": {
+        "cleanup.policy": "compact",
+        "max.message.bytes": "1000000",
+    },
+}
+CHANGELOG = "nextclick-sessions-changelog"
+
+
+class Broker:
+    """What a broker would answer: partitions and configuration of the topics it has."""
+
+    def __init__(self) -> None:
+        self.partitions = dict.fromkeys(RIGHT, 4)
+        self.config = {name: dict(config) for name, config in RIGHT.items()}
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    fake = Broker()
+
+    def configs(admin: Any, names: tuple[str, ...]) -> dict[str, dict[str, str]]:
+        return {name: fake.config[name] for name in names}
+
+    monkeypatch.setattr(topics, "AdminClient", lambda options: None)
+    monkeypatch.setattr(topics, "_existing", lambda admin, settings: fake.partitions)
+    monkeypatch.setattr(topics, "_configs", configs)
+    monkeypatch.setattr(topics, "_topic_id", lambda admin, topic: "the-id")
+    return fake
+
+
+def wrong(**settings: Any) -> str:
+    with pytest.raises(TopicError) as refusal:
+        check_topics(KafkaSettings(**settings))
+    return str(refusal.value)
+
+
+def test_topics_that_are_right_give_their_facts(broker: Broker) -> None:
+    broker.partitions |= {"recommendations": 3, "clicks-dead-letter": 1}
+    assert check_topics(KafkaSettings()) == TopicFacts("the-id", 4, 3, 1, 66536)
+
+
+def test_missing_topics_are_all_named_with_the_command_that_makes_them(broker: Broker) -> None:
+    del broker.partitions["clicks"], broker.partitions[CHANGELOG]
+    assert wrong() == (
+        f"missing topics: clicks, {CHANGELOG}; `python -m stream topics create` makes them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("topic", "key", "value", "sentence"),
+    [
+        (
+            CHANGELOG,
+            "cleanup.policy",
+            "compact,delete",
+            f"{CHANGELOG} has cleanup.policy=compact,delete, expected compact alone "
+            "(retention would delete the position)",
+        ),
+        (
+            "clicks",
+            "message.timestamp.type",
+            "CreateTime",
+            "clicks has message.timestamp.type=CreateTime, expected LogAppendTime "
+            "(latency is counted from it)",
+        ),
+        (
+            "clicks-dead-letter",
+            "cleanup.policy",
+            "compact,delete",
+            "clicks-dead-letter has cleanup.policy=compact,delete, expected delete "
+            "(compaction keeps one record a session, and refuses records without a key)",
+        ),
+        (
+            "recommendations",
+            "max.message.bytes",
+            "999999",
+            "recommendations has max.message.bytes=999999, expected at least 1000000, "
+            "what a batch of the worker may take",
+        ),
+        (
+            "clicks-dead-letter",
+            "max.message.bytes",
+            "66535",
+            "clicks-dead-letter has max.message.bytes=66535, expected at least 66536, "
+            "64 KiB more than clicks",
+        ),
+    ],
+)
+def test_a_wrong_configuration_is_named_with_found_and_expected(
+    topic: str, key: str, value: str, sentence: str, broker: Broker
+) -> None:
+    broker.config[topic][key] = value
+    assert wrong() == sentence
+
+
+def test_the_changelog_has_as_many_partitions_as_the_clicks(broker: Broker) -> None:
+    broker.partitions[CHANGELOG] = 5
+    assert wrong() == f"{CHANGELOG} has 5 partitions, clicks has 4: they must be equal"
+
+
+def test_everything_that_is_wrong_is_said_at_once(broker: Broker) -> None:
+    broker.partitions[CHANGELOG] = 5
+    broker.config["clicks"]["message.timestamp.type"] = "CreateTime"
+    assert wrong().count(";") == 1
+
+
+def test_the_topics_are_those_of_the_settings(broker: Broker) -> None:
+    names = {
+        "clicks": "c",
+        "recommendations": "r",
+        "clicks-dead-letter": "d",
+        CHANGELOG: "app-sessions-changelog",
+    }
+    broker.partitions = {names[name]: n for name, n in broker.partitions.items()}
+    broker.config = {names[name]: config for name, config in broker.config.items()}
+    facts = check_topics(
+        KafkaSettings(
+            app_id="app", clicks_topic="c", recommendations_topic="r", dead_letter_topic="d"
+        )
+    )
+    assert facts.click_partitions == 4
