@@ -9,8 +9,8 @@ import msgspec
 import onnx
 import structlog
 import torch
-from pydantic import PositiveInt, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import PositiveInt
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from export.encode import bundle_graphs
 from export.graph import OPSET
@@ -28,13 +28,12 @@ from stream.model.bundle import (
     write_bundle,
 )
 from stream.model.scorer import OnnxScorer
+from train.command import run_command
 from train.data.clicks import ClickLogError, Columns, read_clicks
-from train.data.context import ContextError
 from train.data.sessions import build_sessions
 from train.fit.training_log import check_context_columns
-from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from train.network.checkpoint import Checkpoint, load_checkpoint
 from train.network.model import ModelConfig
-from train.problems import problems
 
 PARITY_SESSIONS = 1000
 
@@ -158,25 +157,18 @@ def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Parity
     return newest + random_sessions(n_random, len(catalogue), sizes, seed=0)
 
 
+def run_export(config: ExportConfig) -> None:
+    """Write the bundle and print its folder."""
+    torch.set_num_threads(1)  # seconds of work; a worker beside it keeps its core
+    checkpoint = load_checkpoint(config.checkpoint)
+    sessions = parity_sessions(config, checkpoint)
+    # stdout is for the folder alone: BUNDLE=$(python -m export ...)
+    print(export_bundle(checkpoint, config.out, config.n_recommendations, sessions))
+
+
 def main() -> int:
     """Exit code 0 and the folder on stdout, or 2 and one sentence on stderr."""
-    # stdout is for the folder alone: BUNDLE=$(python -m export ...)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    try:
-        config = CliApp.run(ExportConfig)
-    except ValidationError as error:
-        print(*problems(error), sep="\n", file=sys.stderr)
-        return 2
-    torch.set_num_threads(1)  # seconds of work; a worker beside it keeps its core
-    try:
-        checkpoint = load_checkpoint(config.checkpoint)
-        sessions = parity_sessions(config, checkpoint)
-        folder = export_bundle(checkpoint, config.out, config.n_recommendations, sessions)
-    except (BundleError, CheckpointError, ClickLogError, ContextError, ParityError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(folder)
-    return 0
+    return run_command(ExportConfig, run_export, errors=(BundleError, ParityError))
 
 
 if __name__ == "__main__":

@@ -4,29 +4,16 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import structlog
-from pydantic import BaseModel, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    CliApp,
-    CliSubCommand,
-    SettingsConfigDict,
-    SettingsError,
-    get_subcommand,
-)
+from pydantic import BaseModel
+from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict, get_subcommand
 
-from train.data.clicks import ClickLogError
+from train.command import run_command
 from train.data.collect import CollectSettings, run_collect
-from train.data.context import ContextError
 from train.ensemble import EnsembleSettings, run_ensemble
 from train.fit.command import run_evaluate, run_fit, run_shop
-from train.fit.loop import FitError
 from train.fit.settings import EvaluateSettings, FitSettings, ShopSettings
-from train.measure.results import EvaluationError
-from train.network.checkpoint import CheckpointError
-from train.problems import problems
 from train.report import ReportSettings, run_report
-from train.search import SearchError, SearchSettings, run_search
+from train.search import SearchSettings, run_search
 
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     FitSettings: run_fit,
@@ -37,15 +24,6 @@ COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     CollectSettings: run_collect,
     ShopSettings: run_shop,
 }
-ERRORS = (
-    CheckpointError,
-    ClickLogError,
-    ContextError,
-    EvaluationError,
-    FitError,
-    SearchError,
-    SettingsError,
-)
 
 
 class Train(BaseSettings):
@@ -58,7 +36,6 @@ class Train(BaseSettings):
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_avoid_json=True,
-        cli_exit_on_error=False,
         use_attribute_docstrings=True,
     )
     fit: CliSubCommand[FitSettings]
@@ -71,40 +48,19 @@ class Train(BaseSettings):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; exit code 0, or 2 and one sentence on stderr for what is wrong with it."""
-    in_terminal = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.dev.ConsoleRenderer() if in_terminal else structlog.processors.JSONRenderer(),
-        ],
-        # stdout is for results alone; looked up late, as the progress bar stands in for stderr.
-        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
-        cache_logger_on_first_use=False,
+    """Run one command and return its exit code."""
+    return run_command(
+        Train,
+        _run,
+        arguments,
+        interrupted="interrupted: fit continues with --resume; run collect and search again",
     )
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        command = get_subcommand(CliApp.run(Train, cli_args=words), cli_exit_on_error=False)
-        assert isinstance(command, BaseModel), "a word that is no command is a SettingsError"
-        COMMANDS[type(command)](command)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; fit goes on with --resume, collect and search run again", file=sys.stderr
-        )
-        return 130
-    except ValidationError as error:
-        print(*problems(error, command=True), sep="\n", file=sys.stderr)
-        return 2
-    except ERRORS as error:
-        print(error, file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
-        return 2
-    return 0
+
+
+def _run(train: Train) -> None:
+    command = get_subcommand(train, cli_exit_on_error=False)
+    assert isinstance(command, BaseModel)
+    COMMANDS[type(command)](command)
 
 
 if __name__ == "__main__":

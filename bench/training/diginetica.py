@@ -101,7 +101,7 @@ def main() -> int:
     """Run one of the commands."""
     torch.set_num_threads(1)
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
-    command = get_subcommand(parse(Diginetica, commands=True))
+    command = get_subcommand(parse(Diginetica))
     if isinstance(command, Measure):
         measure(command)
     elif isinstance(command, Train):

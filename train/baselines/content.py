@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64, Int64
 
 from train.baselines.rules import TIE_BREAK
 from train.baselines.votes import tie_break
+from train.command import TrainError
 from train.data.sessions import Catalogue
 from train.measure.evaluate import SessionBatch
 
@@ -22,7 +23,7 @@ N_BINS = 20
 """Bins of a numeric attribute, each with as many items."""
 
 
-class ItemTableError(Exception):
+class ItemTableError(TrainError):
     """One sentence on why a table of items cannot be used."""
 
 

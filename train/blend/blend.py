@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from train.blend.comparable import Transform, add_comparable
+from train.command import TrainError
 from train.measure.evaluate import Predictor, SessionBatch
 
 N_LENGTHS = 4
@@ -21,7 +22,7 @@ N_LENGTHS = 4
 one click, a network more of many."""
 
 
-class BlendError(Exception):
+class BlendError(TrainError):
     """One sentence on why a blend cannot be used."""
 
 

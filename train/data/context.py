@@ -15,6 +15,7 @@ import polars as pl
 from jaxtyping import Int32
 from pydantic import BaseModel, ConfigDict, Field
 
+from train.command import TrainError
 from train.data.order import OWN_MS
 
 MISSING = 0
@@ -62,7 +63,7 @@ class ContextField(BaseModel):
         return FIRST_VALUE + own[self.kind]
 
 
-class ContextError(Exception):
+class ContextError(TrainError):
     """One sentence on why a log has no such context."""
 
 

@@ -17,6 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 import polars as pl
 
+from train.command import TrainError
+
 MALFORMED = "\0malformed"
 """In a text log with such rows: whether a row's fields are not those that the header names."""
 FILE = "\0file"
@@ -31,7 +33,7 @@ _UNSIGNED = (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64())
 _FLOATS = (pl.Float32(), pl.Float64())
 
 
-class ClickLogError(Exception):
+class ClickLogError(TrainError):
     """A click log that cannot be used: one sentence with the file, the found and the expected."""
 
 

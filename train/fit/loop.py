@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
 from train.baselines import item_support
+from train.command import TrainError
 from train.data.event_types import EventTypes
 from train.fit.training_log import TrainingLog
 from train.measure.evaluate import PROTOCOL, figures, rank_targets
@@ -32,7 +33,7 @@ MONITOR = "recall_at_20"
 """The validation figure that says which epoch was the best."""
 
 
-class FitError(Exception):
+class FitError(TrainError):
     """One sentence on why a training cannot start or go on."""
 
 

@@ -18,6 +18,7 @@ import polars as pl
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from train.command import TrainError
 from train.data.context import texts
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
@@ -34,7 +35,7 @@ _ROWS_AT_ONCE = 1_000_000  # their texts are tens of megabytes
 _NULL = 2**32 - 1  # longer than any text
 
 
-class EvaluationError(Exception):
+class EvaluationError(TrainError):
     """One sentence: the file, what was found, what was expected."""
 
 

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
+from train.command import TrainError
 from train.data.event_types import EventTypes
 from train.data.sessions import Catalogue
 from train.network.model import ModelConfig, SessionModel
@@ -28,7 +29,7 @@ POPULAR_ITEMS = 1000
 Arrays = Mapping[str, np.ndarray]
 
 
-class CheckpointError(Exception):
+class CheckpointError(TrainError):
     """One sentence: the file, what was found, what was expected."""
 
 

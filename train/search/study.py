@@ -20,6 +20,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
+from train.command import TrainError
 from train.fit.training_log import TrainingLog
 from train.search.settings import SearchSettings
 from train.search.space import Space
@@ -32,7 +33,7 @@ KILLS = 3
 log = structlog.get_logger()
 
 
-class SearchError(Exception):
+class SearchError(TrainError):
     """One sentence on why a search cannot start or go on."""
 
 

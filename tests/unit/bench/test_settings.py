@@ -44,7 +44,7 @@ def test_a_wrong_setting_is_one_sentence(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["bench", *first, *words])
     with pytest.raises(SystemExit) as stopped:
-        parse(kind, commands=kind is Whole)
+        parse(kind)
     said = str(stopped.value).splitlines()
     if sentences is None:
         assert "seeds" in said[0]
