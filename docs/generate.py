@@ -21,8 +21,10 @@ from stream.settings import (
     WorkerSettings,
 )
 from train.data.collect import CollectSettings
+from train.data.synthetic_command import SyntheticSettings
 from train.ensemble import EnsembleSettings
-from train.fit.settings import EvaluateSettings, FitSettings, ShopSettings
+from train.evaluate import EvaluateSettings
+from train.fit.settings import FitSettings
 from train.report import ReportSettings
 from train.search import SearchSettings
 
@@ -39,7 +41,7 @@ COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("python -m train report", ReportSettings),
     ("python -m train search", SearchSettings),
     ("python -m train collect", CollectSettings),
-    ("python -m train shop", ShopSettings),
+    ("python -m train synthetic", SyntheticSettings),
     ("python -m export", ExportConfig),
 )
 

@@ -1,4 +1,4 @@
-"""``python -m train fit | ensemble | evaluate | report | search | collect | shop``."""
+"""``python -m train fit | ensemble | evaluate | report | search | collect | synthetic``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -9,9 +9,11 @@ from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict, g
 
 from train.command import run_command
 from train.data.collect import CollectSettings, run_collect
+from train.data.synthetic_command import SyntheticSettings, run_synthetic
 from train.ensemble import EnsembleSettings, run_ensemble
-from train.fit.command import run_evaluate, run_fit, run_shop
-from train.fit.settings import EvaluateSettings, FitSettings, ShopSettings
+from train.evaluate import EvaluateSettings, run_evaluate
+from train.fit.command import run_fit
+from train.fit.settings import FitSettings
 from train.report import ReportSettings, run_report
 from train.search import SearchSettings, run_search
 
@@ -22,7 +24,7 @@ COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     ReportSettings: run_report,
     SearchSettings: run_search,
     CollectSettings: run_collect,
-    ShopSettings: run_shop,
+    SyntheticSettings: run_synthetic,
 }
 
 
@@ -44,7 +46,7 @@ class Train(BaseSettings):
     report: CliSubCommand[ReportSettings]
     search: CliSubCommand[SearchSettings]
     collect: CliSubCommand[CollectSettings]
-    shop: CliSubCommand[ShopSettings]
+    synthetic: CliSubCommand[SyntheticSettings]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,22 +1,16 @@
-"""The commands on click logs: `fit` trains, `evaluate` measures, `shop` makes a log up."""
+"""``python -m train fit``: a click log in, a checkpoint with its figures and plot out."""
 
 import fcntl
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import polars as pl
 import structlog
 import torch
 
-from train.baselines import BASELINES, build_baselines, item_support
-from train.data.clicks import read_clicks, split_by_time, write_clicks
-from train.data.oracle import score_oracle
-from train.data.sessions import build_sessions
-from train.data.synthetic import generate_shop
+from train.baselines import build_baselines
+from train.command import make_folder
 from train.fit.loop import (
     FitError,
     check_context,
@@ -25,29 +19,14 @@ from train.fit.loop import (
     check_warm_start,
     fit,
 )
-from train.fit.settings import EvaluateSettings, FitSettings, ShopSettings
-from train.fit.training_log import (
-    TrainingLog,
-    check_context_columns,
-    read_training_log,
-    warn_unless_newer,
-)
-from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
-from train.measure.metrics import figures, lost_predictions
-from train.measure.predictor import ModelPredictor
-from train.measure.results import (
-    Training,
-    check_replaceable,
-    describe_log,
-    evaluate,
-    save_evaluation,
-)
+from train.fit.settings import FitSettings
+from train.fit.training_log import TrainingLog, read_training_log
+from train.measure.evaluate import rank_targets
+from train.measure.metrics import figures
+from train.measure.predictor import MODEL
 from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures
-
-MODEL = "model"
-"""The name of the network among the baselines."""
 
 SHOWN = ("recall_at_20", "mrr_at_20")
 
@@ -81,7 +60,7 @@ def run_fit(settings: FitSettings) -> None:
         known=None if warm_start is None else warm_start.catalogue,
         fields=None if warm_start is None else warm_start.info.model.context,
     )
-    _make_folder(settings.out)
+    make_folder(settings.out)
     log.info("log_read", **training_log.description().model_dump())
     with _alone(settings.out):
         if resume is None:
@@ -129,107 +108,6 @@ def _fit(
     log.info("checkpoint_written", folder=str(settings.out), epoch=info.epoch)
 
 
-def run_evaluate(settings: EvaluateSettings) -> None:
-    """Print the figures of a checkpoint, and of the baselines where their log is named.
-
-    With `out` everything measured is kept there, for `report` and for paired tests.
-    """
-    torch.set_num_threads(settings.threads)
-    checkpoint = load_checkpoint(settings.checkpoint)
-    if settings.out is not None:
-        _make_folder(settings.out)
-    info, catalogue = checkpoint.info, checkpoint.catalogue
-
-    def read(path: str | Path) -> pl.DataFrame:
-        check_context_columns(path, info.model.context)
-        return read_clicks(
-            path,
-            settings.columns,
-            idle_timeout_s=info.idle_timeout_s,
-            event_types=info.event_types,
-        ).clicks
-
-    clicks = read(settings.clicks)
-    indexed = build_sessions(clicks, catalogue, info.model.context)
-    if not indexed.sessions.n_targets:
-        raise FitError(
-            f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
-            f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
-        )
-    warn_unless_newer(settings.clicks, indexed.sessions, info.training.last_timestamp_ms)
-    predictors: dict[str, Predictor] = {MODEL: ModelPredictor(checkpoint.model)}
-    support = np.zeros(len(catalogue), dtype=np.int64)
-    for popular in info.popular:
-        support[popular.item_index] = int(popular.score)
-    if settings.train_clicks is not None:
-        known = build_sessions(read(settings.train_clicks), catalogue).sessions
-        if not known.n_clicks:
-            raise FitError(
-                f"{settings.train_clicks} has no session of two items that {settings.checkpoint} "
-                "knows: there is nothing to count baselines from"
-            )
-        support = item_support(known, len(catalogue))
-        if known.n_clicks != info.training.clicks:
-            log.warning(
-                "baselines_learn_from_other_clicks",
-                train_clicks=known.n_clicks,
-                model=info.training.clicks,
-                note="a log's newest sessions are held back from the model that validates on them",
-            )
-        predictors |= {name: BASELINES[name](known, len(catalogue)) for name in settings.baselines}
-    elif len(info.popular) < len(catalogue):
-        log.warning(
-            "popularity_known_in_part",
-            items=len(catalogue),
-            known=len(info.popular),
-            note="figures by popularity take the others as never clicked; name --train-clicks",
-        )
-    counts = describe_log(
-        settings.name or Path(settings.clicks).name,
-        indexed,
-        lost_predictions(clicks, indexed.sessions),
-        clicks,
-    )
-    trainings = dict.fromkeys(predictors) | {
-        MODEL: Training(epoch=info.epoch, history=info.history)
-    }
-    if settings.out is not None:
-        for name, training in trainings.items():
-            check_replaceable(settings.out, name, counts, training)
-    found = {}
-    for name, predictor in predictors.items():
-        evaluation = evaluate(
-            name, predictor, indexed.sessions, counts, support, training=trainings[name]
-        )
-        found[name] = evaluation.figures()
-        if settings.out is not None:
-            log.info("evaluation_kept", path=str(save_evaluation(settings.out, evaluation)))
-    result = {
-        "protocol": PROTOCOL,
-        "sessions": len(indexed.sessions),
-        "dropped_clicks": indexed.dropped_clicks,
-        "dropped_sessions": indexed.dropped_sessions,
-        "figures": found,
-    }
-    print(json.dumps(result, indent=1))
-
-
-def run_shop(settings: ShopSettings) -> None:
-    """Write a shop's log, and print what its oracle reaches on the sessions `fit` validates on."""
-    config = settings.config()
-    clicks = generate_shop(settings.clicks, config)
-    write_clicks(clicks, settings.out)
-    older, newer = split_by_time(clicks, FitSettings.model_fields["validation_fraction"].default)
-    oracle = score_oracle(config, newer, older["item_id"].unique().to_list())
-    result = {
-        "clicks": len(clicks),
-        "predictions": oracle.predictions,
-        "oracle_recall_at_20": oracle.recall,
-        "oracle_mrr_at_20": oracle.mrr,
-    }
-    print(json.dumps(result, indent=1))
-
-
 def _check_free(folder: Path) -> None:
     if (folder / INFO).exists():
         raise FitError(
@@ -256,11 +134,3 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _make_folder(path: Path) -> None:
-    """Before hours of work, not after. Raises FitError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FitError(f"out={path} cannot be made a folder: {error.strerror}") from error

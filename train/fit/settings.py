@@ -1,13 +1,10 @@
-"""What `python -m train` can be told: one class a command, its flags are its fields."""
+"""The settings of `python -m train fit`: its flags are the fields."""
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+from pydantic import PositiveInt, model_validator
 
-from train.baselines import Baseline
-from train.data.clicks import Columns
-from train.data.synthetic import ShopConfig
 from train.fit.loop import Schedule
 from train.fit.training_log import LogSettings
 from train.network.hyperparameters import Hyperparameters
@@ -73,47 +70,3 @@ class FitSettings(Hyperparameters, Schedule, LogSettings):
     def schedule(self) -> Schedule:
         """The part that decides when to stop."""
         return Schedule(**self.model_dump(include=set(Schedule.model_fields)))
-
-
-class EvaluateSettings(BaseModel):
-    """Measure a checkpoint on a click log; figures as JSON on stdout."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    checkpoint: Path
-    """Folder that python -m train fit wrote."""
-    clicks: str | Path
-    """Click log to predict, newer than the training's; its sessions are cut as the training's."""
-    columns: Columns = Columns()
-    """How the logs name their columns."""
-    train_clicks: str | Path | None = None
-    """Log the checkpoint was trained on: baselines counted from it stand beside the model."""
-    baselines: tuple[Baseline, ...] = ("pop", "s-pop", "markov")
-    """Which ones."""
-    out: Path | None = None
-    """Folder to keep the evaluations in, one for each checkpoint, for python -m train report."""
-    name: str = ""
-    """What a report calls the log; unset: the file's name."""
-    threads: PositiveInt = 1
-    """Threads of PyTorch."""
-
-    @model_validator(mode="after")
-    def _baselines_have_a_log(self) -> "EvaluateSettings":
-        if "baselines" in self.model_fields_set and self.train_clicks is None:
-            raise ValueError(
-                f"baselines={','.join(self.baselines)} without train_clicks, the log they count"
-            )
-        return self
-
-
-class ShopSettings(ShopConfig):
-    """Write the click log of a made-up shop; print how well it can be predicted at best."""
-
-    out: Path
-    """Click log to write: .parquet, .csv or .csv.gz."""
-    clicks: int = Field(default=1_000_000, ge=1000)
-    """Length of the log, at least 1,000: fewer leave too few sessions to measure the oracle on."""
-
-    def config(self) -> ShopConfig:
-        """The part that decides what the shop is."""
-        return ShopConfig(**self.model_dump(include=set(ShopConfig.model_fields)))

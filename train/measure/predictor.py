@@ -10,6 +10,9 @@ from train.measure.evaluate import SessionBatch
 from train.measure.matmul import RowProduct
 from train.network.model import SessionModel
 
+MODEL = "model"
+"""The network's name among baselines, in figures and in a blend's parts."""
+
 
 class ModelPredictor:
     """The scores of the whole catalogue after each click, by the model's own forward pass.

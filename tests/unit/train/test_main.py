@@ -95,7 +95,7 @@ def test_a_warm_start_reads_the_context_of_its_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shop = tmp_path / "shop.parquet"
-    assert main(["shop", "--out", str(shop), "--clicks", "2000", "--n-items", "300"]) == 0
+    assert main(["synthetic", "--out", str(shop), "--clicks", "2000", "--n-items", "300"]) == 0
     assert fit(shop, tmp_path / "first", "--context", "event_type,gap") == 0
     warm = ["--warm-start", str(tmp_path / "first")]
     assert fit(shop, tmp_path / "second", *warm) == 0
@@ -112,7 +112,7 @@ def test_a_checkpoint_is_not_evaluated_without_the_columns_of_its_context(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shop, bare = tmp_path / "shop.parquet", tmp_path / "bare.parquet"
-    assert main(["shop", "--out", str(shop), "--clicks", "2000", "--n-items", "300"]) == 0
+    assert main(["synthetic", "--out", str(shop), "--clicks", "2000", "--n-items", "300"]) == 0
     assert fit(shop, tmp_path / "out", "--context", "event_type,hour") == 0
     pl.read_parquet(shop).drop("event_type").write_parquet(bare)
     words = ["evaluate", "--checkpoint", str(tmp_path / "out"), "--clicks"]
@@ -225,7 +225,7 @@ def test_evaluate_warns_where_a_comparison_is_not_one(
         assert "not_newer_than_the_training" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["search", "report", "ensemble", "shop"])
+@pytest.mark.parametrize("command", ["search", "report", "ensemble", "synthetic"])
 def test_an_out_that_cannot_be_written_is_one_sentence(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
 ) -> None:
@@ -237,7 +237,7 @@ def test_an_out_that_cannot_be_written_is_one_sentence(
         "search": ["--clicks", "absent.parquet", "--study", str(below)],
         "report": ["--runs", str(out), "--out", str(below / "report.html")],
         "ensemble": ["--checkpoints", f"{out},{out}", "--out", str(below)],
-        "shop": ["--out", str(below / "shop.csv"), "--clicks", "1000"],
+        "synthetic": ["--out", str(below / "shop.csv"), "--clicks", "1000"],
     }
     capsys.readouterr()
     assert main([command, *words[command]]) == 2
@@ -250,7 +250,7 @@ def test_an_out_that_is_a_file_is_refused_before_anything_is_trained(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(clicks, clicks / "out") == 2
-    assert "cannot be made a folder" in capsys.readouterr().err.splitlines()[-1]
+    assert "cannot make a folder of out=" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_settings_that_do_not_go_together_are_one_sentence_alone(
@@ -361,12 +361,12 @@ def test_evaluate_never_replaces_another_checkpoint_or_log_unasked(
     assert path.read_bytes() == before
 
 
-def test_shop_writes_a_log_that_fit_reads_and_prints_its_oracle(
+def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shop = tmp_path / "shop.parquet"
     words = ["--out", str(shop), "--clicks", "3000", "--seed", "3", "--n-items", "300"]
-    assert main(["shop", *words]) == 0
+    assert main(["synthetic", *words]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["clicks"] == 3000
     assert 0.3 < result["oracle_recall_at_20"] < 1
@@ -448,7 +448,10 @@ def test_a_column_that_cannot_be_context_is_named_before_the_log_is_read(
     [
         (["fit", "--out", "x"], "--clicks"),
         (["fit", "--clicks", "none.csv", "--out", "x"], "none.csv"),
-        (["shop", "--out", "x.csv", "--clicks", "999"], "--clicks: Input should be greater than"),
+        (
+            ["synthetic", "--out", "x.csv", "--clicks", "999"],
+            "--clicks: Input should be greater than",
+        ),
         (["evaluate", "--checkpoint", "none", "--clicks", "none.csv"], "none holds no checkpoint"),
         (
             ["evaluate", "--checkpoint", "x", "--clicks", "y.csv", "--baselines", "pop"],
