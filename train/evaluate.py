@@ -15,9 +15,9 @@ from train.command import Settings, TrainError, make_folder
 from train.data.clicks import Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
 from train.fit.training_log import check_context_columns, warn_unless_newer
-from train.measure.evaluate import PROTOCOL, Predictor
 from train.measure.metrics import lost_predictions
 from train.measure.predictor import MODEL, ModelPredictor
+from train.measure.ranking import PROTOCOL, Predictor
 from train.measure.results import (
     Training,
     check_replaceable,

@@ -30,9 +30,9 @@ from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, b
 from train.data.synthetic import ShopConfig, generate_shop
 from train.fit.loop import FitError, Schedule, fit
 from train.fit.training_log import TrainingLog
-from train.measure.evaluate import rank_targets
 from train.measure.metrics import METRICS, figures
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import rank_targets
 from train.measure.ranks import Ranks
 from train.measure.significance import compare, estimate
 from train.network.checkpoint import CheckpointInfo, load_checkpoint

@@ -27,8 +27,8 @@ from train.data.clicks import Columns, read_clicks, split_by_time
 from train.data.sessions import Sessions, build_sessions
 from train.fit.loop import Schedule, fit
 from train.fit.training_log import TrainingLog
-from train.measure.evaluate import Predictor, rank_targets
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import Predictor, rank_targets
 from train.measure.ranks import Ranks
 from train.network.checkpoint import load_checkpoint
 from train.network.hyperparameters import Hyperparameters

@@ -24,8 +24,8 @@ from bench.settings import parse
 from bench.training.models import NAMES, Parameters, Split, build, grid, load_splits
 from train.blend.blend import Blend, BlendWeights
 from train.blend.fit import fit_blend
-from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.metrics import CUTOFFS, figures
+from train.measure.ranking import PROTOCOL, Predictor, rank_targets
 
 RESULT = Path(__file__).parents[1] / "results" / "baselines.json"
 GRID_SESSIONS = 4000

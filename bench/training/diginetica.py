@@ -39,9 +39,9 @@ from train.ensemble import write_ensemble
 from train.fit.loop import fit
 from train.fit.settings import FitSettings
 from train.fit.training_log import TrainingLog, read_training_log
-from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import PROTOCOL, Predictor, rank_targets
 from train.measure.ranks import Ranks
 from train.network.checkpoint import INFO, Checkpoint, CheckpointError, load_checkpoint
 from train.progress import EpochProgress

@@ -25,15 +25,15 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from bench.provenance import provenance
 from bench.settings import parse
 from train.data.sessions import Sessions
-from train.measure.evaluate import (
+from train.measure.lists import count_listed
+from train.measure.matmul import RowProduct
+from train.measure.predictor import ModelPredictor
+from train.measure.ranking import (
     batch_rows,
     conservative_rank,
     rank_targets,
     session_batches,
 )
-from train.measure.lists import count_listed
-from train.measure.matmul import RowProduct
-from train.measure.predictor import ModelPredictor
 from train.network.model import ModelConfig, SessionModel
 
 BAR = {"predictions_per_second": 8000, "share": 0.75}

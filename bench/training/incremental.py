@@ -31,9 +31,9 @@ from train.data.clicks import split_by_time
 from train.data.sessions import build_catalogue, build_sessions
 from train.fit.loop import fit
 from train.fit.training_log import TrainingLog
-from train.measure.evaluate import rank_targets
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import rank_targets
 from train.network.checkpoint import Checkpoint, load_checkpoint
 
 RESULT = Path(__file__).parents[1] / "results" / "incremental.json"

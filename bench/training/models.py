@@ -31,8 +31,8 @@ from train.data.clicks import Columns, read_clicks, split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
 from train.fit.loop import Schedule, fit
 from train.fit.training_log import TrainingLog
-from train.measure.evaluate import Predictor
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import Predictor
 from train.network.checkpoint import load_checkpoint
 
 NAMES = [name for name in DATASETS if name != SHOP]

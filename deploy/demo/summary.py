@@ -16,8 +16,9 @@ from train.baselines import Pop
 from train.data.clicks import cut_sessions
 from train.data.context import ContextField
 from train.data.sessions import Catalogue, Sessions, build_sessions
-from train.measure.evaluate import Predictor, figures, rank_targets
+from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import Predictor, rank_targets
 from train.network.checkpoint import Checkpoint
 
 K = 20

@@ -40,8 +40,8 @@ from train.data.sessions import Sessions, build_sessions
 from train.data.synthetic import generate_shop
 from train.fit.loop import Schedule, fit
 from train.fit.training_log import TrainingLog
-from train.measure.evaluate import session_batches
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import session_batches
 from train.network.checkpoint import (
     Checkpoint,
     CheckpointInfo,

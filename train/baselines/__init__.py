@@ -1,4 +1,4 @@
-"""What people would use instead of a network, each a `Predictor` of `train/measure/evaluate.py`.
+"""What people would use instead of a network, each a `Predictor` of `train/measure/ranking.py`.
 
 Items that a baseline knows nothing of are ordered by their support in the training log.
 """
@@ -20,7 +20,7 @@ from train.baselines.stan import stan
 from train.baselines.vmis import vmis_knn
 from train.baselines.votes import item_support
 from train.data.sessions import Sessions
-from train.measure.evaluate import Predictor
+from train.measure.ranking import Predictor
 
 __all__ = [
     "BASELINES",

@@ -17,7 +17,7 @@ from train.baselines.rules import TIE_BREAK
 from train.baselines.votes import tie_break
 from train.command import TrainError
 from train.data.sessions import Catalogue
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 
 N_BINS = 20
 """Bins of a numeric attribute, each with as many items."""

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float32
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # the same
 
 from train.data.sessions import Sessions
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from train.measure.evaluate import Predictor, SessionBatch
+from train.measure.ranking import Predictor, SessionBatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float64, Int64
 
 from train.baselines.votes import Votes, tie_break, vote_scores
 from train.data.sessions import Sessions
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 
 
 @dataclass(frozen=True, slots=True)

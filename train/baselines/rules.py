@@ -17,7 +17,7 @@ from train.baselines.popularity import age_weights, recent_popularity
 from train.baselines.votes import Votes, item_support, tie_break, vote_scores
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 
 TIE_BREAK = 1e-9
 """What support counts beside weights that are no whole numbers: it orders only equal ones."""

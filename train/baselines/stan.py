@@ -20,7 +20,7 @@ from train.baselines.neighbours import (
 from train.baselines.votes import Votes, item_support, tie_break, vote_scores
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 
 WINDOW = 20
 """Last clicks of a session that count; by default the next one would weigh e^-5."""

@@ -21,7 +21,7 @@ from train.baselines.neighbours import (
 from train.baselines.votes import Votes, item_support, tie_break, vote_scores
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 
 LONGEST_WINDOW = 9  # a match 10 clicks ago would count 1 - 10 / 10
 

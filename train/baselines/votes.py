@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64, Int32, Int64
 
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 
 
 class Votes(NamedTuple):

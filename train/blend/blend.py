@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from train.blend.comparable import Transform, add_comparable
 from train.command import TrainError
-from train.measure.evaluate import Predictor, SessionBatch
+from train.measure.ranking import Predictor, SessionBatch
 
 N_LENGTHS = 4
 """Prefixes of 1, 2, 3, and 4 or more clicks have weights of their own: neighbours know little of

@@ -15,7 +15,7 @@ from train.blend.blend import N_LENGTHS, Blend, BlendError, BlendWeights
 from train.blend.comparable import LIST_LENGTH, Transform, add_comparable, best_items
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
-from train.measure.evaluate import Predictor, session_batches
+from train.measure.ranking import Predictor, session_batches
 
 CUTOFF = 20
 SCORES_PER_STEP = 4_000_000  # 16 MB for each part: with those of the parts they stay few

@@ -21,9 +21,9 @@ from train.fit.loop import (
 )
 from train.fit.settings import FitSettings
 from train.fit.training_log import TrainingLog, read_training_log
-from train.measure.evaluate import rank_targets
 from train.measure.metrics import figures
 from train.measure.predictor import MODEL
+from train.measure.ranking import rank_targets
 from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
 from train.report import PLOT, plot_training, write_figures

@@ -13,8 +13,9 @@ from train.baselines import item_support
 from train.command import TrainError
 from train.data.event_types import EventTypes
 from train.fit.training_log import TrainingLog
-from train.measure.evaluate import PROTOCOL, figures, rank_targets
+from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import PROTOCOL, rank_targets
 from train.network.checkpoint import (
     Checkpoint,
     CheckpointInfo,

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from train.measure.evaluate import SessionBatch
 from train.measure.matmul import RowProduct
+from train.measure.ranking import SessionBatch
 from train.network.model import SessionModel
 
 MODEL = "model"

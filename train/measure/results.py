@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from train.command import TrainError
 from train.data.context import texts
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
-from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.lists import list_figures
 from train.measure.metrics import NOTHING_LOST, Lost, figures
+from train.measure.ranking import PROTOCOL, Predictor, rank_targets
 from train.measure.ranks import Ranks
 from train.measure.significance import Difference, compare
 from train.measure.slices import first_clicks

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from train.data.sessions import Sessions
-from train.measure.evaluate import SessionBatch
+from train.measure.ranking import SessionBatch
 from train.measure.ranks import Ranks
 
 

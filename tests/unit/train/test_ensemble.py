@@ -12,8 +12,8 @@ from train.__main__ import main
 from train.data.event_types import EventTypes
 from train.ensemble import joined, write_ensemble
 from train.fit.loop import Schedule, fit
-from train.measure.evaluate import rank_targets
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import rank_targets
 from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from train.network.model import SessionModel
 

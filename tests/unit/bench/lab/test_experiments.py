@@ -38,8 +38,8 @@ from train.data.context import MISSING
 from train.data.sessions import Catalogue
 from train.data.synthetic import ShopConfig, generate_shop
 from train.fit.loop import Schedule
-from train.measure.evaluate import rank_targets
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import rank_targets
 from train.measure.significance import estimate
 from train.network.model import ModelConfig, SessionModel
 

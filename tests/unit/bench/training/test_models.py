@@ -12,7 +12,8 @@ from train.baselines import Pop, item_support
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
 from train.data.synthetic import markov_clicks
-from train.measure.evaluate import figures, rank_targets
+from train.measure.metrics import figures
+from train.measure.ranking import rank_targets
 
 
 @pytest.fixture(scope="module")

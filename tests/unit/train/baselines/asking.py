@@ -4,7 +4,7 @@ import numpy as np
 from jaxtyping import Float
 
 from tests.unit.train.building import batch_of
-from train.measure.evaluate import Predictor
+from train.measure.ranking import Predictor
 
 
 def scores_after(predictor: Predictor, session: list[int]) -> list[Float[np.ndarray, "N"]]:

@@ -8,7 +8,8 @@ from train.baselines.factors import ALS, BPR, fit_als, fit_bpr
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
 from train.data.synthetic import markov_clicks
-from train.measure.evaluate import Predictor, figures, rank_targets
+from train.measure.metrics import figures
+from train.measure.ranking import Predictor, rank_targets
 
 FACTORS = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
 

@@ -22,7 +22,8 @@ from train.baselines.vmis import vmis_knn
 from train.data.clicks import split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
 from train.data.synthetic import markov_clicks
-from train.measure.evaluate import Predictor, figures, rank_targets
+from train.measure.metrics import figures
+from train.measure.ranking import Predictor, rank_targets
 
 N_ITEMS = 40
 LEARNS_ORDER = ("markov", "decayed-markov", "sequential-rules")

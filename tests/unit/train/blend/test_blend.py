@@ -12,7 +12,8 @@ from train.baselines.vmis import vmis_knn
 from train.blend.blend import Blend, BlendError, BlendWeights, load_blend
 from train.blend.fit import fit_blend
 from train.data.sessions import Sessions
-from train.measure.evaluate import Predictor, SessionBatch, figures, rank_targets
+from train.measure.metrics import figures
+from train.measure.ranking import Predictor, SessionBatch, rank_targets
 
 N_ITEMS = 30
 

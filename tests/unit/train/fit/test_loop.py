@@ -13,7 +13,8 @@ from train.data.sessions import build_catalogue, build_sessions
 from train.data.synthetic import markov_clicks
 from train.fit.loop import FitError, Schedule, Watch, fit
 from train.fit.training_log import TrainingLog
-from train.measure.evaluate import figures, rank_targets
+from train.measure.metrics import figures
+from train.measure.ranking import rank_targets
 from train.network.checkpoint import CheckpointInfo, EpochRecord, load_checkpoint, weights_of
 from train.network.hyperparameters import Hyperparameters
 from train.network.trainer import Trainer

@@ -14,21 +14,7 @@ from jaxtyping import Float, Int32, Int64
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
 from train.measure.lists import count_listed
-from train.measure.metrics import CUTOFFS, figures
 from train.measure.ranks import Ranks, ranks_of
-
-__all__ = [
-    "CUTOFFS",
-    "PROTOCOL",
-    "Predictor",
-    "Ranks",
-    "SessionBatch",
-    "batch_rows",
-    "conservative_rank",
-    "figures",
-    "rank_targets",
-    "session_batches",
-]
 
 PROTOCOL = (
     "next item, every prefix of every session, whole catalogue ranked, nothing sampled, "

@@ -8,14 +8,9 @@ import torch
 from hypothesis import given, settings
 
 from tests.unit.train.building import sessions_of
-from train.measure.evaluate import (
-    SessionBatch,
-    conservative_rank,
-    figures,
-    rank_targets,
-    session_batches,
-)
+from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
+from train.measure.ranking import SessionBatch, conservative_rank, rank_targets, session_batches
 from train.network.model import ModelConfig, SessionModel
 
 
