@@ -13,11 +13,24 @@ import msgspec
 from stream.contract.context import column_key, keep
 from stream.contract.decoders import BadClick, Decoder, JsonDecoder, Reason, WireClick
 
-__all__ = ["BadClick", "Click", "ClickParser", "Reason", "Record", "event_hash"]
+__all__ = [
+    "MAX_FUTURE_MS",
+    "MAX_ID_BYTES",
+    "RESERVED",
+    "TRAIL_CLICKS",
+    "BadClick",
+    "Click",
+    "ClickParser",
+    "Reason",
+    "Record",
+    "event_hash",
+]
 
 MAX_ID_BYTES = 256
 MAX_FUTURE_MS = 5 * 60 * 1000
 """How far a click's own clock may run ahead of the broker's."""
+TRAIL_CLICKS = 50
+"""Clicks of a session that its trail keeps, and that a repeated event is looked for among."""
 RESERVED = ("session_id", "item_id", "timestamp_ms", "event_id")
 """Fields of every click that cannot be context columns."""
 

@@ -92,21 +92,43 @@ class JsonDecoder:
             # nested brackets; they are not MsgspecErrors.
             return BadClick(Reason.NOT_JSON, str(error))
 
+    def further_texts(self, value: bytes) -> dict[str, str | None]:
+        """The texts of a good click's fields beyond WireClick's, without those that are null.
 
-def text_of(value: bytes | msgspec.Raw) -> str | None:
+        Strings are complete, however long; None as in ``text_of``.
+        """
+        try:
+            fields = _decode_fields(value)
+        except UnicodeDecodeError:  # in a field's name
+            fields = _decode_fields(value.decode(errors="replace").encode())
+        return {
+            name: text_of(raw, max_string_bytes=None)
+            for name, raw in fields.items()
+            if name not in WireClick.__struct_fields__ and bytes(raw) != b"null"
+        }
+
+
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def text_of(
+    value: bytes | msgspec.Raw, max_string_bytes: int | None = MAX_JSON_BYTES
+) -> str | None:
     """The text of a JSON value, as training reads it; "" for no value, None where there is none.
 
     Both 3 and 3.0 are "3", true is "true", null is "". Arrays, objects, numbers out of range,
     broken UTF-8 and values that are too long have no text. Raises nothing on a part of valid JSON.
+    ``max_string_bytes``: of the JSON of a string, None for any length.
     """
     raw = memoryview(value)
     if not len(raw):
         return ""
-    if len(raw) > MAX_JSON_BYTES:
+    max_bytes = max_string_bytes if raw[0] == ord('"') else MAX_JSON_BYTES
+    if max_bytes is not None and len(raw) > max_bytes:
         return None
     try:
         decoded = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     match decoded:
         case None:
