@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from stream.contract.click import TRAIL_CLICKS as TRAIL_CLICKS
+
 FORMAT: Final = 1
-TRAIL_CLICKS: Final = 50
-"""Clicks kept of a session. A rebuild under a new bundle is exact up to this length."""
 
 # format, last outcome, bundle id, last_click_ms, clicks, trail entries, floats of state, top-k.
 _HEADER = struct.Struct("<BB8sqIHIH")

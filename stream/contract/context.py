@@ -23,8 +23,6 @@ MAX_FIELDS: Final = 64
 """Of a bundle: 64 columns of the longest texts take 4.4 kB of the 64 that a trail entry has."""
 MAX_VALUE_BYTES: Final = 64
 """Longer texts are UNKNOWN, here and in training."""
-MAX_JSON_BYTES: Final = 6 * MAX_VALUE_BYTES + 2
-"""No longer JSON names a text of 64 bytes: each escaped, and two quotes."""
 
 _KEY_BYTES = 4
 _NAMELESS = b"\xff"
@@ -139,46 +137,3 @@ def _texts_of(kept: bytes) -> dict[bytes, bytes]:
         texts[kept[at:size_at]] = kept[size_at + 1 : end]
         at = end
     return texts
-
-
-def text_of(value: bytes | msgspec.Raw) -> str | None:
-    """The text that names a JSON value as training does; "" for none, None where no text can.
-
-    3 and 3.0 alike are "3", true is "true"; null and "" are none. An array, an object, a number out
-    of range, broken UTF-8 have no name. Raises nothing on what msgspec took for JSON.
-    """
-    raw = memoryview(value)
-    if not len(raw):
-        return ""
-    if len(raw) > MAX_JSON_BYTES:
-        return None
-    try:
-        decoded = msgspec.json.decode(raw)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
-    match decoded:
-        case None:
-            return ""
-        case bool():
-            return "true" if decoded else "false"
-        case str():
-            return decoded
-        case int():
-            return str(decoded)
-        case float():
-            return _float_text(decoded)
-    return None
-
-
-def _float_text(number: float) -> str:
-    """As Polars writes it: whole ones as int64, shortest digits, 0.00001 and 1e-7."""
-    if number.is_integer() and -(2.0**63) <= number < 2.0**63:
-        return str(int(number))
-    text = repr(number)
-    digits, is_small, exponent = text.partition("e-")
-    if not is_small:
-        return text
-    if exponent != "05":
-        return f"{digits}e-{int(exponent)}"
-    sign = "-" if number < 0 else ""
-    return f"{sign}0.0000{digits.lstrip('-').replace('.', '')}"

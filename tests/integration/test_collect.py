@@ -81,7 +81,7 @@ def test_a_topic_that_was_made_anew_is_refused_however_long_it_has_become(
     wait_for(lambda: topic not in admin.list_topics(timeout=10).topics, 30, "the deletion")
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
     produce(kafka, topic, clicks_of(range(100, 150)), partition=0)
-    with pytest.raises(CollectError, match="made anew; name another folder"):
+    with pytest.raises(CollectError, match="created again; choose another folder"):
         collect(wanted)
     assert items(tmp_path) == list(range(20))
 

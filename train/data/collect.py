@@ -1,8 +1,9 @@
-"""The clicks topic as a folder of Parquet files: the log to train on is what the stream saw.
+"""Collects the clicks topic into a folder of Parquet files: a log to train on that is what the
+stream saw.
 
-One partition after the other, in parts. `collect.json` beside the parts says up to which offset
-each partition is in them; it is written when a part is in place, so a run that is killed loses
-at most the part it was at, and doubles nothing.
+One partition after the other, in files of a bounded size. `collect.json` in the folder says up to
+which offset each partition is in them; it is written after each file, so a run that is killed loses
+at most the file it was filling, and writes no click twice.
 """
 
 import time
@@ -25,11 +26,11 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeInt, model
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from stream.contract.click import Record
 from train.data.parts import Begin, CollectError, CollectState, Parts, load_state
-from train.data.records import Record
 
 PART_CLICKS = 500_000
-"""Clicks of a file, all in memory until it is written: some 400 MB."""
+"""Clicks of a file, all in memory until it is written: some 500 MB."""
 BATCH_RECORDS = 10_000
 STALLED_S = 60.0
 ANSWER_S = 10.0
@@ -48,21 +49,21 @@ class CollectSettings(BaseModel):
     out: Path
     """Folder of the Parquet files and of collect.json, which says how far they reach."""
     topic: str = "clicks"
-    """Topic the clicks are read from, committed ones alone."""
+    """Topic to read; only committed clicks are read."""
     bootstrap_servers: str | None = None
-    """Kafka brokers, host:port, separated by commas; unset: those of the properties, else
+    """Kafka brokers as host:port, separated by commas; unset: those of client_properties, else
     127.0.0.1:9092."""
     client_properties: Path | None = None
-    """File of librdkafka's options, a line name=value each: security.protocol, sasl.password and
-    so on. In a file, since everybody on a machine can read a command line."""
+    """File of librdkafka options, one name=value a line: security.protocol, sasl.password and so
+    on. They are read from a file because anybody on a machine can see its command lines."""
     since: AwareDatetime | None = None
-    """Only clicks appended from this time on, ISO 8601 with a zone."""
+    """Only clicks appended from this time on, ISO 8601 with a time zone."""
     until: AwareDatetime | None = None
-    """Only clicks appended before this time; unset: all there are at the start of the run."""
+    """Only clicks appended before this time; unset: all that are there when the run starts."""
     from_offsets: dict[NonNegativeInt, NonNegativeInt] = {}
-    """First offset by partition, as 0=1200; partitions that are not named: their first."""
+    """First offset by partition, such as 0=1200; other partitions are read from their start."""
     to_offsets: dict[NonNegativeInt, NonNegativeInt] = {}
-    """Offset to stop before by partition; partitions that are not named: as until says."""
+    """Offset to stop before by partition; other partitions are read as far as until says."""
 
     @model_validator(mode="after")
     def _begins_before_it_ends(self) -> "CollectSettings":
@@ -72,7 +73,7 @@ class CollectSettings(BaseModel):
             first = self.from_offsets.get(partition, 0)
             if first > end:
                 raise ValueError(
-                    f"from_offsets={partition}={first} is behind to_offsets={partition}={end}"
+                    f"from_offsets={partition}={first} is after to_offsets={partition}={end}"
                 )
         return self
 
@@ -122,13 +123,10 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
             total = sum(span.end - span.first for span in spans)
             task = bar.add_task(settings.topic, total=total)
             for span in spans:
-                if span.first == span.end:
-                    continue
-                parts.begin_partition(span.partition)
-                for position in _read(consumer, settings.topic, span, parts, part_clicks):
-                    bar.update(task, completed=position - span.first)
-                total -= span.end - span.first
-                bar.reset(task, total=total)
+                if span.first < span.end:
+                    parts.begin_partition(span.partition)
+                    for read in _read(consumer, settings.topic, span, parts, part_clicks):
+                        bar.advance(task, read)
             parts.commit()
         return parts.state
     except KafkaException as error:
@@ -140,19 +138,19 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
 
 
 def _options(settings: CollectSettings) -> Options:
-    """What every client of the brokers is told."""
+    """The options of every client."""
     options: Options = {"bootstrap.servers": "127.0.0.1:9092"}
     if settings.client_properties is not None:
         options |= _read_properties(settings.client_properties)
     if settings.bootstrap_servers is not None:
         options["bootstrap.servers"] = settings.bootstrap_servers
-    # Without a broker librdkafka prints hundreds of lines before our one.
+    # Without a broker librdkafka would print hundreds of lines before our one.
     return options | {"log_level": "2"}
 
 
 def _consumer(settings: CollectSettings, options: Options) -> Consumer:
     options = options | {
-        "group.id": "nextclick-collect",  # asked for, never joined: nothing is committed to Kafka
+        "group.id": "nextclick-collect",  # required, never joined: nothing is committed to Kafka
         "enable.auto.commit": "false",
         "isolation.level": "read_committed",
         "enable.partition.eof": "true",
@@ -162,12 +160,12 @@ def _consumer(settings: CollectSettings, options: Options) -> Consumer:
         return Consumer(options)
     except KafkaException as error:
         raise CollectError(
-            f"{settings.client_properties}: no client can be made of it: {error.args[0].str()}"
+            f"{settings.client_properties}: librdkafka refuses an option: {error.args[0].str()}"
         ) from error
 
 
 def _read_properties(path: Path) -> dict[str, str]:
-    """Lines name=value; empty ones and those that begin with # are passed over."""
+    """Lines name=value; empty lines and those that begin with # are skipped."""
     try:
         lines = [line.strip() for line in path.read_text().splitlines()]
     except OSError as error:
@@ -191,13 +189,13 @@ def _partitions(consumer: Consumer, settings: CollectSettings) -> tuple[str | No
         if unknown:
             raise CollectError(
                 f"{name} names partition {unknown[0]}; topic {settings.topic} has "
-                f"{len(topic.partitions)}, from 0"
+                f"{len(topic.partitions)}, numbered from 0"
             )
     return metadata.cluster_id, sorted(topic.partitions)
 
 
 def _topic_id(admin: AdminClient, topic: str) -> str | None:
-    """The id that Kafka gave the topic when it was made; None from brokers older than 2.8."""
+    """The id that Kafka gave the topic when it was created; None from brokers older than 2.8."""
     answer = admin.describe_topics(TopicCollection([topic]), request_timeout=ANSWER_S)
     found = answer[topic].result().topic_id
     return str(found) if found.get_most_significant_bits() else None
@@ -213,7 +211,7 @@ def _span(
     def offset_at(time: datetime) -> int:
         asked = TopicPartition(settings.topic, partition, round(time.timestamp() * 1000))
         offset = consumer.offsets_for_times([asked], timeout=ANSWER_S)[0].offset
-        return offset if offset >= 0 else high  # nothing was appended since
+        return offset if offset >= 0 else high  # nothing has been appended since
 
     first = state.next_offset.get(partition)
     if first is None:
@@ -228,7 +226,7 @@ def _span(
     elif first > high:
         raise CollectError(
             f"{settings.out} holds partition {partition} of topic {settings.topic} up to offset "
-            f"{first}, and the topic ends at {high}: it was made anew; name another folder"
+            f"{first}, but the topic ends at {high}: it was created again; choose another folder"
         )
     elif first < low:
         log.warning("clicks_expired", partition=partition, first=first, now_first=low)
@@ -242,9 +240,9 @@ def _span(
 def _read(
     consumer: Consumer, topic: str, span: Span, parts: Parts, part_clicks: int
 ) -> Iterator[int]:
-    """Take the span's records into the parts; yields the next offset after every batch of them.
+    """Take the span's records into the parts; yields after each batch how many offsets it covered.
 
-    Holes (compaction, aborted transactions and their markers) are passed over.
+    Missing offsets (compaction, aborted transactions, markers of transactions) are skipped.
     """
     position, heard = span.first, time.monotonic()
     consumer.assign([TopicPartition(topic, span.partition, position)])
@@ -254,14 +252,14 @@ def _read(
             heard = time.monotonic()
         elif time.monotonic() - heard > STALLED_S:
             raise CollectError(
-                f"topic {topic}: nothing came from partition {span.partition} at offset "
-                f"{position} for {STALLED_S:.0f} s; run again to go on"
+                f"topic {topic}: partition {span.partition} gave nothing at offset {position} for "
+                f"{STALLED_S:.0f} s; run again to continue"
             )
-        at_end = False
+        before, at_end = position, False
         for message in messages:
             error, offset = message.error(), message.offset()
             if message.partition() != span.partition or offset is None:
-                continue  # of the partition before
+                continue  # of the previous partition
             if error is None and offset < span.end:
                 parts.take(_record(message, offset))
                 position = offset + 1
@@ -273,7 +271,7 @@ def _read(
         parts.reach(span.partition, position)
         if len(parts) >= part_clicks:
             parts.commit()
-        yield position
+        yield position - before
         if at_end and position < span.end:
             # Readers of committed records get no further than the first open transaction.
             log.warning("transaction_open", partition=span.partition, offset=position, end=span.end)

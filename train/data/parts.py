@@ -1,7 +1,7 @@
-"""A collected log on disk: numbered Parquet files, and collect.json that says what is in them.
+"""A collected log on disk: numbered Parquet files, and collect.json, which says what they hold.
 
-A file is written under another name and renamed, then collect.json likewise: that is the moment
-at which its clicks count. What a killed run leaves behind it is removed by the next one.
+Both are written under another name and renamed, collect.json last: from that moment the file's
+clicks count. What a killed run leaves behind is removed by the next one.
 """
 
 import re
@@ -9,35 +9,31 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import msgspec
 import polars as pl
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from stream.contract.click import TRAIL_CLICKS, BadClick, ClickParser, Reason, Record
+from stream.contract.decoders import JsonDecoder
 from train.data.order import KAFKA_COLUMNS
-from train.data.records import (
-    TRAIL_CLICKS,
-    TRAIL_MS,
-    Record,
-    Refusal,
-    Repeats,
-    Scalar,
-    WireClick,
-    further_fields,
-    parse_record,
-    texts,
-)
+from train.data.repeats import TRAIL_MS, Repeats
 from train.data.source import ClickLogError
 
 STATE = "collect.json"
 MAX_FIELDS = 200
-"""Names of further fields that become columns, the first ones seen."""
-WIRE_TYPES = {
-    "session_id": pl.String,
-    "item_id": pl.String,
-    "timestamp_ms": pl.Int64,
-    "event_id": pl.String,
-    "event_type": pl.String,
+"""Further fields of clicks that become columns, the first ones seen."""
+NAMELESS = "an array, an object, or a number or text that cannot be read: unknown to every model"
+"""Stands for a value without a text. It is longer than any that a context field learns, so that
+training takes it for UNKNOWN, as the stream does."""
+_WIRE_TYPES = {
+    "session_id": pl.String(),
+    "item_id": pl.String(),
+    "timestamp_ms": pl.Int64(),
+    "event_id": pl.String(),
+    "event_type": pl.String(),
 }
+_KAFKA_TYPES = dict(zip(KAFKA_COLUMNS, (pl.String(), pl.Int32(), pl.Int64()), strict=True))
 _PART = re.compile(r"clicks-(\d{6,})\.parquet(\.begun)?")
 
 log = structlog.get_logger()
@@ -48,20 +44,20 @@ class CollectError(ClickLogError):
 
 
 class Begin(BaseModel):
-    """Where a collection began; a run that goes on with it must begin there too."""
+    """Where a collection began; a run that continues it must begin there too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     cluster: str | None
     topic: str
     topic_id: str | None = None
-    """Kafka's own; None where the brokers have none, or the folder is of a time without it."""
+    """Given by Kafka; None from old brokers, or in a folder written before it was kept."""
     since: datetime | None
     from_offsets: dict[int, int]
 
 
 class CollectState(BaseModel):
-    """collect.json: what is in the parts."""
+    """collect.json: what the files hold."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -71,7 +67,7 @@ class CollectState(BaseModel):
     parts: int = 0
     clicks: int = 0
     repeated: int = 0
-    refused: dict[Refusal, int] = Field(default_factory=dict)
+    refused: dict[Reason, int] = Field(default_factory=dict)
     fields: list[str] = Field(default_factory=list)
     """Further fields that became columns, in the order in which they were first seen."""
 
@@ -79,41 +75,44 @@ class CollectState(BaseModel):
 def load_state(out: Path, begin: Begin) -> CollectState:
     """What the folder holds, by its collect.json; leftovers of a killed run are removed.
 
-    Raises CollectError if it began elsewhere or in a topic that was deleted and made anew since,
-    or holds Parquet files that are not ours.
+    Raises CollectError if it was collected from another beginning or from a topic that has been
+    deleted and created again since, or if it holds Parquet files but no collect.json.
     """
     path = out / STATE
     if path.exists():
-        try:
-            state = CollectState.model_validate_json(path.read_bytes())
-        except ValidationError as error:
-            raise CollectError(
-                f"{path} does not say what was collected: {error.errors()[0]['msg']}"
-            ) from error
-        for name, found in state.begin.model_dump(exclude={"topic_id"}).items():
-            wanted = getattr(begin, name)
-            if found != wanted:
-                raise CollectError(
-                    f"{out} was collected with {name}={found}, not {wanted}: go on with that, or "
-                    "name another folder"
-                )
-        if state.begin.topic_id is None:
-            state.begin = begin  # with its topic's id from now on
-        elif begin.topic_id not in (None, state.begin.topic_id):
-            raise CollectError(
-                f"{out} holds clicks of topic {begin.topic} when its id was "
-                f"{state.begin.topic_id}, and it is {begin.topic_id}: it was made anew; name "
-                "another folder"
-            )
+        state = _continued(path, begin)
     elif any(out.glob("*.parquet")):
-        raise CollectError(f"{out} holds Parquet files and no {STATE}; name another folder")
+        raise CollectError(f"{out} holds Parquet files but no {STATE}; choose another folder")
     else:
         state = CollectState(begin=begin)
-        _save_state(out, state)  # before the first part, which is known as ours by it
+        _save_state(out, state)  # before the first file, which it shows to be ours
     for file in out.iterdir():
         number = _PART.fullmatch(file.name)
         if number and (file.suffix == ".begun" or int(number[1]) >= state.parts):
             file.unlink()
+    return state
+
+
+def _continued(path: Path, begin: Begin) -> CollectState:
+    try:
+        state = CollectState.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise CollectError(
+            f"{path} does not describe a collected log: {error.errors()[0]['msg']}"
+        ) from error
+    for name, found in state.begin.model_dump(exclude={"topic_id"}).items():
+        if found != getattr(begin, name):
+            raise CollectError(
+                f"{path.parent} was collected with {name}={found}, not {getattr(begin, name)}: "
+                "continue with that, or choose another folder"
+            )
+    if state.begin.topic_id is None:
+        state.begin = begin  # has the topic's id from now on
+    elif begin.topic_id not in (None, state.begin.topic_id):
+        raise CollectError(
+            f"{path.parent} holds clicks of topic {begin.topic} with id {state.begin.topic_id}, "
+            f"but its id is {begin.topic_id} now: it was created again; choose another folder"
+        )
     return state
 
 
@@ -129,85 +128,83 @@ class Parts:
     def __init__(self, out: Path, state: CollectState) -> None:
         self.state = state
         self._out = out
-        self._clicks: list[WireClick] = []
-        self._fields: list[dict[str, Scalar]] = []
-        self._source: list[tuple[int, int]] = []
+        self._rows: list[dict[str, str | int | None]] = []
+        self._decode = JsonDecoder()
+        self._parse = ClickParser(decode=self._decode)
         self._repeats = Repeats()
         self._warned = False
 
     def __len__(self) -> int:
-        """Clicks that are in no file yet."""
-        return len(self._clicks)
+        """Clicks that are not in a file yet."""
+        return len(self._rows)
 
     def begin_partition(self, partition: int) -> None:
-        """Forget the events of another partition, and know again those of this one's files."""
+        """Forget the events of another partition, and restore this one's from its files."""
         self._repeats = Repeats()
         if self.state.parts and partition in self.state.next_offset:
-            self._repeats.replay(_newest_trails(self._out, partition).iter_rows())
+            for session_id, event_id, timestamp_ms in _newest_trails(
+                self._out, partition
+            ).iter_rows():
+                self._repeats.keep(session_id, event_id, timestamp_ms)
 
     def take(self, record: Record) -> None:
         """Keep the record's click, or count why there is none."""
-        click = parse_record(record)
-        if isinstance(click, Refusal):
-            self.state.refused[click] = self.state.refused.get(click, 0) + 1
+        click = self._parse.wire_click(record)
+        if isinstance(click, BadClick):
+            self.state.refused[click.reason] = self.state.refused.get(click.reason, 0) + 1
         elif not self._repeats.keep(click.session_id, click.event_id, click.timestamp_ms):
             self.state.repeated += 1
         else:
-            fields = further_fields(record.value or b"")
-            self._note(fields)
-            self._clicks.append(click)
-            self._fields.append(fields)
-            self._source.append((record.partition, record.offset))
+            assert record.value is not None
+            further = self._columns(self._decode.further_texts(record.value))
+            source = (self.state.begin.topic, record.partition, record.offset)
+            self._rows.append(
+                msgspec.structs.asdict(click)
+                | further
+                | dict(zip(KAFKA_COLUMNS, source, strict=True))
+            )
 
-    def reach(self, partition: int, offset: int) -> None:
-        """All records of the partition below this offset were taken."""
-        self.state.next_offset[partition] = offset
-
-    def commit(self) -> None:
-        """Write what was taken since the last time."""
-        if self._clicks:
-            path = self._out / f"clicks-{self.state.parts:06d}.parquet"
-            begun = path.with_name(path.name + ".begun")
-            self._table().write_parquet(begun)
-            begun.rename(path)
-            self.state.parts += 1
-            self.state.clicks += len(self._clicks)
-            for taken in (self._clicks, self._fields, self._source):
-                taken.clear()
-            self._repeats.forget()
-        _save_state(self._out, self.state)
-
-    def _note(self, fields: dict[str, Scalar]) -> None:
-        """Give new names a column while there is room for them."""
+    def _columns(self, texts: dict[str, str | None]) -> dict[str, str]:
+        """The fields that are columns; new names become columns while there is room for them."""
         known = self.state.fields
-        for name in fields:
-            if name in known or name in KAFKA_COLUMNS:
+        for name in texts:
+            if name in known or name in KAFKA_COLUMNS or name.startswith("\0"):
                 continue
             if len(known) < MAX_FIELDS:
                 known.append(name)
             elif not self._warned:
                 self._warned = True
                 log.warning("fields_left_out", first=name, most=MAX_FIELDS)
+        return {
+            name: NAMELESS if text is None else text
+            for name, text in texts.items()
+            if name in known
+        }
 
-    def _table(self) -> pl.DataFrame:
-        """Every part has all columns known by then, so that the last one has them all."""
-        wire = {
-            name: pl.Series([getattr(click, name) for click in self._clicks], dtype=dtype)
-            for name, dtype in WIRE_TYPES.items()
-        }
-        further = {
-            name: texts([fields.get(name) for fields in self._fields]) for name in self.state.fields
-        }
-        partition, offset = zip(*self._source, strict=True)
-        return pl.DataFrame(wire | further).with_columns(
-            pl.lit(self.state.begin.topic).alias("kafka_topic"),
-            pl.Series("kafka_partition", partition, dtype=pl.Int32),
-            pl.Series("kafka_offset", offset, dtype=pl.Int64),
-        )
+    def reach(self, partition: int, offset: int) -> None:
+        """All records of the partition below this offset were taken."""
+        self.state.next_offset[partition] = offset
+
+    def commit(self) -> None:
+        """Write what was taken since the last time.
+
+        Every file has all columns known by then, so that the last one has them all.
+        """
+        if self._rows:
+            path = self._out / f"clicks-{self.state.parts:06d}.parquet"
+            begun = path.with_name(path.name + ".begun")
+            schema = _WIRE_TYPES | dict.fromkeys(self.state.fields, pl.String()) | _KAFKA_TYPES
+            pl.DataFrame(self._rows, schema).write_parquet(begun)
+            begun.rename(path)
+            self.state.parts += 1
+            self.state.clicks += len(self._rows)
+            self._rows.clear()
+            self._repeats.forget()
+        _save_state(self._out, self.state)
 
 
 def _newest_trails(out: Path, partition: int) -> pl.DataFrame:
-    """The clicks that repeats are looked for among: session_id, event_id, timestamp_ms."""
+    """The clicks among which repeats are looked for: session_id, event_id, timestamp_ms."""
     clicks = pl.scan_parquet(sorted(out.glob("clicks-*.parquet")), extra_columns="ignore").filter(
         pl.col("kafka_partition") == partition
     )

@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from stream.contract.click import MAX_FUTURE_MS, BadClick, Click, ClickParser, Reason, Record
 from stream.contract.context import MISSING, UNKNOWN, Context, ContextField
+from stream.contract.decoders import WireClick
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, encode_state
 
 NOW_MS = 1_764_000_000_000
@@ -178,6 +179,28 @@ def test_a_timestamp_is_measured_against_the_records_own() -> None:
     value = click_json(timestamp_ms=1000)
     assert isinstance(parse_click(record(value, timestamp_ms=1000 - MAX_FUTURE_MS)), Click)
     assert isinstance(parse_click(record(value, timestamp_ms=999 - MAX_FUTURE_MS)), BadClick)
+
+
+def test_another_decoder_is_held_to_the_same_rules() -> None:
+    class CommaClick(WireClick, kw_only=True):
+        colour: str
+
+        def texts(self) -> list[str | None]:
+            return [self.colour]
+
+    def decode(value: bytes) -> WireClick | BadClick:
+        session_id, item_id, colour = value.decode().split(",")
+        return CommaClick(session_id, item_id, NOW_MS, colour=colour)
+
+    parse = ClickParser(("colour",), decode)
+    context = Context([ContextField("colour", "column", ("red",))])
+    click = parse(record(b"s,i,red"))
+    assert isinstance(click, Click)
+    assert (click.session, click.item_id, click.event_hash) == (b"s", "i", 0)
+    assert context.indices(click.context, NOW_MS, None) == [2]
+    bad = parse(record(b"s,,red"))
+    assert isinstance(bad, BadClick)
+    assert bad.reason == Reason.BAD_ITEM_ID
 
 
 @given(st.none() | st.binary(), st.none() | st.binary())

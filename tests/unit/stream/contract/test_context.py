@@ -20,8 +20,8 @@ from stream.contract.context import (
     ContextField,
     column_key,
     keep,
-    text_of,
 )
+from stream.contract.decoders import text_of
 from train.data import context as training
 
 NOW_MS = 1_764_000_000_000

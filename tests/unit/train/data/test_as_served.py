@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stream.batch import Rules, plan_batch
-from stream.contract.click import Record as StreamRecord
+from stream.contract.click import Record
 from stream.contract.context import ContextField as StreamField
 from stream.model.waves import Waves
 from stream.position import BadClickLimit, Position
@@ -21,7 +21,6 @@ from tests.unit.stream.replay import bundle_of
 from train.data.clicks import cut_sessions, read_clicks, split_by_time, write_clicks
 from train.data.context import ContextField
 from train.data.parts import Begin, Parts, load_state
-from train.data.records import Record
 from train.data.sessions import build_sessions
 
 BEGIN_MS = 1_700_000_000_000
@@ -62,7 +61,7 @@ def streams_sessions(records: Sequence[Record]) -> Served:
 
     with patch.object(Waves, "step", noted):
         plan_batch(
-            {0: [StreamRecord(*record) for record in records]},
+            {0: records},
             {0: Position(0, "topic id")},
             lambda *_: None,
             bundle,
