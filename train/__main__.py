@@ -22,6 +22,7 @@ from train.ensemble import EnsembleSettings, run_ensemble
 from train.fit.command import run_evaluate, run_fit, run_shop
 from train.fit.loop import FitError
 from train.fit.settings import EvaluateSettings, FitSettings, ShopSettings
+from train.folders import FolderError
 from train.measure.results import EvaluationError
 from train.network.checkpoint import CheckpointError
 from train.problems import problems
@@ -43,6 +44,7 @@ ERRORS = (
     ContextError,
     EvaluationError,
     FitError,
+    FolderError,
     SearchError,
     SettingsError,
 )

@@ -1,10 +1,6 @@
 """The commands on click logs: `fit` trains, `evaluate` measures, `shop` makes a log up."""
 
-import fcntl
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +28,7 @@ from train.fit.training_log import (
     read_training_log,
     warn_unless_newer,
 )
+from train.folders import locked, make_folder
 from train.measure.evaluate import PROTOCOL, Predictor, rank_targets
 from train.measure.metrics import figures, lost_predictions
 from train.measure.predictor import ModelPredictor
@@ -81,9 +78,10 @@ def run_fit(settings: FitSettings) -> None:
         known=None if warm_start is None else warm_start.catalogue,
         fields=None if warm_start is None else warm_start.info.model.context,
     )
-    _make_folder(settings.out)
+    make_folder(settings.out)
     log.info("log_read", **training_log.description().model_dump())
-    with _alone(settings.out):
+    busy = f"{settings.out} is in use by another training run: choose another --out"
+    with locked(settings.out, busy):
         if resume is None:
             _check_free(settings.out)  # another run may have ended since
         _fit(settings, training_log, resume, warm_start)
@@ -137,7 +135,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     torch.set_num_threads(settings.threads)
     checkpoint = load_checkpoint(settings.checkpoint)
     if settings.out is not None:
-        _make_folder(settings.out)
+        make_folder(settings.out)
     info, catalogue = checkpoint.info, checkpoint.catalogue
 
     def read(path: str | Path) -> pl.DataFrame:
@@ -235,32 +233,3 @@ def _check_free(folder: Path) -> None:
         raise FitError(
             f"{folder} holds a checkpoint: --resume goes on with it, another --out keeps it"
         )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Raise FitError where another run trains into the folder: each would delete the other's files.
-
-    The lock is the folder's own, which no file outlives: it goes with the process.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FitError(
-                f"another run trains into {folder}: another --out keeps them apart"
-            ) from None
-        except OSError as error:  # some network file systems lock no folders
-            log.warning("folder_not_locked", folder=str(folder), error=error.strerror)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _make_folder(path: Path) -> None:
-    """Before hours of work, not after. Raises FitError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FitError(f"out={path} cannot be made a folder: {error.strerror}") from error
