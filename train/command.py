@@ -5,7 +5,6 @@ The commands of `train` and `export` run this way, and so do the benchmarks and 
 
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeAlias, TypeVar, get_args
 
 import structlog
@@ -74,14 +73,6 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
         raise TrainError("\n".join(_sentence(kind, found) for found in error.errors())) from error
     except SettingsError as error:
         raise TrainError(str(error)) from error
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder for results before hours of work, not after. Raises TrainError."""
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise TrainError(f"cannot make a folder of out={path}: {error.strerror}") from error
 
 
 def log_to_stderr() -> None:

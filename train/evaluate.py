@@ -11,10 +11,11 @@ from jaxtyping import Int64
 from pydantic import PositiveInt, model_validator
 
 from train.baselines import BASELINES, Baseline, item_support
-from train.command import Settings, TrainError, make_folder
+from train.command import Settings, TrainError
 from train.data.clicks import Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
 from train.fit.training_log import check_context_columns, warn_unless_newer
+from train.folders import make_folder
 from train.measure.metrics import lost_predictions
 from train.measure.predictor import MODEL, ModelPredictor
 from train.measure.ranking import PROTOCOL, Predictor

@@ -1,16 +1,11 @@
 """``python -m train fit``: a click log in, a checkpoint with its figures and plot out."""
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import structlog
 import torch
 
 from train.baselines import build_baselines
-from train.command import make_folder
 from train.fit.loop import (
     FitError,
     check_context,
@@ -21,6 +16,7 @@ from train.fit.loop import (
 )
 from train.fit.settings import FitSettings
 from train.fit.training_log import TrainingLog, read_training_log
+from train.folders import locked, make_folder
 from train.measure.metrics import figures
 from train.measure.predictor import MODEL
 from train.measure.ranking import rank_targets
@@ -62,7 +58,8 @@ def run_fit(settings: FitSettings) -> None:
     )
     make_folder(settings.out)
     log.info("log_read", **training_log.description().model_dump())
-    with _alone(settings.out):
+    busy = f"{settings.out} is in use by another training run: choose another --out"
+    with locked(settings.out, busy):
         if resume is None:
             _check_free(settings.out)  # another run may have ended since
         _fit(settings, training_log, resume, warm_start)
@@ -113,24 +110,3 @@ def _check_free(folder: Path) -> None:
         raise FitError(
             f"{folder} holds a checkpoint: --resume goes on with it, another --out keeps it"
         )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Raise FitError where another run trains into the folder: each would delete the other's files.
-
-    The lock is the folder's own, which no file outlives: it goes with the process.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FitError(
-                f"another run trains into {folder}: another --out keeps them apart"
-            ) from None
-        except OSError as error:  # some network file systems lock no folders
-            log.warning("folder_not_locked", folder=str(folder), error=error.strerror)
-        yield
-    finally:
-        os.close(descriptor)

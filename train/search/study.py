@@ -4,7 +4,6 @@ What is drawn next follows from the seed and the trials that ended before, so a 
 killed draws what an unbroken one does.
 """
 
-import fcntl
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from train.command import TrainError
 from train.fit.training_log import TrainingLog
+from train.folders import locked
 from train.search.settings import SearchSettings
 from train.search.space import Space
 
@@ -41,20 +41,11 @@ class SearchError(TrainError):
 def open_study(settings: SearchSettings) -> Iterator[Study]:
     """The study in the settings' folder, new or gone on with, for this process alone.
 
-    Raises SearchError if another process has it, or if the file is something else.
+    Raises TrainError if another process has it, or if the file is something else.
     """
-    try:
-        settings.study.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SearchError(
-            f"study={settings.study} cannot be made a folder: {error.strerror}"
-        ) from error
     file = settings.study / STUDY
-    with (settings.study / "study.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however
-        except BlockingIOError as error:
-            raise SearchError(f"{settings.study} is searched by another process") from error
+    busy = f"{settings.study} is in use by another search: choose another --study"
+    with locked(settings.study, busy):
         warmup = max(1, settings.epochs // 3)
         pruner = (
             optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=warmup)

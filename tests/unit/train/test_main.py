@@ -250,7 +250,7 @@ def test_an_out_that_is_a_file_is_refused_before_anything_is_trained(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fit(clicks, clicks / "out") == 2
-    assert "cannot make a folder of out=" in capsys.readouterr().err.splitlines()[-1]
+    assert "cannot be created" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_settings_that_do_not_go_together_are_one_sentence_alone(
@@ -285,7 +285,7 @@ def test_two_runs_never_train_into_one_folder(
         fcntl.flock(other_run, fcntl.LOCK_EX)
         assert fit(clicks, out) == 2
         error = capsys.readouterr().err.splitlines()[-1]
-        assert error == f"another run trains into {out}: another --out keeps them apart"
+        assert error == f"{out} is in use by another training run: choose another --out"
         assert list(out.iterdir()) == []
     finally:
         os.close(other_run)

@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from pydantic import ValidationError
 
 from train.__main__ import main
+from train.command import TrainError
 from train.data.synthetic import markov_clicks
 from train.fit.loop import FitError, fit
 from train.fit.settings import FitSettings
@@ -368,7 +369,7 @@ def test_a_study_of_something_else_is_refused(clicks: Path, tmp_path: Path) -> N
 
 def test_a_study_of_another_process_or_no_study_is_refused(clicks: Path, tmp_path: Path) -> None:
     search = settings(clicks, tmp_path)
-    with open_study(search), pytest.raises(SearchError, match="searched by another process"):
+    with open_study(search), pytest.raises(TrainError, match="in use by another search"):
         run_search(search)
     (tmp_path / "study.db").write_text("not a database, whatever its name says" * 100)
     with pytest.raises(SearchError, match=r"study.db cannot be read as a study of Optuna"):
