@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Int64
 from pydantic import PositiveInt, model_validator
 
-from train.baselines import BASELINES, Baseline, item_support
+from train.baselines.named import COMPARED, BaselineName, build_baseline
+from train.baselines.support import item_support
 from train.command import Settings, TrainError, make_folder
 from train.data.clicks import Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
@@ -41,8 +42,10 @@ class EvaluateSettings(Settings):
     """Column names of the logs."""
     train_clicks: str | Path | None = None
     """Log the checkpoint was trained on, to measure baselines that learn from it as well."""
-    baselines: tuple[Baseline, ...] = ("pop", "s-pop", "markov")
-    """Which baselines to measure."""
+    baselines: tuple[BaselineName, ...] = COMPARED
+    """Which baselines to measure, by name: pop, recent-pop, s-pop, markov, decayed-markov,
+    association-rules, sequential-rules, item-knn, vmis-knn, stan, als or bpr; with parameters as in
+    vmis-knn:m=1000:k=200."""
     out: Path | None = None
     """Folder to keep the evaluations in, one per checkpoint, for python -m train report."""
     name: str = ""
@@ -84,7 +87,9 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     else:
         learnt = _training_sessions(settings.train_clicks, settings, checkpoint)
         support = item_support(learnt, len(catalogue))
-        predictors |= {name: BASELINES[name](learnt, len(catalogue)) for name in settings.baselines}
+        predictors |= {
+            name: build_baseline(name, learnt, len(catalogue)) for name in settings.baselines
+        }
     counts = describe_log(
         settings.name or Path(settings.clicks).name,
         indexed,

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from train.baselines import build_baselines
+from train.baselines.named import build_baselines
 from train.command import make_folder
 from train.fit.loop import (
     FitError,
