@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Int64
 from pydantic import PositiveInt, model_validator
 
-from train.baselines.named import COMPARED, BaselineName, build_baseline
+from train.baselines.named import COMPARED, BaselineName, build_baseline, is_baseline
 from train.baselines.support import item_support
+from train.blend.blend import load_blend, load_weights
 from train.command import Settings, TrainError, make_folder
 from train.data.clicks import Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
@@ -27,6 +28,9 @@ from train.measure.results import (
     save_evaluation,
 )
 from train.network.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
+
+BLEND = "blend"
+"""A blend's name beside its parts in figures."""
 
 log = structlog.get_logger()
 
@@ -46,6 +50,9 @@ class EvaluateSettings(Settings):
     """Which baselines to measure, by name: pop, recent-pop, s-pop, markov, decayed-markov,
     association-rules, sequential-rules, item-knn, vmis-knn, stan, als or bpr; with parameters as in
     vmis-knn:m=1000:k=200."""
+    blend: Path | None = None
+    """Blend to measure too, a file that python -m train blend wrote; its baselines learn from
+    train_clicks."""
     out: Path | None = None
     """Folder to keep the evaluations in, one per checkpoint, for python -m train report."""
     name: str = ""
@@ -59,6 +66,10 @@ class EvaluateSettings(Settings):
             raise ValueError(
                 f"baselines={','.join(self.baselines)} without train_clicks, the log they learn "
                 "from"
+            )
+        if self.blend is not None and self.train_clicks is None:
+            raise ValueError(
+                f"blend={self.blend} without train_clicks, the log its baselines learn from"
             )
         return self
 
@@ -87,9 +98,11 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     else:
         learnt = _training_sessions(settings.train_clicks, settings, checkpoint)
         support = item_support(learnt, len(catalogue))
-        predictors |= {
-            name: build_baseline(name, learnt, len(catalogue)) for name in settings.baselines
-        }
+        blended = () if settings.blend is None else load_weights(settings.blend).parts
+        names = dict.fromkeys((*settings.baselines, *filter(is_baseline, blended)))
+        predictors |= {name: build_baseline(name, learnt, len(catalogue)) for name in names}
+        if settings.blend is not None:
+            predictors[BLEND] = load_blend(settings.blend, predictors)
     counts = describe_log(
         settings.name or Path(settings.clicks).name,
         indexed,

@@ -44,11 +44,11 @@ COMPARED = ("pop", "s-pop", "markov")
 def build_baseline(text: str, sessions: Sessions, n_items: int) -> Predictor:
     """The baseline of this name and these parameters, learnt from the sessions.
 
-    Raises ValueError for a name or parameter that does not exist, TrainError for a value that the
-    method cannot work with.
+    Raises TrainError for a name or parameter that does not exist, or a value that the method
+    cannot work with.
     """
-    name, parameters = _parse(text)
     try:
+        name, parameters = _parse(text)
         return BASELINES[name](sessions, n_items, **parameters)
     except ValueError as error:
         raise TrainError(f"{text}: {error}") from error

@@ -6,19 +6,21 @@ the search sees Recall@20 and MRR@20 of the blend as the evaluator would, or ver
 """
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from train.blend.blend import N_LENGTHS, Blend, BlendError, BlendWeights
+from train.blend.blend import N_LENGTHS, Blend, BlendWeights
 from train.blend.comparable import LIST_LENGTH, Transform, add_comparable
+from train.command import TrainError
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
 from train.measure.lists import best_items
 from train.measure.metrics import gain
-from train.measure.ranking import Predictor, session_batches
-from train.measure.ranks import place_of
+from train.measure.ranking import Predictor, rank_targets, session_batches
+from train.measure.ranks import Ranks, place_of
 
 FITTED = ("recall_at_20", "mrr_at_20")
 SCORES_PER_STEP = 4_000_000  # 16 MB for each part: with those of the parts they stay few
@@ -51,11 +53,11 @@ def fit_blend(
 
     Of more than `max_predictions` there an even sample of the sessions is used. What is made as
     large as possible is Recall@20 and MRR@20 together, each as a share of the best part's, for
-    every prefix length by itself; the transforms are chosen by all of them. Raises BlendError
+    every prefix length by itself; the transforms are chosen by all of them. Raises TrainError
     where there is nothing to predict.
     """
     if not (validation.lengths > 1).any():
-        raise BlendError("a blend is fitted on sessions of two clicks or more, and found none")
+        raise TrainError("found no session of two clicks or more to fit a blend on")
     recipes, candidates = _collect(predictors, _sample(validation, max_predictions), n_items)
     best: tuple[float, BlendWeights] | None = None
     for recipe in recipes:
@@ -70,6 +72,24 @@ def fit_blend(
             best = total, fitted
     assert best is not None
     return Blend(predictors, best[1])
+
+
+def cross_fitted_ranks(
+    predictors: Mapping[str, Predictor], validation: Sessions, n_items: int
+) -> Ranks:
+    """The blend's ranks in `validation`, each half of it by weights fitted on the other half.
+
+    Raises TrainError where a half has nothing to predict.
+    """
+    middle = len(validation) // 2
+    halves = validation.slice(0, middle), validation.slice(middle, len(validation))
+    first, second = (
+        rank_targets(fit_blend(predictors, fitted, n_items), measured, n_items)
+        for measured, fitted in (halves, halves[::-1])
+    )
+    second = replace(second, session=second.session + middle)
+    names = (field.name for field in fields(Ranks))
+    return Ranks(**{n: np.concatenate([getattr(first, n), getattr(second, n)]) for n in names})
 
 
 def _recipes(are_votes: Mapping[str, bool]) -> list[dict[str, Transform]]:
