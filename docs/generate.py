@@ -20,6 +20,7 @@ from stream.settings import (
     WatchSettings,
     WorkerSettings,
 )
+from train.blend.command import BlendSettings
 from train.data.collect import CollectSettings
 from train.data.synthetic_command import SyntheticSettings
 from train.ensemble import EnsembleSettings
@@ -37,6 +38,7 @@ COMMANDS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("python -m stream watch", WatchSettings),
     ("python -m train fit", FitSettings),
     ("python -m train ensemble", EnsembleSettings),
+    ("python -m train blend", BlendSettings),
     ("python -m train evaluate", EvaluateSettings),
     ("python -m train report", ReportSettings),
     ("python -m train search", SearchSettings),

@@ -1,4 +1,4 @@
-"""``python -m train fit | ensemble | evaluate | report | search | collect | synthetic``."""
+"""``python -m train fit | ensemble | blend | evaluate | report | search | collect | synthetic``."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_settings import BaseSettings, CliSubCommand, SettingsConfigDict, get_subcommand
 
+from train.blend.command import BlendSettings, run_blend
 from train.command import run_command
 from train.data.collect import CollectSettings, run_collect
 from train.data.synthetic_command import SyntheticSettings, run_synthetic
@@ -20,6 +21,7 @@ from train.search import SearchSettings, run_search
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     FitSettings: run_fit,
     EnsembleSettings: run_ensemble,
+    BlendSettings: run_blend,
     EvaluateSettings: run_evaluate,
     ReportSettings: run_report,
     SearchSettings: run_search,
@@ -42,6 +44,7 @@ class Train(BaseSettings):
     )
     fit: CliSubCommand[FitSettings]
     ensemble: CliSubCommand[EnsembleSettings]
+    blend: CliSubCommand[BlendSettings]
     evaluate: CliSubCommand[EvaluateSettings]
     report: CliSubCommand[ReportSettings]
     search: CliSubCommand[SearchSettings]

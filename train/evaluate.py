@@ -10,7 +10,9 @@ import torch
 from jaxtyping import Int64
 from pydantic import PositiveInt, model_validator
 
-from train.baselines import BASELINES, Baseline, item_support
+from train.baselines.named import COMPARED, BaselineName, build_baseline, is_baseline
+from train.baselines.support import item_support
+from train.blend.blend import load_blend, load_weights
 from train.command import Settings, TrainError
 from train.data.clicks import Columns, read_clicks
 from train.data.sessions import Sessions, build_sessions
@@ -28,6 +30,9 @@ from train.measure.results import (
 )
 from train.network.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 
+BLEND = "blend"
+"""A blend's name beside its parts in figures."""
+
 log = structlog.get_logger()
 
 
@@ -42,8 +47,13 @@ class EvaluateSettings(Settings):
     """Column names of the logs."""
     train_clicks: str | Path | None = None
     """Log the checkpoint was trained on, to measure baselines that learn from it as well."""
-    baselines: tuple[Baseline, ...] = ("pop", "s-pop", "markov")
-    """Which baselines to measure."""
+    baselines: tuple[BaselineName, ...] = COMPARED
+    """Which baselines to measure, by name: pop, recent-pop, s-pop, markov, decayed-markov,
+    association-rules, sequential-rules, item-knn, vmis-knn, stan, als or bpr; with parameters as in
+    vmis-knn:m=1000:k=200."""
+    blend: Path | None = None
+    """Blend to measure too, a file that python -m train blend wrote; its baselines learn from
+    train_clicks."""
     out: Path | None = None
     """Folder to keep the evaluations in, one per checkpoint, for python -m train report."""
     name: str = ""
@@ -57,6 +67,10 @@ class EvaluateSettings(Settings):
             raise ValueError(
                 f"baselines={','.join(self.baselines)} without train_clicks, the log they learn "
                 "from"
+            )
+        if self.blend is not None and self.train_clicks is None:
+            raise ValueError(
+                f"blend={self.blend} without train_clicks, the log its baselines learn from"
             )
         return self
 
@@ -85,7 +99,11 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     else:
         learnt = _training_sessions(settings.train_clicks, settings, checkpoint)
         support = item_support(learnt, len(catalogue))
-        predictors |= {name: BASELINES[name](learnt, len(catalogue)) for name in settings.baselines}
+        blended = () if settings.blend is None else load_weights(settings.blend).parts
+        names = dict.fromkeys((*settings.baselines, *filter(is_baseline, blended)))
+        predictors |= {name: build_baseline(name, learnt, len(catalogue)) for name in names}
+        if settings.blend is not None:
+            predictors[BLEND] = load_blend(settings.blend, predictors)
     counts = describe_log(
         settings.name or Path(settings.clicks).name,
         indexed,

@@ -18,7 +18,7 @@ import torch
 
 from bench.lab.run import differences, with_intervals
 from bench.provenance import provenance
-from train.baselines import build_baselines
+from train.baselines.named import build_baselines
 from train.baselines.rules import decayed_transitions
 from train.baselines.vmis import vmis_knn
 from train.blend.blend import Blend

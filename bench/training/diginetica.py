@@ -11,11 +11,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import fields, replace
 from pathlib import Path
 
-import numpy as np
 import structlog
 import torch
 from pydantic import PositiveInt
@@ -31,10 +28,11 @@ from bench.lab.run import SHOWN, differences, with_intervals
 from bench.provenance import provenance
 from bench.settings import parse
 from train.baselines.vmis import vmis_knn
-from train.blend.blend import BlendError, load_blend
-from train.blend.fit import fit_blend
+from train.blend.blend import load_blend
+from train.blend.fit import cross_fitted_ranks, fit_blend
+from train.command import TrainError
 from train.data.clicks import ClickLogError, Columns, read_clicks
-from train.data.sessions import Sessions, build_sessions
+from train.data.sessions import build_sessions
 from train.ensemble import write_ensemble
 from train.fit.loop import fit
 from train.fit.settings import FitSettings
@@ -43,7 +41,7 @@ from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import PROTOCOL, Predictor, rank_targets
 from train.measure.ranks import Ranks
-from train.network.checkpoint import INFO, Checkpoint, CheckpointError, load_checkpoint
+from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
 
 PRESET = "diginetica"
@@ -110,7 +108,7 @@ def main() -> int:
     elif isinstance(command, Score):
         try:
             print(json.dumps(score(command)))
-        except (BlendError, CheckpointError, ClickLogError) as error:
+        except TrainError as error:
             sys.exit(str(error))
     return 0
 
@@ -181,7 +179,7 @@ def measure(command: Measure) -> None:
         member = ModelPredictor(load_checkpoint(out / f"{MEMBER}-1").model)
         for name, predictor in ((MEMBER, member), (MODEL, parts[MODEL])):
             ranks[name] = rank_targets(predictor, data.validation, n_items)
-        ranks[BLENDED] = cross_fitted(parts, data.validation, n_items)
+        ranks[BLENDED] = cross_fitted_ranks(parts, data.validation, n_items)
         rows += [row(name, seed, ranks[name]) for name in (MEMBER, MODEL, BLENDED)]
         for part in (MODEL, VMIS):
             rows[-1][f"against_{part}"] = differences(ranks[BLENDED], ranks[part])
@@ -197,19 +195,6 @@ def measure(command: Measure) -> None:
         "rows": rows,
     }
     RESULT.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def cross_fitted(parts: Mapping[str, Predictor], validation: Sessions, n_items: int) -> Ranks:
-    """The blend's ranks, each half of the sessions by weights fitted on the other."""
-    middle = len(validation) // 2
-    halves = validation.slice(0, middle), validation.slice(middle, len(validation))
-    found = []
-    for measured, fitted in (halves, halves[::-1]):
-        blend = fit_blend(parts, fitted, n_items)
-        found.append(rank_targets(blend, measured, n_items))
-    found[1] = replace(found[1], session=found[1].session + middle)
-    columns = (field.name for field in fields(Ranks))
-    return Ranks(**{n: np.concatenate([getattr(ranks, n) for ranks in found]) for n in columns})
 
 
 def row(model: str, seed: int | None, ranks: Ranks) -> dict[str, object]:

@@ -30,10 +30,10 @@ from train.measure.matmul import RowProduct
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import (
     batch_rows,
-    conservative_rank,
     rank_targets,
     session_batches,
 )
+from train.measure.ranks import conservative_rank
 from train.network.model import ModelConfig, SessionModel
 
 BAR = {"predictions_per_second": 8000, "share": 0.75}

@@ -14,18 +14,19 @@ from typing import Any
 import numpy as np
 
 from bench.lab.grid import BASE, DATASETS, SHOP
-from train.baselines import Pop, SessionPop, count_transitions, item_support
 from train.baselines.content import content_based, read_items
 from train.baselines.factors import fit_als, fit_bpr
 from train.baselines.novel import NovelOnly
-from train.baselines.popularity import recent_popularity
+from train.baselines.popularity import Pop, SessionPop, recent_popularity
 from train.baselines.rules import (
     association_rules,
+    count_transitions,
     decayed_transitions,
     item_knn,
     sequential_rules,
 )
 from train.baselines.stan import stan
+from train.baselines.support import item_support
 from train.baselines.vmis import vmis_knn
 from train.data.clicks import Columns, read_clicks, split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions

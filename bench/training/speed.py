@@ -27,7 +27,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from bench.provenance import provenance
 from bench.settings import parse
-from train.baselines import item_support
+from train.baselines.support import item_support
 from train.data.sessions import Sessions
 from train.network.hyperparameters import Hyperparameters
 from train.network.trainer import Trainer, computes_bfloat16

@@ -12,7 +12,7 @@ import polars as pl
 
 from stream.contract.messages import Recommendation
 from stream.watch.judge import Judge, Quality
-from train.baselines import Pop
+from train.baselines.popularity import Pop
 from train.data.clicks import cut_sessions
 from train.data.context import ContextField
 from train.data.sessions import Catalogue, Sessions, build_sessions

@@ -14,7 +14,7 @@ import scipy.sparse  # type: ignore[import-untyped]  # its stubs are a package o
 from jaxtyping import Float, Float64, Int64
 
 from train.baselines.rules import TIE_BREAK
-from train.baselines.votes import tie_break
+from train.baselines.support import tie_break
 from train.command import TrainError
 from train.data.sessions import Catalogue
 from train.measure.ranking import SessionBatch

@@ -1,24 +1,28 @@
-"""Sessions that share items with the one at hand, found through an inverted index.
+"""Votes of past sessions that share items with the one at hand, found through an inverted index.
 
 Of the sessions that contain any of the known items only the m newest are looked at (Jannach &
 Ludewig, RecSys 2017; Kersbergen et al., SIGMOD 2022). Each item's sessions stand newest first, so
-merging the lists of the known items yields exactly those m, with what they share, and stops.
+merging the lists of the known items yields exactly those m, with what they share, and stops. Of
+these the k most similar vote for their items. VMIS-kNN and STAN differ in the weights alone.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int32, Int64
+from jaxtyping import Float, Float32, Float64, Int32, Int64
 
+from train.baselines.votes import Votes, vote_scores
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
+from train.measure.ranking import SessionBatch
 
 
-@dataclass(frozen=True, slots=True)
-class SessionIndex:
+class SessionIndex(NamedTuple):
     """Training sessions both ways: items by session and sessions by item.
 
-    Sessions are renumbered in order of their last click, so that of two the larger is the newer.
+    Sessions are renumbered in order of their last click: of two, the larger is the newer.
     """
 
     posting_start: Int64[np.ndarray, "N_plus_1"]
@@ -31,13 +35,44 @@ class SessionIndex:
     """The number of that item's last click in the session."""
     last_click_ms: Int64[np.ndarray, "S"]
 
-    @property
-    def n_sessions(self) -> int:
-        return len(self.last_click_ms)
 
-    def sessions_of_item(self) -> Int64[np.ndarray, "N"]:
-        """Sessions that contain each item."""
-        return np.diff(self.posting_start)
+class Weights(NamedTuple):
+    """What clicks, sessions and items count; w is the number of last clicks that count at all."""
+
+    click: Float64[np.ndarray, "w w"]
+    """What a shared item adds to the similarity: row n - 1 for n known clicks, by the clicks since
+    its last one."""
+    session: Float64[np.ndarray, "S"]
+    """What the similarity to a session is multiplied by."""
+    match: Float64[np.ndarray, "w"]
+    """What a session's votes count, by the clicks since the newest shared item."""
+    item: Float64[np.ndarray, "N"]
+    """What a vote for an item counts."""
+    distance: Float64[np.ndarray, "longest"]
+    """The same by the clicks between it and the newest shared item in the voting session; empty
+    where that does not matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """Votes of the k most similar among the m newest sessions that share a click."""
+
+    index: SessionIndex
+    base: Float32[np.ndarray, "N"]
+    """Scores without any vote: they order what the votes leave equal."""
+    weights: Weights
+    relative: bool
+    """Whether votes are divided by the similarity of the most similar session."""
+    m: int
+    k: int
+
+    def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
+        """The neighbours' votes; items without one by support."""
+        return vote_scores(batch, self.base, self._votes)
+
+    def _votes(self, prefix: Int64[np.ndarray, "b t"]) -> Votes:
+        recent = np.ascontiguousarray(prefix[:, -len(self.weights.match) :])
+        return _votes(recent, self.index, self.weights, self.relative, self.m, self.k)
 
 
 def index_sessions(sessions: Sessions, n_items: int) -> SessionIndex:
@@ -87,8 +122,7 @@ def distinct_items(
 def merge_newest(
     item: Int64[np.ndarray, "n"],
     weight: Float64[np.ndarray, "n"],
-    posting_start: Int64[np.ndarray, "N_plus_1"],
-    posting: Int32[np.ndarray, "pairs"],
+    index: SessionIndex,
     session: Int64[np.ndarray, "m"],
     similarity: Float64[np.ndarray, "m"],
     match: Int64[np.ndarray, "m"],
@@ -100,6 +134,7 @@ def merge_newest(
     sessions has to be kept or cleared.
     """
     n_items = len(item)
+    posting_start, posting = index.posting_start, index.posting
     at = np.empty(n_items, dtype=np.int64)
     head = np.empty(n_items, dtype=np.int64)
     for i in range(n_items):
@@ -148,3 +183,56 @@ def keep_most_similar(
             kept[n_kept] = i
             n_kept += 1
     return n_kept
+
+
+@compiled
+def _votes(
+    recent: Int64[np.ndarray, "b t"],
+    index: SessionIndex,
+    weights: Weights,
+    relative: bool,
+    m: int,
+    k: int,
+) -> Votes:
+    n_rows, n_clicks = recent.shape
+    item = np.empty(n_clicks, dtype=np.int64)
+    ago = np.empty(n_clicks, dtype=np.int64)
+    session = np.empty(m, dtype=np.int64)
+    similarity = np.empty(m, dtype=np.float64)
+    match = np.empty(m, dtype=np.int64)
+    kept = np.empty(k, dtype=np.int64)
+    start = np.zeros(n_rows + 1, dtype=np.int64)
+    voted = np.empty(1024, dtype=np.int32)
+    points = np.empty(1024, dtype=np.float64)
+    by_distance = len(weights.distance) > 0
+    n_votes = 0
+    for row in range(n_rows):
+        n_items = distinct_items(recent[row], item, ago)
+        shared = weights.click[n_clicks - 1][ago[:n_items]]
+        n_found = merge_newest(item[:n_items], shared, index, session, similarity, match)
+        for i in range(n_found):
+            similarity[i] *= weights.session[session[i]]
+        n_kept = keep_most_similar(similarity[:n_found], k, kept)
+        scale = 1.0
+        if relative:
+            scale = 0.0
+            for i in kept[:n_kept]:
+                scale = max(scale, similarity[i])
+        for i in kept[:n_kept]:
+            vote = similarity[i] * weights.match[ago[match[i]]] / scale
+            first, end = index.session_start[session[i]], index.session_start[session[i] + 1]
+            matched = 0
+            for at in range(first, end if by_distance else first):
+                if index.item[at] == item[match[i]]:
+                    matched = index.position[at]
+            for at in range(first, end):
+                if n_votes == len(voted):
+                    voted = np.concatenate((voted, np.empty_like(voted)))
+                    points = np.concatenate((points, np.empty_like(points)))
+                voted[n_votes] = index.item[at]
+                points[n_votes] = vote * weights.item[index.item[at]]
+                if by_distance:
+                    points[n_votes] *= weights.distance[abs(index.position[at] - matched)]
+                n_votes += 1
+        start[row + 1] = n_votes
+    return Votes(start, voted[:n_votes], points[:n_votes])

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from train.baselines.votes import Votes, tie_break, vote_scores
+from train.baselines.support import item_support, tie_break
+from train.baselines.votes import Votes, vote_scores
 from train.data.sessions import Sessions
 from train.measure.ranking import SessionBatch
 
@@ -32,6 +33,21 @@ class SessionPop:
     def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
         """Clicks in the session, equal ones by support."""
         return vote_scores(batch, tie_break(self.support), _own_clicks)
+
+
+def pop(sessions: Sessions, n_items: int) -> Pop:
+    """The most clicked items of all sessions."""
+    return Pop(item_support(sessions, n_items).astype(np.float64))
+
+
+def recent_pop(sessions: Sessions, n_items: int, *, half_life_s: float) -> Pop:
+    """The same with clicks weighted by their age at the log's end."""
+    return Pop(recent_popularity(sessions, n_items, half_life_s))
+
+
+def session_pop(sessions: Sessions, n_items: int) -> SessionPop:
+    """S-POP, equal clicks by those of all sessions."""
+    return SessionPop(item_support(sessions, n_items))
 
 
 def _own_clicks(prefix: Int64[np.ndarray, "b t"]) -> Votes:

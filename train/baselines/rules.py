@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse  # type: ignore[import-untyped]  # its stubs are a package of their own
-from jaxtyping import Float, Float64, Int32, Int64
+from jaxtyping import Float, Float64, Int64
 
 from train.baselines.popularity import age_weights, recent_popularity
-from train.baselines.votes import Votes, item_support, tie_break, vote_scores
+from train.baselines.support import item_support, tie_break
+from train.baselines.votes import Votes, vote_scores
 from train.data.sessions import Sessions
-from train.measure.compiled import compiled
 from train.measure.ranking import SessionBatch
 
 TIE_BREAK = 1e-9
@@ -25,45 +25,19 @@ TIE_BREAK = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """Items by what the last click's row of a sparse matrix gives them, on top of `base`.
-
-    Followers of item i are `follower[start[i]:start[i + 1]]`, with `weight`.
-    """
+    """Items by what the last click's row of a matrix gives them, on top of `base`."""
 
     base: Float64[np.ndarray, "N"]
-    start: Int64[np.ndarray, "N_plus_1"]
-    follower: Int32[np.ndarray, "pairs"]
-    weight: Float64[np.ndarray, "pairs"]
+    followers: scipy.sparse.csr_array
+    """N x N: row i holds what follows item i."""
 
     def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
-        """The last click's followers; items it says nothing of by `base`."""
+        """The last click's followers, then all other items by `base`."""
         return vote_scores(batch, self.base, self._votes)
 
     def _votes(self, prefix: Int64[np.ndarray, "b t"]) -> Votes:
-        last = np.ascontiguousarray(prefix[:, -1])
-        return Votes(*_gather_rows(last, self.start, self.follower, self.weight))
-
-
-Markov = Rules  # the name a first-order chain goes by
-
-
-@compiled
-def _gather_rows(
-    row: Int64[np.ndarray, "b"],
-    start: Int64[np.ndarray, "N_plus_1"],
-    follower: Int32[np.ndarray, "pairs"],
-    weight: Float64[np.ndarray, "pairs"],
-) -> tuple[Int64[np.ndarray, "b_plus_1"], Int32[np.ndarray, "votes"], Float64[np.ndarray, "votes"]]:
-    ends = np.zeros(len(row) + 1, dtype=np.int64)
-    for b in range(len(row)):
-        ends[b + 1] = ends[b] + start[row[b] + 1] - start[row[b]]
-    item = np.empty(ends[-1], dtype=np.int32)
-    points = np.empty(ends[-1], dtype=np.float64)
-    for b in range(len(row)):
-        first, end = start[row[b]], start[row[b] + 1]
-        item[ends[b] : ends[b + 1]] = follower[first:end]
-        points[ends[b] : ends[b + 1]] = weight[first:end]
-    return ends, item, points
+        rows = self.followers[prefix[:, -1]]
+        return Votes(rows.indptr.astype(np.int64), rows.indices, rows.data)
 
 
 def count_transitions(sessions: Sessions, n_items: int) -> Rules:
@@ -106,7 +80,7 @@ def association_rules(sessions: Sessions, n_items: int) -> Rules:
     return _rules(tie_break(item_support(sessions, n_items)), (later + later.T).tocsr())
 
 
-def sequential_rules(sessions: Sessions, n_items: int, steps: int = 10) -> Rules:
+def sequential_rules(sessions: Sessions, n_items: int, *, steps: int = 10) -> Rules:
     """Clicks up to `steps` later in the session, each counted 1 / distance."""
     later = _later_clicks(sessions, n_items, 1.0 / np.arange(1, steps + 1))
     return _rules(TIE_BREAK * tie_break(item_support(sessions, n_items)), later)
@@ -170,9 +144,4 @@ def _later_clicks(
 
 def _rules(base: Float64[np.ndarray, "N"], matrix: scipy.sparse.csr_array) -> Rules:
     matrix.sum_duplicates()
-    return Rules(
-        base=base,
-        start=matrix.indptr.astype(np.int64),
-        follower=matrix.indices.astype(np.int32),
-        weight=matrix.data,
-    )
+    return Rules(base, matrix)

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64
 
-from train.data.sessions import Sessions
 from train.measure.compiled import compiled
 from train.measure.ranking import SessionBatch
 
@@ -23,16 +22,6 @@ class Votes(NamedTuple):
     start: Int64[np.ndarray, "b_plus_1"]
     item: Int32[np.ndarray, "votes"]
     weight: Float64[np.ndarray, "votes"]
-
-
-def item_support(sessions: Sessions, n_items: int) -> Int64[np.ndarray, "N"]:
-    """Clicks on every item."""
-    return np.bincount(sessions.item_index, minlength=n_items)
-
-
-def tie_break(support: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
-    """Support scaled below 1, so that it orders only what counts leave equal."""
-    return np.asarray(support / (support.max(initial=0) + 1.0))
 
 
 def vote_scores(

@@ -11,10 +11,10 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from train.blend.comparable import Transform, add_comparable
-from train.command import TrainError
+from train.command import Settings, TrainError
 from train.measure.ranking import Predictor, SessionBatch
 
 N_LENGTHS = 4
@@ -22,19 +22,13 @@ N_LENGTHS = 4
 one click, a network more of many."""
 
 
-class BlendError(TrainError):
-    """One sentence on why a blend cannot be used."""
-
-
-class BlendWeights(BaseModel):
+class BlendWeights(Settings):
     """What is kept of a blend: its parts stay where they are."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     format: Literal[1] = 1
     parts: tuple[str, ...] = Field(min_length=1)
-    """Names of the predictors. Weights are true of those they were fitted on alone, and a name does
-    not say which: after another training they are fitted again."""
+    """Names of the predictors. The weights suit only those they were fitted on, and a name does not
+    say which: fit them again after another training."""
     transforms: tuple[Transform, ...]
     """How each one's scores are made comparable."""
     weights: tuple[tuple[float, ...], ...] = Field(min_length=N_LENGTHS, max_length=N_LENGTHS)
@@ -81,23 +75,29 @@ class Blend:
         path.write_text(self.weights.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def load_blend(path: Path, predictors: Mapping[str, Predictor]) -> Blend:
-    """The blend of a file that `Blend.write` wrote, over these parts.
-
-    Raises BlendError for a file that is missing or no blend, or names a part that is not there.
-    """
+def load_weights(path: Path) -> BlendWeights:
+    """What `Blend.write` wrote. Raises TrainError for a file that is missing or holds no blend."""
     try:
-        weights = BlendWeights.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BlendError(f"{path} cannot be read ({error.strerror})") from error
+        return BlendWeights.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainError(f"{path} cannot be read: {reason}") from error
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise BlendError(f"{path} is no blend: {where} {problem['msg']}".strip()) from error
+        raise TrainError(f"{path} is not a blend: {where} {problem['msg']}".strip()) from error
+
+
+def load_blend(path: Path, predictors: Mapping[str, Predictor]) -> Blend:
+    """The blend of a file that `Blend.write` wrote, over these parts.
+
+    Raises TrainError as `load_weights` does, and where a part of the file is not among them.
+    """
+    weights = load_weights(path)
     missing = [name for name in weights.parts if name not in predictors]
     if missing:
-        raise BlendError(
-            f"{path} blends {', '.join(weights.parts)}, of which {', '.join(missing)} is not "
-            f"among {', '.join(predictors)}"
+        raise TrainError(
+            f"{path} blends {', '.join(weights.parts)}: found no {', '.join(missing)} among "
+            f"{', '.join(predictors)}"
         )
     return Blend(predictors, weights)

@@ -3,9 +3,10 @@
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Float32
 
 from train.measure.compiled import compiled
+from train.measure.lists import best_items
 
 Transform = Literal["standardised", "root", "softmax", "share", "reciprocal-rank"]
 """standardised: mean 0 and deviation 1 over the catalogue. root: the same of the square roots,
@@ -84,30 +85,3 @@ def _add_reciprocal_ranks(
         for place in range(listed.shape[1]):
             if listed[row, place] >= 0:
                 total[row, listed[row, place]] += weight / (RANK_OFFSET + place + 1)
-
-
-@compiled
-def best_items(scores: Float[np.ndarray, "b N"], length: int) -> Int64[np.ndarray, "b length"]:
-    """The highest scores of each row, best first, equal ones by item_index; -1 behind the last.
-
-    A score that is not a number is in no list.
-    """
-    n_rows, n_items = scores.shape
-    best = np.empty(length)
-    listed = np.full((n_rows, length), -1, dtype=np.int64)
-    for row in range(n_rows):
-        filled, lowest = 0, -np.inf
-        for item in range(n_items):
-            score = scores[row, item]
-            if score > lowest or (filled < length and score == score):
-                place = min(filled, length - 1)
-                while place > 0 and best[place - 1] < score:
-                    best[place] = best[place - 1]
-                    listed[row, place] = listed[row, place - 1]
-                    place -= 1
-                best[place] = score
-                listed[row, place] = item
-                filled = min(filled + 1, length)
-                if filled == length:
-                    lowest = best[length - 1]
-    return listed

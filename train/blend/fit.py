@@ -6,18 +6,23 @@ the search sees Recall@20 and MRR@20 of the blend as the evaluator would, or ver
 """
 
 from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from train.blend.blend import N_LENGTHS, Blend, BlendError, BlendWeights
-from train.blend.comparable import LIST_LENGTH, Transform, add_comparable, best_items
+from train.blend.blend import N_LENGTHS, Blend, BlendWeights
+from train.blend.comparable import LIST_LENGTH, Transform, add_comparable
+from train.command import TrainError
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
-from train.measure.ranking import Predictor, session_batches
+from train.measure.lists import best_items
+from train.measure.metrics import gain
+from train.measure.ranking import Predictor, rank_targets, session_batches
+from train.measure.ranks import Ranks, place_of
 
-CUTOFF = 20
+FITTED = ("recall_at_20", "mrr_at_20")
 SCORES_PER_STEP = 4_000_000  # 16 MB for each part: with those of the parts they stay few
 _ODDS = 2.0 ** np.arange(-6.0, 6.5, 0.5)
 SHARES = np.concatenate([[0.0], _ODDS / (1.0 + _ODDS), [1.0]])
@@ -48,25 +53,43 @@ def fit_blend(
 
     Of more than `max_predictions` there an even sample of the sessions is used. What is made as
     large as possible is Recall@20 and MRR@20 together, each as a share of the best part's, for
-    every prefix length by itself; the transforms are chosen by all of them. Raises BlendError
+    every prefix length by itself; the transforms are chosen by all of them. Raises TrainError
     where there is nothing to predict.
     """
     if not (validation.lengths > 1).any():
-        raise BlendError("a blend is fitted on sessions of two clicks or more, and found none")
+        raise TrainError("found no session of two clicks or more to fit a blend on")
     recipes, candidates = _collect(predictors, _sample(validation, max_predictions), n_items)
     best: tuple[float, BlendWeights] | None = None
     for recipe in recipes:
         value = np.stack([candidates.value[part] for part in recipe.items()], axis=1)
-        gain, weights = _fit_weights(value, candidates)
-        if best is None or gain > best[0]:
+        total, weights = _fit_weights(value, candidates)
+        if best is None or total > best[0]:
             fitted = BlendWeights(
                 parts=tuple(recipe),
                 transforms=tuple(recipe.values()),
                 weights=tuple(tuple(np.round(row, 4).tolist()) for row in weights),
             )
-            best = gain, fitted
+            best = total, fitted
     assert best is not None
     return Blend(predictors, best[1])
+
+
+def cross_fitted_ranks(
+    predictors: Mapping[str, Predictor], validation: Sessions, n_items: int
+) -> Ranks:
+    """The blend's ranks in `validation`, each half of it by weights fitted on the other half.
+
+    Raises TrainError where a half has nothing to predict.
+    """
+    middle = len(validation) // 2
+    halves = validation.slice(0, middle), validation.slice(middle, len(validation))
+    first, second = (
+        rank_targets(fit_blend(predictors, fitted, n_items), measured, n_items)
+        for measured, fitted in (halves, halves[::-1])
+    )
+    second = replace(second, session=second.session + middle)
+    names = (field.name for field in fields(Ranks))
+    return Ranks(**{n: np.concatenate([getattr(first, n), getattr(second, n)]) for n in names})
 
 
 def _recipes(are_votes: Mapping[str, bool]) -> list[dict[str, Transform]]:
@@ -156,8 +179,8 @@ def _fit_weights(
     """The best weights for every prefix length, and what they gain over all predictions."""
     n_parts = value.shape[1]
     alone = _ranks(value, candidates.n, np.eye(n_parts))
-    hit = np.where(alone <= CUTOFF, candidates.weight[:, None], 0.0)
-    scale = 1 / max(hit.sum(axis=0).max(), 1e-9), 1 / max((hit / alone).sum(axis=0).max(), 1e-9)
+    best_alone = _sums(alone, candidates.weight).max(axis=1)
+    scale = 1 / np.maximum(best_alone, 1e-9)
     weights = np.empty((N_LENGTHS, n_parts))
     total = 0.0
     for length in range(N_LENGTHS):
@@ -165,10 +188,10 @@ def _fit_weights(
         chosen = counts & (np.minimum(candidates.n_known, N_LENGTHS) == length + 1)
         if not chosen.any():  # no prefix is so long: the weights are those of all
             chosen = counts
-        gain, weights[length] = _climb(
+        found, weights[length] = _climb(
             value[chosen], candidates.n[chosen], candidates.weight[chosen], scale
         )
-        total += gain
+        total += found
     return total, weights
 
 
@@ -176,7 +199,7 @@ def _climb(
     value: Float32[np.ndarray, "P K C"],
     n: Int64[np.ndarray, "P"],
     weight: Float64[np.ndarray, "P"],
-    scale: tuple[float, float],
+    scale: Float64[np.ndarray, "2"],
 ) -> tuple[float, Float64[np.ndarray, "K"]]:
     """From the best part alone, mix in a share of that part which gains most, while one does.
 
@@ -184,17 +207,24 @@ def _climb(
     """
     n_parts = value.shape[1]
     tried = np.eye(n_parts)
-    best_gain, best = -1.0, tried[0]
+    best_total, best = -1.0, tried[0]
     for _ in range(2 * n_parts):
         rank = _ranks(value, n, tried)
-        hit = np.where(rank <= CUTOFF, weight[:, None], 0.0)
-        gain = scale[0] * hit.sum(axis=0) + scale[1] * (hit / rank).sum(axis=0)
-        if gain.max() <= best_gain:
+        recall, mrr = scale[:, None] * _sums(rank, weight)
+        total = recall + mrr
+        if total.max() <= best_total:
             break
-        best_gain, best = float(gain.max()), tried[int(gain.argmax())]
+        best_total, best = float(total.max()), tried[int(total.argmax())]
         mixed = SHARES[:, None, None] * np.eye(n_parts) + (1 - SHARES[:, None, None]) * best
         tried = mixed.reshape(-1, n_parts)
-    return best_gain, best
+    return best_total, best
+
+
+def _sums(
+    rank: Int64[np.ndarray, "P W"], weight: Float64[np.ndarray, "P"]
+) -> Float64[np.ndarray, "2 W"]:
+    """Recall@20 and MRR@20 of each blend, times the predictions."""
+    return np.stack([(weight[:, None] * gain(metric, rank)).sum(axis=0) for metric in FITTED])
 
 
 @compiled
@@ -204,16 +234,14 @@ def _ranks(
     weights: Float64[np.ndarray, "W K"],
 ) -> Int64[np.ndarray, "P W"]:
     """The place of candidate 0 for each of W blends, behind every one that scores no less."""
-    n_predictions, n_parts, _ = value.shape
-    rank = np.zeros((n_predictions, len(weights)), dtype=np.int64)
+    n_predictions, n_parts, n_candidates = value.shape
+    rank = np.empty((n_predictions, len(weights)), dtype=np.int64)
+    score = np.empty(n_candidates)
     for p in range(n_predictions):
         for w in range(len(weights)):
-            target = 0.0
-            for part in range(n_parts):
-                target += weights[w, part] * value[p, part, 0]
             for candidate in range(n[p]):
-                score = 0.0
+                score[candidate] = 0.0
                 for part in range(n_parts):
-                    score += weights[w, part] * value[p, part, candidate]
-                rank[p, w] += score >= target
+                    score[candidate] += weights[w, part] * value[p, part, candidate]
+            rank[p, w] = place_of(score[: n[p]], score[0])
     return rank

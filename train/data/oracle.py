@@ -28,6 +28,8 @@ from train.data.synthetic import (
     ShopConfig,
     build_shop,
 )
+from train.measure.metrics import gain
+from train.measure.ranks import conservative_rank
 
 CHUNK = 2048  # prefixes ranked at a time: 50 MB of probabilities at 3,000 items
 
@@ -86,14 +88,12 @@ def score_oracle(
         rows = last[first : first + CHUNK]
         chances = _predict(shop, seen, intents[rows], rows)
         chances[:, ~known] = 0.0  # below every target: what was clicked was possible
-        target = np.take_along_axis(chances, seen.item[rows + 1, None], axis=1)
-        ranks[first : first + CHUNK] = (chances >= target).sum(axis=1)
+        ranks[first : first + CHUNK] = conservative_rank(chances, seen.item[rows + 1])
         best = np.partition(chances, -k, axis=1)[:, -k:]
         expected[first : first + CHUNK] = best.sum(axis=1) / chances.sum(axis=1)
-    hit = ranks <= k
     return OracleScore(
-        recall=float(hit.mean()),
-        mrr=float(np.where(hit, 1.0 / ranks, 0.0).mean()),
+        recall=float(gain(f"recall_at_{k}", ranks).mean()),
+        mrr=float(gain(f"mrr_at_{k}", ranks).mean()),
         predictions=len(ranks),
         expected_recall=float(expected.mean()),
     )

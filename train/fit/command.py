@@ -5,7 +5,7 @@ from pathlib import Path
 import structlog
 import torch
 
-from train.baselines import build_baselines
+from train.baselines.named import build_baselines
 from train.fit.loop import (
     FitError,
     check_context,

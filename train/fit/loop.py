@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, PositiveFloat, PositiveInt
 
-from train.baselines import item_support
+from train.baselines.support import item_support
 from train.command import TrainError
 from train.data.event_types import EventTypes
 from train.fit.training_log import TrainingLog

@@ -1,4 +1,4 @@
-"""What stands in the lists, whether it was clicked or not: coverage and popularity bias."""
+"""The first items of each list, clicked or not: coverage and popularity bias of what is shown."""
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -9,29 +9,23 @@ LIST_LENGTH = 20
 _BLOCK = 128
 
 
-def count_listed(scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"]) -> None:
-    """Add 1 to every item in the top 20 of each row; equal scores by item_index.
-
-    A score that is not a number is in no list.
-    """
-    _count_listed(scores, listed, min(LIST_LENGTH, scores.shape[1]))
-
-
 @compiled
-def _count_listed(
-    scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"], length: int
-) -> None:
-    # The list is kept best first. Beyond the first few hundred items hardly any displaces one:
-    # whether a block holds such an item is asked of the whole block at once.
-    best = np.empty(length, dtype=scores.dtype)  # as a constant would be a float64: slow to compare
-    items = np.empty(length, dtype=np.int64)
-    n_sessions, n_items = scores.shape
-    for b in range(n_sessions):
+def best_items(scores: Float[np.ndarray, "B N"], length: int) -> Int64[np.ndarray, "B length"]:
+    """The highest scores of each row, best first, equal ones by item_index; -1 after the last.
+
+    NaN is in no list.
+    """
+    # Beyond the first few hundred items hardly any enters the list: whether a block of them holds
+    # one that does is asked of the whole block at once.
+    n_rows, n_items = scores.shape
+    items = np.full((n_rows, length), -1, dtype=np.int64)
+    best = np.empty(length, dtype=scores.dtype)  # a float64 would be slow to compare with
+    for row in range(n_rows):
         filled = 0
         best[:] = -np.inf
         lowest = best[length - 1]
         for first in range(0, n_items, _BLOCK):
-            block = scores[b, first : first + _BLOCK]  # indices from 0 on, or no loop is vectorised
+            block = scores[row, first : first + _BLOCK]  # from 0 on, or no loop is vectorised
             n_better = 0
             for j in range(len(block)):
                 n_better += block[j] > lowest
@@ -42,13 +36,18 @@ def _count_listed(
                 if score > lowest or (filled < length and score == score):
                     place = min(filled, length - 1)
                     while place > 0 and best[place - 1] < score:
-                        best[place], items[place] = best[place - 1], items[place - 1]
+                        best[place], items[row, place] = best[place - 1], items[row, place - 1]
                         place -= 1
-                    best[place], items[place] = score, first + j
+                    best[place], items[row, place] = score, first + j
                     filled = min(filled + 1, length)
                     lowest = best[length - 1]
-        for place in range(filled):
-            listed[items[place]] += 1
+    return items
+
+
+def count_listed(scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"]) -> None:
+    """Add 1 to every item in the top 20 of each row; see `best_items`."""
+    items = best_items(scores, LIST_LENGTH)
+    np.add.at(listed, items[items >= 0], 1)
 
 
 def list_figures(

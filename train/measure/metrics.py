@@ -27,7 +27,7 @@ class Lost(NamedTuple):
 NOTHING_LOST = Lost(0, 0.0)
 
 
-def gain(metric: str, rank: Int64[np.ndarray, "P"]) -> Float64[np.ndarray, "P"]:
+def gain(metric: str, rank: Int64[np.ndarray, "*P"]) -> Float64[np.ndarray, "*P"]:
     """What each rank is worth to one of METRICS, from 0 to 1."""
     name, k = metric.split("_at_")
     hit = rank <= int(k)

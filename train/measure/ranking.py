@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int32, Int64
 
 from train.data.sessions import Sessions
-from train.measure.compiled import compiled
 from train.measure.lists import count_listed
-from train.measure.ranks import Ranks, ranks_of
+from train.measure.ranks import Ranks, conservative_rank, ranks_of
 
 PROTOCOL = (
     "next item, every prefix of every session, whole catalogue ranked, nothing sampled, "
@@ -113,30 +112,3 @@ def session_batches(
                 context=np.where(inside[:, :, None], sessions.context[click], 0),
             ),
         )
-
-
-def conservative_rank(
-    scores: Float[np.ndarray, "B N"], target: Int64[np.ndarray, "B"]
-) -> Int64[np.ndarray, "B"]:
-    """Place of each row's target from 1, behind every item that does not score below it.
-
-    A score that is not a number is never below and never above: it counts against the model
-    on either side.
-    """
-    return _not_below(scores, target)
-
-
-@compiled
-def _not_below(
-    scores: Float[np.ndarray, "B N"], target: Int64[np.ndarray, "B"]
-) -> Int64[np.ndarray, "B"]:
-    # 2 to 5 us a row of 43,097, as fast as the row can be read; np.count_nonzero takes 6 to 11.
-    n_sessions, n_items = scores.shape
-    rank = np.empty(n_sessions, dtype=np.int64)
-    for b in range(n_sessions):
-        score = scores[b, target[b]]
-        n_below = 0
-        for item in range(n_items):
-            n_below += scores[b, item] < score
-        rank[b] = n_items - n_below
-    return rank

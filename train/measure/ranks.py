@@ -3,9 +3,10 @@
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 
 from train.data.sessions import Sessions
+from train.measure.compiled import compiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,30 @@ class Ranks:
     def of(self, rows: Bool[np.ndarray, "P"]) -> "Ranks":
         """The chosen predictions alone."""
         return Ranks(**{field.name: getattr(self, field.name)[rows] for field in fields(Ranks)})
+
+
+@compiled
+def conservative_rank(
+    scores: Float[np.ndarray, "B N"], target: Int64[np.ndarray, "B"]
+) -> Int64[np.ndarray, "B"]:
+    """Place of each row's target from 1, behind every item that does not score below it.
+
+    NaN is neither below nor above anything: it counts against the model on either side.
+    """
+    rank = np.empty(len(scores), dtype=np.int64)
+    for b in range(len(scores)):
+        rank[b] = place_of(scores[b], scores[b, target[b]])
+    return rank
+
+
+@compiled
+def place_of(scores: Float[np.ndarray, "N"], score: float) -> int:
+    """The place from 1 of an item with that score among all of these, itself included."""
+    # 2 to 5 us a row of 43,097, as fast as it can be read; np.count_nonzero takes 6 to 11.
+    n_below = 0
+    for item in range(len(scores)):
+        n_below += scores[item] < score
+    return len(scores) - n_below
 
 
 def ranks_of(sessions: Sessions, rank: Int64[np.ndarray, "T"]) -> Ranks:

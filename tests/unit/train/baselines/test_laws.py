@@ -8,9 +8,9 @@ import pytest
 
 from tests.unit.train.baselines.asking import scores_after
 from tests.unit.train.building import batch_of
-from train.baselines import build_baselines, item_support
 from train.baselines.content import content_based
 from train.baselines.factors import fit_als, fit_bpr
+from train.baselines.named import build_baselines
 from train.baselines.rules import (
     association_rules,
     decayed_transitions,
@@ -18,6 +18,7 @@ from train.baselines.rules import (
     sequential_rules,
 )
 from train.baselines.stan import stan
+from train.baselines.support import item_support
 from train.baselines.vmis import vmis_knn
 from train.data.clicks import split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions

@@ -24,7 +24,7 @@ def test_an_items_sessions_stand_newest_first_and_each_once() -> None:
         for i in range(4)
     ]
     assert lists == [[2, 0], [1, 0], [2, 1], []]
-    assert index.sessions_of_item().tolist() == [2, 2, 2, 0]
+    assert np.diff(index.posting_start).tolist() == [2, 2, 2, 0]
 
 
 def test_newest_is_the_session_whose_last_click_is_the_latest() -> None:
@@ -54,9 +54,7 @@ def test_merging_finds_the_newest_sessions_with_all_they_share() -> None:
     for m in (1, 10, 40, 200):
         session, match = np.empty(m, dtype=np.int64), np.empty(m, dtype=np.int64)
         similarity = np.empty(m)
-        n = merge_newest(
-            item, weight, index.posting_start, index.posting, session, similarity, match
-        )
+        n = merge_newest(item, weight, index, session, similarity, match)
         expected = [s for s in reversed(range(200)) if known[s] & set(item.tolist())][:m]
         assert session[:n].tolist() == expected
         for s, shared, first in zip(session[:n], similarity[:n], match[:n], strict=True):

@@ -2,7 +2,7 @@ import numpy as np
 
 from tests.unit.train.baselines.asking import best_first
 from tests.unit.train.building import batch_of, sessions_of
-from train.baselines import build_baselines
+from train.baselines.named import build_baselines
 from train.baselines.novel import NovelOnly
 
 BASELINES = build_baselines(sessions_of([[0, 1, 0, 1], [0, 2], [2, 0, 1, 3]]), n_items=5)

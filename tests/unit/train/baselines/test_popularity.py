@@ -2,8 +2,9 @@ import pytest
 
 from tests.unit.train.baselines.asking import best_first
 from tests.unit.train.building import sessions_of
-from train.baselines import build_baselines, item_support
+from train.baselines.named import build_baselines
 from train.baselines.popularity import recent_popularity
+from train.baselines.support import item_support
 
 # Support: item 0 four clicks, 1 three, 2 two, 3 one, 4 none.
 TRAINING = sessions_of([[0, 1, 0, 1], [0, 2], [2, 0, 1, 3]])

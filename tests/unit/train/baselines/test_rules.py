@@ -6,10 +6,11 @@ from jaxtyping import Float64
 
 from tests.unit.train.baselines.asking import best_first, scores_after
 from tests.unit.train.building import sessions_of
-from train.baselines import build_baselines, count_transitions
+from train.baselines.named import build_baselines
 from train.baselines.rules import (
     Rules,
     association_rules,
+    count_transitions,
     decayed_transitions,
     item_knn,
     sequential_rules,
@@ -32,11 +33,8 @@ def test_markov_lists_what_followed_the_last_click_then_the_most_clicked() -> No
 
 def test_transitions_do_not_cross_from_one_session_into_the_next() -> None:
     chain = count_transitions(TRAINING, n_items=5)
-    pairs = {
-        (item, int(chain.follower[k])): float(chain.weight[k])
-        for item in range(5)
-        for k in range(chain.start[item], chain.start[item + 1])
-    }
+    matrix = chain.followers.tocoo()
+    pairs = dict(zip(zip(*matrix.coords, strict=True), matrix.data, strict=True))
     assert pairs == {(0, 1): 3, (1, 0): 1, (0, 2): 1, (2, 0): 1, (1, 3): 1}
 
 

@@ -9,8 +9,9 @@ from jaxtyping import Float
 
 from tests.unit.train.building import batch_of, sessions_of
 from train.baselines.vmis import vmis_knn
-from train.blend.blend import Blend, BlendError, BlendWeights, load_blend
+from train.blend.blend import Blend, BlendWeights, load_blend
 from train.blend.fit import fit_blend
+from train.command import TrainError
 from train.data.sessions import Sessions
 from train.measure.metrics import figures
 from train.measure.ranking import Predictor, SessionBatch, rank_targets
@@ -122,7 +123,7 @@ def test_a_sample_of_the_sessions_gives_about_the_same_weights() -> None:
 
 
 def test_a_blend_of_no_predictions_is_refused() -> None:
-    with pytest.raises(BlendError, match="found none"):
+    with pytest.raises(TrainError, match="found no session of two clicks"):
         fit_blend(PARTS, sessions_of([]), N_ITEMS)
 
 
@@ -134,16 +135,16 @@ def test_a_blend_is_read_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_wrong_blends_are_refused_in_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "blend.json"
-    with pytest.raises(BlendError, match=r"blend\.json cannot be read"):
+    with pytest.raises(TrainError, match=r"blend\.json cannot be read"):
         load_blend(path, PARTS)
     Blend(PARTS, weighted(*[(1, 0)] * 4)).write(path)
-    with pytest.raises(BlendError, match="blends five, ten, of which ten is not among five, gru"):
+    with pytest.raises(TrainError, match="blends five, ten: found no ten among five, gru"):
         load_blend(path, {"five": PARTS["five"], "gru": PARTS["ten"]})
     kept = json.loads(path.read_text())
     kept["weights"][2] = [1.0]
     path.write_text(json.dumps(kept))
-    with pytest.raises(BlendError, match="2 parts, but transforms and weights for"):
+    with pytest.raises(TrainError, match="2 parts, but transforms and weights for"):
         load_blend(path, PARTS)
     path.write_text("{}")
-    with pytest.raises(BlendError, match="is no blend: parts Field required"):
+    with pytest.raises(TrainError, match="is not a blend: parts Field required"):
         load_blend(path, PARTS)

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 import torch
 
-from train.baselines import build_baselines, item_support
+from train.baselines.named import build_baselines
+from train.baselines.support import item_support
 from train.data.context import ContextField, learn_fields
 from train.data.event_types import EventTypes
 from train.data.sessions import build_catalogue, build_sessions

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from tests.unit.train.building import sessions_of
-from train.baselines import build_baselines
+from train.baselines.named import build_baselines
 from train.data.sessions import TARGET_WEIGHT, Catalogue, Indexed
 from train.measure.metrics import Lost
 from train.measure.ranks import Ranks
