@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from stream.batch import Rules, plan_batch
 from stream.contract.click import Record
-from stream.contract.context import ContextField as StreamField
 from stream.model.waves import Waves
 from stream.position import BadClickLimit, Position
 from tests.unit.stream.replay import bundle_of
@@ -50,8 +49,7 @@ def records_of(clicks: Sequence[tuple[str, int]]) -> list[Record]:
 
 def streams_sessions(records: Sequence[Record]) -> Served:
     items = [f"i{n}" for n in range(len(records))]
-    fields = [StreamField(f.name, f.kind, f.values, f.edges_s) for f in FIELDS]
-    bundle = bundle_of(items, n_recommendations=1, context=fields)
+    bundle = bundle_of(items, n_recommendations=1, context=FIELDS)
     sessions = defaultdict(list)
     step = Waves.step
 
