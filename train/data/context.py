@@ -29,6 +29,7 @@ __all__ = [
     "ContextField",
     "context_indices",
     "learn_fields",
+    "text_column",
     "texts",
 ]
 
@@ -125,10 +126,15 @@ def _column_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarr
 
 def texts(values: pl.Series) -> pl.Series:
     """The values as text: both 3 and 3.0 are "3", true is "true"; null and "" are null."""
-    if values.dtype.is_float():  # what pandas makes of whole numbers where one is missing
-        values = values.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        text = whole.cast(pl.String).zip_with(whole == values, values.cast(pl.String))
-    else:
-        text = values.cast(pl.String, strict=False)
+    text = values.to_frame().select(text_column(values.name, values.dtype)).to_series()
     return text.set(text == "", None)
+
+
+def text_column(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column as text; null where a value is null, NaN or has none."""
+    value = pl.col(name)
+    if dtype.is_float():  # what pandas makes of whole numbers where one is missing
+        value = value.fill_nan(None)
+        whole = value.cast(pl.Int64, strict=False)
+        return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
+    return value.cast(pl.String, strict=False)
