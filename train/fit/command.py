@@ -16,7 +16,7 @@ from train.baselines import BASELINES, build_baselines, item_support
 from train.data.clicks import read_clicks, split_by_time, write_clicks
 from train.data.oracle import score_oracle
 from train.data.sessions import build_sessions
-from train.data.synthetic import generate_shop
+from train.data.synthetic import generate_synthetic
 from train.fit.loop import (
     FitError,
     check_context,
@@ -217,7 +217,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
 def run_shop(settings: ShopSettings) -> None:
     """Write a shop's log, and print what its oracle reaches on the sessions `fit` validates on."""
     config = settings.config()
-    clicks = generate_shop(settings.clicks, config)
+    clicks = generate_synthetic(settings.clicks, config)
     write_clicks(clicks, settings.out)
     older, newer = split_by_time(clicks, FitSettings.model_fields["validation_fraction"].default)
     oracle = score_oracle(config, newer, older["item_id"].unique().to_list())

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from train.baselines import Baseline
 from train.data.clicks import Columns
-from train.data.synthetic import ShopConfig
+from train.data.synthetic import SyntheticConfig
 from train.fit.loop import Schedule
 from train.fit.training_log import LogSettings
 from train.network.hyperparameters import Hyperparameters
@@ -106,7 +106,7 @@ class EvaluateSettings(BaseModel):
         return self
 
 
-class ShopSettings(ShopConfig):
+class ShopSettings(SyntheticConfig):
     """Write the click log of a made-up shop; print how well it can be predicted at best."""
 
     out: Path
@@ -114,6 +114,6 @@ class ShopSettings(ShopConfig):
     clicks: int = Field(default=1_000_000, ge=1000)
     """Length of the log, at least 1,000: fewer leave too few sessions to measure the oracle on."""
 
-    def config(self) -> ShopConfig:
+    def config(self) -> SyntheticConfig:
         """The part that decides what the shop is."""
-        return ShopConfig(**self.model_dump(include=set(ShopConfig.model_fields)))
+        return SyntheticConfig(**self.model_dump(include=set(SyntheticConfig.model_fields)))
