@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from stream.contract.click import MAX_FUTURE_MS, MAX_ID_BYTES
 from train.data.context import text_column
-from train.data.order import ITEM_ID, KAFKA_COLUMNS, SESSION_ID, VISITOR_ID, as_served
+from train.data.order import ITEM_ID, KAFKA_COLUMNS, SESSION_ID, VISITOR_ID
 from train.data.source import FILE, MALFORMED, ClickLogError, Source, open_log, reading
 
 __all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
@@ -83,12 +83,15 @@ class Rows(NamedTuple):
 
     good: pl.DataFrame
     """session_id (or the visitor's id) and item_id, categorical, timestamp_ms, and further columns;
-    in the order of the file. A collected log is as it was served (``train/data/order.py``)."""
+    in the order of the file."""
     n_bad: dict[Reason, int]
     """Bad rows by reason, the most frequent first."""
     bad: pl.LazyFrame
     """Row number (from 1, through all files), reason, file where there are several, and the log's
     columns; collecting it reads the log again."""
+    unwanted: list[str] | None
+    """Of a collected log, kafka_partition and kafka_offset as far as ``keep`` does not name them;
+    None of any other log."""
 
 
 def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = None) -> Rows:
@@ -140,8 +143,6 @@ def _read_rows(
         )
     )
     clicks = good.collect(engine="streaming").rechunk()
-    if is_collected:
-        clicks = as_served(clicks).drop(offset)
     n_rows = int(source.table.select(pl.len()).collect(engine="streaming").item())
     if n_rows == 0:
         raise ClickLogError(f"{path} is empty: it has a header but no clicks")
@@ -149,7 +150,7 @@ def _read_rows(
     if len(clicks) < n_rows:
         reasons = bad.select("reason").collect(engine="streaming")["reason"]
         n_bad = {Reason(name): count for name, count in reasons.value_counts(sort=True).iter_rows()}
-    return Rows(clicks, n_bad, bad)
+    return Rows(clicks, n_bad, bad, offset if is_collected else None)
 
 
 def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> list[str]:
