@@ -15,7 +15,6 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from export.encode import bundle_graphs
 from export.graph import OPSET
 from export.parity import ParityError, ParitySession, check_parity, random_sessions
-from stream.contract.context import ContextField
 from stream.model.bundle import (
     Bundle,
     BundleError,
@@ -86,7 +85,7 @@ def export_bundle(
             trained_on=info.event_types.inputs,
             note="a worker reads every good click: write only these types to the clicks topic",
         )
-    context = [ContextField(**field.model_dump()) for field in config.context]
+    context = list(config.context)
     check_context(checkpoint.folder, context)
     manifest = Manifest(
         architecture=describe(config),

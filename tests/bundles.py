@@ -15,7 +15,6 @@ from onnx import TensorProto
 
 from export.encode import bundle_graphs
 from export.graph import OPSET, Graph, value_info
-from stream.contract.context import ContextField
 from stream.model.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
 from train.network.model import ModelConfig, SessionModel
 
@@ -61,7 +60,7 @@ def write_tiny_bundle(
     model = random_model(
         ModelConfig(n_items, hidden_size=hidden_size, n_layers=n_layers, **config), seed
     )
-    context = [ContextField(**field.model_dump()) for field in model.config.context]
+    context = list(model.config.context)
     if constant:
         encode, rank = _counting_encode(model.state_size, hidden_size), _fixed_rank(hidden_size, k)
     else:

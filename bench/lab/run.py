@@ -27,7 +27,7 @@ from bench.lab.grid import SHOP, SHOP_CLICKS, DataSet, Setting
 from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
 from train.data.context import MISSING, learn_fields
 from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
-from train.data.synthetic import ShopConfig, generate_shop
+from train.data.synthetic import SyntheticConfig, generate_synthetic
 from train.fit.loop import FitError, Schedule, fit
 from train.fit.training_log import TrainingLog
 from train.measure.metrics import METRICS, figures
@@ -62,7 +62,7 @@ class Parts(NamedTuple):
 def load_parts(data: DataSet) -> Parts:
     """The clicks with all their columns. Exits with a sentence where the data are not there."""
     if data.name == SHOP:
-        clicks = generate_shop(SHOP_CLICKS, ShopConfig(seed=1))
+        clicks = generate_synthetic(SHOP_CLICKS, SyntheticConfig(seed=1))
         known, test = split_by_time(clicks, data.validation_fraction)
         return Parts(*split_by_time(known, data.validation_fraction), test)
     folder = Path(os.environ.get("NEXTCLICK_DATA", "../shared/data")) / data.name

@@ -23,7 +23,7 @@ from bench.provenance import provenance
 from bench.settings import parse
 from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time, write_clicks
 from train.data.sessions import build_sessions
-from train.data.synthetic import generate_shop
+from train.data.synthetic import generate_synthetic
 
 BAR = {"seconds": 5.0, "peak_mib": 1024}
 FORMATS = ("parquet", "csv", "csv.gz")
@@ -56,7 +56,7 @@ def make_logs(folder: Path, n_clicks: int) -> dict[str, float]:
     """Write the shop's log in every format; what generating it took."""
     figures: dict[str, float] = {}
     with timed(figures, "seconds"):
-        clicks = generate_shop(n_clicks)
+        clicks = generate_synthetic(n_clicks)
     figures["peak_mib"] = peak_mib()
     for name in FORMATS:
         write_clicks(clicks, folder / f"log.{name}")

@@ -7,7 +7,7 @@ import polars as pl
 
 from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.oracle import score_oracle
-from train.data.synthetic import ShopConfig, generate_shop
+from train.data.synthetic import SyntheticConfig, generate_synthetic
 
 SHOP_IDLE_TIMEOUT_S = 1800
 MAX_HELDOUT_SHARE = 0.2
@@ -22,7 +22,7 @@ class Heldout:
     heldout: pl.DataFrame
     """In the order of ``read_clicks``; the last sessions may be cut short."""
     idle_timeout_s: int | None
-    shop: ShopConfig | None = None
+    shop: SyntheticConfig | None = None
 
     def oracle_recall(self, known_items: list[str]) -> float | None:
         """The best Recall@20 that could be had on the held-out clicks, where the process is known.
@@ -36,8 +36,8 @@ class Heldout:
 
 def shop_log(n_heldout: int) -> Heldout:
     """The made-up shop's: as many days of so many clicks as it covers, the last held out."""
-    shop = ShopConfig()
-    clicks = generate_shop(n_heldout * shop.n_days, shop)
+    shop = SyntheticConfig()
+    clicks = generate_synthetic(n_heldout * shop.n_days, shop)
     train, heldout = hold_out(clicks, n_heldout)
     return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, shop)
 

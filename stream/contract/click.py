@@ -16,7 +16,6 @@ from stream.contract.decoders import BadClick, Decoder, JsonDecoder, Reason, Wir
 __all__ = [
     "MAX_FUTURE_MS",
     "MAX_ID_BYTES",
-    "RESERVED",
     "TRAIL_CLICKS",
     "BadClick",
     "Click",
@@ -31,8 +30,6 @@ MAX_FUTURE_MS = 5 * 60 * 1000
 """How far a click's own clock may run ahead of the broker's."""
 TRAIL_CLICKS = 50
 """Clicks of a session that its trail keeps, and that a repeated event is looked for among."""
-RESERVED = ("session_id", "item_id", "timestamp_ms", "event_id")
-"""Fields of every click that cannot be context columns."""
 
 
 class Record(msgspec.Struct, frozen=True):

@@ -1,47 +1,54 @@
-"""What a click says besides its item: kept in the trail as bytes, given to the model as numbers.
+"""A click's context beyond its item: kept in the trail as bytes, given to the model as numbers.
 
-The numbers are the trainer's: its fields stand in the bundle's manifest, and a test compares both
-sides over thousands of clicks. What a click says is kept as it said it and not as a number, since
-the next bundle numbers it otherwise.
+Training learns the fields, which stand in the checkpoint and in the bundle's manifest, and numbers
+whole logs by them (`train/data/context.py`); a test compares both over thousands of clicks. The
+trail keeps what a click holds and not its numbers, since the next bundle numbers it otherwise.
 """
 
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, Literal
-
-import msgspec
+from dataclasses import dataclass
+from typing import ClassVar, Final, Literal
 
 MISSING: Final = 0
-"""The click does not say: no such field, null or an empty text, the first click's gap."""
+"""The click has no value: no such field, null or an empty text; for gap, the first click."""
 UNKNOWN: Final = 1
-"""The click says what the training log never said, or said too rarely."""
+"""The click's value was never in the training log, or too rarely."""
 FIRST_VALUE: Final = 2
 
 HOURS, WEEKDAYS = 24, 7
+RESERVED: Final = ("session_id", "item_id", "timestamp_ms", "event_id")
+"""Fields of every click that cannot be context columns."""
 MAX_FIELDS: Final = 64
 """Of a bundle: 64 columns of the longest texts take 4.4 kB of the 64 that a trail entry has."""
 MAX_VALUE_BYTES: Final = 64
-"""Longer texts are UNKNOWN, here and in training."""
+"""Longer texts are UNKNOWN."""
 
 _KEY_BYTES = 4
 _NAMELESS = b"\xff"
-"""Stands for what no text names: an array, an object, a text that is too long. No UTF-8 has it."""
+"""Stands for a value without a text, or with one that is too long. It never occurs in UTF-8."""
 
 
-class ContextField(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One field of the manifest: how a click's number is found, from MISSING up to ``size``.
+@dataclass(frozen=True, slots=True)
+class ContextField:
+    """One context field: how a click's number is found, from MISSING up to but without ``size``.
 
-    ``values`` (column): the texts with numbers of their own; the first one has FIRST_VALUE.
-    ``edges_s`` (gap): upper edges of the bins in seconds, each part of the bin below it.
-    ``utc_offset_s`` (hour, weekday): what to add to UTC.
+    A dataclass, since pydantic reads it in a checkpoint and msgspec in a manifest.
     """
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     name: str
+    """The column's name, or hour, weekday or gap."""
     kind: Literal["column", "hour", "weekday", "gap"]
+    """What it is computed from: a column of the click, its time, or the time since the last one."""
     values: tuple[str, ...] = ()
+    """column: the texts that have numbers of their own; the first one has FIRST_VALUE."""
     edges_s: tuple[float, ...] = ()
+    """gap: upper edges of the bins in seconds, each part of the bin below it."""
     utc_offset_s: int = 0
+    """hour, weekday: what to add to UTC."""
 
     @property
     def size(self) -> int:
@@ -56,18 +63,18 @@ class ContextField(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Context:
-    """The fields of one bundle."""
+    """The context fields of one bundle."""
 
     def __init__(self, fields: Sequence[ContextField]) -> None:
         self.columns = tuple(field.name for field in fields if field.kind == "column")
-        """What to keep of a click's JSON."""
+        """Fields to keep of a click."""
         self._numbers = [_number_of(field) for field in fields]
 
     def indices(self, kept: bytes, timestamp_ms: int, gap_ms: int | None) -> list[int]:
         """A click's number in every field.
 
-        kept: what ``keep`` made of it, under this bundle or another. gap_ms: since the session's
-        last click on a known item, negative where this one is late; None where it is the first.
+        kept: the click's bytes from ``keep``, under this bundle or another. gap_ms: since the
+        session's last click on a known item, negative if this one is late, None if it is the first.
         """
         if not self._numbers:
             return []
@@ -107,16 +114,16 @@ def _number_of(field: ContextField) -> _Number:
 def column_key(name: str) -> bytes:
     """Four bytes that stand for a column's name in every entry of a trail.
 
-    Two columns with one key in two bundles would mix (odds of 1 in 4 x 10^9 a pair); in one bundle
-    the manifest is refused.
+    Columns of two bundles that share a key would be confused (odds of 1 in 4 x 10^9 a pair); a
+    manifest with two such columns is refused.
     """
     return zlib.crc32(name.encode()).to_bytes(_KEY_BYTES, "little")
 
 
 def keep(values: Iterable[tuple[bytes, str | None]]) -> bytes:
-    """The bytes that the trail keeps of a click: (column's key, text) of every declared column.
+    """The bytes that the trail keeps of a click, from the key and text of every declared column.
 
-    A text is as ``text_of`` gives it. Nothing is kept of an empty one.
+    Texts are those of ``WireClick.texts``. Of an empty one nothing is kept.
     """
     parts: list[bytes] = []
     for key, text in values:

@@ -37,7 +37,7 @@ from train.baselines.support import item_support
 from train.data.clicks import Columns, read_clicks
 from train.data.context import ContextField, learn_fields
 from train.data.sessions import Sessions, build_sessions
-from train.data.synthetic import generate_shop
+from train.data.synthetic import generate_synthetic
 from train.fit.loop import Schedule, fit
 from train.fit.training_log import TrainingLog
 from train.measure.predictor import ModelPredictor
@@ -67,7 +67,7 @@ class Log(NamedTuple):
 
 
 def shop() -> Log:
-    train, test = hold_out(generate_shop(60_000), 8_000)
+    train, test = hold_out(generate_synthetic(60_000), 8_000)
     return Log(train, test, 1800)
 
 

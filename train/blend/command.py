@@ -11,11 +11,12 @@ from pydantic import Field, PositiveInt, model_validator
 
 from train.baselines.named import BaselineName, build_baseline
 from train.blend.fit import cross_fitted_ranks, fit_blend
-from train.command import Settings, TrainError, make_folder
+from train.command import Settings, TrainError
 from train.data.clicks import Columns, read_clicks, split_by_time
 from train.data.sessions import build_catalogue, build_sessions
 from train.evaluate import BLEND, read_as_trained
 from train.fit.training_log import warn_unless_newer
+from train.folders import make_folder
 from train.measure.metrics import figures
 from train.measure.predictor import MODEL, ModelPredictor
 from train.measure.ranking import PROTOCOL, Predictor, rank_targets

@@ -19,7 +19,16 @@ import structlog
 
 from train.data.event_types import EventTypes, weigh_events
 from train.data.filters import DAY_MS, Filtered, Filters, filter_clicks
-from train.data.order import SESSION_ID, in_order, n_names, session_starts, with_own_times
+from train.data.order import (
+    SESSION_ID,
+    WATERMARK_MS,
+    as_served,
+    in_order,
+    n_names,
+    session_starts,
+    with_own_times,
+    with_watermarks,
+)
 from train.data.rows import ClickLogError, Columns, Reason, read_rows
 
 __all__ = [
@@ -65,6 +74,7 @@ def read_clicks(
     columns: Columns | None = None,
     *,
     idle_timeout_s: int | None = None,
+    allowed_lateness_s: int = 600,
     rejected_path: Path | None = None,
     keep: Sequence[str] | None = None,
     event_types: EventTypes | None = None,
@@ -74,8 +84,9 @@ def read_clicks(
     Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``, for a URL in
     the working directory) with their row number and reason; a warning counts them. ``keep`` names
     the further columns to read, of those the log has; None reads them all. Clicks are weighed by
-    ``event_types``; where those that advance no session are gone, sessions are cut at gaps longer
-    than ``idle_timeout_s``, as the stream does that never sees them; a log of visitors needs it.
+    ``event_types``, and those of types that do not advance a session are dropped. Then sessions are
+    cut at gaps longer than ``idle_timeout_s``, which a log of visitors needs; those of a collected
+    log also where the stream ended them, by its watermark and ``allowed_lateness_s``.
     Raises ClickLogError for a log that is unreadable, lacks a column or has no good click.
     """
     columns = columns or Columns()
@@ -91,11 +102,17 @@ def read_clicks(
         if rows.good.is_empty():
             counts = ", ".join(f"{name} {count}" for name, count in rows.n_bad.items())
             raise ClickLogError(f"{path} has no good click ({counts}), see {rejected_path}")
-    n_bad, clicks = rows.n_bad, in_order(rows.good)
-    del rows  # the unordered rows are as large as the ordered ones
+    n_bad, clicks, unwanted = rows.n_bad, rows.good, rows.unwanted
+    del rows
     _warn_of_seconds(path, clicks["timestamp_ms"], columns)
+    if unwanted is not None and idle_timeout_s is not None:
+        clicks = with_watermarks(clicks)
     if event_types is not None:
         clicks = weigh_events(clicks, event_types)
+    if unwanted is not None:
+        clicks = as_served(clicks, idle_timeout_s, allowed_lateness_s)
+        clicks = clicks.drop(*unwanted, WATERMARK_MS, strict=False)
+    clicks = in_order(clicks)
     if idle_timeout_s is not None:
         clicks = cut_sessions(clicks, idle_timeout_s, number_all=columns.visitor is not None)
     return Log(clicks, n_bad, rejected_path if n_bad else None)

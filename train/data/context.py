@@ -1,70 +1,51 @@
-"""What a click says besides its item, as small whole numbers: one column a context field.
+"""Context fields learnt from a training log, and the numbers of a log's clicks in them.
 
-The fields are learnt from the training log, kept in the checkpoint and written into the bundle's
-manifest; `stream/contract/context.py` computes the same numbers from a click and its session's
-state.
-Liu et al. (arXiv 1609.05787) tell *input context* (what surrounds a click) from *transition
-context* (the gap since the click before).
+`stream/contract/context.py` defines the fields and numbers one click at a time; here it is done for
+whole columns. Liu et al. (arXiv 1609.05787) distinguish *input context* (what surrounds a click)
+from *transition context* (the gap since the click before).
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import polars as pl
 from jaxtyping import Int32
-from pydantic import BaseModel, ConfigDict, Field
 
+from stream.contract.context import (
+    FIRST_VALUE,
+    HOURS,
+    MAX_VALUE_BYTES,
+    MISSING,
+    UNKNOWN,
+    WEEKDAYS,
+    ContextField,
+)
 from train.command import TrainError
 from train.data.order import OWN_MS
 
-MISSING = 0
-"""The click does not say: no such column, an empty value, the first click's gap."""
-UNKNOWN = 1
-"""The click says what the training log never said, or said too rarely."""
-FIRST_VALUE = 2
+__all__ = [
+    "MISSING",
+    "TIME_FIELDS",
+    "ContextError",
+    "ContextField",
+    "context_indices",
+    "learn_fields",
+    "text_column",
+    "texts",
+]
 
-HOURS, WEEKDAYS = 24, 7
+TIME_FIELDS = ("hour", "weekday", "gap")
+"""Fields computed from the clicks' times; every other name is a column's."""
 MAX_VALUES = 1000
-"""A column's most frequent values that are told apart; the others are UNKNOWN."""
+"""A column's most frequent values have numbers of their own; the others are UNKNOWN."""
 MIN_SUPPORT = 20
-"""Clicks a value needs to be told apart."""
-MAX_VALUE_BYTES = 64
-"""Longer values are UNKNOWN, in the log and in the stream."""
+"""Clicks that a value needs for a number of its own."""
 GAP_BIN_EDGES_S = (1.0, *(float(2**n) for n in range(1, 18)))
 """Upper edges of the gap's bins: 1 s, 2 s, 4 s, ... 36 h; one more bin lies above them."""
 
 
-class ContextField(BaseModel):
-    """One field: how a click's number is found, from MISSING up to but without `size`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    name: str
-    """The column's name, or hour, weekday or gap."""
-    kind: Literal["column", "hour", "weekday", "gap"]
-    """What it is computed from: a column of the click, its time, or the time since the last one."""
-    values: tuple[str, ...] = ()
-    """column: the texts that have numbers of their own; the first one has FIRST_VALUE."""
-    edges_s: tuple[float, ...] = ()
-    """gap: upper edges of the bins in seconds, each part of the bin below it."""
-    utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
-    """hour, weekday: what to add to UTC."""
-
-    @property
-    def size(self) -> int:
-        """Numbers a click can have here."""
-        own = {
-            "column": len(self.values),
-            "hour": HOURS,
-            "weekday": WEEKDAYS,
-            "gap": len(self.edges_s) + 1,
-        }
-        return FIRST_VALUE + own[self.kind]
-
-
 class ContextError(TrainError):
-    """One sentence on why a log has no such context."""
+    """One sentence on why a log does not have the wanted context."""
 
 
 def learn_fields(
@@ -82,13 +63,13 @@ def _learn_field(clicks: pl.DataFrame, name: str, utc_offset_s: int) -> ContextF
     if name == "gap":
         return ContextField(name=name, kind="gap", edges_s=GAP_BIN_EDGES_S)
     if name == "hour":
-        return ContextField(name=name, kind="hour", utc_offset_s=utc_offset_s)
+        return ContextField("hour", "hour", utc_offset_s=utc_offset_s)
     if name == "weekday":
-        return ContextField(name=name, kind="weekday", utc_offset_s=utc_offset_s)
+        return ContextField("weekday", "weekday", utc_offset_s=utc_offset_s)
     if name not in clicks.columns:
         raise ContextError(
-            f"context {name!r} is no column of the log, whose columns are "
-            f"{', '.join(clicks.columns)}; hour, weekday and gap come from the time"
+            f"context {name!r} is not a column of the log, whose columns are "
+            f"{', '.join(clicks.columns)}; {', '.join(TIME_FIELDS)} come from the time"
         )
     counts = texts(clicks[name]).drop_nulls().value_counts(name="clicks")
     text = counts.columns[0]
@@ -105,8 +86,8 @@ def context_indices(
 ) -> Int32[np.ndarray, "T F"]:
     """The number of every click in every field.
 
-    `clicks` has session_id, timestamp_ms and the fields' columns; sessions stand one behind the
-    other in order of time. A column that the log lacks is MISSING throughout.
+    `clicks` has session_id, timestamp_ms and the fields' columns; each session's clicks are
+    consecutive and in order of time. A column that the log lacks is MISSING throughout.
     """
     result = np.empty((len(clicks), len(fields)), dtype=np.int32)
     for column, field in enumerate(fields):
@@ -145,11 +126,16 @@ def _column_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarr
 
 
 def texts(values: pl.Series) -> pl.Series:
-    """Values as the text that names them: 3 and 3.0 alike are "3", true is "true"."""
-    if values.dtype.is_float():  # what pandas makes of whole numbers where one is missing
-        values = values.fill_nan(None)
-        whole = values.cast(pl.Int64, strict=False)
-        text = whole.cast(pl.String).zip_with(whole == values, values.cast(pl.String))
-    else:
-        text = values.cast(pl.String, strict=False)
+    """The values as text: both 3 and 3.0 are "3", true is "true"; null and "" are null."""
+    text = values.to_frame().select(text_column(values.name, values.dtype)).to_series()
     return text.set(text == "", None)
+
+
+def text_column(name: str, dtype: pl.DataType) -> pl.Expr:
+    """A column as text; null where a value is null, NaN or has none."""
+    value = pl.col(name)
+    if dtype.is_float():  # what pandas makes of whole numbers where one is missing
+        value = value.fill_nan(None)
+        whole = value.cast(pl.Int64, strict=False)
+        return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
+    return value.cast(pl.String, strict=False)

@@ -7,7 +7,6 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from train.data.context import texts
-from train.data.order import in_order, number_ids
 from train.data.sessions import TARGET_WEIGHT
 from train.data.source import ClickLogError
 
@@ -45,9 +44,8 @@ class EventTypes(BaseModel):
 def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
     """The log without the clicks that do not advance a session, each with its target_weight.
 
-    Without ``targets`` there is no such column, which means 1. Sessions that now begin later
-    stand later. Raises ClickLogError if the log has no column of types, no click of any input
-    type or none of any target type.
+    Without ``targets`` there is no such column, which means 1. Raises ClickLogError if the log has
+    no column of types, no click of any input type or none of any target type.
     """
     if event_types.inputs is None and event_types.targets is None:
         return clicks
@@ -69,7 +67,7 @@ def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
     clicks, kind = clicks.with_columns(kinds), pl.col(_KIND)
     if event_types.inputs is not None:
         check(event_types.inputs, "input types")
-        clicks = in_order(number_ids(clicks.filter(kind.is_in(sorted(event_types.inputs)))))
+        clicks = clicks.filter(kind.is_in(sorted(event_types.inputs)))
     if event_types.targets is not None:
         check([name for name, weight in event_types.targets.items() if weight], "target types")
         weight = kind.replace_strict(event_types.targets, default=0.0, return_dtype=pl.Float32)

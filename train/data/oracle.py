@@ -1,4 +1,4 @@
-"""The best that can be predicted in the shop: the oracle knows the process, not the visitor.
+"""The best prediction of synthetic clicks: the oracle knows the process, but not the visitor.
 
 It sees a session's prefix, as a model does, and keeps the exact probability of every intent
 given the prefix (Bayes' rule); the list that maximises Recall@K and MRR@K is then the K most
@@ -24,9 +24,9 @@ from train.data.synthetic import (
     STEP_SHARES,
     UNHURRIED_MS,
     UNHURRIED_SHARE,
-    Shop,
-    ShopConfig,
-    build_shop,
+    Process,
+    SyntheticConfig,
+    build_process,
 )
 from train.measure.metrics import gain
 from train.measure.ranks import conservative_rank
@@ -45,7 +45,7 @@ class OracleScore(NamedTuple):
 
 
 class _Clicks(NamedTuple):
-    """A log as the process sees it: flat arrays, sessions one behind the other."""
+    """A log as the process sees it: flat arrays, one session after the other."""
 
     item: Int64[np.ndarray, "T"]
     position: Int64[np.ndarray, "T"]
@@ -55,38 +55,38 @@ class _Clicks(NamedTuple):
     prior: Float64[np.ndarray, "T Z"]
     """Probability of every intent before the session's first click."""
     shares: Float64[np.ndarray, "T 4"]
-    """Shares of the ways the click after this one comes about."""
+    """Shares of the four ways to the next click."""
 
 
 def score_oracle(
-    config: ShopConfig,
+    config: SyntheticConfig,
     clicks: pl.DataFrame,
     known_items: list[str] | None = None,
     *,
     context: bool = True,
     k: int = 20,
 ) -> OracleScore:
-    """Recall@k and MRR@k of the oracle on clicks that generate_shop made with ``config``.
+    """Recall@k and MRR@k of the oracle on clicks that generate_synthetic made with ``config``.
 
     ``clicks`` are whole sessions in the order of read_clicks. With ``known_items`` (default:
     all) only these are ranked and count as targets, and only where a click on one came before:
     the cases a model of that catalogue is asked. Clicks on other items are still seen, so no
     predictor from the same session expects more. Without ``context`` it sees neither event
     types nor times of the day nor pace, only the items: the bound of a model of item ids.
-    Raises polars' InvalidOperationError for items that this shop does not have.
+    Raises polars' InvalidOperationError for items that the process does not have.
     """
-    shop = build_shop(config)
-    seen = _read(shop, clicks, context)
+    process = build_process(config)
+    seen = _read(process, clicks, context)
     known = np.ones(config.n_items, dtype=bool)
     if known_items is not None:
-        known = np.isin(np.array(shop.item_ids), known_items)
-    intents = _filter_intents(shop, seen)
+        known = np.isin(np.array(process.item_ids), known_items)
+    intents = _filter_intents(process, seen)
     last = np.flatnonzero(_is_case(seen, known)) - 1
     ranks = np.empty(len(last), dtype=np.int64)
     expected = np.empty(len(last))
     for first in range(0, len(last), CHUNK):
         rows = last[first : first + CHUNK]
-        chances = _predict(shop, seen, intents[rows], rows)
+        chances = _predict(process, seen, intents[rows], rows)
         chances[:, ~known] = 0.0  # below every target: what was clicked was possible
         ranks[first : first + CHUNK] = conservative_rank(chances, seen.item[rows + 1])
         best = np.partition(chances, -k, axis=1)[:, -k:]
@@ -99,10 +99,10 @@ def score_oracle(
     )
 
 
-def _read(shop: Shop, clicks: pl.DataFrame, context: bool) -> _Clicks:
+def _read(process: Process, clicks: pl.DataFrame, context: bool) -> _Clicks:
     columns = clicks.select(
         item=pl.col("item_id").replace_strict(
-            shop.item_ids, np.arange(len(shop.item_ids)), return_dtype=pl.Int64
+            process.item_ids, np.arange(len(process.item_ids)), return_dtype=pl.Int64
         ),
         position=pl.int_range(pl.len()).over(pl.col("session_id").rle_id()),
         first_ms=pl.col("timestamp_ms").first().over(pl.col("session_id").rle_id()),
@@ -115,11 +115,11 @@ def _read(shop: Shop, clicks: pl.DataFrame, context: bool) -> _Clicks:
     day, in_day_ms = np.divmod(first_ms - FIRST_DAY_MS, DAY_MS)
     unhurried = dwell_ms >= UNHURRIED_MS
     if context:
-        prior = shop.intent_shares[in_day_ms // (PART_OF_DAY_HOURS * HOUR_MS)]
+        prior = process.intent_shares[in_day_ms // (PART_OF_DAY_HOURS * HOUR_MS)]
         shares = STEP_SHARES[event, unhurried.astype(np.int64)]
     else:
         parts = HOUR_SHARES.reshape(-1, PART_OF_DAY_HOURS).sum(axis=1) / HOUR_SHARES.sum()
-        prior = np.tile(parts @ shop.intent_shares, (len(item), 1))
+        prior = np.tile(parts @ process.intent_shares, (len(item), 1))
         # The first click of a session never has a pause before it, the others often enough.
         by_pace = np.tensordot(EVENT_SHARES, STEP_SHARES, axes=1)
         pace = np.where(position == 0, 0.0, UNHURRIED_SHARE)[:, None]
@@ -128,27 +128,27 @@ def _read(shop: Shop, clicks: pl.DataFrame, context: bool) -> _Clicks:
 
 
 def _is_case(seen: _Clicks, known: Bool[np.ndarray, "N"]) -> Bool[np.ndarray, "T"]:
-    """Clicks on a known item behind one on a known item of the same session."""
+    """Clicks on a known item after one on a known item of the same session."""
     target = known[seen.item]
     count = np.cumsum(target)
     before_session = (count - target)[np.arange(len(target)) - seen.position]
     return np.asarray(target & (count - target > before_session))
 
 
-def _filter_intents(shop: Shop, seen: _Clicks) -> Float64[np.ndarray, "T Z"]:
+def _filter_intents(process: Process, seen: _Clicks) -> Float64[np.ndarray, "T Z"]:
     """Probability of every intent after each click, given the session up to that click."""
-    appeal = shop.appeal[seen.day, :, seen.item]
+    appeal = process.appeal[seen.day, :, seen.item]
     likelihood = appeal.copy()  # of a first click
     at = np.flatnonzero(seen.position > 0)
     item, last, shares = seen.item[at], seen.item[at - 1], seen.shares[at - 1]
-    category = shop.category[last]
-    same = (shop.category[item] == category)[:, None] * appeal[at]
+    category = process.category[last]
+    same = (process.category[item] == category)[:, None] * appeal[at]
     repeats = sum((_nth_last(seen, at - 1, n) == item).astype(float) for n in range(REPEAT_WINDOW))
-    chain = (shop.successors[last] == item[:, None]) @ CHAIN_SHARES
+    chain = (process.successors[last] == item[:, None]) @ CHAIN_SHARES
     likelihood[at] = (
         (shares[:, 0] * repeats / np.minimum(seen.position[at], REPEAT_WINDOW))[:, None]
         + (shares[:, 1] * chain)[:, None]
-        + shares[:, 2, None] * same / shop.category_appeal[seen.day[at], :, category]
+        + shares[:, 2, None] * same / process.category_appeal[seen.day[at], :, category]
         + shares[:, 3, None] * appeal[at]
     )
     evidence = np.cumsum(np.log(likelihood), axis=0)
@@ -160,22 +160,25 @@ def _filter_intents(shop: Shop, seen: _Clicks) -> Float64[np.ndarray, "T Z"]:
 
 
 def _predict(
-    shop: Shop, seen: _Clicks, intents: Float64[np.ndarray, "B Z"], rows: Int64[np.ndarray, "B"]
+    process: Process,
+    seen: _Clicks,
+    intents: Float64[np.ndarray, "B Z"],
+    rows: Int64[np.ndarray, "B"],
 ) -> Float64[np.ndarray, "B N"]:
     """Probability of every item to be clicked after each of these clicks."""
-    chances = np.empty((len(rows), shop.config.n_items))
+    chances = np.empty((len(rows), process.config.n_items))
     item, shares, days = seen.item[rows], seen.shares[rows], seen.day[rows]
-    category = shop.category[item]
+    category = process.category[item]
     for day in np.unique(days):
         on = np.flatnonzero(days == day)
-        appeal = shop.appeal[day]
+        appeal = process.appeal[day]
         anything = (intents[on] * shares[on, 3, None]) @ appeal
-        within = intents[on] * shares[on, 2, None] / shop.category_appeal[day].T[category[on]]
-        chances[on] = anything + (within @ appeal) * (shop.category == category[on, None])
+        within = intents[on] * shares[on, 2, None] / process.category_appeal[day].T[category[on]]
+        chances[on] = anything + (within @ appeal) * (process.category == category[on, None])
     # Within one of these steps a row appears once, so += adds all there is to add.
     row = np.arange(len(rows))
     for n, share in enumerate(CHAIN_SHARES):
-        chances[row, shop.successors[item, n]] += shares[:, 1] * share
+        chances[row, process.successors[item, n]] += shares[:, 1] * share
     of_repeats = shares[:, 0] / np.minimum(seen.position[rows] + 1, REPEAT_WINDOW)
     for n in range(REPEAT_WINDOW):
         repeated = _nth_last(seen, rows, n)

@@ -8,6 +8,8 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int, Int64, UInt32
 
+from train.data.source import ClickLogError
+
 SESSION_ID = pl.Categorical(pl.Categories("session_id", namespace="nextclick"))
 ITEM_ID = pl.Categorical(pl.Categories("item_id", namespace="nextclick"))
 VISITOR_ID = pl.Categorical(pl.Categories("visitor_id", namespace="nextclick"))
@@ -16,7 +18,9 @@ VISITOR_ID = pl.Categorical(pl.Categories("visitor_id", namespace="nextclick"))
 KAFKA_COLUMNS = ("kafka_topic", "kafka_partition", "kafka_offset")
 """Where a click of a collected log stands."""
 OWN_MS = "\0own_ms"
-"""What a late click of a collected log says of its time; no log has a column of this name."""
+"""The time of a late click of a collected log as it was sent; no log has a column of this name."""
+WATERMARK_MS = "\0watermark_ms"
+"""The latest time of a good click before this one in its partition."""
 
 NEVER_MS = np.iinfo(np.int64).max
 
@@ -76,12 +80,27 @@ def in_order(log: pl.DataFrame) -> pl.DataFrame:
     return log[pl.Series(rows)]
 
 
-def as_served(log: pl.DataFrame) -> pl.DataFrame:
-    """A collected log with every late click at the time of its session's latest click before it.
+def with_watermarks(log: pl.DataFrame) -> pl.DataFrame:
+    """A collected log with the partition's latest time before each click, in WATERMARK_MS."""
+    latest = pl.col("timestamp_ms").cum_max().shift(1, fill_value=0)
+    return log.with_columns(
+        latest.over("kafka_partition", order_by="kafka_offset").alias(WATERMARK_MS)
+    )
 
-    So the stream takes them (docs/contract.md, "Late clicks"): in the order of their offsets, as a
-    gap of 0 s. If there are any, the clicks' own times stand in OWN_MS. The log itself where a
-    session's rows are not in the order of their offsets, in which ``collect`` wrote them.
+
+def as_served(
+    log: pl.DataFrame, idle_timeout_s: int | None, allowed_lateness_s: int
+) -> pl.DataFrame:
+    """A collected log with the sessions and times that the stream gave its clicks.
+
+    The stream takes clicks in the order of their offsets (docs/contract.md, "Late clicks"). A late
+    click gets the time of its session's latest click, so a gap of 0 s; its own stands in OWN_MS. A
+    session ends, for earlier clicks too, once its latest click is further behind the watermark than
+    ``idle_timeout_s`` and ``allowed_lateness_s`` together: what follows is called session+2,
+    session+3 and so on. Gaps longer than the timeout are left to ``cut_sessions``.
+    The log itself where a session's rows are not in the order of their offsets, in which they were
+    collected. With a timeout it needs the column of ``with_watermarks``. Raises ClickLogError if a
+    new name is another session's.
     """
     code, timestamp_ms = codes(log["session_id"]), log["timestamp_ms"].to_numpy(writable=True)
     rows = _stable_order(code)
@@ -89,19 +108,72 @@ def as_served(log: pl.DataFrame) -> pl.DataFrame:
     # Few sessions have a late click, and looking at all of them takes ten times as long.
     has_late = np.zeros(int(code.max(initial=0)) + 1, dtype=bool)
     has_late[code[rows[1:]][is_late]] = True
-    to_mend = has_late[code]
-    # By partition too: where partitions were added, a session's older clicks may stand behind.
-    key = ("session_id", "kafka_partition")
-    mended = log.filter(pl.Series(to_mend)).select(
-        pl.col("timestamp_ms").cum_max().over(key),
-        ascends=(pl.col("kafka_offset").diff() > 0).over(key),
-    )
-    if mended.is_empty() or not mended["ascends"].all():
+    if idle_timeout_s is not None:
+        behind_ms = log[WATERMARK_MS].to_numpy() - timestamp_ms
+        has_late[code[behind_ms > 1000 * allowed_lateness_s]] = True
+    to_mend = np.flatnonzero(has_late[code])
+    if not len(to_mend):
         return log
-    timestamp_ms[to_mend] = mended["timestamp_ms"].to_numpy()
-    return log.with_columns(
+    mended = _serve(log[pl.Series(to_mend)], idle_timeout_s, allowed_lateness_s)
+    if mended is None:
+        return log
+    timestamp_ms[to_mend], part = mended
+    log = log.with_columns(
         pl.col("timestamp_ms").alias(OWN_MS), pl.Series("timestamp_ms", timestamp_ms)
     )
+    return _with_parts(log, to_mend[part > 1], part[part > 1])
+
+
+def _serve(
+    late: pl.DataFrame, idle_timeout_s: int | None, allowed_lateness_s: int
+) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T"]] | None:
+    """The times of the clicks, and which part of its session each is in, counted from 1.
+
+    None where a session's clicks are not in the order of their offsets.
+    """
+    idle_ms = NEVER_MS if idle_timeout_s is None else 1000 * idle_timeout_s
+    dead_ms = NEVER_MS if idle_timeout_s is None else idle_ms + 1000 * allowed_lateness_s
+    # By partition too: where partitions were added, a session's older clicks may come later.
+    last: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
+    parts: dict[int, int] = {}
+    served = np.empty((2, len(late)), dtype=np.int64)
+    rows = zip(
+        codes(late["session_id"]).tolist(),
+        *late.select("kafka_partition", "kafka_offset", "timestamp_ms"),
+        late.get_column(WATERMARK_MS, default=late["timestamp_ms"]),
+        strict=True,
+    )
+    for row, (session, partition, offset, at_ms, watermark_ms) in enumerate(rows):
+        part = parts.setdefault(session, 1)
+        if (before := last.get((session, partition))) is not None:
+            last_offset, last_ms = before
+            if offset <= last_offset:
+                return None
+            if watermark_ms - last_ms > dead_ms and at_ms - last_ms <= idle_ms:
+                part = parts[session] = part + 1
+            else:
+                at_ms = max(last_ms, at_ms)
+        last[session, partition] = offset, at_ms
+        served[:, row] = at_ms, part
+    return served[0], served[1]
+
+
+def _with_parts(
+    log: pl.DataFrame, rows: Int64[np.ndarray, "P"], part: Int64[np.ndarray, "P"]
+) -> pl.DataFrame:
+    """The log with the sessions of these rows renamed by their part."""
+    if not len(rows):
+        return log
+    names = pl.DataFrame({"name": log["session_id"].gather(rows), "part": part}).select(
+        pl.format("{}+{}", pl.col("name").cast(pl.String), "part").cast(SESSION_ID)
+    )
+    new = names.to_series()
+    if np.isin(codes(new), codes(log["session_id"])).any():
+        raise ClickLogError(
+            "ending sessions at the allowed lateness makes names such as session+2 that other "
+            "sessions already have; rename those first"
+        )
+    return log.with_columns(session_id=log["session_id"].scatter(rows, new))
 
 
 def with_own_times(log: pl.DataFrame) -> pl.DataFrame:

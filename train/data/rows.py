@@ -1,4 +1,8 @@
-"""A log's file becomes rows: each a click, or bad for a reason from a closed list."""
+"""The rows of a log: each is a click, or bad for a reason from a closed list.
+
+The limits are those of the clicks topic (docs/contract.md), so that whatever a model was trained on
+can also be served.
+"""
 
 import time
 from collections.abc import Sequence
@@ -9,18 +13,16 @@ from typing import Any, Literal, NamedTuple
 import polars as pl
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from train.data.order import ITEM_ID, KAFKA_COLUMNS, SESSION_ID, VISITOR_ID, as_served
+from stream.contract.click import MAX_FUTURE_MS, MAX_ID_BYTES
+from train.data.context import text_column
+from train.data.order import ITEM_ID, KAFKA_COLUMNS, SESSION_ID, VISITOR_ID
 from train.data.source import FILE, MALFORMED, ClickLogError, Source, open_log, reading
 
 __all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
 
 WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
-# What a click may look like is the clicks topic's rule (docs/contract.md), so that whatever a
-# model was trained on can also be served.
-MAX_ID_BYTES = 256
 MAX_VISITOR_BYTES = 240  # leaves room for the "-k" that makes a visitor a session
-MAX_FUTURE_MS = 5 * 60 * 1000
-# Found by us beside the log's own columns, which may have any name.
+# Added to the log's own columns, which may have any name.
 _SESSION, _ITEM, _TIME, _REASON = "\0session", "\0item", "\0time", "\0reason"
 
 _PRESETS: dict[str, dict[str, str]] = {
@@ -30,21 +32,21 @@ _PRESETS: dict[str, dict[str, str]] = {
 
 
 class Reason(StrEnum):
-    """Why a row of a log is no click."""
+    """Why a row of a log is not a click."""
 
     BAD_FIELD = "bad_field"
-    """More fields than the header has names, or a quote that is not closed."""
+    """More fields than the header, or a quote that is not closed."""
     NOT_UTF8 = "not_utf8"
     BAD_SESSION_ID = "bad_session_id"
     """Missing, longer than 256 bytes (a visitor: 240), or begins with NUL."""
     BAD_ITEM_ID = "bad_item_id"
     """Missing, longer than 256 bytes, or has a control character."""
     BAD_TIMESTAMP = "bad_timestamp"
-    """Not readable in the declared unit, before 1970, or more than 5 minutes from now."""
+    """Not readable in the declared unit, before 1970, or more than 5 minutes in the future."""
 
 
 class Columns(BaseModel):
-    """Where a click log keeps what; fields that are not given come from the preset."""
+    """The columns of a click log; those that are not given come from the preset."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -60,7 +62,7 @@ class Columns(BaseModel):
     time: str = ""
     """Column of the click's time."""
     time_unit: Literal["s", "ms", "iso"] = "ms"
-    """Seconds (fractions kept to the millisecond), milliseconds, or ISO 8601 (UTC if it names no
+    """Seconds (fractions are kept to the millisecond), milliseconds, or ISO 8601 (UTC without a
     zone). A column that is only an order is read as a number too; in such a log cut no sessions
     and keep no last days."""
 
@@ -77,20 +79,23 @@ class Columns(BaseModel):
 
 
 class Rows(NamedTuple):
-    """A log's rows under the wire's names, those that are clicks apart from those that are not."""
+    """A log's rows under the names of the wire: the clicks, and the bad rows."""
 
     good: pl.DataFrame
-    """session_id (or the visitor's) and item_id, categorical, timestamp_ms, and further columns;
-    in the order of the file. Of a collected log as it was served (``train/data/order.py``)."""
+    """session_id (or the visitor's id) and item_id, categorical, timestamp_ms, and further columns;
+    in the order of the file."""
     n_bad: dict[Reason, int]
     """Bad rows by reason, the most frequent first."""
     bad: pl.LazyFrame
-    """Row number (the first is 1; counted on from file to file), reason, file where there are
-    several, and the log's columns; collecting it reads the log again."""
+    """Row number (from 1, through all files), reason, file where there are several, and the log's
+    columns; collecting it reads the log again."""
+    unwanted: list[str] | None
+    """Of a collected log, kafka_partition and kafka_offset as far as ``keep`` does not name them;
+    None of any other log."""
 
 
 def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = None) -> Rows:
-    """The rows of a log (``train/data/source.py`` says what it may be).
+    """The rows of a log, which is anything that ``train/data/source.py`` opens.
 
     ``keep`` names the further columns to read, of those that the log has; None reads them all.
     Raises ClickLogError if the log is unreadable, lacks a column or has no rows.
@@ -120,7 +125,7 @@ def _read_rows(
         *context,
         *offset,
     )
-    # Columns of lists, structs, durations or bytes cannot stand in a CSV file.
+    # A CSV file cannot hold lists, structs, durations or bytes.
     shown = [
         name
         for name, dtype in schema.items()
@@ -138,23 +143,23 @@ def _read_rows(
         )
     )
     clicks = good.collect(engine="streaming").rechunk()
-    if is_collected:
-        clicks = as_served(clicks).drop(offset)
     n_rows = int(source.table.select(pl.len()).collect(engine="streaming").item())
     if n_rows == 0:
-        raise ClickLogError(f"{path} is empty: a header and no click")
+        raise ClickLogError(f"{path} is empty: it has a header but no clicks")
     n_bad: dict[Reason, int] = {}
     if len(clicks) < n_rows:
         reasons = bad.select("reason").collect(engine="streaming")["reason"]
         n_bad = {Reason(name): count for name, count in reasons.value_counts(sort=True).iter_rows()}
-    return Rows(clicks, n_bad, bad)
+    return Rows(clicks, n_bad, bad, offset if is_collected else None)
 
 
 def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> list[str]:
     further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
     for name in WIRE_COLUMNS:
         if name in further:
-            raise ClickLogError(f"{path}: column {name!r} is not what it is read as; rename it")
+            raise ClickLogError(
+                f"{path}: column {name!r} has a reserved name but is not read as such; rename it"
+            )
     return further
 
 
@@ -163,34 +168,27 @@ def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns
     for name, wire in zip(columns.sources(), WIRE_COLUMNS, strict=True):
         if name in source.conflicts:
             raise ClickLogError(
-                f"{path}: column {name!r} holds {source.conflicts[name]} in different files; "
-                "write them alike"
+                f"{path}: column {name!r} has types {source.conflicts[name]} in its files; "
+                "expected one type"
             )
         if name not in schema:
             own = ", ".join(column for column in schema if column not in (MALFORMED, FILE))
-            raise ClickLogError(f"{path} has no column {name!r}, only {own}")
+            raise ClickLogError(f"{path} has no column {name!r}; its columns are {own}")
         dtype = schema[name]
         if dtype.is_nested() or (
             wire == "timestamp_ms"
             and columns.time_unit == "iso"
             and dtype not in (pl.String, pl.Datetime, pl.Date)
         ):
-            raise ClickLogError(f"{path}: column {name!r} holds {dtype}, which is no {wire}")
+            raise ClickLogError(
+                f"{path}: column {name!r} has type {dtype}, which cannot be a {wire}"
+            )
     session, item, at = columns.sources()
     return [
-        _parse_id(session, schema[session]).alias(_SESSION),
-        _parse_id(item, schema[item]).alias(_ITEM),
+        text_column(session, schema[session]).alias(_SESSION),
+        text_column(item, schema[item]).alias(_ITEM),
         _parse_time(at, schema[at], columns.time_unit).alias(_TIME),
     ]
-
-
-def _parse_id(name: str, dtype: pl.DataType) -> pl.Expr:
-    value = pl.col(name)
-    if dtype.is_float():  # what pandas makes of whole numbers where one is missing
-        value = value.fill_nan(None)
-        whole = value.cast(pl.Int64, strict=False)
-        return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
-    return value.cast(pl.String, strict=False)
 
 
 def _parse_time(name: str, dtype: pl.DataType, unit: str) -> pl.Expr:
@@ -218,7 +216,7 @@ def _reason(source: Source, schema: pl.Schema, columns: Columns) -> pl.Expr:
     latest_ms = time.time_ns() // 1_000_000 + MAX_FUTURE_MS
     max_session_bytes = MAX_VISITOR_BYTES if columns.visitor else MAX_ID_BYTES
     malformed = pl.col(MALFORMED) if MALFORMED in schema else pl.lit(False)
-    # Bytes that are no UTF-8 were read as U+FFFD.
+    # Bytes that are not UTF-8 were read as U+FFFD.
     broken = pl.any_horizontal(pl.col(_SESSION, _ITEM).str.contains("\ufffd", literal=True))
     return (
         pl.when(malformed)

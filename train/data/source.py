@@ -1,13 +1,12 @@
-"""Where a click log lies: a file, a folder or glob of Parquet files, or a URL; a lazy table of it.
+"""A click log as a lazy table: of a file, a folder or glob of Parquet files, or a URL.
 
-Parquet is not read here: what nobody asks for is never decoded. Text files are small by comparison
-and are read whole.
+Of Parquet, columns that nobody asks for are never decoded. Text files are small by comparison and
+are read at once.
 """
 
 import csv
 import glob
 import gzip
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,14 @@ import polars as pl
 from train.command import TrainError
 
 MALFORMED = "\0malformed"
-"""In a text log with such rows: whether a row's fields are not those that the header names."""
+"""Column of a text log with such rows: whether a row does not fit the header."""
 FILE = "\0file"
-"""In a log of several files: the file a row stands in."""
+"""Column of a log of several files: the row's file."""
 _PARQUET = (".parquet", ".pq")
 _AT_ONCE = 16
-"""Files whose columns are asked for at the same time: a store far away takes some 50 ms each."""
+"""Files whose schemas are read at the same time: a remote store takes some 50 ms for each."""
 _MOST_LINES = 100
-"""Of a quoted field. A stray quote would take the rest of the log for one."""
+"""Of a quoted field: a stray quote would otherwise make one of the rest of the log."""
 _SIGNED = (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64())
 _UNSIGNED = (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64())
 _FLOATS = (pl.Float32(), pl.Float64())
@@ -38,14 +37,14 @@ class ClickLogError(TrainError):
 
 
 class Source(NamedTuple):
-    """The rows of a log as they came; of a text file all columns are text."""
+    """The rows of a log, unchecked; of a text file all columns are text."""
 
     table: pl.LazyFrame
     """May have the columns MALFORMED and FILE besides the log's own."""
     is_text: bool
-    """Bytes that are no UTF-8 stand as U+FFFD."""
+    """Bytes that are not UTF-8 were replaced by U+FFFD."""
     conflicts: dict[str, str]
-    """Columns that were left out because no type holds those of all files, and what they hold."""
+    """Columns left out because their types in different files have none in common, with those."""
 
 
 def open_log(path: str | Path) -> Source:
@@ -53,8 +52,8 @@ def open_log(path: str | Path) -> Source:
 
     A .parquet, .csv or .tsv file (text also .gz); a folder (all .parquet files below it) or a
     glob of Parquet files, in order of their names; a URL (s3://, gs://, az://, https://, file://)
-    of such a file, glob or, with a slash at its end, folder. Files that are named with a leading
-    dot or underscore are passed over in a folder. A column that a file lacks is null there.
+    of such a file, glob or, ending in a slash, folder. Files of a folder whose names begin with a
+    dot or underscore are skipped. A column that a file lacks is null there.
     Raises ClickLogError.
     """
     if "://" in str(path):
@@ -75,11 +74,11 @@ def open_log(path: str | Path) -> Source:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Make one sentence, a ClickLogError, of what opening or collecting the log raises."""
+    """Turn what opening or collecting the log raises into a ClickLogError of one sentence."""
     try:
         yield
     except pl.exceptions.NoDataError:
-        raise ClickLogError(f"{path} is empty: not even a header") from None
+        raise ClickLogError(f"{path} is empty: it has no header") from None
     except FileNotFoundError:
         raise ClickLogError(f"{path} does not exist") from None
     except (OSError, EOFError, csv.Error, pl.exceptions.PolarsError) as error:
@@ -87,17 +86,18 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def unreadable(path: str | Path, error: Exception) -> ClickLogError:
-    """One sentence of what a reader says in several lines."""
+    """The first line of a reader's message as one sentence."""
     return ClickLogError(f"{path} cannot be read: {(str(error) or repr(error)).splitlines()[0]}")
 
 
 def _scan_url(url: str) -> Source:
     if not url.lower().endswith(_PARQUET) and not url.endswith("/"):
-        raise ClickLogError(f"{url}: a URL names .parquet files, or a folder of them with a / last")
+        raise ClickLogError(
+            f"{url}: expected a URL of .parquet files, or of a folder that ends in /"
+        )
     if not url.endswith("/") and not any(c in url for c in "*?["):
         return _scan_files([url])
-    # Polars alone can list what lies there. It passes over files of no bytes, which object stores
-    # have for folders.
+    # Only Polars can list files there. It skips empty files, which object stores have for folders.
     listed = pl.scan_parquet(
         url + "**/*.parquet" if url.endswith("/") else url,
         include_file_paths=FILE,
@@ -120,7 +120,7 @@ def _files(path: Path) -> list[Path]:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - ** too
     files = sorted(file for file in found if file.name.lower().endswith(_PARQUET))
     if not files:
-        raise ClickLogError(f"{path} holds no .parquet file")
+        raise ClickLogError(f"{path} contains no .parquet file")
     return files
 
 
@@ -161,9 +161,9 @@ def _read_schema(file: str) -> Mapping[str, pl.DataType]:
 
 
 def _widest(dtypes: Sequence[pl.DataType]) -> pl.DataType | None:
-    """The type that holds what all of these do without a loss; None where there is none.
+    """The type that holds all values of these without a loss; None where there is none.
 
-    A file of a column without a value has the type Null there, whatever the others have.
+    In a file without a single value the column's type is Null, whatever it is in the others.
     """
     said = [dtype for dtype in dtypes if dtype != pl.Null] or [pl.Null()]
     if len(said) == 1:
@@ -178,8 +178,8 @@ def _read_text(path: Path, separator: str) -> pl.DataFrame:
     with path.open("rb") as file:
         magic = file.read(2)
     if path.suffix.lower() == ".gz" and magic and magic != b"\x1f\x8b":
-        raise ClickLogError(f"{path} is no gzip file, though its name ends in .gz")
-    quote = '"' if separator == "," else None  # tab-separated logs know no quotes
+        raise ClickLogError(f"{path} is not a gzip file, though its name ends in .gz")
+    quote = '"' if separator == "," else None  # tab-separated logs have no quotes
     try:
         header = pl.read_csv(
             path,
@@ -199,13 +199,13 @@ def _read_text(path: Path, separator: str) -> pl.DataFrame:
             encoding="utf8-lossy",
         )
     except pl.exceptions.ComputeError:
-        # One row with more fields than the header, or with a stray quote, makes Polars refuse
-        # the whole file. Read it again row by row, many times slower, to find such rows.
+        # Polars refuses a file in which one row has more fields than the header or a stray quote.
+        # Reading it row by row finds such rows, many times slower.
         return _read_ragged_text(path, separator)
 
 
 def _check_header(path: Path, header: Sequence[str]) -> None:
-    """Polars would rename the second of two columns in silence."""
+    """Polars would silently rename the second of two columns."""
     twice = [name for name, count in Counter(header).items() if count > 1 and name]
     if twice:
         raise ClickLogError(f"{path} has the column {twice[0]!r} twice; rename one of them")
@@ -213,55 +213,43 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
     opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
+    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = next(csv.reader(file, delimiter=separator, quoting=_quoting(separator)))
+        lines = list(file)
+    _check_header(path, header)
+    last = len(header) - 1
     rows: list[list[str | None]] = []
     malformed: list[bool] = []
-    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as lines:
-        header = next(csv.reader(lines, delimiter=separator, quoting=_quoting(separator)))
-        _check_header(path, header)
-        last = len(header) - 1
-        for row, is_quoted_well in _records(lines, separator, len(header)):
-            fields = [*row[:last], separator.join(row[last:])]  # what is too much stays visible
-            rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
-            malformed.append(len(row) > len(header) or not is_quoted_well)
+    for row, is_quoted_well in _records(lines, separator, len(header)):
+        fields = [*row[:last], separator.join(row[last:])]  # surplus fields stay visible
+        rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
+        malformed.append(len(row) > len(header) or not is_quoted_well)
     table = pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")
     return table.with_columns(pl.Series(MALFORMED, malformed, dtype=pl.Boolean))
 
 
 def _records(
-    lines: Iterator[str], separator: str, n_fields: int
+    lines: Sequence[str], separator: str, n_fields: int
 ) -> Iterator[tuple[list[str], bool]]:
     """Every record's fields, and whether its quotes are closed.
 
-    Where they are not, the record is its first line alone, split as if it had no quotes: the
-    lines behind it are none of its field.
+    Where they are not, the record is its first line alone, split as if it had no quotes, so that a
+    stray quote spoils no other line.
     """
-    ahead: list[str] = []
-
-    def upcoming() -> Iterator[str]:
-        for n in range(_MOST_LINES):
-            if n == len(ahead):
-                ahead.extend(itertools.islice(lines, 1))
-            if n == len(ahead):
-                return
-            yield ahead[n]
-
-    while True:
-        reader = csv.reader(
-            upcoming(), delimiter=separator, quoting=_quoting(separator), strict=True
-        )
+    row = 0
+    while row < len(lines):
+        ahead = lines[row : row + _MOST_LINES]
+        reader = csv.reader(ahead, delimiter=separator, quoting=_quoting(separator), strict=True)
         try:
-            record = next(reader)
-            is_quoted_well = reader.line_num == 1 or len(record) == n_fields
-        except StopIteration:
-            return
+            record, n_lines = next(reader), reader.line_num
         except csv.Error:
-            is_quoted_well = False
-        if is_quoted_well:
+            record, n_lines = [], 0
+        if n_lines == 1 or (n_lines > 1 and len(record) == n_fields):
             yield record, True
-            del ahead[: reader.line_num]
+            row += n_lines
         else:
-            yield ahead[0].rstrip("\r\n").split(separator), False
-            del ahead[0]
+            yield lines[row].rstrip("\r\n").split(separator), False
+            row += 1
 
 
 def _quoting(separator: str) -> Literal[0, 3]:

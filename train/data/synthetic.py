@@ -1,10 +1,10 @@
-"""A shop to demonstrate with: click logs of a known random process, so the best score is known.
+"""Synthetic click logs of a known random process, so that the best possible score is known.
 
-A visitor comes at some hour with an intent that nobody sees. Each next click is one of: back to
-one of the last clicks, on along the last item's chain, another item of its category, or anything
-in the shop; the last two favour what the intent likes. How often each happens depends on the last
-click's event type and pace. One click says little about the intent and a few say nearly all, so
-a model that remembers the session beats one that knows its last click (see oracle.py).
+A visitor of a shop arrives at some hour with a hidden intent. Each next click goes back to one of
+the last clicks, on along the last item's chain, to another item of its category, or to anything;
+the last two favour what the intent likes. How often each happens depends on the last click's event
+type and pace. One click reveals little about the intent and a few reveal nearly all of it, so a
+model that remembers the session beats one that sees only its last click (see oracle.py).
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ DWELL_MEDIAN_MS = 15_000  # log-normal, one natural unit wide
 SHORTEST_DWELL_MS = 1_000
 LONGEST_DWELL_MS = 600_000  # far below any idle timeout: sessions stay whole
 UNHURRIED_MS = 20_000
-"""A visitor who stayed this long on the page before is looking closely."""
+"""A visitor who stayed this long on the previous page is looking closely."""
 UNHURRIED_SHARE = 1 - NormalDist().cdf(np.log(UNHURRIED_MS / DWELL_MEDIAN_MS))
 
 # Shares of repeat, chain, category and anything, by event type, then hurried and unhurried.
@@ -37,7 +37,7 @@ STEP_SHARES = np.array(
         [[0.05, 0.50, 0.15, 0.30], [0.05, 0.55, 0.20, 0.20]],
     ]
 )
-REPEAT_WINDOW = 4  # a repeat is one of so many last clicks, all alike
+REPEAT_WINDOW = 4  # a repeat is one of so many last clicks, each as likely
 CHAIN_SHARES = np.array([0.6, 0.3, 0.1])  # the successors of an item
 
 N_INTENTS = 16
@@ -57,15 +57,15 @@ HOUR_SHARES = np.array(
 )
 
 
-class ShopConfig(BaseModel):
-    """One shop; the same settings give the same shop, whatever the number of clicks."""
+class SyntheticConfig(BaseModel):
+    """The random process: the same settings give the same one, whatever the number of clicks."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
     seed: int = Field(default=0, ge=0)
-    """Of the shop and of its visitors."""
+    """Seed of the items and of the visitors."""
     n_items: int = Field(default=2000, ge=10 * len(CATEGORIES))
     """Items in the catalogue on the last day."""
     n_days: PositiveInt = 14
@@ -73,17 +73,17 @@ class ShopConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Shop:
+class Process:
     """What the process knows. Items are numbered by category; Z intents, D days, N items."""
 
-    config: ShopConfig
+    config: SyntheticConfig
     category: Int64[np.ndarray, "N"]
     born: Int64[np.ndarray, "N"]
     """First day an item is for sale."""
     successors: Int64[np.ndarray, "N 3"]
     """Along an item's chain; never newer than the item."""
     appeal: Float64[np.ndarray, "D Z N"]
-    """Share of each item in what an intent would pick from the whole shop on that day."""
+    """Share of each item in what an intent would pick from all of them on that day."""
     intent_shares: Float64[np.ndarray, "4 Z"]
     """Intents by part of the day: night, morning, afternoon, evening."""
 
@@ -101,13 +101,13 @@ class Shop:
         return np.add.reduceat(self.appeal, self.category_start[:-1], axis=2)
 
 
-def build_shop(config: ShopConfig) -> Shop:
-    """The shop of these settings."""
+def build_process(config: SyntheticConfig) -> Process:
+    """The process of these settings."""
     rng = np.random.default_rng([config.seed, 0])
     n = config.n_items
     category = np.arange(n) * len(CATEGORIES) // n
     new = rng.random(n) < NEW_ITEMS
-    new[np.searchsorted(category, np.arange(len(CATEGORIES)))] = False  # no category opens empty
+    new[np.searchsorted(category, np.arange(len(CATEGORIES)))] = False  # so none is empty
     born = np.where(new, rng.integers(0, config.n_days, n), 0)
     oldest_first = np.argsort(born, kind="stable")
     not_newer = np.searchsorted(born[oldest_first], born, side="right")
@@ -116,7 +116,7 @@ def build_shop(config: ShopConfig) -> Shop:
     liked = rng.random((n, N_INTENTS)).argsort(axis=1) < LIKED_BY
     on_sale = born <= np.arange(config.n_days)[:, None]
     appeal = np.where(liked.T, popularity, DISLIKE * popularity) * on_sale[:, None, :]
-    return Shop(
+    return Process(
         config=config,
         category=category,
         born=born,
@@ -126,28 +126,28 @@ def build_shop(config: ShopConfig) -> Shop:
     )
 
 
-def generate_shop(n_clicks: int, config: ShopConfig | None = None) -> pl.DataFrame:
+def generate_synthetic(n_clicks: int, config: SyntheticConfig | None = None) -> pl.DataFrame:
     """A log of exactly ``n_clicks``: session_id, item_id, timestamp_ms, event_type, dwell_ms.
 
     Ordered as read_clicks orders logs; sessions overlap in time, and the longest pause is 10
     minutes. ``dwell_ms`` is the time spent on the page before this click, 0 on the first, so
     it is known when the click is made.
     """
-    shop = build_shop(config or ShopConfig())
-    rng = np.random.default_rng([shop.config.seed, 1])
+    process = build_process(config or SyntheticConfig())
+    rng = np.random.default_rng([process.config.seed, 1])
     length = _draw_lengths(rng, n_clicks)
     n_sessions = len(length)
     start = np.cumsum(length) - length
-    day = rng.integers(0, shop.config.n_days, n_sessions)
+    day = rng.integers(0, process.config.n_days, n_sessions)
     hour = rng.choice(24, n_sessions, p=HOUR_SHARES / HOUR_SHARES.sum())
     begin_ms = FIRST_DAY_MS + day * DAY_MS + hour * HOUR_MS + rng.integers(0, HOUR_MS, n_sessions)
-    intent = _draw_rows(rng, shop.intent_shares, hour // PART_OF_DAY_HOURS)
+    intent = _draw_rows(rng, process.intent_shares, hour // PART_OF_DAY_HOURS)
     event_type = rng.choice(len(EVENT_TYPES), n_clicks, p=EVENT_SHARES)
     dwell_ms = np.clip(
-        rng.lognormal(np.log(DWELL_MEDIAN_MS), 1.0, n_clicks), 1_000, 600_000
+        rng.lognormal(np.log(DWELL_MEDIAN_MS), 1.0, n_clicks), SHORTEST_DWELL_MS, LONGEST_DWELL_MS
     ).astype(np.int64)
     dwell_ms[start] = 0
-    item = _draw_items(rng, shop, length, day, intent, event_type, dwell_ms)
+    item = _draw_items(rng, process, length, day, intent, event_type, dwell_ms)
 
     # Everything so far has the longest session first; a log has the earliest first.
     earliest = np.argsort(begin_ms, kind="stable")
@@ -161,7 +161,7 @@ def generate_shop(n_clicks: int, config: ShopConfig | None = None) -> pl.DataFra
     return pl.DataFrame(
         {
             "session_id": pl.Series(session).cast(pl.String).str.zfill(8),
-            "item_id": pl.Series(shop.item_ids)[item[moved]],
+            "item_id": pl.Series(process.item_ids)[item[moved]],
             "timestamp_ms": at_ms,
             "event_type": pl.Series(EVENT_TYPES)[event_type[moved]],
             "dwell_ms": dwell_ms,
@@ -213,7 +213,7 @@ def _draw_rows(
 
 def _draw_items(
     rng: np.random.Generator,
-    shop: Shop,
+    process: Process,
     length: Int64[np.ndarray, "S"],
     day: Int64[np.ndarray, "S"],
     intent: Int64[np.ndarray, "S"],
@@ -223,8 +223,8 @@ def _draw_items(
     """The clicked items; the k-th click of all sessions is drawn in one go."""
     start = np.cumsum(length) - length
     # All days and intents in one rising array: row r's items lie between r and r + 1.
-    n = shop.config.n_items
-    appeal = shop.appeal.reshape(-1, n)
+    n = process.config.n_items
+    appeal = process.appeal.reshape(-1, n)
     ends = np.cumsum(appeal, axis=1)
     rising = (ends + np.arange(len(appeal))[:, None]).ravel()
     row = day * N_INTENTS + intent
@@ -249,10 +249,10 @@ def _draw_items(
         drawn = item[last - rng.integers(0, min(click, REPEAT_WINDOW), len(active))]
         chain = np.flatnonzero(step == 1)
         successor = rng.choice(len(CHAIN_SHARES), len(chain), p=CHAIN_SHARES)
-        drawn[chain] = shop.successors[item[last[chain]], successor]
+        drawn[chain] = process.successors[item[last[chain]], successor]
         same = np.flatnonzero(step == 2)
-        category = shop.category[item[last[same]]]
-        bounds = shop.category_start
+        category = process.category[item[last[same]]]
+        bounds = process.category_start
         drawn[same] = pick(row[active[same]], bounds[category], bounds[category + 1])
         anything = np.flatnonzero(step == 3)
         anywhere = row[active[anything]]

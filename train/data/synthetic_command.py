@@ -7,11 +7,11 @@ from pydantic import Field
 
 from train.data.clicks import split_by_time, write_clicks
 from train.data.oracle import score_oracle
-from train.data.synthetic import ShopConfig, generate_shop
+from train.data.synthetic import SyntheticConfig, generate_synthetic
 from train.fit.training_log import LogSettings
 
 
-class SyntheticSettings(ShopConfig):
+class SyntheticSettings(SyntheticConfig):
     """Write the click log of a made-up shop, and print how well it can be predicted at best."""
 
     out: Path
@@ -19,15 +19,15 @@ class SyntheticSettings(ShopConfig):
     clicks: int = Field(default=1_000_000, ge=1000)
     """Length of the log; fewer than 1,000 would leave too few sessions to measure the oracle on."""
 
-    def config(self) -> ShopConfig:
+    def config(self) -> SyntheticConfig:
         """The part that decides what the shop is."""
-        return ShopConfig(**self.model_dump(include=set(ShopConfig.model_fields)))
+        return SyntheticConfig(**self.model_dump(include=set(SyntheticConfig.model_fields)))
 
 
 def run_synthetic(settings: SyntheticSettings) -> None:
     """Write the log, and print what its oracle reaches on the sessions `fit` validates on."""
     config = settings.config()
-    clicks = generate_shop(settings.clicks, config)
+    clicks = generate_synthetic(settings.clicks, config)
     write_clicks(clicks, settings.out)
     older, newer = split_by_time(clicks, LogSettings.model_fields["validation_fraction"].default)
     oracle = score_oracle(config, newer, older["item_id"].unique().to_list())

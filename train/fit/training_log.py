@@ -10,6 +10,7 @@ import polars as pl
 import structlog
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
+from stream.contract.context import MAX_FIELDS, RESERVED
 from train.data.clicks import (
     ClickLogError,
     Columns,
@@ -18,16 +19,13 @@ from train.data.clicks import (
     read_clicks,
     split_by_time,
 )
-from train.data.context import ContextError, ContextField, learn_fields
+from train.data.context import TIME_FIELDS, ContextError, ContextField, learn_fields
 from train.data.event_types import EventTypes
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.data.source import open_log, reading
 from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
 from train.network.checkpoint import TrainingData
 
-TIME_FIELDS = ("hour", "weekday", "gap")
-NO_CONTEXT = ("", "session_id", "item_id", "timestamp_ms", "event_id")
-MAX_FIELDS = 64
 _NO_NAMES = (pl.Binary, pl.Decimal, pl.Duration, pl.Object)
 """Types whose values have no text by which the stream would find them."""
 
@@ -70,10 +68,10 @@ class LogSettings(BaseModel):
     def _can_be_served(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         """The rules that the bundle's contract has for its fields."""
         for name in names:
-            if name in NO_CONTEXT:
-                raise ValueError(f"{name!r} is no context; {', '.join(NO_CONTEXT[1:])} never are")
+            if name in ("", *RESERVED):
+                raise ValueError(f"{name!r} cannot be context, nor can {', '.join(RESERVED)}")
         if len(set(names)) < len(names) or len(names) > MAX_FIELDS:
-            raise ValueError(f"expected different names, at most {MAX_FIELDS}")
+            raise ValueError(f"expected distinct names, at most {MAX_FIELDS}")
         return names
 
 

@@ -382,8 +382,8 @@ def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--momentum", "0.1", "--optimiser", "adam"], "momentum=0.1 with optimiser=adam"),
         (["--cell", "window", "--n-layers", "2"], "n_layers=2 with cell=window"),
         (["--context", "colour"], "context=colour: "),
-        (["--context", "gap,gap"], "expected different names"),
-        (["--context", "item_id"], "'item_id' is no context"),
+        (["--context", "gap,gap"], "expected distinct names"),
+        (["--context", "item_id"], "'item_id' cannot be context"),
         (["--event-types.inputs", "view"], "event_types.column=event_type: "),
         (["--clicks", "none.parquet", "--context", "colour"], "none.parquet does not exist"),
         (
@@ -471,7 +471,7 @@ def test_a_column_that_cannot_be_context_is_named_before_the_log_is_read(
         ),
         (
             ["collect", "--out", "x", "--from-offsets", "0=9", "--to-offsets", "0=8"],
-            "from_offsets=0=9 is behind to_offsets=0=8",
+            "from_offsets=0=9 is after to_offsets=0=8",
         ),
         (["retrain"], "retrain"),
         ([], "fit"),

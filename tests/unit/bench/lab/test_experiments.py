@@ -36,7 +36,7 @@ from tests.unit.train.building import ranks_from
 from train.data.clicks import split_by_time
 from train.data.context import MISSING
 from train.data.sessions import Catalogue
-from train.data.synthetic import ShopConfig, generate_shop
+from train.data.synthetic import SyntheticConfig, generate_synthetic
 from train.fit.loop import Schedule
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import rank_targets
@@ -57,7 +57,7 @@ DIVERGES = Setting({"optimiser": "sgd", "learning_rate": 1e38})
 
 @pytest.fixture(scope="module")
 def parts() -> Parts:
-    known, test = split_by_time(generate_shop(1000, ShopConfig(seed=1, n_items=240)), 0.2)
+    known, test = split_by_time(generate_synthetic(1000, SyntheticConfig(seed=1, n_items=240)), 0.2)
     return Parts(*split_by_time(known, 0.2), test)
 
 

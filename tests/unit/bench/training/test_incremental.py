@@ -9,7 +9,7 @@ from bench.lab.run import Parts
 from bench.training import incremental
 from bench.training.incremental import Row, compare, main
 from train.data.clicks import split_by_time
-from train.data.synthetic import ShopConfig, generate_shop
+from train.data.synthetic import SyntheticConfig, generate_synthetic
 from train.fit.loop import Schedule
 
 TINY = DataSet(
@@ -21,7 +21,7 @@ TINY = DataSet(
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    known, test = split_by_time(generate_shop(2000, ShopConfig(seed=1, n_items=240)), 0.2)
+    known, test = split_by_time(generate_synthetic(2000, SyntheticConfig(seed=1, n_items=240)), 0.2)
     parts = Parts(*split_by_time(known, 0.2), test)
     return list(compare(TINY, parts, seed=1, new_fraction=0.4))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deploy.demo.heldout import MAX_HELDOUT_SHARE, detect_columns, hold_out, read_log, shop_log
 from deploy.demo.replay import in_order_of_time
 from train.data.clicks import ClickLogError
-from train.data.synthetic import FIRST_DAY_MS, generate_shop
+from train.data.synthetic import FIRST_DAY_MS, generate_synthetic
 
 
 def log_of(*starts: tuple[str, list[int]]) -> pl.DataFrame:
@@ -28,7 +28,7 @@ def test_the_newest_sessions_are_held_out_and_their_last_clicks_in_time_left_out
     assert heldout.rows() == log[20:22].rows() + log[23:26].rows()
 
 
-LOG = generate_shop(1_500)
+LOG = generate_synthetic(1_500)
 
 
 @given(st.integers(1, 400))

@@ -7,7 +7,6 @@ import numpy as np
 import polars as pl
 
 from deploy.demo.replay import _records
-from stream.contract import context as served
 from stream.contract.click import Click, ClickParser, Record
 from stream.contract.context import Context
 from train.data.context import ContextField, context_indices, learn_fields, texts
@@ -61,7 +60,7 @@ def test_the_stream_numbers_a_replayed_log_as_the_trainer_does() -> None:
     # Each price stands there once: every other one shall be a value.
     prices = texts(clicks["price"]).unique(maintain_order=True).gather_every(2)[:1000].to_list()
     fields = (ContextField(name="price", kind="column", values=tuple(prices)), *known)
-    context = Context([served.ContextField(**field.model_dump()) for field in fields])
+    context = Context(fields)
     parse = ClickParser(context.columns)
     numbers = []
     for key, value in _records(clicks):

@@ -3,11 +3,13 @@
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from stream.contract.click import Click, ClickParser, Record
 from stream.contract.context import (
@@ -22,14 +24,11 @@ from stream.contract.context import (
     keep,
 )
 from stream.contract.decoders import text_of
-from train.data import context as training
+from train.data.context import GAP_BIN_EDGES_S, context_indices
+from train.data.context import texts as texts_of_column
 
 NOW_MS = 1_764_000_000_000
 LATEST_MS = NOW_MS + 10 * 365 * 86_400_000
-
-
-def served(field: training.ContextField) -> ContextField:
-    return ContextField(**field.model_dump())
 
 
 def parsed(parse: ClickParser, **fields: Any) -> Click:
@@ -72,14 +71,14 @@ def test_a_columns_numbers_are_the_trainers(
     # Some of the texts are values of the field, in any order.
     names = sorted({text for text in map(named, said) if text})
     values = data.draw(st.lists(st.sampled_from(names), unique=True)) if names else []
-    field = training.ContextField(name="dwell ms", kind="column", values=tuple(values))
-    context = Context([served(field)])
+    field = ContextField(name="dwell ms", kind="column", values=tuple(values))
+    context = Context([field])
     parse = ClickParser(context.columns)
     ours = [
         context.indices(parsed(parse, **{"dwell ms": value}).context, NOW_MS, None)
         for value in said
     ]
-    assert ours == training.context_indices(log, [field]).tolist()
+    assert ours == context_indices(log, [field]).tolist()
 
 
 def named(value: object) -> str | None:
@@ -90,7 +89,7 @@ def named(value: object) -> str | None:
 
 @given(floats)
 def test_a_float_is_written_as_polars_writes_it(number: float) -> None:
-    (text,) = training.texts(pl.Series([number]))
+    (text,) = texts_of_column(pl.Series([number]))
     assert text_of(json.dumps(number).encode()) == text
 
 
@@ -134,12 +133,12 @@ def test_bytes_that_are_no_text_have_no_name() -> None:
 # -- time -------------------------------------------------------------------------------------
 
 FIELDS = [
-    training.ContextField(name="gap", kind="gap", edges_s=training.GAP_BIN_EDGES_S),
-    training.ContextField(name="fine", kind="gap", edges_s=(0.001, 0.5, 0.501, 7.0)),
-    training.ContextField(name="whole", kind="gap"),
-    training.ContextField(name="hour", kind="hour"),
-    training.ContextField(name="hour_there", kind="hour", utc_offset_s=-10_800),
-    training.ContextField(name="weekday", kind="weekday", utc_offset_s=20_700),
+    ContextField(name="gap", kind="gap", edges_s=GAP_BIN_EDGES_S),
+    ContextField(name="fine", kind="gap", edges_s=(0.001, 0.5, 0.501, 7.0)),
+    ContextField(name="whole", kind="gap"),
+    ContextField(name="hour", kind="hour"),
+    ContextField(name="hour_there", kind="hour", utc_offset_s=-10_800),
+    ContextField(name="weekday", kind="weekday", utc_offset_s=20_700),
 ]
 gaps_ms = st.sampled_from([0, 1, 500, 501, 999, 1000, 1001, 2000, 7000, 7001]) | st.integers(
     0, 500_000_000
@@ -150,12 +149,12 @@ gaps_ms = st.sampled_from([0, 1, 500, 501, 999, 1000, 1001, 2000, 7000, 7001]) |
 def test_gap_hour_and_weekday_are_the_trainers(first_ms: int, gaps: list[int]) -> None:
     timestamp_ms = np.cumsum([first_ms, *gaps])
     log = pl.DataFrame({"timestamp_ms": timestamp_ms}).with_columns(session_id=pl.lit("s"))
-    context = Context([served(field) for field in FIELDS])
+    context = Context(FIELDS)
     ours = [
         context.indices(b"", at_ms, gap_ms)
         for at_ms, gap_ms in zip(timestamp_ms.tolist(), [None, *gaps], strict=True)
     ]
-    assert ours == training.context_indices(log, FIELDS).tolist()
+    assert ours == context_indices(log, FIELDS).tolist()
 
 
 def test_an_earlier_click_is_a_gap_of_0() -> None:
@@ -193,9 +192,21 @@ def test_a_click_that_says_nothing_keeps_nothing() -> None:
     assert Context([]).indices(b"", NOW_MS, None) == []
 
 
-def test_both_sides_count_from_the_same_numbers() -> None:
-    ours = (MISSING, UNKNOWN, FIRST_VALUE, MAX_VALUE_BYTES)
-    theirs = (training.MISSING, training.UNKNOWN, training.FIRST_VALUE, training.MAX_VALUE_BYTES)
-    assert ours == theirs
-    for field in [*FIELDS, training.ContextField(name="c", kind="column", values=("a", "b"))]:
-        assert served(field).size == field.size
+# -- one class in the checkpoint and in the manifest --------------------------------------------
+
+WRITTEN = (
+    '{"name":"device","kind":"column","values":["tv","phone"],"edges_s":[],"utc_offset_s":0}',
+    '{"name":"gap","kind":"gap","values":[],"edges_s":[1.0,2.5],"utc_offset_s":0}',
+    '{"name":"hour","kind":"hour","values":[],"edges_s":[],"utc_offset_s":-3600}',
+)
+
+
+@pytest.mark.parametrize("written", WRITTEN)
+def test_a_field_is_the_same_in_a_checkpoint_and_in_a_manifest(written: str) -> None:
+    checkpoint = TypeAdapter(ContextField)
+    field = checkpoint.validate_json(written)
+    assert field == msgspec.json.decode(written, type=ContextField)
+    assert msgspec.json.encode(field, order="deterministic") == written.encode()
+    assert checkpoint.dump_json(field) == written.encode()
+    with pytest.raises(ValidationError, match="colour"):
+        checkpoint.validate_json(written.replace("values", "colour"))

@@ -269,7 +269,8 @@ def test_graphs_of_another_bundle_are_refused(
 def test_a_field_with_more_values_than_the_graph_has_is_refused(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path, context=CONTEXT))
     fields = [
-        replace(f, values=("a", "b", "c")) if f.values else f for f in bundle.manifest.context
+        dataclasses.replace(f, values=("a", "b", "c")) if f.values else f
+        for f in bundle.manifest.context
     ]
     with pytest.raises(
         BundleError, match=r"encode.onnx fails on item_index 49 and context \[4, 25"

@@ -9,16 +9,16 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 import polars as pl
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stream.batch import Rules, plan_batch
 from stream.contract.click import Record
-from stream.contract.context import ContextField as StreamField
 from stream.model.waves import Waves
 from stream.position import BadClickLimit, Position
 from tests.unit.stream.replay import bundle_of
-from train.data.clicks import cut_sessions, read_clicks, split_by_time, write_clicks
+from train.data.clicks import ClickLogError, cut_sessions, read_clicks, split_by_time, write_clicks
 from train.data.context import ContextField
 from train.data.parts import Begin, Parts, load_state
 from train.data.sessions import build_sessions
@@ -29,7 +29,8 @@ FIELDS = (
     ContextField(name="gap", kind="gap", edges_s=(0.0, 1.0, 60.0, 1800.0)),
     ContextField(name="hour", kind="hour"),
 )
-WITHOUT_WATERMARK = Rules(IDLE_S * 1000, 10**12, BadClickLimit(1000, 0.5))
+LATENESS_S = 600
+RULES = Rules(IDLE_S * 1000, LATENESS_S * 1000, BadClickLimit(1000, 0.5))
 
 steps_s = st.sampled_from([0, 1, 30, 300, -1, -30, -4000, 1799, 1800, 1801, 4000])
 clicks_of_sessions = st.lists(st.tuples(st.sampled_from("stu"), steps_s), min_size=4, max_size=30)
@@ -50,8 +51,7 @@ def records_of(clicks: Sequence[tuple[str, int]]) -> list[Record]:
 
 def streams_sessions(records: Sequence[Record]) -> Served:
     items = [f"i{n}" for n in range(len(records))]
-    fields = [StreamField(f.name, f.kind, f.values, f.edges_s) for f in FIELDS]
-    bundle = bundle_of(items, n_recommendations=1, context=fields)
+    bundle = bundle_of(items, n_recommendations=1, context=FIELDS)
     sessions = defaultdict(list)
     step = Waves.step
 
@@ -65,13 +65,14 @@ def streams_sessions(records: Sequence[Record]) -> Served:
             {0: Position(0, "topic id")},
             lambda *_: None,
             bundle,
-            WITHOUT_WATERMARK,
+            RULES,
             "clicks",
         )
     return sorted(session for session in sessions.values() if len(session) > 1)
 
 
 def collected(records: Sequence[Record], out: Path) -> None:
+    out.mkdir(exist_ok=True)
     parts = Parts(out, load_state(out, Begin(cluster=None, topic="t", since=None, from_offsets={})))
     for record in records:
         parts.take(record)
@@ -91,15 +92,36 @@ def learnt_sessions(clicks: pl.DataFrame) -> Served:
 
 @given(clicks_of_sessions)
 @example([("s", 0), ("s", 5), ("s", -3), ("s", 6)])
+@example([("s", 0), ("s", 1), ("t", 4000), ("s", -3990), ("s", 1), ("s", -2), ("s", 9)])
 @example([("s", 3599), ("s", 2), ("s", -2), ("s", 1800), ("s", 1802)])
 @settings(deadline=None)
 def test_a_collected_log_is_learnt_as_the_stream_served_it(clicks: list[tuple[str, int]]) -> None:
     records = records_of(clicks)
     with TemporaryDirectory() as folder:
         collected(records, Path(folder))
-        log = read_clicks(folder, idle_timeout_s=IDLE_S, keep=()).clicks
+        log = read_clicks(
+            folder, idle_timeout_s=IDLE_S, allowed_lateness_s=LATENESS_S, keep=()
+        ).clicks
     assert learnt_sessions(log) == streams_sessions(records)
     assert not {"kafka_partition", "kafka_offset"} & {*log.columns}
+
+
+def test_a_session_ends_where_the_watermark_has_left_it_behind(tmp_path: Path) -> None:
+    clicks = [("s", 0), ("t", 2401), ("s", -2391), ("s", 5)]
+    collected(records_of(clicks), tmp_path)
+
+    def sessions(idle_timeout_s: int | None = None, allowed_lateness_s: int = 600) -> list[str]:
+        log = read_clicks(
+            tmp_path, idle_timeout_s=idle_timeout_s, allowed_lateness_s=allowed_lateness_s
+        )
+        return log.clicks.sort("kafka_offset")["session_id"].to_list()
+
+    assert sessions() == ["s", "t", "s", "s"]
+    assert sessions(idle_timeout_s=IDLE_S) == ["s", "t", "s+2", "s+2"]
+    assert sessions(idle_timeout_s=IDLE_S, allowed_lateness_s=601) == ["s", "t", "s", "s"]
+    collected(records_of([*clicks, ("s+2", 0)]), tmp_path / "taken")
+    with pytest.raises(ClickLogError, match=r"names such as session\+2"):
+        read_clicks(tmp_path / "taken", idle_timeout_s=IDLE_S)
 
 
 @given(clicks_of_sessions)

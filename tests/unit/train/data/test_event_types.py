@@ -1,10 +1,12 @@
 """Event types as inputs and as targets."""
 
+from pathlib import Path
+
 import polars as pl
 import pytest
 from pydantic import ValidationError
 
-from train.data.clicks import ClickLogError
+from train.data.clicks import ClickLogError, read_clicks
 from train.data.event_types import EventTypes, weigh_events
 from train.data.sessions import TARGET_WEIGHT, build_sessions
 
@@ -42,7 +44,7 @@ def test_numbers_are_named_by_their_text() -> None:
     assert weighed[TARGET_WEIGHT].to_list() == [0, 1, 1]
 
 
-def test_a_session_that_now_begins_later_stands_later() -> None:
+def test_a_session_that_now_begins_later_stands_later(tmp_path: Path) -> None:
     clicks = pl.DataFrame(
         {
             "session_id": ["a", "a", "b", "b"],
@@ -51,7 +53,8 @@ def test_a_session_that_now_begins_later_stands_later() -> None:
             "event_type": ["ping", "view", "view", "view"],
         }
     )
-    left = weigh_events(clicks, EventTypes(inputs=("view",)))
+    clicks.write_parquet(tmp_path / "log.parquet")
+    left = read_clicks(tmp_path / "log.parquet", event_types=EventTypes(inputs=("view",))).clicks
     assert left["session_id"].to_list() == ["b", "b", "a"]
 
 

@@ -14,16 +14,16 @@ from train.data.synthetic import (
     CHAIN_SHARES,
     FIRST_DAY_MS,
     STEP_SHARES,
-    Shop,
-    ShopConfig,
-    build_shop,
+    Process,
+    SyntheticConfig,
+    build_process,
 )
-from train.data.synthetic import generate_shop as generate
+from train.data.synthetic import generate_synthetic as generate
 from train.fit.loop import Schedule, fit
 from train.fit.training_log import TrainingLog
 from train.network.hyperparameters import Hyperparameters
 
-SMALL = ShopConfig(seed=3, n_items=480, n_days=5)
+SMALL = SyntheticConfig(seed=3, n_items=480, n_days=5)
 
 
 @pytest.fixture(scope="module")
@@ -36,24 +36,26 @@ def test() -> pl.DataFrame:
     return split_by_time(generate(80_000, SMALL), days=1).test
 
 
-def step_chances(shop: Shop, prefix: list[dict[str, int]], day: int, intent: int) -> list[float]:
+def step_chances(
+    process: Process, prefix: list[dict[str, int]], day: int, intent: int
+) -> list[float]:
     """Probability of every item after this prefix for a visitor of this intent, term by term."""
     last = prefix[-1]
     repeat, chain, category, anything = STEP_SHARES[last["event"], int(last["dwell"] >= 20_000)]
-    appeal = shop.appeal[day, intent]
-    same = [i for i in range(len(appeal)) if shop.category[i] == shop.category[last["item"]]]
+    appeal = process.appeal[day, intent]
+    same = [i for i in range(len(appeal)) if process.category[i] == process.category[last["item"]]]
     chances = [anything * share for share in appeal]
     for item in same:
         chances[item] += category * appeal[item] / sum(appeal[i] for i in same)
-    for successor, share in zip(shop.successors[last["item"]], CHAIN_SHARES, strict=True):
+    for successor, share in zip(process.successors[last["item"]], CHAIN_SHARES, strict=True):
         chances[successor] += chain * share
     for click in prefix[-4:]:
         chances[click["item"]] += repeat / len(prefix[-4:])
     return chances
 
 
-def slow_ranks(shop: Shop, session: pl.DataFrame) -> list[int]:
-    index = {item_id: row for row, item_id in enumerate(shop.item_ids)}
+def slow_ranks(process: Process, session: pl.DataFrame) -> list[int]:
+    index = {item_id: row for row, item_id in enumerate(process.item_ids)}
     events = {"view": 0, "cart": 1, "purchase": 2}
     clicks = [
         {"item": index[item_id], "event": events[event], "dwell": dwell}
@@ -63,12 +65,12 @@ def slow_ranks(shop: Shop, session: pl.DataFrame) -> list[int]:
     weights = [
         float(prior * appeal[clicks[0]["item"]])
         for prior, appeal in zip(
-            shop.intent_shares[in_day_ms // (6 * 3_600_000)], shop.appeal[day], strict=True
+            process.intent_shares[in_day_ms // (6 * 3_600_000)], process.appeal[day], strict=True
         )
     ]
     ranks = []
     for n in range(1, len(clicks)):
-        by_intent = [step_chances(shop, clicks[:n], day, z) for z in range(len(weights))]
+        by_intent = [step_chances(process, clicks[:n], day, z) for z in range(len(weights))]
         chances = np.array(weights) @ np.array(by_intent)
         target = clicks[n]["item"]
         ranks.append(int((chances >= chances[target]).sum()))
@@ -78,8 +80,8 @@ def slow_ranks(shop: Shop, session: pl.DataFrame) -> list[int]:
 
 def test_the_oracle_ranks_as_the_process_written_out_term_by_term() -> None:
     clicks = generate(120, SMALL)
-    shop = build_shop(SMALL)
-    ranks = np.array([r for _, s in clicks.group_by("session_id") for r in slow_ranks(shop, s)])
+    process = build_process(SMALL)
+    ranks = np.array([r for _, s in clicks.group_by("session_id") for r in slow_ranks(process, s)])
     score = score_oracle(SMALL, clicks)
     assert score.predictions == len(ranks) == 120 - clicks["session_id"].n_unique()
     assert score.recall == pytest.approx((ranks <= 20).mean())
@@ -145,9 +147,9 @@ def test_the_oracle_beats_popularity_and_a_first_order_chain_by_far(
     assert oracle.recall > by_chain.mean() + 0.1
 
 
-def test_a_trained_model_learns_the_shop_and_does_not_beat_the_oracle(tmp_path: Path) -> None:
-    shop = ShopConfig(seed=5, n_items=240, n_days=4)
-    older, newer = split_by_time(generate(16_000, shop), fraction=0.25)
+def test_a_trained_model_learns_the_process_and_does_not_beat_the_oracle(tmp_path: Path) -> None:
+    process = SyntheticConfig(seed=5, n_items=240, n_days=4)
+    older, newer = split_by_time(generate(16_000, process), fraction=0.25)
     learned = build_sessions(older)
     asked = build_sessions(newer, learned.catalogue)
     torch.set_num_threads(1)
@@ -157,7 +159,7 @@ def test_a_trained_model_learns_the_shop_and_does_not_beat_the_oracle(tmp_path: 
         Schedule(epochs=2),
         tmp_path,
     )
-    bound = score_oracle(shop, newer, learned.catalogue.item_ids, context=False)
+    bound = score_oracle(process, newer, learned.catalogue.item_ids, context=False)
     popularity = np.bincount(learned.sessions.item_index, minlength=len(learned.catalogue))
     _, target = pairs(asked.sessions)
     by_popularity = ranks_of(np.broadcast_to(popularity, (len(target), len(popularity))), target)
@@ -175,12 +177,12 @@ def test_a_model_that_sees_only_items_has_the_lower_bound(
     assert 0 < oracle.recall - items.recall < 0.1
 
 
-def test_a_text_log_of_the_shop_is_scored_alike(test: pl.DataFrame, oracle: OracleScore) -> None:
+def test_a_text_log_is_scored_as_a_typed_one(test: pl.DataFrame, oracle: OracleScore) -> None:
     as_text = test.with_columns(pl.col("dwell_ms").cast(pl.String))
     known = build_sessions(split_by_time(generate(80_000, SMALL), days=1).train).catalogue
     assert score_oracle(SMALL, as_text, known.item_ids) == oracle
 
 
-def test_clicks_of_another_shop_are_refused(test: pl.DataFrame) -> None:
+def test_clicks_of_another_process_are_refused(test: pl.DataFrame) -> None:
     with pytest.raises(pl.exceptions.InvalidOperationError):
-        score_oracle(ShopConfig(seed=3, n_items=240, n_days=5), test)
+        score_oracle(SyntheticConfig(seed=3, n_items=240, n_days=5), test)

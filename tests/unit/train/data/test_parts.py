@@ -14,10 +14,9 @@ from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from stream.contract.click import BadClick, Click, ClickParser, Reason, Record
-from stream.contract.context import Context
-from stream.contract.context import ContextField as StreamField
+from stream.contract.context import FIRST_VALUE, Context
 from train.data.clicks import read_clicks
-from train.data.context import FIRST_VALUE, MIN_SUPPORT, context_indices, learn_fields
+from train.data.context import MIN_SUPPORT, context_indices, learn_fields
 from train.data.parts import (
     MAX_FIELDS,
     NAMELESS,
@@ -248,7 +247,7 @@ def test_a_collected_field_has_the_number_that_the_stream_gives_it(pages: list[b
     found = taken(*values)
     column = found["page"] if "page" in found else pl.Series("page", [None] * len(pages), pl.String)
     fields = learn_fields(_clicks(pl.concat([column] * MIN_SUPPORT)), ["page"])
-    stream = Context([StreamField(f.name, f.kind, f.values) for f in fields])
+    stream = Context(fields)
     numbers = []
     for value in values:
         click = ClickParser(stream.columns)(Record(0, 7, NOW_MS, b"s", value))

@@ -1,4 +1,4 @@
-"""The shop's log: exact size, order, and every effect the process promises."""
+"""A synthetic log: exact size, order, and every effect the process promises."""
 
 from pathlib import Path
 
@@ -12,46 +12,46 @@ from train.data.synthetic import (
     CATEGORIES,
     FIRST_DAY_MS,
     STEP_SHARES,
-    ShopConfig,
-    build_shop,
-    generate_shop,
+    SyntheticConfig,
+    build_process,
+    generate_synthetic,
     markov_clicks,
 )
 
-SMALL = ShopConfig(seed=7, n_items=480, n_days=5)
+SMALL = SyntheticConfig(seed=7, n_items=480, n_days=5)
 
 
 @pytest.fixture(scope="module")
 def clicks() -> pl.DataFrame:
-    return generate_shop(60_000, SMALL)
+    return generate_synthetic(60_000, SMALL)
 
 
 @pytest.mark.parametrize("n_clicks", [2, 3, 1_001])
 def test_a_log_has_exactly_as_many_clicks_as_asked_for(n_clicks: int) -> None:
-    assert len(generate_shop(n_clicks, SMALL)) == n_clicks
+    assert len(generate_synthetic(n_clicks, SMALL)) == n_clicks
 
 
 def test_the_same_seed_gives_the_same_log_and_another_seed_another() -> None:
-    log = generate_shop(500, SMALL)
-    assert generate_shop(500, SMALL).equals(log)
-    assert not generate_shop(500, SMALL.model_copy(update={"seed": 8})).equals(log)
+    log = generate_synthetic(500, SMALL)
+    assert generate_synthetic(500, SMALL).equals(log)
+    assert not generate_synthetic(500, SMALL.model_copy(update={"seed": 8})).equals(log)
 
 
-def test_a_shop_does_not_depend_on_how_many_clicks_are_made() -> None:
-    assert build_shop(SMALL).item_ids[:2] == ["bags-0000", "bags-0001"]
-    assert np.array_equal(build_shop(SMALL).successors, build_shop(SMALL).successors)
+def test_the_process_does_not_depend_on_how_many_clicks_are_made() -> None:
+    assert build_process(SMALL).item_ids[:2] == ["bags-0000", "bags-0001"]
+    assert np.array_equal(build_process(SMALL).successors, build_process(SMALL).successors)
 
 
-def test_a_shop_smaller_than_its_categories_is_refused() -> None:
+def test_a_process_smaller_than_its_categories_is_refused() -> None:
     with pytest.raises(ValidationError, match="n_items"):
-        ShopConfig(n_items=len(CATEGORIES))
+        SyntheticConfig(n_items=len(CATEGORIES))
 
 
 def test_every_click_is_good_and_in_the_order_of_read_clicks(
     clicks: pl.DataFrame, tmp_path: Path
 ) -> None:
-    write_clicks(clicks, tmp_path / "shop.parquet")
-    found = read_clicks(tmp_path / "shop.parquet", idle_timeout_s=1800)
+    write_clicks(clicks, tmp_path / "log.parquet")
+    found = read_clicks(tmp_path / "log.parquet", idle_timeout_s=1800)
     assert found.rejected == {}
     assert found.clicks.equals(clicks)
 
@@ -84,8 +84,8 @@ def test_a_few_items_get_most_of_the_clicks(clicks: pl.DataFrame) -> None:
 
 
 def test_no_item_is_clicked_before_it_is_for_sale(clicks: pl.DataFrame) -> None:
-    shop = build_shop(SMALL)
-    born = pl.DataFrame({"item_id": shop.item_ids, "born": shop.born})
+    process = build_process(SMALL)
+    born = pl.DataFrame({"item_id": process.item_ids, "born": process.born})
     day = (pl.col("timestamp_ms") - FIRST_DAY_MS) // 86_400_000
     late = clicks.join(born, on="item_id").filter(pl.col("born") > 0)
     assert late["item_id"].n_unique() > 30
@@ -95,11 +95,11 @@ def test_no_item_is_clicked_before_it_is_for_sale(clicks: pl.DataFrame) -> None:
 def test_an_event_type_sends_its_visitor_down_the_chain_as_often_as_stated(
     clicks: pl.DataFrame,
 ) -> None:
-    shop = build_shop(SMALL)
-    index = {item_id: row for row, item_id in enumerate(shop.item_ids)}
+    process = build_process(SMALL)
+    index = {item_id: row for row, item_id in enumerate(process.item_ids)}
     item = np.array([index[item_id] for item_id in clicks["item_id"]])
     goes_on = (clicks["session_id"] == clicks["session_id"].shift(-1)).fill_null(False).to_numpy()
-    on_chain = np.append((shop.successors[item[:-1]] == item[1:, None]).any(axis=1), False)
+    on_chain = np.append((process.successors[item[:-1]] == item[1:, None]).any(axis=1), False)
     hurried = (clicks["dwell_ms"] < 20_000).to_numpy()
     for event, name in enumerate(("view", "cart", "purchase")):
         for pace, chosen in enumerate((hurried, ~hurried)):
