@@ -8,6 +8,7 @@ import structlog
 import uvloop
 from prometheus_client import REGISTRY, disable_created_metrics
 
+from stream.errors import StreamError
 from stream.logs import configure_logging
 from stream.metrics import Metrics
 from stream.model.bundle import load_bundle
@@ -19,10 +20,6 @@ from stream.web.pages import add_pages
 from stream.worker import Worker
 
 log = structlog.get_logger(__name__)
-
-
-class AddressError(Exception):
-    """The web server's address cannot be taken: one sentence."""
 
 
 def run_worker(settings: WorkerSettings) -> int:
@@ -59,12 +56,12 @@ def run_worker(settings: WorkerSettings) -> int:
 
 
 def _check_address(settings: WorkerSettings) -> None:
-    """Raise AddressError where the pages cannot be served; Faust would say so in a traceback."""
+    """Raise StreamError where the pages cannot be served; Faust would say so in a traceback."""
     try:
         with socket.create_server((settings.web_host, settings.web_port)):
             return
     except OSError as error:
-        raise AddressError(
+        raise StreamError(
             f"web_host and web_port are {settings.web_host}:{settings.web_port}, where no server "
             f"can listen ({error.strerror}); each worker on a host needs a port of its own"
         ) from error

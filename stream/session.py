@@ -11,6 +11,8 @@ import msgspec
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from stream.errors import StreamError
+
 FORMAT: Final = 1
 TRAIL_CLICKS: Final = 50
 """Clicks kept of a session. A rebuild under a new bundle is exact up to this length."""
@@ -28,10 +30,6 @@ class LastOutcome(IntEnum):
     FALLBACK = 0
     MODEL = 1
     UNKNOWN_ITEM = 2
-
-
-class StateError(ValueError):
-    """Bytes in the changelog that this version cannot read."""
 
 
 class TrailClick(msgspec.Struct, frozen=True):
@@ -94,7 +92,7 @@ def encode_state(state: SessionState) -> bytes:
 def decode_state(raw: bytes) -> SessionState:
     """Return the state of bytes that ``encode_state`` made; its arrays are views on them.
 
-    Raises StateError on an unknown format version.
+    Raises StreamError on an unknown format version.
     """
     check_format(raw)
     _, outcome, bundle, last_click_ms, n_clicks, n_trail, n_state, n_top = _HEADER.unpack_from(raw)
@@ -130,7 +128,7 @@ def last_click_ms(raw: bytes) -> int:
 
 
 def check_format(raw: bytes) -> None:
-    """Raise StateError, one sentence, on bytes of another format version."""
+    """Raise StreamError, one sentence, on bytes of another format version."""
     if len(raw) < _HEADER.size or raw[0] != FORMAT:
         found = raw[0] if raw else "nothing"
-        raise StateError(f"session state has format {found}, this version reads {FORMAT}")
+        raise StreamError(f"session state has format {found}, this version reads {FORMAT}")

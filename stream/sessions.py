@@ -24,7 +24,7 @@ class PartitionSessions:
     """A heap with one entry a session: its last click's time when the entry was pushed."""
 
     def restore(self, key: bytes, value: bytes | None) -> None:
-        """Take one record of the changelog. Raises PositionError or StateError on a new format."""
+        """Take one record of the changelog. Raises StreamError on a newer format."""
         if key == POSITION_KEY:
             self.position = decode_position(value) if value is not None else None
         elif value is None:

@@ -18,21 +18,19 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-CONFIG = SettingsConfigDict(
-    env_prefix="NEXTCLICK_",
-    frozen=True,
-    extra="forbid",
-    cli_kebab_case=True,
-    cli_implicit_flags=True,
-    cli_avoid_json=True,
-    use_attribute_docstrings=True,
-)
-
 
 class KafkaSettings(BaseSettings):
     """How to reach Kafka, and which topics are ours."""
 
-    model_config = CONFIG
+    model_config = SettingsConfigDict(
+        env_prefix="NEXTCLICK_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        use_attribute_docstrings=True,
+    )
 
     bootstrap_servers: str = Field(default="127.0.0.1:9092", min_length=1)
     """Kafka brokers, host:port, separated by commas."""

@@ -18,18 +18,18 @@ from faust.types import TP
 
 from stream.batch import Plan, Rules, finish_batch, plan_batch
 from stream.contract.click import Record
+from stream.errors import StreamError
 from stream.metrics import Metrics
 from stream.model.bundle import Bundle
 from stream.model.scorer import Scorer
-from stream.position import BadClickLimit, BadClickLimitError, Position, PositionError
-from stream.session import StateError
+from stream.position import BadClickLimit, BadClickLimitError, Position
 from stream.settings import WorkerSettings
 from stream.transport.clients import faust_options
 from stream.transport.patches import LeanMonitor
 from stream.transport.reader import CommittedReader
 from stream.transport.restore import restore_partitions
 from stream.transport.store import STORE_URL, SessionStore
-from stream.transport.topics import TopicError, TopicFacts
+from stream.transport.topics import TopicFacts
 from stream.transport.transactions import Delivery, TransactionLostError
 
 if TYPE_CHECKING:
@@ -364,7 +364,7 @@ class Worker:
         if isinstance(error, BadClickLimitError):
             log.critical("bad_click_limit", detail=str(error))
             code = EXIT_BAD_CLICKS
-        elif isinstance(error, PositionError | StateError | TopicError):
+        elif isinstance(error, StreamError):
             log.critical("bad_deployment", detail=str(error))
             code = EXIT_DEPLOYMENT
         elif isinstance(error, TransactionLostError):

@@ -18,6 +18,7 @@ import msgspec
 
 from stream.contract.click import RESERVED, ClickParser
 from stream.contract.context import MAX_FIELDS, MAX_VALUE_BYTES, Context, ContextField, column_key
+from stream.errors import StreamError
 
 FORMAT = 2
 ENCODE, RANK, ITEMS, MANIFEST = "encode.onnx", "rank.onnx", "items.txt", "manifest.json"
@@ -26,7 +27,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class BundleError(Exception):
+class BundleError(StreamError):
     """A bundle that must not be served: one sentence naming the file, the found, the expected."""
 
 

@@ -9,7 +9,8 @@ from collections.abc import Collection
 
 import structlog
 
-from stream.position import Position, PositionError
+from stream.errors import StreamError
+from stream.position import Position
 from stream.sessions import Sessions
 from stream.settings import KafkaSettings
 from stream.transport.reader import CommittedReader
@@ -31,9 +32,8 @@ async def restore_partitions(
     """Return the changelog's records read, and the clicks lost to retention.
 
     Reads on where a partition that was kept stands. Fencing comes first: an open transaction of
-    the last owner hides what lies behind it. Raises TopicError where the topics have changed
-    since the start, PositionError where the clicks cannot be read on, and StateError on sessions
-    of an unknown format.
+    the last owner hides what lies behind it. Raises StreamError where the topics have changed since
+    the start, the clicks cannot be read on, or sessions are of an unknown format.
     """
     facts = await asyncio.to_thread(check_topics, settings)
     sessions.own(partitions)
@@ -70,19 +70,19 @@ async def _check_positions(
         where = f"{topic}-{partition}"
         if position is None:
             if committed.get(partition, 0) > begin:
-                raise PositionError(
+                raise StreamError(
                     f"{settings.changelog_topic} has no position for {where}, but the group "
                     f"{settings.app_id} has committed offset {committed[partition]}: "
                     f"the changelog was lost; {_HOW}"
                 )
             sessions.partitions[partition].position = Position(begin, topic_id)
         elif position.topic_id != topic_id:
-            raise PositionError(
+            raise StreamError(
                 f"{topic} has topic id {topic_id}, the position of {where} is of "
                 f"{position.topic_id}: the topic was deleted and made anew; {_HOW}"
             )
         elif position.next_offset > end:
-            raise PositionError(
+            raise StreamError(
                 f"the position of {where} is {position.next_offset}, past the topic's end at "
                 f"{end}; {_HOW}"
             )

@@ -23,9 +23,9 @@ from confluent_kafka import (
 from rich.live import Live
 
 from stream.contract.messages import Recommendation
+from stream.errors import StreamError
 from stream.settings import WatchSettings
 from stream.transport.clients import confluent_options
-from stream.transport.topics import TopicError
 from stream.watch.screen import draw, session_line, summary_line
 from stream.watch.tally import SessionView, Tally
 
@@ -38,7 +38,7 @@ _decode = msgspec.json.Decoder(Recommendation).decode
 
 
 def watch(settings: WatchSettings) -> None:
-    """Show the topics until SIGINT or SIGTERM. Raises TopicError where there is nothing to see."""
+    """Show the topics until SIGINT or SIGTERM. Raises StreamError where there is nothing to see."""
     ended = False
 
     def end(*_: object) -> None:
@@ -169,13 +169,13 @@ def _starts(consumer: Consumer, settings: WatchSettings) -> list[TopicPartition]
     try:
         topics = consumer.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
-        raise TopicError(
+        raise StreamError(
             f"no broker answers at {settings.bootstrap_servers}: {error.args[0].str()}"
         ) from error
     names = (settings.clicks_topic, settings.recommendations_topic, settings.dead_letter_topic)
     missing = [name for name in names if name not in topics]
     if missing:
-        raise TopicError(
+        raise StreamError(
             f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
         )
     offset = OFFSET_BEGINNING if settings.from_beginning else OFFSET_END

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.position import POSITION_KEY, Position, PositionError, encode_position
-from stream.session import LastOutcome, SessionState, StateError, encode_state
+from stream.errors import StreamError
+from stream.position import POSITION_KEY, Position, encode_position
+from stream.session import LastOutcome, SessionState, encode_state
 from stream.sessions import PartitionSessions, Sessions
 
 EMPTY = np.empty(0, np.float32)
@@ -69,9 +70,9 @@ def test_a_restore_takes_states_tombstones_and_the_position() -> None:
 
 
 def test_a_restore_refuses_what_a_newer_version_wrote() -> None:
-    with pytest.raises(StateError):
+    with pytest.raises(StreamError):
         PartitionSessions().restore(b"s", b"\x02" + state(1)[1:])
-    with pytest.raises(PositionError):
+    with pytest.raises(StreamError):
         PartitionSessions().restore(POSITION_KEY, b"\x93")
 
 
