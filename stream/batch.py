@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int32
 from stream.contract.click import BadClick, Click, Record
 from stream.contract.messages import Item, Message, Outcome, dead_letter, recommendation
 from stream.model.bundle import Bundle
-from stream.model.waves import Scores, Waves
+from stream.model.scorer import Scores, Waves
 from stream.position import BadClickLimit, Position
 from stream.session import (
     TRAIL_CLICKS,

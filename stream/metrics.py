@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from stream.batch import PartitionOutput
 from stream.contract.click import Reason
 from stream.contract.messages import Outcome
-from stream.model.waves import Scores
+from stream.model.scorer import Scores
 
 # Around the objective of 12 ms at the median and 30 ms at p99: steps of about a third there,
 # doubling outside, so that a quantile read from the buckets is never off by more than that.

@@ -14,6 +14,7 @@ from typing import cast
 import msgspec
 
 from stream.contract.context import column_key, keep, text_of
+from stream.contract.records import Record as Record
 
 MAX_ID_BYTES = 256
 MAX_FUTURE_MS = 5 * 60 * 1000
@@ -31,19 +32,6 @@ class Reason(StrEnum):
     KEY_MISMATCH = "key_mismatch"
     BAD_ITEM_ID = "bad_item_id"
     BAD_TIMESTAMP = "bad_timestamp"
-
-
-class Record(msgspec.Struct, frozen=True):
-    """One Kafka record of the clicks topic.
-
-    ``timestamp_ms`` is the record's own (the append time, as ``topics create`` sets it).
-    """
-
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
 
 
 class Click(msgspec.Struct, frozen=True):
@@ -72,10 +60,6 @@ class _Wire(msgspec.Struct):
     timestamp_ms: int
     event_id: str | None = None
     event_type: str | None = None
-
-
-RESERVED = ("session_id", "item_id", "timestamp_ms", "event_id")
-"""What every click says of itself: no context column can be called so."""
 
 
 class ClickParser:

@@ -19,6 +19,8 @@ UNKNOWN: Final = 1
 FIRST_VALUE: Final = 2
 
 HOURS, WEEKDAYS = 24, 7
+RESERVED: Final = ("session_id", "item_id", "timestamp_ms", "event_id")
+"""The fields that every click has: no context column can have one of these names."""
 MAX_FIELDS: Final = 64
 """Of a bundle: 64 columns of the longest texts take 4.4 kB of the 64 that a trail entry has."""
 MAX_VALUE_BYTES: Final = 64

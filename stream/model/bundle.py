@@ -16,8 +16,15 @@ from typing import Annotated
 
 import msgspec
 
-from stream.contract.click import RESERVED, ClickParser
-from stream.contract.context import MAX_FIELDS, MAX_VALUE_BYTES, Context, ContextField, column_key
+from stream.contract.click import ClickParser
+from stream.contract.context import (
+    MAX_FIELDS,
+    MAX_VALUE_BYTES,
+    RESERVED,
+    Context,
+    ContextField,
+    column_key,
+)
 from stream.errors import StreamError
 
 FORMAT = 2

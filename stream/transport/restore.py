@@ -11,7 +11,7 @@ import structlog
 
 from stream.errors import StreamError
 from stream.position import Position
-from stream.sessions import Sessions
+from stream.session import Sessions
 from stream.settings import KafkaSettings
 from stream.transport.reader import CommittedReader
 from stream.transport.topics import check_topics, group_offsets

@@ -6,7 +6,7 @@ from typing import Any
 
 from faust.stores import STORES, memory
 
-from stream.sessions import Sessions
+from stream.session import Sessions
 
 STORE_URL = "nextclick-sessions://"
 STORES.aliases["nextclick-sessions"] = "stream.transport.store:SessionStore"

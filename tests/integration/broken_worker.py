@@ -16,7 +16,7 @@ from faust.transport.consumer import Consumer
 
 from stream import __main__ as command
 from stream import worker
-from stream.sessions import PartitionSessions, Sessions
+from stream.session import PartitionSessions, Sessions
 from stream.transport import patches, restore
 from stream.transport.topics import group_offsets
 from stream.transport.transactions import Delivery

@@ -14,7 +14,7 @@ from stream.contract.messages import Message
 from stream.model.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
 from stream.model.scorer import Scorer
 from stream.position import Position, decode_position, encode_position
-from stream.sessions import PartitionSessions, Sessions
+from stream.session import PartitionSessions, Sessions
 
 TOPIC = "clicks"
 PUBLISHED_MS = 77

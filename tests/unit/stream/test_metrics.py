@@ -11,7 +11,7 @@ from stream.batch import Judgement, PartitionOutput
 from stream.contract.click import BadClick, Reason, Record
 from stream.contract.messages import Outcome
 from stream.metrics import LATENCY_BUCKETS, RESTORE_BUCKETS, STAGE_BUCKETS, Metrics
-from stream.model.waves import Scores
+from stream.model.scorer import Scores
 from stream.position import Position
 
 BUNDLE_ID = "a" * 16

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, encode_position
-from stream.session import LastOutcome, SessionState, encode_state
-from stream.sessions import PartitionSessions, Sessions
+from stream.session import LastOutcome, PartitionSessions, Sessions, SessionState, encode_state
 
 EMPTY = np.empty(0, np.float32)
 POSITION = Position(1, "topic")

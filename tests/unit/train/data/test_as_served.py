@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from stream.batch import Rules, plan_batch
 from stream.contract.click import Record as StreamRecord
 from stream.contract.context import ContextField as StreamField
-from stream.model.waves import Waves
+from stream.model.scorer import Waves
 from stream.position import BadClickLimit, Position
 from tests.unit.stream.replay import bundle_of
 from train.data.clicks import cut_sessions, read_clicks, split_by_time, write_clicks
