@@ -4,11 +4,11 @@ import asyncio
 
 from confluent_kafka.admin import AdminClient
 
-from stream.batch import PartitionOutput
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import ResetSettings
 from stream.transport.clients import confluent_options
+from stream.transport.protocol import Transaction
 from stream.transport.reader import CommittedReader
 from stream.transport.topics import TIMEOUT_S, check_topics
 from stream.transport.transactions import Delivery
@@ -54,12 +54,13 @@ async def _write(
         offsets = await _target_offsets(settings, partitions, reader)
         await delivery.own(partitions)
         old = await _old_positions(settings, partitions, reader)
-        for partition in partitions:
-            # The watermark stays with the sessions: they expire by it. A clean record of bad
-            # clicks, since the operator has seen them.
-            watermark_ms = old[partition].watermark_ms if partition in old else -1
-            position = Position(offsets[partition], topic_id, watermark_ms)
-            await delivery.commit(partition, PartitionOutput(position), [])
+        # The watermark stays with the sessions: they expire by it. A clean record of bad clicks,
+        # since the operator has seen them.
+        positions = {
+            p: Position(offsets[p], topic_id, old[p].watermark_ms if p in old else -1)
+            for p in partitions
+        }
+        await delivery.commit(Transaction(positions=positions))
     finally:
         await reader.close()
         await delivery.close()

@@ -7,7 +7,7 @@ dropped at once.
 
 import heapq
 import struct
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from stream.errors import StreamError
-from stream.position import POSITION_KEY, Position, decode_position
 
 FORMAT: Final = 1
 TRAIL_CLICKS: Final = 50
@@ -142,20 +141,15 @@ def check_format(raw: bytes) -> None:
 
 @dataclass(slots=True)
 class PartitionSessions:
-    """One partition: its sessions' bytes, and how far clicks and changelog have been applied."""
+    """One partition: its sessions' bytes, and when to look at which for expiry."""
 
     states: dict[bytes, bytes] = field(default_factory=dict)
-    position: Position | None = None
-    changelog_offset: int = 0
-    """The changelog's next offset: a restore of a partition that was kept reads on from here."""
     expiry: list[tuple[int, bytes]] = field(default_factory=list)
-    """A heap with one entry a session: its last click's time when the entry was pushed."""
+    """A heap with one entry per session: its last click's time when the entry was pushed."""
 
     def restore(self, key: bytes, value: bytes | None) -> None:
-        """Take one record of the changelog. Raises StreamError on a newer format."""
-        if key == POSITION_KEY:
-            self.position = decode_position(value) if value is not None else None
-        elif value is None:
+        """Take one record of the changelog. Raises StreamError on another format."""
+        if value is None:
             self.states.pop(key, None)
         else:
             check_format(value)
@@ -166,30 +160,23 @@ class PartitionSessions:
         self.expiry = [(last_click_ms(raw), key) for key, raw in self.states.items()]
         heapq.heapify(self.expiry)
 
-    def apply(
-        self,
-        states: Mapping[bytes, bytes],
-        tombstones: Iterable[bytes],
-        position: Position,
-        changelog_offset: int,
-    ) -> None:
-        """Take what a committed transaction has written."""
-        for key, raw in states.items():
+    def apply(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Take what a committed transaction has written; None deletes."""
+        for key, raw in changes.items():
+            if raw is None:
+                del self.states[key]
+                continue
             if key not in self.states:
                 heapq.heappush(self.expiry, (last_click_ms(raw), key))
             self.states[key] = raw
-        for key in tombstones:
-            del self.states[key]
-        self.position = position
-        self.changelog_offset = changelog_offset
 
     def collect(
         self, is_dead: Callable[[int], bool], keep: Collection[bytes], limit: int
     ) -> list[bytes]:
-        """Return dead sessions to delete, looking at ``limit`` queue entries at the most.
+        """Return dead sessions to delete, looking at no more than ``limit`` queue entries.
 
         An entry that comes up too early is pushed back with the session's later time. The
-        returned keys have left the queue: the caller must delete them, or die. ``keep``:
+        returned keys have left the queue: the caller must delete them, or end. ``keep``:
         sessions of the batch, whose states are about to change.
         """
         dead, later = [], []
@@ -208,20 +195,36 @@ class PartitionSessions:
 
 
 class Sessions:
-    """The owned partitions. Read by the scoring thread only while the event loop awaits it."""
+    """The sessions of the owned partitions: a ``Table`` that the transport restores.
+
+    Read by the scoring thread only while the event loop awaits it.
+    """
 
     def __init__(self) -> None:
         self.partitions: dict[int, PartitionSessions] = {}
 
     def own(self, partitions: Collection[int]) -> None:
-        """Drop what is no longer ours, and begin what is new, empty."""
+        """As ``Table.own``."""
         self.partitions = {
             p: self.partitions.get(p) or PartitionSessions() for p in sorted(partitions)
         }
 
     def forget(self, partition: int) -> None:
-        """Begin an owned partition anew: what was applied of it is not what the changelog says."""
+        """As ``Table.forget``."""
         self.partitions[partition] = PartitionSessions()
+
+    def restore(self, partition: int, key: bytes, value: bytes | None) -> None:
+        """As ``Table.restore``."""
+        self.partitions[partition].restore(key, value)
+
+    def finish_restore(self, partition: int) -> None:
+        """As ``Table.finish_restore``."""
+        self.partitions[partition].finish_restore()
+
+    def apply(self, changelog: Mapping[int, Mapping[bytes, bytes | None]]) -> None:
+        """Take what a committed transaction has written, by partition."""
+        for partition, changes in changelog.items():
+            self.partitions[partition].apply(changes)
 
     def get(self, partition: int, key: bytes) -> bytes | None:
         """Return a session's bytes."""

@@ -9,19 +9,17 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from stream.contract.click import ClickParser
 from stream.contract.context import (
     MAX_FIELDS,
     MAX_VALUE_BYTES,
     RESERVED,
-    Context,
     ContextField,
     column_key,
 )
@@ -108,23 +106,13 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n.
-
-    ``context`` and ``parse_click`` are made of the manifest's fields.
-    """
+    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n."""
 
     manifest: Manifest
     item_ids: list[str]
     item_index: dict[str, int]
     encode_path: Path
     rank_path: Path
-    context: Context = field(init=False)
-    parse_click: ClickParser = field(init=False)
-
-    def __post_init__(self) -> None:
-        context = Context(self.manifest.context)
-        object.__setattr__(self, "context", context)
-        object.__setattr__(self, "parse_click", ClickParser(context.columns))
 
 
 def load_bundle(folder: Path) -> Bundle:

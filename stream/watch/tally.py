@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from stream.contract.messages import Item, Recommendation
-from stream.watch.judge import Judge, Quality
+from stream.counts import Quality
+from stream.watch.judge import Judge
 
 T = TypeVar("T")
 
@@ -16,7 +17,6 @@ RECENT_S = 10
 """Rates and latencies are those of so many seconds."""
 HISTORY_S = 60
 """Seconds of clicks/s kept for the curve."""
-K = 20
 SHOWN_CLICKS = 12
 MAX_WAITING = 100_000
 MAX_JUDGED_SESSIONS = 100_000
@@ -62,7 +62,7 @@ class Tally:
         self.recommendations = 0
         self.dead_letters: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
-        self.quality = Quality(K)
+        self.quality = Quality()
         self._judge = Judge(idle_timeout_s, MAX_JUDGED_SESSIONS)
         self._seconds: OrderedDict[int, _Second] = OrderedDict()
         # Clicks without their answer and answers without their click (one consumer reads all

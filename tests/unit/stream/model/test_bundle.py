@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from stream.contract.context import Context
 from stream.model.bundle import (
     BundleError,
     Manifest,
@@ -71,7 +72,7 @@ def test_context_fields_may_share_a_name_where_their_kinds_differ(folder: Path) 
     rewrite(folder, lambda manifest: manifest.update(context=fields))
     bundle = load_bundle(folder)
     assert [field.size for field in bundle.manifest.context] == [26, 3, 2, 5]
-    assert bundle.context.columns == ("hour", "event_type")
+    assert Context(bundle.manifest.context).columns == ("hour", "event_type")
 
 
 def test_a_folder_is_named_by_its_content(tmp_path: Path) -> None:
