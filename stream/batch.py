@@ -43,11 +43,11 @@ class Rules:
     limit: BadClickLimit
 
     @classmethod
-    def of(cls, manifest: Manifest, allowed_lateness_s: int, limit: BadClickLimit) -> "Rules":
+    def of(cls, manifest: Manifest, limit: BadClickLimit) -> "Rules":
         """Return the rules that a manifest sets, with the operator's limit."""
         idle_timeout_s = manifest.idle_timeout_s
         idle_timeout_ms = None if idle_timeout_s is None else idle_timeout_s * 1000
-        return cls(idle_timeout_ms, allowed_lateness_s * 1000, limit)
+        return cls(idle_timeout_ms, manifest.allowed_lateness_s * 1000, limit)
 
     def is_dead(self, last_click_ms: int, watermark_ms: int) -> bool:
         """Whether no click after the watermark can find this session any more."""
@@ -123,6 +123,13 @@ class Plan:
     questions: list[_Question] = field(default_factory=list)
     sessions: dict[tuple[int, bytes], _Session] = field(default_factory=dict)
 
+    def waves_of(self, model: Model) -> Waves:
+        """Return the waves of a model in this batch."""
+        waves = self.waves.get(model)
+        if waves is None:
+            waves = self.waves[model] = Waves()
+        return waves
+
     def score(self) -> dict[Model, Scores]:
         """Run the models. Blocks; the interpreter's lock is released inside ONNX Runtime."""
         return {model: waves.score(model.scorer) for model, waves in self.waves.items()}
@@ -174,8 +181,15 @@ class Planner:
         return plan
 
     def _plan_click(self, plan: Plan, record: Record, click: Click, watermark_ms: int) -> None:
-        session = self._resume(plan, record.partition, click, watermark_ms)
-        model, before = session.model, session.current
+        model = self._models.of(click.session)
+        session = self._resume(plan, model, record.partition, click, watermark_ms)
+        if not model.reads(click.event_type):
+            listed = session.current if session else None
+            plan.answers.append(_Answer(record, click, model, Outcome.OTHER_EVENT, listed))
+            return
+        if session is None:
+            session = self._begin(plan, model, record.partition, click)
+        before = session.current
         if _is_repeated(click, session.trail):
             plan.answers.append(_Answer(record, click, model, Outcome.DUPLICATE, before))
             return
@@ -202,15 +216,16 @@ class Planner:
         session.current = _step(session, index, click, is_first=before is None, ranked=True)
         plan.answers.append(_Answer(record, click, model, Outcome.MODEL, session.current))
 
-    def _resume(self, plan: Plan, partition: int, click: Click, watermark_ms: int) -> _Session:
-        """Return the click's session: new, live, expired and fresh, or rebuilt from its trail."""
-        name = (partition, click.session)
-        session = plan.sessions.get(name)
+    def _resume(
+        self, plan: Plan, model: Model, partition: int, click: Click, watermark_ms: int
+    ) -> _Session | None:
+        """Return the click's live session, rebuilt if need be; None: there is none or it ended."""
+        session = plan.sessions.get((partition, click.session))
         state = None
         if session is None:
             raw = plan.lookup(partition, click.session)
             if raw is None:
-                return self._fresh(plan, name, click)
+                return None
             state = decode_state(raw)
         past = session or state
         assert past is not None
@@ -221,55 +236,22 @@ class Planner:
             self.rules.is_past_gap(past.last_click_ms, click.timestamp_ms)
             and not _is_repeated(click, past.trail)
         ):
-            plan.counts.expired += 1
-            return self._fresh(plan, name, click)
+            return None
         if session is None:
             assert state is not None
-            session = plan.sessions[name] = self._from_state(plan, click.session, state)
+            session = _from_state(plan, model, state)
+            plan.sessions[partition, click.session] = session
         return session
 
-    def _fresh(self, plan: Plan, name: tuple[int, bytes], click: Click) -> _Session:
-        model, waves = self._model_of(plan, click.session)
+    def _begin(self, plan: Plan, model: Model, partition: int, click: Click) -> _Session:
+        """Return a new session, in the place of one that ended if there was one."""
+        name = (partition, click.session)
+        plan.counts.expired += name in plan.sessions or plan.lookup(*name) is not None
+        waves = plan.waves_of(model)
         row, outcome = waves.add_session(None), LastOutcome.FALLBACK
         session = _Session(model, waves, row, click.timestamp_ms, 0, outcome, [], current=None)
         plan.sessions[name] = session
         return session
-
-    def _from_state(self, plan: Plan, name: bytes, state: SessionState) -> _Session:
-        model, waves = self._model_of(plan, name)
-        same_model = state.bundle_id == model.model_id
-        session = _Session(
-            model,
-            waves,
-            waves.add_session(state.model_state if same_model else None),
-            state.last_click_ms,
-            state.n_clicks,
-            state.last_outcome,
-            list(state.trail),
-            _Stored(state.top_index, state.top_score) if state.top_index.size else None,
-        )
-        if same_model:
-            return session
-        # Another model made the state and the list: run the trail through this one. Its list was
-        # never published, so the next click does not judge it. The time of the last click is that
-        # of the last item known to this model, as if it had served the session from the beginning.
-        item_index = model.item_index
-        known = [(item_index[c.item_id], c) for c in session.trail if c.item_id in item_index]
-        session.last_click_ms = session.trail[0].timestamp_ms
-        session.current = None
-        for n, (index, click) in enumerate(known, start=1):
-            session.current = _step(session, index, click, is_first=n == 1, ranked=n == len(known))
-        session.last_outcome = LastOutcome.UNKNOWN_ITEM if known else LastOutcome.FALLBACK
-        session.changed = True
-        plan.counts.rebuilt += 1
-        return session
-
-    def _model_of(self, plan: Plan, session: bytes) -> tuple[Model, Waves]:
-        model = self._models.of(session)
-        waves = plan.waves.get(model)
-        if waves is None:
-            waves = plan.waves[model] = Waves()
-        return model, waves
 
     def finish(self, plan: Plan, scores: Mapping[Model, Scores], published_ms: int) -> None:
         """Complete the plan's transaction and counts with what the models have computed."""
@@ -277,7 +259,10 @@ class Planner:
             model: (of_model.top_index.tolist(), of_model.top_score.tolist())
             for model, of_model in scores.items()
         }
-        popular = {model: [Item(*entry) for entry in model.popular] for model in scores}
+        popular = {
+            model: [Item(*entry) for entry in model.popular]
+            for model in {answer.model for answer in plan.answers}
+        }
 
         def list_of(model: Model, listed: int | _Stored) -> tuple[list[int], list[float]]:
             if isinstance(listed, int):
@@ -311,6 +296,36 @@ class Planner:
 
 def _is_repeated(click: Click, trail: Sequence[TrailClick]) -> bool:
     return click.event_hash != 0 and any(c.event_hash == click.event_hash for c in trail)
+
+
+def _from_state(plan: Plan, model: Model, state: SessionState) -> _Session:
+    """Return a stored session; under another model than the stored one, rebuilt from its trail."""
+    waves, same_model = plan.waves_of(model), state.bundle_id == model.model_id
+    session = _Session(
+        model,
+        waves,
+        waves.add_session(state.model_state if same_model else None),
+        state.last_click_ms,
+        state.n_clicks,
+        state.last_outcome,
+        list(state.trail),
+        _Stored(state.top_index, state.top_score) if state.top_index.size else None,
+    )
+    if same_model:
+        return session
+    # Another model made the state and the list: run the trail through this one. Its list was never
+    # published, so the next click does not judge it. The time of the last click is that of the
+    # last item known to this model, as if it had served the session from the beginning.
+    item_index = model.item_index
+    known = [(item_index[c.item_id], c) for c in session.trail if c.item_id in item_index]
+    session.last_click_ms = session.trail[0].timestamp_ms
+    session.current = None
+    for n, (index, click) in enumerate(known, start=1):
+        session.current = _step(session, index, click, is_first=n == 1, ranked=n == len(known))
+    session.last_outcome = LastOutcome.UNKNOWN_ITEM if known else LastOutcome.FALLBACK
+    session.changed = True
+    plan.counts.rebuilt += 1
+    return session
 
 
 def _step(

@@ -46,7 +46,7 @@ class Metrics:
 
         self.clicks = counter(
             "recs_clicks_total",
-            "Good clicks answered, by outcome: model, duplicate, unknown_item, fallback.",
+            f"Good clicks answered, by outcome: {', '.join(Outcome)}.",
             "outcome",
         )
         self.rejected = counter(

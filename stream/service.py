@@ -38,7 +38,7 @@ def run_worker(settings: WorkerSettings) -> int:
         **settings.model_dump(mode="json", exclude={"sasl_password"}),
     )
     limit = BadClickLimit(settings.bad_click_run_limit, settings.bad_click_share_limit)
-    rules = Rules.of(model.manifest, settings.allowed_lateness_s, limit)
+    rules = Rules.of(model.manifest, limit)
     planner = Planner(Models(model), rules, settings.clicks_topic)
     transport = FaustTransport(settings, facts)
     worker = Worker(transport, planner, metrics)

@@ -1,7 +1,7 @@
 """What an operator can set: environment (``NEXTCLICK_*``) and flags, read once at the start.
 
-What training and serving must agree on (idle timeout, K, the items) is no setting: it stands
-in the bundle's manifest.
+What training and serving must agree on (idle timeout, lateness, event types, K, the items) is not
+a setting: the bundle's manifest has it.
 """
 
 from pathlib import Path
@@ -107,8 +107,6 @@ class WorkerSettings(KafkaSettings):
     """Shortest time from one micro-batch to the next: clicks that come closer go together."""
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""
-    allowed_lateness_s: NonNegativeInt = 600
-    """How far a click may lie behind its partition and still find its session."""
     bad_click_run_limit: PositiveInt = 1000
     """Stop at this many bad clicks in a row in one partition."""
     bad_click_share_limit: float = Field(default=0.5, gt=0.0, le=1.0)

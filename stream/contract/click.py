@@ -45,6 +45,7 @@ class Click(msgspec.Struct, frozen=True):
     timestamp_ms: int
     event_hash: int
     context: bytes = b""
+    event_type: str | None = None
 
 
 class BadClick(msgspec.Struct, frozen=True):
@@ -124,6 +125,7 @@ class ClickParser:
             wire.timestamp_ms,
             _event_hash(event) if event else 0,
             self._context(wire) if self._columns else b"",
+            wire.event_type,
         )
 
     def _context(self, wire: _Wire) -> bytes:

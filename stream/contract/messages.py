@@ -20,6 +20,7 @@ class Outcome(StrEnum):
     DUPLICATE = "duplicate"
     UNKNOWN_ITEM = "unknown_item"
     FALLBACK = "fallback"
+    OTHER_EVENT = "other_event"
 
 
 class Item(msgspec.Struct):

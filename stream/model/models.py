@@ -21,7 +21,12 @@ class Model:
         self.item_index = bundle.item_index
         self.scorer = scorer
         self.context = Context(bundle.manifest.context)
+        self._event_types = frozenset(bundle.manifest.event_types)
         self.popular = [(self.item_ids[p.item_index], p.score) for p in bundle.manifest.popular]
+
+    def reads(self, event_type: str | None) -> bool:
+        """Whether clicks of this type advance a session: those that the model was trained on."""
+        return not self._event_types or event_type in self._event_types
 
 
 def load_model(folder: Path, threads: int = 1) -> Model:

@@ -11,7 +11,7 @@ from stream.watch.tally import HISTORY_S, RECENT_S, SHOWN_CLICKS, SessionView, T
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _SHOWN_ITEMS = SHOWN_CLICKS
-_PANEL_ROWS = 16  # what the figures need; the session's panel never makes the view jump
+_PANEL_ROWS = 17  # what the figures need; the session's panel never makes the view jump
 
 
 def draw(

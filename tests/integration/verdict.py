@@ -114,8 +114,7 @@ def _fault_free(
     Returns the answers by source, the live states, and the names of dead sessions.
     """
     model = load_model(deployment.bundle)
-    allowed_lateness_s = int(deployment.extra.get("allowed_lateness_s", "600"))
-    rules = Rules.of(model.manifest, allowed_lateness_s, BadClickLimit(1_000_000, 1.0))
+    rules = Rules.of(model.manifest, BadClickLimit(1_000_000, 1.0))
     planner = Planner(Models(model), rules, deployment.clicks)
     states: dict[tuple[int, bytes], bytes] = {}
     positions: dict[int, Position] = {}

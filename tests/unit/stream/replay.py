@@ -71,6 +71,7 @@ def bundle_of(
     bundle_id: str = "a" * 16,
     idle_timeout_s: int | None = None,
     context: Sequence[ContextField] = (),
+    event_types: tuple[str, ...] = (),
 ) -> Bundle:
     """A bundle without files; the popular items are the first ones."""
     manifest = Manifest(
@@ -84,6 +85,7 @@ def bundle_of(
         n_recommendations=n_recommendations,
         idle_timeout_s=idle_timeout_s,
         context=list(context),
+        event_types=event_types,
         opset=20,
         training=TrainingData(0, 0, 0, 0, 0),
         metrics=None,

@@ -197,6 +197,68 @@ def test_every_record_is_answered_once_or_rejected_once(records: list[Record]) -
     assert sum(map(len, replay.messages.values())) == len(records)
 
 
+# -- types of event that advance a session ------------------------------------------------------
+
+TYPED = bundle_of(ITEMS, n_recommendations=3, context=CONTEXT, event_types=("view", "cart"))
+
+
+def is_read(record: Record) -> bool:
+    return record.value == b"{}" or json.loads(record.value or b"")["event_type"] in (
+        "view",
+        "cart",
+    )
+
+
+@given(logs_and_splits(), st.booleans())
+def test_other_events_give_the_same_from_any_split(
+    log: tuple[list[Record], list[list[Record]]], collect: bool
+) -> None:
+    records, batches = log
+    whole = Replay(TYPED, SCORER, EXPIRING, collect).run([records])
+    split = Replay(TYPED, SCORER, EXPIRING, not collect).run(batches)
+    assert_same(whole, split)
+
+
+@given(logs)
+def test_sessions_go_on_as_if_other_events_had_never_been(records: list[Record]) -> None:
+    every = Replay(TYPED, SCORER, NEVER).run([records])
+    read = [r for r in records if is_read(r)]
+    alone = Replay(BUNDLE, SCORER, NEVER).run([read])
+    assert set(lists_of(every, read)) == set(lists_of(alone, read))
+    assert living(every) == living(alone)
+    others = [a for a in every.outputs[0].counts.answered if not is_read(a.record)]
+    assert {a.outcome for a in others} <= {"other_event"}
+    assert len(others) == len(records) - len(read)
+
+
+def test_another_event_gets_the_last_list_again_and_changes_nothing() -> None:
+    bundle = bundle_of(HAND_ITEMS, n_recommendations=3, event_types=("view",))
+    replay = Replay(bundle, HAND_SCORER, EXPIRING)
+    output = replay.step([click("s", "b", 90, 0, event_type="cart")])
+    assert published(output) == [("other_event", POPULARITY)]
+    assert replay.sessions.get(0, b"s") is None, "no session begins"
+    output = replay.step([click("s", "a", 100, 1, "e1", event_type="view")])
+    assert published(output) == [("model", AFTER_A)]
+    before = replay.sessions.get(0, b"s")
+    log = [
+        click("s", "b", 110, 2, event_type="cart"),
+        click("s", "b", 120, 3),  # of no type at all
+        click("s", "unknown", 130, 4, event_type=""),
+        click("s", "a", 100, 5, "e1", event_type="cart"),
+        click("s", "b", 50, 6, event_type="cart"),
+    ]
+    output = replay.step(log)
+    assert published(output) == [("other_event", AFTER_A)] * 5
+    assert replay.sessions.get(0, b"s") == before
+    assert (output.counts.late, output.counts.judgements, output.counts.expired) == (0, [], 0)
+    # Too long after the last click: nobody's list, but the session itself may still go on.
+    output = replay.step([click("s", "b", 101 + IDLE_MS, 7, event_type="cart")])
+    assert published(output) == [("other_event", POPULARITY)]
+    output = replay.step([click("s", "b", 140, 8, event_type="view")])
+    assert (published(output), output.counts.judgements) == ([("model", AFTER_B)], [(False, 1)])
+    assert state_of(replay).n_clicks == 2
+
+
 # -- a swap of the bundle ---------------------------------------------------------------------
 
 NEXT_ITEMS = ["new", "g", "e", "d", "a", "f", "unknown"]  # b and c are gone, two are known now
