@@ -30,6 +30,7 @@ check: .venv/installed build/prometheus ## Formatting, lint, types, architecture
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+	$(PYTHON) -m docs.floors
 	$(PYTHON) -m docs.generate --check
 	$(PYTHON) -m deploy.grafana.dashboard --check
 	promtool check config deploy/prometheus/prometheus.yaml

@@ -3,15 +3,13 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsError
 
-from stream.model.bundle import BundleError
-from stream.position import PositionError
-from stream.reset import ResetError
+from stream.errors import StreamError
 from stream.settings import (
     KafkaSettings,
     ResetSettings,
@@ -19,8 +17,6 @@ from stream.settings import (
     WatchSettings,
     WorkerSettings,
 )
-from stream.transport.patches import PatchError
-from stream.transport.topics import TopicError
 
 T = TypeVar("T", bound=BaseSettings)
 EXIT_DEPLOYMENT = 2
@@ -29,9 +25,14 @@ EXIT_DEPLOYMENT = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    for command, run in COMMANDS.items():
-        if words[: len(command.split())] == command.split():
-            return _guarded(run, words[len(command.split()) :])
+    for command, (kind, run) in COMMANDS.items():
+        n_words = len(command.split())
+        if words[:n_words] == command.split():
+            try:
+                return run(_settings(command, kind, words[n_words:])) or 0
+            except StreamError as error:
+                print(error, file=sys.stderr)
+                return EXIT_DEPLOYMENT
     known = ", ".join(COMMANDS)
     if words in (["--help"], ["-h"]):
         print(f"usage: python -m stream COMMAND [--help]\ncommands: {known}")
@@ -41,48 +42,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DEPLOYMENT
 
 
-def _guarded(run: Callable[[list[str]], int], words: list[str]) -> int:
-    """Turn what is wrong with a deployment into one sentence and exit code 2."""
-    try:
-        return run(words)
-    except (
-        BundleError,
-        PatchError,
-        PositionError,
-        TopicError,
-        ResetError,
-        SettingsError,
-    ) as error:
-        print(error, file=sys.stderr)
-    return EXIT_DEPLOYMENT
-
-
 def _settings(command: str, kind: type[T], words: list[str]) -> T:
-    """Return the settings of a command. Raises SettingsError, a line for each wrong setting."""
+    """Return the settings of a command. Raises StreamError, a line for each wrong setting."""
     program = f"python -m stream {command}"
     try:
         return kind(
             _cli_parse_args=words,
             _cli_prog_name=program,
-            _cli_exit_on_error=False,  # the parser's own error comes behind a page of usage
+            _cli_exit_on_error=False,  # the parser's own error follows a page of usage
             _cli_show_env_vars=True,
         )
     except ValidationError as error:
         problems = [_sentence(kind, problem) for problem in error.errors()]
-        raise SettingsError("\n".join(problems)) from error
+        raise StreamError("\n".join(problems)) from error
     except SettingsError as error:
         detail = str(error).removeprefix("error parsing CLI: ")
-        raise SettingsError(f"{detail}; `{program} --help` lists the flags") from error
+        raise StreamError(f"{detail}; `{program} --help` lists the flags") from error
 
 
 def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     """Say what is wrong with a setting: flag and environment name, found, expected, meaning."""
-    if not problem["loc"]:  # settings that do not go together
+    if not problem["loc"]:  # settings that contradict each other
         return problem["msg"].removeprefix("Value error, ")
     name = str(problem["loc"][0])
     field = kind.model_fields[name]
     where = f"--{name.replace('_', '-')} (or {kind.model_config['env_prefix']}{name.upper()})"
-    if problem["type"] == "missing":  # whose input is all other settings, a password among them
+    if problem["type"] == "missing":  # its input is all other settings, a password among them
         return f"{where} is missing: {field.description}"
     found = repr(problem["input"]) if field.repr else "wrong"
     expected = problem["msg"].partition(", unable to")[0]
@@ -91,65 +76,57 @@ def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     return f"{where} is {found}, expected: {expected}; it means: {field.description}"
 
 
-def _worker(words: list[str]) -> int:
-    # Imported here, so that the other commands do not load Faust and ONNX Runtime.
-    from stream.service import AddressError, run_worker
-
-    try:
-        return run_worker(_settings("worker", WorkerSettings, words))
-    except AddressError as error:
-        print(error, file=sys.stderr)
-        return EXIT_DEPLOYMENT
+# Each command imports what it needs: only the worker loads Faust and ONNX Runtime.
 
 
-def _topics_create(words: list[str]) -> int:
+def _worker(settings: WorkerSettings) -> int:
+    from stream.service import run_worker
+
+    return run_worker(settings)
+
+
+def _topics_create(settings: TopicsSettings) -> None:
     from stream.transport.topics import check_topics, create_topics
 
-    settings = _settings("topics create", TopicsSettings, words)
     created = create_topics(settings)
     facts = check_topics(settings)
     print(f"created: {', '.join(created) or 'nothing, all topics exist'}")
     if facts.click_partitions != settings.partitions:
         print(
             f"{settings.clicks_topic} has {facts.click_partitions} partitions, not the "
-            f"{settings.partitions} asked for: existing topics are left alone"
+            f"{settings.partitions} requested: existing topics are left unchanged"
         )
-    return 0
 
 
-def _topics_check(words: list[str]) -> int:
+def _topics_check(settings: KafkaSettings) -> None:
     from stream.transport.topics import check_topics
 
-    facts = check_topics(_settings("topics check", KafkaSettings, words))
-    print(f"topics are right: {facts.click_partitions} partitions of clicks")
-    return 0
+    print(f"topics are right: {check_topics(settings).click_partitions} partitions of clicks")
 
 
-def _reset(words: list[str]) -> int:
+def _reset(settings: ResetSettings) -> None:
     from stream.reset import reset_positions
 
-    for partition, offset in reset_positions(_settings("reset", ResetSettings, words)).items():
+    for partition, offset in reset_positions(settings).items():
         print(f"partition {partition}: goes on at offset {offset}")
-    return 0
 
 
-def _watch(words: list[str]) -> int:
+def _watch(settings: WatchSettings) -> None:
     from stream.watch.command import watch
 
     try:
-        watch(_settings("watch", WatchSettings, words))
+        watch(settings)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "worker": _worker,
-    "topics create": _topics_create,
-    "topics check": _topics_check,
-    "reset": _reset,
-    "watch": _watch,
+COMMANDS: dict[str, tuple[type[KafkaSettings], Callable[[Any], int | None]]] = {
+    "worker": (WorkerSettings, _worker),
+    "topics create": (TopicsSettings, _topics_create),
+    "topics check": (KafkaSettings, _topics_check),
+    "reset": (ResetSettings, _reset),
+    "watch": (WatchSettings, _watch),
 }
 
 

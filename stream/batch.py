@@ -1,8 +1,8 @@
 """The heart: clicks and states in, what to publish and what to persist out.
 
-Pure and synchronous. Three steps, so that only the middle one needs a thread:
-``plan_batch`` parses and resumes (steps 1 and 2 of a click's path), ``Waves.score`` runs the
-model (3), ``finish_batch`` writes the records (4). Neither Faust nor a clock is known here.
+Pure and synchronous; no clock and no Kafka. Three steps, of which only the middle one may need a
+thread: ``Planner.plan`` parses clicks and resumes sessions, ``Plan.score`` runs the models, and
+``Planner.finish`` writes the records.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,13 @@ import msgspec
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from stream.contract.click import BadClick, Click, Record
-from stream.contract.messages import Item, Message, Outcome, dead_letter, recommendation
-from stream.model.bundle import Bundle
-from stream.model.waves import Scores, Waves
+from stream.contract.click import BadClick, Click
+from stream.contract.messages import Item, Outcome, dead_letter, recommendation
+from stream.contract.records import Record
+from stream.counts import Answered, BatchCounts, Judgement, rank_in_list
+from stream.model.bundle import Manifest
+from stream.model.models import Model, Models
+from stream.model.scorer import Scores, Waves
 from stream.position import BadClickLimit, Position
 from stream.session import (
     TRAIL_CLICKS,
@@ -25,6 +28,7 @@ from stream.session import (
     decode_state,
     encode_state,
 )
+from stream.transport.protocol import Target, Transaction
 
 Lookup = Callable[[int, bytes], bytes | None]
 """(partition, session) -> the state's bytes, or None."""
@@ -32,14 +36,21 @@ Lookup = Callable[[int, bytes], bytes | None]
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What decides a click's fate beside the model. None: sessions never expire."""
+    """What decides a click's fate besides the model. None: sessions never expire."""
 
     idle_timeout_ms: int | None
     allowed_lateness_ms: int
     limit: BadClickLimit
 
+    @classmethod
+    def of(cls, manifest: Manifest, limit: BadClickLimit) -> "Rules":
+        """Return the rules that a manifest sets, with the operator's limit."""
+        idle_timeout_s = manifest.idle_timeout_s
+        idle_timeout_ms = None if idle_timeout_s is None else idle_timeout_s * 1000
+        return cls(idle_timeout_ms, manifest.allowed_lateness_s * 1000, limit)
+
     def is_dead(self, last_click_ms: int, watermark_ms: int) -> bool:
-        """Whether no click behind the watermark can find this session any more."""
+        """Whether no click after the watermark can find this session any more."""
         return (
             self.idle_timeout_ms is not None
             and watermark_ms - last_click_ms > self.idle_timeout_ms + self.allowed_lateness_ms
@@ -52,32 +63,6 @@ class Rules:
         )
 
 
-class Judgement(msgspec.Struct):
-    """A click that tells how good the session's last list was. ``rank`` 0: not in it."""
-
-    late: bool
-    rank: int
-
-
-@dataclass(slots=True)
-class PartitionOutput:
-    """Everything one partition's transaction carries, and what the metrics count."""
-
-    position: Position
-    recommendations: list[Message] = field(default_factory=list)
-    dead_letters: list[Message] = field(default_factory=list)
-    states: dict[bytes, bytes] = field(default_factory=dict)
-    touched: set[bytes] = field(default_factory=set)
-    answered: list[tuple[Record, int, Outcome]] = field(default_factory=list)
-    rejected: list[tuple[Record, BadClick]] = field(default_factory=list)
-    holes: list[tuple[int, int]] = field(default_factory=list)
-    judgements: list[Judgement] = field(default_factory=list)
-    skipped: int = 0
-    late: int = 0
-    expired: int = 0
-    rebuilt: int = 0
-
-
 class _Stored(msgspec.Struct, frozen=True):
     """A list out of the session's state."""
 
@@ -86,12 +71,14 @@ class _Stored(msgspec.Struct, frozen=True):
 
 
 _ListRef = int | _Stored | None
-"""A list: row of this batch's rank call, out of the state, or none (popularity answers)."""
+"""A list: row of its model's rank call in this batch, out of the state, or none (popularity)."""
 
 
 class _Session(msgspec.Struct):
     """One session while its clicks of this batch are planned. ``row``: its row in the waves."""
 
+    model: Model
+    waves: Waves
     row: int
     last_click_ms: int
     n_clicks: int
@@ -102,149 +89,222 @@ class _Session(msgspec.Struct):
 
 
 class _Answer(msgspec.Struct):
-    output: PartitionOutput
     record: Record
     click: Click
+    model: Model
     outcome: Outcome
     listed: _ListRef
 
 
+class _Question(msgspec.Struct):
+    """How good was this list, now that the next item (``target``, an item_index) is known?"""
+
+    model: Model
+    listed: int | _Stored
+    target: int
+    late: bool
+
+
 @dataclass(slots=True)
 class Plan:
-    """What the model has to compute, and for whom."""
+    """A batch before the models have run.
 
-    outputs: dict[int, PartitionOutput] = field(default_factory=dict)
-    waves: Waves = field(default_factory=Waves)
+    holes: ranges of offsets, by partition, that no record was delivered for. touched: the sessions
+    of the batch. transaction, counts: what is known so far; ``finish`` completes them.
+    """
+
+    lookup: Lookup
+    transaction: Transaction = field(default_factory=Transaction)
+    counts: BatchCounts = field(default_factory=BatchCounts)
+    holes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    touched: dict[int, set[bytes]] = field(default_factory=dict)
+    waves: dict[Model, Waves] = field(default_factory=dict)
     answers: list[_Answer] = field(default_factory=list)
-    to_judge: list[tuple[PartitionOutput, _ListRef, int, bool]] = field(default_factory=list)
+    questions: list[_Question] = field(default_factory=list)
     sessions: dict[tuple[int, bytes], _Session] = field(default_factory=dict)
 
+    def waves_of(self, model: Model) -> Waves:
+        """Return the waves of a model in this batch."""
+        waves = self.waves.get(model)
+        if waves is None:
+            waves = self.waves[model] = Waves()
+        return waves
 
-def plan_batch(
-    records: Mapping[int, Sequence[Record]],
-    positions: Mapping[int, Position],
-    lookup: Lookup,
-    bundle: Bundle,
-    rules: Rules,
-    topic: str,
-) -> Plan:
-    """Return the plan of one micro-batch: every record parsed, every session resumed.
-
-    records: by partition, in order of offset. positions: of each of these partitions; they are
-    copied, not changed. Raises BadClickLimitError; nothing has been done then.
-    """
-    plan = Plan()
-    for partition, of_partition in records.items():
-        position = positions[partition].copy()
-        output = plan.outputs[partition] = PartitionOutput(position)
-        for record in of_partition:
-            if record.offset < position.next_offset:
-                output.skipped += 1
-                continue
-            if record.offset > position.next_offset:
-                output.holes.append((position.next_offset, record.offset))
-            position.next_offset = record.offset + 1
-            click = bundle.parse_click(record)
-            if isinstance(click, BadClick):
-                rules.limit.count_bad(position, topic, partition, record.offset)
-                output.rejected.append((record, click))
-                output.dead_letters.append(dead_letter(topic, record, click))
-            else:
-                rules.limit.count_good(position)
-                output.touched.add(click.session)
-                _plan_click(plan, output, record, click, lookup, bundle, rules)
-                position.watermark_ms = max(position.watermark_ms, click.timestamp_ms)
-    return plan
+    def score(self) -> dict[Model, Scores]:
+        """Run the models. Blocks; the interpreter's lock is released inside ONNX Runtime."""
+        return {model: waves.score(model.scorer) for model, waves in self.waves.items()}
 
 
-def _plan_click(
-    plan: Plan,
-    output: PartitionOutput,
-    record: Record,
-    click: Click,
-    lookup: Lookup,
-    bundle: Bundle,
-    rules: Rules,
-) -> None:
-    session = _resume(plan, output, record.partition, click, lookup, bundle, rules)
-    if _is_repeated(click, session.trail):
-        plan.answers.append(_Answer(output, record, click, Outcome.DUPLICATE, session.current))
-        return
-    index = bundle.item_index.get(click.item_id)
-    late = click.timestamp_ms < session.last_click_ms
-    output.late += late
-    session.changed = True
-    session.n_clicks += 1
-    session.trail.append(
-        TrailClick(click.item_id, click.timestamp_ms, click.event_hash, click.context)
-    )
-    del session.trail[:-TRAIL_CLICKS]
-    if index is None:
-        known_list = session.current is not None
-        session.last_outcome = LastOutcome.UNKNOWN_ITEM if known_list else LastOutcome.FALLBACK
-        outcome = Outcome.UNKNOWN_ITEM if known_list else Outcome.FALLBACK
-        plan.answers.append(_Answer(output, record, click, outcome, session.current))
-        return
-    if session.last_outcome is LastOutcome.MODEL:
-        plan.to_judge.append((output, session.current, index, late))
-    session.last_outcome = LastOutcome.MODEL
-    is_first = session.current is None  # every known item leaves a list
-    session.current = _step(plan, session, bundle, index, click, is_first=is_first, ranked=True)
-    plan.answers.append(_Answer(output, record, click, Outcome.MODEL, session.current))
+class Planner:
+    """Plans and finishes batches of one clicks topic; keeps nothing between them."""
 
+    def __init__(self, models: Models, rules: Rules, topic: str) -> None:
+        self.rules = rules
+        self.topic = topic
+        self._models = models
 
-def _resume(
-    plan: Plan,
-    output: PartitionOutput,
-    partition: int,
-    click: Click,
-    lookup: Lookup,
-    bundle: Bundle,
-    rules: Rules,
-) -> _Session:
-    """Return the click's session: new, live, expired and fresh, or rebuilt from its trail."""
-    name = (partition, click.session)
-    session = plan.sessions.get(name)
-    state = None
-    if session is None:
-        raw = lookup(partition, click.session)
-        if raw is None:
-            return _fresh(plan, name, click)
-        state = decode_state(raw)
-    past = session or state
-    assert past is not None
-    # The order of the rules makes the outcome a function of the log alone, whether or not expiry
-    # has collected the session: first what the watermark calls dead, then a repeated event
-    # (whatever its timestamp), then the click's own gap.
-    if rules.is_dead(past.last_click_ms, output.position.watermark_ms) or (
-        rules.is_past_gap(past.last_click_ms, click.timestamp_ms)
-        and not _is_repeated(click, past.trail)
-    ):
-        output.expired += 1
-        return _fresh(plan, name, click)
-    if session is None:
-        assert state is not None
-        session = plan.sessions[name] = _from_state(plan, output, state, bundle)
-    return session
+    def plan(
+        self,
+        records: Mapping[int, Sequence[Record]],
+        positions: Mapping[int, Position],
+        lookup: Lookup,
+    ) -> Plan:
+        """Return the plan of one micro-batch: every record parsed, every session resumed.
+
+        records: by partition, in order of offset. positions: of each of these partitions; they are
+        copied, not changed. Raises BadClickLimitError; nothing has been done then.
+        """
+        plan, limit, parse = Plan(lookup), self.rules.limit, self._models.parse
+        for partition, of_partition in records.items():
+            position = plan.transaction.positions[partition] = positions[partition].copy()
+            touched = plan.touched[partition] = set()
+            for record in of_partition:
+                if record.offset < position.next_offset:
+                    plan.counts.skipped += 1
+                    continue
+                if record.offset > position.next_offset:
+                    hole = (position.next_offset, record.offset)
+                    plan.holes.setdefault(partition, []).append(hole)
+                position.next_offset = record.offset + 1
+                click = parse(record)
+                if isinstance(click, BadClick):
+                    limit.count_bad(position, self.topic, partition, record.offset)
+                    plan.counts.rejected.append((record, click.reason))
+                    plan.transaction.messages[Target.DEAD_LETTERS][partition].append(
+                        dead_letter(self.topic, record, click)
+                    )
+                else:
+                    limit.count_good(position)
+                    touched.add(click.session)
+                    self._plan_click(plan, record, click, position.watermark_ms)
+                    position.watermark_ms = max(position.watermark_ms, click.timestamp_ms)
+        return plan
+
+    def _plan_click(self, plan: Plan, record: Record, click: Click, watermark_ms: int) -> None:
+        model = self._models.of(click.session)
+        session = self._resume(plan, model, record.partition, click, watermark_ms)
+        if not model.reads(click.event_type):
+            listed = session.current if session else None
+            plan.answers.append(_Answer(record, click, model, Outcome.OTHER_EVENT, listed))
+            return
+        if session is None:
+            session = self._begin(plan, model, record.partition, click)
+        before = session.current
+        if _is_repeated(click, session.trail):
+            plan.answers.append(_Answer(record, click, model, Outcome.DUPLICATE, before))
+            return
+        index = model.item_index.get(click.item_id)
+        late = click.timestamp_ms < session.last_click_ms
+        plan.counts.late += late
+        session.changed = True
+        session.n_clicks += 1
+        session.trail.append(
+            TrailClick(click.item_id, click.timestamp_ms, click.event_hash, click.context)
+        )
+        del session.trail[:-TRAIL_CLICKS]
+        if index is None:
+            known_list = before is not None
+            session.last_outcome = LastOutcome.UNKNOWN_ITEM if known_list else LastOutcome.FALLBACK
+            outcome = Outcome.UNKNOWN_ITEM if known_list else Outcome.FALLBACK
+            plan.answers.append(_Answer(record, click, model, outcome, before))
+            return
+        if session.last_outcome is LastOutcome.MODEL:
+            assert before is not None, "only a list of the model is judged"
+            plan.questions.append(_Question(model, before, index, late))
+        session.last_outcome = LastOutcome.MODEL
+        # Every known item leaves a list: a session without one is at its first.
+        session.current = _step(session, index, click, is_first=before is None, ranked=True)
+        plan.answers.append(_Answer(record, click, model, Outcome.MODEL, session.current))
+
+    def _resume(
+        self, plan: Plan, model: Model, partition: int, click: Click, watermark_ms: int
+    ) -> _Session | None:
+        """Return the click's live session, rebuilt if need be; None: there is none or it ended."""
+        session = plan.sessions.get((partition, click.session))
+        state = None
+        if session is None:
+            raw = plan.lookup(partition, click.session)
+            if raw is None:
+                return None
+            state = decode_state(raw)
+        past = session or state
+        assert past is not None
+        # The order of the rules makes the outcome a function of the log alone, whether or not
+        # expiry has collected the session: first what the watermark calls dead, then a repeated
+        # event (whatever its timestamp), then the click's own gap.
+        if self.rules.is_dead(past.last_click_ms, watermark_ms) or (
+            self.rules.is_past_gap(past.last_click_ms, click.timestamp_ms)
+            and not _is_repeated(click, past.trail)
+        ):
+            return None
+        if session is None:
+            assert state is not None
+            session = _from_state(plan, model, state)
+            plan.sessions[partition, click.session] = session
+        return session
+
+    def _begin(self, plan: Plan, model: Model, partition: int, click: Click) -> _Session:
+        """Return a new session, in the place of one that ended if there was one."""
+        name = (partition, click.session)
+        plan.counts.expired += name in plan.sessions or plan.lookup(*name) is not None
+        waves = plan.waves_of(model)
+        row, outcome = waves.add_session(None), LastOutcome.FALLBACK
+        session = _Session(model, waves, row, click.timestamp_ms, 0, outcome, [], current=None)
+        plan.sessions[name] = session
+        return session
+
+    def finish(self, plan: Plan, scores: Mapping[Model, Scores], published_ms: int) -> None:
+        """Complete the plan's transaction and counts with what the models have computed."""
+        lists = {
+            model: (of_model.top_index.tolist(), of_model.top_score.tolist())
+            for model, of_model in scores.items()
+        }
+        popular = {
+            model: [Item(*entry) for entry in model.popular]
+            for model in {answer.model for answer in plan.answers}
+        }
+
+        def list_of(model: Model, listed: int | _Stored) -> tuple[list[int], list[float]]:
+            if isinstance(listed, int):
+                top_index, top_score = lists[model]
+                return top_index[listed], top_score[listed]
+            return listed.top_index.tolist(), listed.top_score.tolist()
+
+        def items_of(model: Model, listed: _ListRef) -> list[Item]:
+            if listed is None:
+                return popular[model]
+            item_ids = model.item_ids
+            pairs = zip(*list_of(model, listed), strict=True)
+            return [Item(item_ids[index], score) for index, score in pairs]
+
+        recommendations = plan.transaction.messages[Target.RECOMMENDATIONS]
+        for answer in plan.answers:
+            record, click, outcome = answer.record, answer.click, answer.outcome
+            model_id, items = answer.model.model_id, items_of(answer.model, answer.listed)
+            recommendations[record.partition].append(
+                recommendation(self.topic, record, click, items, model_id, outcome, published_ms)
+            )
+            plan.counts.answered.append(Answered(record, click.timestamp_ms, model_id, outcome))
+        for question in plan.questions:
+            rank = rank_in_list(*list_of(question.model, question.listed), question.target)
+            plan.counts.judgements.append(Judgement(question.late, rank))
+        for (partition, key), session in plan.sessions.items():
+            if session.changed:
+                state = _state_of(session, scores[session.model])
+                plan.transaction.changelog[partition][key] = encode_state(state)
 
 
 def _is_repeated(click: Click, trail: Sequence[TrailClick]) -> bool:
     return click.event_hash != 0 and any(c.event_hash == click.event_hash for c in trail)
 
 
-def _fresh(plan: Plan, name: tuple[int, bytes], click: Click) -> _Session:
-    row = plan.waves.add_session(None)
-    session = _Session(row, click.timestamp_ms, 0, LastOutcome.FALLBACK, [], current=None)
-    plan.sessions[name] = session
-    return session
-
-
-def _from_state(
-    plan: Plan, output: PartitionOutput, state: SessionState, bundle: Bundle
-) -> _Session:
-    same_model = state.bundle_id == bundle.manifest.bundle_id
+def _from_state(plan: Plan, model: Model, state: SessionState) -> _Session:
+    """Return a stored session; under another model than the stored one, rebuilt from its trail."""
+    waves, same_model = plan.waves_of(model), state.bundle_id == model.model_id
     session = _Session(
-        plan.waves.add_session(state.model_state if same_model else None),
+        model,
+        waves,
+        waves.add_session(state.model_state if same_model else None),
         state.last_click_ms,
         state.n_clicks,
         state.last_outcome,
@@ -254,106 +314,39 @@ def _from_state(
     if same_model:
         return session
     # Another model made the state and the list: run the trail through this one. Its list was never
-    # published, so the next click does not judge it. The time of the last click is that of the last
-    # item known to this model, as if it had served the session from the trail's beginning.
-    index = bundle.item_index
-    known = [(index[c.item_id], c) for c in session.trail if c.item_id in index]
+    # published, so the next click does not judge it. The time of the last click is that of the
+    # last item known to this model, as if it had served the session from the beginning.
+    item_index = model.item_index
+    known = [(item_index[c.item_id], c) for c in session.trail if c.item_id in item_index]
     session.last_click_ms = session.trail[0].timestamp_ms
     session.current = None
-    for n, (item, click) in enumerate(known, start=1):
-        session.current = _step(
-            plan, session, bundle, item, click, is_first=n == 1, ranked=n == len(known)
-        )
+    for n, (index, click) in enumerate(known, start=1):
+        session.current = _step(session, index, click, is_first=n == 1, ranked=n == len(known))
     session.last_outcome = LastOutcome.UNKNOWN_ITEM if known else LastOutcome.FALLBACK
     session.changed = True
-    output.rebuilt += 1
+    plan.counts.rebuilt += 1
     return session
 
 
 def _step(
-    plan: Plan,
-    session: _Session,
-    bundle: Bundle,
-    index: int,
-    click: Click | TrailClick,
-    *,
-    is_first: bool,
-    ranked: bool,
+    session: _Session, index: int, click: Click | TrailClick, *, is_first: bool, ranked: bool
 ) -> int:
     """Advance a session by a known item; returns the row of its list, or -1 if not ``ranked``."""
     gap_ms = None if is_first else click.timestamp_ms - session.last_click_ms
     session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
-    context = bundle.context.indices(click.context, click.timestamp_ms, gap_ms)
-    return plan.waves.step(session.row, index, context, ranked=ranked)
+    context = session.model.context.indices(click.context, click.timestamp_ms, gap_ms)
+    return session.waves.step(session.row, index, context, ranked=ranked)
 
 
-def finish_batch(
-    plan: Plan, scores: Scores, bundle: Bundle, topic: str, published_ms: int
-) -> dict[int, PartitionOutput]:
-    """Return, by partition, the records of its transaction and the advanced position."""
-    bundle_id = bundle.manifest.bundle_id
-    item_ids = bundle.item_ids
-    top_index = scores.top_index.tolist()
-    top_score = scores.top_score.tolist()
-    popular = [Item(item_ids[p.item_index], p.score) for p in bundle.manifest.popular]
-
-    def items_of(listed: _ListRef) -> list[Item]:
-        if listed is None:
-            return popular
-        if isinstance(listed, int):
-            index, score = top_index[listed], top_score[listed]
-        else:
-            index, score = listed.top_index.tolist(), listed.top_score.tolist()
-        return [Item(item_ids[i], s) for i, s in zip(index, score, strict=True)]
-
-    for answer in plan.answers:
-        answer.output.recommendations.append(
-            recommendation(
-                topic,
-                answer.record,
-                answer.click,
-                items_of(answer.listed),
-                bundle_id,
-                answer.outcome,
-                published_ms,
-            )
-        )
-        answer.output.answered.append((answer.record, answer.click.timestamp_ms, answer.outcome))
-    for output, listed, target, late in plan.to_judge:
-        output.judgements.append(Judgement(late, _rank_of(target, listed, scores)))
-    for (partition, key), session in plan.sessions.items():
-        if session.changed:
-            plan.outputs[partition].states[key] = encode_state(
-                _state_of(session, scores, bundle_id)
-            )
-    return plan.outputs
-
-
-def _list_of(
-    listed: int | _Stored, scores: Scores
-) -> tuple[Int32[np.ndarray, "K"], Float32[np.ndarray, "K"]]:
-    if isinstance(listed, int):
-        return scores.top_index[listed], scores.top_score[listed]
-    return listed.top_index, listed.top_score
-
-
-def _rank_of(target: int, listed: _ListRef, scores: Scores) -> int:
-    """Rank of an item in a list, from 1; the last position of its score (ties count against)."""
-    assert listed is not None, "only a list of the model is judged"
-    top_index, top_score = _list_of(listed, scores)
-    items = top_index.tolist()
-    if target not in items:
-        return 0
-    return int(np.flatnonzero(top_score == top_score[items.index(target)])[-1]) + 1
-
-
-def _state_of(session: _Session, scores: Scores, bundle_id: str) -> SessionState:
+def _state_of(session: _Session, scores: Scores) -> SessionState:
     if session.current is None:
         top_index, top_score = np.empty(0, np.int32), np.empty(0, np.float32)
+    elif isinstance(session.current, int):
+        top_index, top_score = scores.top_index[session.current], scores.top_score[session.current]
     else:
-        top_index, top_score = _list_of(session.current, scores)
+        top_index, top_score = session.current.top_index, session.current.top_score
     return SessionState(
-        bundle_id,
+        session.model.model_id,
         session.last_click_ms,
         session.n_clicks,
         session.last_outcome,

@@ -6,14 +6,15 @@ Faust's own sensors stay off: they are in milliseconds and cost 40 us a click.
 """
 
 from collections import Counter as Tally
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
-from stream.batch import PartitionOutput
 from stream.contract.click import Reason
 from stream.contract.messages import Outcome
-from stream.model.waves import Scores
+from stream.counts import QUALITY_K, BatchCounts, Quality
+from stream.model.scorer import Scores
+from stream.transport.protocol import Restored
 
 # Around the objective of 12 ms at the median and 30 ms at p99: steps of about a third there,
 # doubling outside, so that a quantile read from the buckets is never off by more than that.
@@ -26,9 +27,6 @@ STAGE_BUCKETS = (
     *(0.050, 0.100, 0.250, 1.0),
 )
 RESTORE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-
-LIVE_K = 20
-"""Live quality is counted at this rank, the K of the offline figures."""
 
 
 class Metrics:
@@ -48,7 +46,7 @@ class Metrics:
 
         self.clicks = counter(
             "recs_clicks_total",
-            "Good clicks answered, by outcome: model, duplicate, unknown_item, fallback.",
+            f"Good clicks answered, by outcome: {', '.join(Outcome)}.",
             "outcome",
         )
         self.rejected = counter(
@@ -137,12 +135,12 @@ class Metrics:
         )
         self.live_hits = counter(
             "recs_live_hits_total",
-            f"Judged lists with the next click among the first {LIVE_K}, by timing.",
+            f"Judged lists with the next click among the first {QUALITY_K}, by timing.",
             "timing",
         )
         self.live_reciprocal_rank = counter(
             "recs_live_reciprocal_rank_total",
-            f"Sum of 1/rank of the next click within the first {LIVE_K}, by timing.",
+            f"Sum of 1/rank of the next click within the first {QUALITY_K}, by timing.",
             "timing",
         )
         self._create_series()
@@ -163,49 +161,41 @@ class Metrics:
             self.inference.labels(graph)
 
     def count_batch(
-        self,
-        outputs: Mapping[int, PartitionOutput],
-        tombstones: Mapping[int, Sequence[bytes]],
-        scores: Scores,
-        bundle_id: str,
-        committed_ms: int,
+        self, counts: BatchCounts, scores: Collection[Scores], committed_ms: int
     ) -> None:
-        """Count a committed micro-batch."""
-        self.batch_size.observe(sum(len(o.answered) + len(o.rejected) for o in outputs.values()))
-        self.inference.labels("encode").observe(scores.encode_seconds)
-        self.inference.labels("rank").observe(scores.rank_seconds)
-        for partition, output in outputs.items():
-            outcomes = Tally(outcome for _, _, outcome in output.answered)
-            for outcome, n_clicks in outcomes.items():
-                self.clicks.labels(outcome).inc(n_clicks)
-                self.published.labels(bundle_id, outcome).inc(n_clicks)
-            for record, timestamp_ms, _ in output.answered:
-                self.latency.observe(max(0, committed_ms - record.timestamp_ms) / 1000)
-                self.event_latency.observe(max(0, committed_ms - timestamp_ms) / 1000)
-            for _, bad in output.rejected:
-                self.rejected.labels(bad.reason).inc()
-            for judgement in output.judgements:
-                timing = "late" if judgement.late else "in_order"
-                self.live_predictions.labels(timing).inc()
-                if 0 < judgement.rank <= LIVE_K:
-                    self.live_hits.labels(timing).inc()
-                    self.live_reciprocal_rank.labels(timing).inc(1 / judgement.rank)
-            self.skipped.inc(output.skipped)
-            self.late.inc(output.late)
-            self.rebuilt.inc(output.rebuilt)
-            self.expired.inc(output.expired + len(tombstones[partition]))
+        """Count a committed micro-batch; ``scores`` of each model that took part."""
+        self.batch_size.observe(len(counts.answered) + len(counts.rejected))
+        self.inference.labels("encode").observe(sum(s.encode_seconds for s in scores))
+        self.inference.labels("rank").observe(sum(s.rank_seconds for s in scores))
+        answers = Tally((a.model_id, a.outcome) for a in counts.answered)
+        for (model_id, outcome), n_clicks in answers.items():
+            self.clicks.labels(outcome).inc(n_clicks)
+            self.published.labels(model_id, outcome).inc(n_clicks)
+        for record, timestamp_ms, *_ in counts.answered:
+            self.latency.observe(max(0, committed_ms - record.timestamp_ms) / 1000)
+            self.event_latency.observe(max(0, committed_ms - timestamp_ms) / 1000)
+        for _, reason in counts.rejected:
+            self.rejected.labels(reason).inc()
+        for late, timing in ((False, "in_order"), (True, "late")):
+            quality = Quality()
+            for judgement in counts.judgements:
+                if judgement.late == late:
+                    quality.add(judgement.rank)
+            self.live_predictions.labels(timing).inc(quality.predictions)
+            self.live_hits.labels(timing).inc(quality.hits)
+            self.live_reciprocal_rank.labels(timing).inc(quality.reciprocal_rank)
+        self.skipped.inc(counts.skipped)
+        self.late.inc(counts.late)
+        self.rebuilt.inc(counts.rebuilt)
+        self.expired.inc(counts.expired)
 
     def count_restore(
-        self,
-        sessions_by_partition: Mapping[int, int],
-        n_records: int,
-        n_lost: int,
-        seconds: float,
+        self, sessions_by_partition: Mapping[int, int], restored: Restored, seconds: float
     ) -> None:
         """Count an assignment and its restore; partitions that left no longer have gauges."""
         self.rebalances.inc()
-        self.restored.inc(n_records)
-        self.lost.inc(n_lost)
+        self.restored.inc(restored.n_records)
+        self.lost.inc(restored.n_lost)
         self.restore.observe(seconds)
         self.sessions.clear()
         self.lag.clear()

@@ -9,15 +9,13 @@ from typing import Final
 
 import msgspec
 
+from stream.errors import StreamError
+
 POSITION_KEY: Final = b"\x00position"
 """Key of the record in the changelog partition; no session_id may begin with NUL."""
 BAD_CLICK_WINDOW: Final = 2000
 _MASK: Final = (1 << BAD_CLICK_WINDOW) - 1
 FORMAT: Final = 1
-
-
-class PositionError(ValueError):
-    """A position record that this version cannot read."""
 
 
 class BadClickLimitError(Exception):
@@ -100,13 +98,13 @@ def encode_position(position: Position) -> bytes:
 
 
 def decode_position(raw: bytes) -> Position:
-    """Return the position of a record. Raises PositionError on one of another format."""
+    """Return the position of a record. Raises StreamError on one of another format."""
     try:
         position = _decoder.decode(raw)
     except msgspec.DecodeError as error:
-        raise PositionError(f"position record of format {FORMAT} expected: {error}") from error
+        raise StreamError(f"position record of format {FORMAT} expected: {error}") from error
     if position.format != FORMAT:
-        raise PositionError(
+        raise StreamError(
             f"position record has format {position.format}, this version reads {FORMAT}"
         )
     return position

@@ -4,29 +4,26 @@ import asyncio
 
 from confluent_kafka.admin import AdminClient
 
-from stream.batch import PartitionOutput
+from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import ResetSettings
 from stream.transport.clients import confluent_options
+from stream.transport.protocol import Transaction
 from stream.transport.reader import CommittedReader
 from stream.transport.topics import TIMEOUT_S, check_topics
 from stream.transport.transactions import Delivery
-
-
-class ResetError(Exception):
-    """A jump that cannot be made: one sentence."""
 
 
 def reset_positions(settings: ResetSettings) -> dict[int, int]:
     """Write the positions; returns the next offset by partition.
 
     Sessions stay. Clicks that are jumped back over advance them again, unless their event_id is
-    still in the trail. Raises ResetError while a worker runs, or for an offset outside the log.
+    still in the trail. Raises StreamError while a worker runs, or for an offset outside the log.
     """
     facts = check_topics(settings)
     _check_stopped(settings)
     if settings.partition is not None and settings.partition >= facts.click_partitions:
-        raise ResetError(
+        raise StreamError(
             f"partition is {settings.partition}, "
             f"{settings.clicks_topic} has {facts.click_partitions} partitions"
         )
@@ -43,7 +40,7 @@ def _check_stopped(settings: ResetSettings) -> None:
     future = admin.describe_consumer_groups([settings.app_id])[settings.app_id]
     members = future.result(TIMEOUT_S).members
     if members:
-        raise ResetError(
+        raise StreamError(
             f"group {settings.app_id} has {len(members)} members: stop the workers first "
             "(a worker that was killed counts until its session timeout)"
         )
@@ -57,12 +54,13 @@ async def _write(
         offsets = await _target_offsets(settings, partitions, reader)
         await delivery.own(partitions)
         old = await _old_positions(settings, partitions, reader)
-        for partition in partitions:
-            # The watermark stays with the sessions: they expire by it. A clean record of bad
-            # clicks, since the operator has seen them.
-            watermark_ms = old[partition].watermark_ms if partition in old else -1
-            position = Position(offsets[partition], topic_id, watermark_ms)
-            await delivery.commit(partition, PartitionOutput(position), [])
+        # The watermark stays with the sessions: they expire by it. A clean record of bad clicks,
+        # since the operator has seen them.
+        positions = {
+            p: Position(offsets[p], topic_id, old[p].watermark_ms if p in old else -1)
+            for p in partitions
+        }
+        await delivery.commit(Transaction(positions=positions))
     finally:
         await reader.close()
         await delivery.close()
@@ -80,7 +78,7 @@ async def _target_offsets(
     offset = int(settings.to)
     for partition, (begin, end) in bounds.items():
         if not begin <= offset <= end:
-            raise ResetError(
+            raise StreamError(
                 f"offset {offset} is outside {settings.clicks_topic}-{partition}, "
                 f"which holds {begin} to {end}"
             )

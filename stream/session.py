@@ -1,9 +1,14 @@
-"""A session's state and its bytes: what the table and its changelog hold.
+"""A session's state and its bytes, and the sessions of the owned partitions in memory.
 
-``model_state`` is a cache of the trail under one bundle; the trail alone can rebuild it.
+``model_state`` is a cache of the trail under one bundle; the trail alone can rebuild it. What the
+changelog holds is kept here as a dict of bytes for each partition, so that a lost partition is
+dropped at once.
 """
 
+import heapq
 import struct
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final
 
@@ -12,6 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from stream.contract.click import TRAIL_CLICKS as TRAIL_CLICKS
+from stream.errors import StreamError
 
 FORMAT: Final = 1
 
@@ -28,10 +34,6 @@ class LastOutcome(IntEnum):
     FALLBACK = 0
     MODEL = 1
     UNKNOWN_ITEM = 2
-
-
-class StateError(ValueError):
-    """Bytes in the changelog that this version cannot read."""
 
 
 class TrailClick(msgspec.Struct, frozen=True):
@@ -94,7 +96,7 @@ def encode_state(state: SessionState) -> bytes:
 def decode_state(raw: bytes) -> SessionState:
     """Return the state of bytes that ``encode_state`` made; its arrays are views on them.
 
-    Raises StateError on an unknown format version.
+    Raises StreamError on an unknown format version.
     """
     check_format(raw)
     _, outcome, bundle, last_click_ms, n_clicks, n_trail, n_state, n_top = _HEADER.unpack_from(raw)
@@ -130,7 +132,106 @@ def last_click_ms(raw: bytes) -> int:
 
 
 def check_format(raw: bytes) -> None:
-    """Raise StateError, one sentence, on bytes of another format version."""
+    """Raise StreamError, one sentence, on bytes of another format version."""
     if len(raw) < _HEADER.size or raw[0] != FORMAT:
         found = raw[0] if raw else "nothing"
-        raise StateError(f"session state has format {found}, this version reads {FORMAT}")
+        raise StreamError(f"session state has format {found}, this version reads {FORMAT}")
+
+
+@dataclass(slots=True)
+class PartitionSessions:
+    """One partition: its sessions' bytes, and when to look at which for expiry."""
+
+    states: dict[bytes, bytes] = field(default_factory=dict)
+    expiry: list[tuple[int, bytes]] = field(default_factory=list)
+    """A heap with one entry per session: its last click's time when the entry was pushed."""
+
+    def restore(self, key: bytes, value: bytes | None) -> None:
+        """Take one record of the changelog. Raises StreamError on another format."""
+        if value is None:
+            self.states.pop(key, None)
+        else:
+            check_format(value)
+            self.states[key] = value
+
+    def finish_restore(self) -> None:
+        """Rebuild the expiry queue from the states."""
+        self.expiry = [(last_click_ms(raw), key) for key, raw in self.states.items()]
+        heapq.heapify(self.expiry)
+
+    def apply(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Take what a committed transaction has written; None deletes."""
+        for key, raw in changes.items():
+            if raw is None:
+                del self.states[key]
+                continue
+            if key not in self.states:
+                heapq.heappush(self.expiry, (last_click_ms(raw), key))
+            self.states[key] = raw
+
+    def collect(
+        self, is_dead: Callable[[int], bool], keep: Collection[bytes], limit: int
+    ) -> list[bytes]:
+        """Return dead sessions to delete, looking at no more than ``limit`` queue entries.
+
+        An entry that comes up too early is pushed back with the session's later time. The
+        returned keys have left the queue: the caller must delete them, or end. ``keep``:
+        sessions of the batch, whose states are about to change.
+        """
+        dead, later = [], []
+        for _ in range(min(limit, len(self.expiry))):
+            if not is_dead(self.expiry[0][0]):
+                break
+            _, key = heapq.heappop(self.expiry)
+            last = last_click_ms(self.states[key])
+            if key in keep or not is_dead(last):
+                later.append((last, key))
+            else:
+                dead.append(key)
+        for entry in later:
+            heapq.heappush(self.expiry, entry)
+        return dead
+
+
+class Sessions:
+    """The sessions of the owned partitions: a ``Table`` that the transport restores.
+
+    Read by the scoring thread only while the event loop awaits it.
+    """
+
+    def __init__(self) -> None:
+        self.partitions: dict[int, PartitionSessions] = {}
+
+    def own(self, partitions: Collection[int]) -> None:
+        """As ``Table.own``."""
+        self.partitions = {
+            p: self.partitions.get(p) or PartitionSessions() for p in sorted(partitions)
+        }
+
+    def forget(self, partition: int) -> None:
+        """As ``Table.forget``."""
+        self.partitions[partition] = PartitionSessions()
+
+    def restore(self, partition: int, key: bytes, value: bytes | None) -> None:
+        """As ``Table.restore``."""
+        self.partitions[partition].restore(key, value)
+
+    def finish_restore(self, partition: int) -> None:
+        """As ``Table.finish_restore``."""
+        self.partitions[partition].finish_restore()
+
+    def apply(self, changelog: Mapping[int, Mapping[bytes, bytes | None]]) -> None:
+        """Take what a committed transaction has written, by partition."""
+        for partition, changes in changelog.items():
+            self.partitions[partition].apply(changes)
+
+    def get(self, partition: int, key: bytes) -> bytes | None:
+        """Return a session's bytes."""
+        return self.partitions[partition].states.get(key)
+
+    def sizes(self) -> dict[int, int]:
+        """Return the number of sessions by partition."""
+        return {p: len(of_partition.states) for p, of_partition in self.partitions.items()}
+
+    def __len__(self) -> int:
+        return sum(len(p.states) for p in self.partitions.values())

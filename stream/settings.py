@@ -1,7 +1,7 @@
 """What an operator can set: environment (``NEXTCLICK_*``) and flags, read once at the start.
 
-What training and serving must agree on (idle timeout, K, the items) is no setting: it stands
-in the bundle's manifest.
+What training and serving must agree on (idle timeout, lateness, event types, K, the items) is not
+a setting: the bundle's manifest has it.
 """
 
 from pathlib import Path
@@ -18,21 +18,19 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-CONFIG = SettingsConfigDict(
-    env_prefix="NEXTCLICK_",
-    frozen=True,
-    extra="forbid",
-    cli_kebab_case=True,
-    cli_implicit_flags=True,
-    cli_avoid_json=True,
-    use_attribute_docstrings=True,
-)
-
 
 class KafkaSettings(BaseSettings):
     """How to reach Kafka, and which topics are ours."""
 
-    model_config = CONFIG
+    model_config = SettingsConfigDict(
+        env_prefix="NEXTCLICK_",
+        frozen=True,
+        extra="forbid",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_avoid_json=True,
+        use_attribute_docstrings=True,
+    )
 
     bootstrap_servers: str = Field(default="127.0.0.1:9092", min_length=1)
     """Kafka brokers, host:port, separated by commas."""
@@ -109,8 +107,6 @@ class WorkerSettings(KafkaSettings):
     """Shortest time from one micro-batch to the next: clicks that come closer go together."""
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""
-    allowed_lateness_s: NonNegativeInt = 600
-    """How far a click may lie behind its partition and still find its session."""
     bad_click_run_limit: PositiveInt = 1000
     """Stop at this many bad clicks in a row in one partition."""
     bad_click_share_limit: float = Field(default=0.5, gt=0.0, le=1.0)

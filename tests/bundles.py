@@ -47,6 +47,8 @@ def write_tiny_bundle(
     constant: bool = False,
     item_ids: Sequence[str] | None = None,
     idle_timeout_s: int | None = 1800,
+    allowed_lateness_s: int = 600,
+    event_types: tuple[str, ...] = (),
     **config: Any,
 ) -> Path:
     """The folder of a bundle below ``folder``: a model with random weights, the same for one seed.
@@ -74,6 +76,8 @@ def write_tiny_bundle(
         n_items=n_items,
         n_recommendations=k,
         idle_timeout_s=idle_timeout_s,
+        allowed_lateness_s=allowed_lateness_s,
+        event_types=event_types,
         context=context,
         opset=OPSET,
         training=TrainingData(0, 0, 0, 0, n_items),

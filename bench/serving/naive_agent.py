@@ -23,7 +23,7 @@ from onnx import compose, helper
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from bench.settings import parse
-from stream.contract.click import BadClick, Click, Reason, Record
+from stream.contract.click import BadClick, Click, ClickParser, Reason, Record
 from stream.contract.messages import Item, Outcome, dead_letter, recommendation
 from stream.logs import configure_logging
 from stream.model.bundle import Bundle, load_bundle
@@ -149,6 +149,8 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
         "sessions", partitions=settings.partitions, key_type=bytes, value_type=bytes
     )
 
+    parse_click = ClickParser()
+
     @app.agent(clicks)
     async def recommend(stream: faust.StreamT[bytes]) -> None:
         async for value in stream:
@@ -162,7 +164,7 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
                 message.key,
                 value,
             )
-            click = bundle.parse_click(record)
+            click = parse_click(record)
             if isinstance(click, Click) and click.item_id not in bundle.item_index:
                 click = BadClick(Reason.BAD_ITEM_ID, "the model has never seen this item")
             if isinstance(click, BadClick):

@@ -21,7 +21,7 @@ def main() -> int:
 
     from deploy.demo.steps import DemoSettings, run_demo
     from deploy.jars import BrokerError
-    from stream.transport.topics import TopicError
+    from stream.errors import StreamError
     from train.data.clicks import ClickLogError
 
     try:
@@ -31,7 +31,7 @@ def main() -> int:
             name = ".".join(map(str, wrong["loc"]))
             print(f"setting {name}: {wrong['msg']}, found {wrong['input']!r}", file=sys.stderr)
         return 2
-    except (BrokerError, ClickLogError, ProcessError, SettingsError, TopicError) as error:
+    except (BrokerError, ClickLogError, ProcessError, SettingsError, StreamError) as error:
         print(error, file=sys.stderr)
         return 2
     except KafkaException as error:

@@ -93,7 +93,8 @@ ROWS: dict[str, list[Graph]] = {
         Graph(
             "Clicks/s by outcome",
             "model: answered by the model; duplicate: a repeated event; unknown_item: an item the "
-            "model has never seen; fallback: popularity, for want of a list.",
+            "model has never seen; fallback: popularity, for want of a list; other_event: a type "
+            "of event that does not advance a session.",
             "cps",
             {"{{outcome}}": per_second("recs_clicks_total", "outcome")},
             stacked=True,

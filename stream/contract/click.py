@@ -12,6 +12,7 @@ import msgspec
 
 from stream.contract.context import column_key, keep
 from stream.contract.decoders import BadClick, Decoder, JsonDecoder, Reason, WireClick
+from stream.contract.records import Record
 
 __all__ = [
     "MAX_FUTURE_MS",
@@ -32,19 +33,6 @@ TRAIL_CLICKS = 50
 """Clicks of a session that its trail keeps, and that a repeated event is looked for among."""
 
 
-class Record(msgspec.Struct, frozen=True):
-    """One Kafka record of the clicks topic.
-
-    ``timestamp_ms`` is the record's own (the append time, as ``topics create`` sets it).
-    """
-
-    partition: int
-    offset: int
-    timestamp_ms: int
-    key: bytes | None
-    value: bytes | None
-
-
 class Click(msgspec.Struct, frozen=True):
     """A click that can be answered. ``event_hash`` is 0 where the producer sent no event_id.
 
@@ -56,6 +44,7 @@ class Click(msgspec.Struct, frozen=True):
     timestamp_ms: int
     event_hash: int
     context: bytes = b""
+    event_type: str | None = None
 
 
 class ClickParser:
@@ -81,6 +70,7 @@ class ClickParser:
             wire.timestamp_ms,
             event_hash(wire.event_id),
             keep(zip(self._keys, wire.texts(), strict=True)) if self._keys else b"",
+            wire.event_type,
         )
 
     def wire_click(self, record: Record) -> WireClick | BadClick:

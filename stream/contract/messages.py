@@ -4,9 +4,10 @@ from enum import StrEnum
 
 import msgspec
 
-from stream.contract.click import BadClick, Click, Record
+from stream.contract.click import BadClick, Click
+from stream.contract.records import Message as Message
+from stream.contract.records import Record
 
-Headers = tuple[tuple[str, bytes], ...]
 _DETAIL_BYTES = 1024
 """Longest detail header: with the other four it stays far below the 64 KiB that the dead-letter
 topic grants beyond the largest click."""
@@ -19,14 +20,7 @@ class Outcome(StrEnum):
     DUPLICATE = "duplicate"
     UNKNOWN_ITEM = "unknown_item"
     FALLBACK = "fallback"
-
-
-class Message(msgspec.Struct, frozen=True):
-    """One record to produce; ``value`` None is a tombstone."""
-
-    key: bytes | None
-    value: bytes | None
-    headers: Headers = ()
+    OTHER_EVENT = "other_event"
 
 
 class Item(msgspec.Struct):

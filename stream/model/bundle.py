@@ -8,23 +8,22 @@ import hashlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
-from stream.contract.click import ClickParser
 from stream.contract.context import (
     MAX_FIELDS,
     MAX_VALUE_BYTES,
     RESERVED,
-    Context,
     ContextField,
     column_key,
 )
+from stream.errors import StreamError
 
 FORMAT = 2
 ENCODE, RANK, ITEMS, MANIFEST = "encode.onnx", "rank.onnx", "items.txt", "manifest.json"
@@ -33,7 +32,7 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class BundleError(Exception):
+class BundleError(StreamError):
     """A bundle that must not be served: one sentence naming the file, the found, the expected."""
 
 
@@ -55,12 +54,12 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a replay through the ONNX graphs gave beside PyTorch; all 0 where none was made.
+    """How a replay through the ONNX graphs compares with PyTorch; all 0 if there was none.
 
     ``max_error``: the largest difference of a state's or a query's number from the model's in
     float64, as a share of it where it is larger than 1; ``max_error_pytorch``: that of PyTorch in
     float32. ``top_k_equal`` counts the clicks whose lists are equal position by position; in the
-    others only ties changed places.
+    others only ties swapped places.
     """
 
     sessions: Count
@@ -82,8 +81,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     ``bundle_id`` is the start of the sha256 over all other fields; as ``sha256`` is one of them,
     it names the content of the whole folder. ``idle_timeout_s`` None: a session never expires.
+    ``allowed_lateness_s``: how far a click may lag behind its partition and still find its
+    session. ``event_types``: the types of event that advance a session; empty: all.
     ``state_size``: numbers the model remembers of a session, zeros at first; ``query_size``: those
-    that ask for a list. ``architecture``, ``hidden_size`` and ``n_layers`` are for people to read.
+    that a list is made from. ``architecture``, ``hidden_size`` and ``n_layers`` are for people.
     """
 
     format: int = FORMAT
@@ -96,6 +97,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     n_items: Size
     n_recommendations: Size
     idle_timeout_s: Size | None
+    allowed_lateness_s: Count = 600
+    event_types: tuple[str, ...] = ()
     context: list[ContextField] = []
     opset: Size
     sha256: dict[str, str] = {}
@@ -107,31 +110,20 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n.
-
-    ``context`` and ``parse_click`` are made of the manifest's fields.
-    """
+    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n."""
 
     manifest: Manifest
     item_ids: list[str]
     item_index: dict[str, int]
     encode_path: Path
     rank_path: Path
-    context: Context = field(init=False)
-    parse_click: ClickParser = field(init=False)
-
-    def __post_init__(self) -> None:
-        context = Context(self.manifest.context)
-        object.__setattr__(self, "context", context)
-        object.__setattr__(self, "parse_click", ClickParser(context.columns))
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """The bundle in ``folder``, every hash, count and opset checked against its manifest.
+    """The bundle in ``folder``, every hash and count checked against its manifest.
 
-    The graphs' inputs and outputs are checked by ``OnnxScorer``, which opens them. Raises
-    ``BundleError``. The folder's own name is not looked at, so that a bundle may be mounted
-    anywhere.
+    ``OnnxScorer``, which opens the graphs, checks their inputs and outputs. Raises
+    ``BundleError``. The folder's own name does not matter, so a bundle may be mounted anywhere.
     """
     manifest = _parse_manifest(folder / MANIFEST, _read(folder / MANIFEST))
     if sorted(manifest.sha256) != sorted((ENCODE, RANK, ITEMS)):
@@ -145,12 +137,6 @@ def load_bundle(folder: Path) -> Bundle:
         if found != expected:
             raise BundleError(
                 f"{folder / name} has sha256 {found[:16]}..., manifest says {expected[:16]}..."
-            )
-    for name in (ENCODE, RANK):
-        opset = _opset(folder / name, content[name])
-        if opset != manifest.opset:
-            raise BundleError(
-                f"{folder / name} has opset {opset}, manifest says opset={manifest.opset}"
             )
     item_ids = _parse_items(folder / ITEMS, content[ITEMS], manifest.n_items)
     check_context(folder / MANIFEST, manifest.context)
@@ -188,8 +174,8 @@ def write_bundle(
         manifest = msgspec.structs.replace(manifest, sha256=sha256, bundle_id="")
         # Through JSON once before hashing: a figure given as 1 is read back as 1.0.
         manifest = _decode(staged / MANIFEST, msgspec.json.encode(manifest))
-        manifest = msgspec.structs.replace(manifest, bundle_id=_content_id(manifest))
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        manifest = msgspec.structs.replace(manifest, bundle_id=content_id(manifest))
+        text = msgspec.json.format(encode_manifest(manifest), indent=2)
         (staged / MANIFEST).write_bytes(text + b"\n")
         load_bundle(staged)
         folder = root / manifest.bundle_id
@@ -203,25 +189,25 @@ def write_bundle(
 
 
 def check_context(path: Path, fields: Sequence[ContextField]) -> None:
-    """Raise BundleError where fields cannot be served; ``path`` is what asks for them."""
+    """Raise BundleError if fields cannot be served; ``path`` is the file that declares them."""
     if len(fields) > MAX_FIELDS:
-        raise BundleError(f"{path} has {len(fields)} context fields, at most {MAX_FIELDS} are kept")
+        raise BundleError(f"{path} has {len(fields)} context fields, expected at most {MAX_FIELDS}")
     names = Counter((f.kind, f.name) for f in fields)
     keys = Counter(column_key(f.name) for f in fields if f.kind == "column")
     for f in fields:
         wrong = None
         if names[f.kind, f.name] > 1:
-            wrong = "stands there twice"
+            wrong = "is declared twice"
         elif f.kind == "column" and f.name in RESERVED:
-            wrong = f"has the name of a click's own field; {', '.join(RESERVED)} are none"
+            wrong = f"has a reserved name; {', '.join(RESERVED)} are every click's own"
         elif f.kind == "column" and keys[column_key(f.name)] > 1:
-            wrong = "has a name whose CRC-32 is another column's; rename it"
+            wrong = "has a name with the same CRC-32 as another column's; rename it"
         elif len(set(f.values)) < len(f.values) or any(
             not 1 <= len(value.encode()) <= MAX_VALUE_BYTES for value in f.values
         ):
-            wrong = f"has values that are no different texts of 1 to {MAX_VALUE_BYTES} bytes"
+            wrong = f"must have values that are distinct strings of 1 to {MAX_VALUE_BYTES} bytes"
         elif any(a >= b for a, b in pairwise(f.edges_s)):
-            wrong = "has edges_s that do not rise"
+            wrong = "must have edges_s that increase"
         if wrong:
             raise BundleError(f"{path}: context field {f.name!r} of kind {f.kind} {wrong}")
 
@@ -235,17 +221,17 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
     try:
         version = msgspec.json.decode(text, type=_Version)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is no manifest: {error}") from error
+        raise BundleError(f"{path} is not a valid manifest: {error}") from error
     if version.format != FORMAT:
         raise BundleError(
             f"{path} has format {version.format}, this version reads {FORMAT}; "
             "export the checkpoint again"
         )
     manifest = _decode(path, text)
-    content_id = _content_id(manifest)
-    if manifest.bundle_id != content_id:
+    expected_id = content_id(manifest)
+    if manifest.bundle_id != expected_id:
         raise BundleError(
-            f"{path} has content {content_id}, manifest says bundle_id={manifest.bundle_id}"
+            f"{path} has content {expected_id}, manifest says bundle_id={manifest.bundle_id}"
         )
     return manifest
 
@@ -254,12 +240,27 @@ def _decode(path: Path, text: bytes) -> Manifest:
     try:
         return msgspec.json.decode(text, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is no manifest: {error}") from error
+        raise BundleError(f"{path} is not a valid manifest: {error}") from error
 
 
-def _content_id(manifest: Manifest) -> str:
+def encode_manifest(manifest: Manifest) -> bytes:
+    """Return the manifest's JSON: always the same bytes for the same content.
+
+    A field that version 0.1.0 did not know is left out at its default, so that the bundles
+    of that version keep their bundle_id, and a bundle that needs no such field is readable by it.
+    """
+    fields = msgspec.to_builtins(manifest, order="deterministic")
+    if manifest.allowed_lateness_s == 600:
+        del fields["allowed_lateness_s"]
+    if not manifest.event_types:
+        del fields["event_types"]
+    return msgspec.json.encode(fields)
+
+
+def content_id(manifest: Manifest) -> str:
+    """Return the bundle_id that belongs to the manifest's other fields."""
     content = msgspec.structs.replace(manifest, bundle_id="")
-    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
+    return hashlib.sha256(encode_manifest(content)).hexdigest()[:16]
 
 
 def _check_lists(path: Path, manifest: Manifest) -> None:
@@ -292,7 +293,7 @@ def _parse_items(path: Path, text: bytes, n_items: int) -> list[str]:
         raise BundleError(f"{path} has {len(item_ids)} lines, manifest says n_items={n_items}")
     if len(set(item_ids)) != n_items or "" in item_ids:
         raise BundleError(
-            f"{path} has {len(set(item_ids) - {''})} different item ids, expected {n_items}"
+            f"{path} has {len(set(item_ids) - {''})} distinct item ids, expected {n_items}"
         )
     return item_ids
 
@@ -302,53 +303,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}") from error
-
-
-def _opset(path: Path, model: bytes) -> int:
-    """The opset of the standard operators that an ONNX file declares.
-
-    ONNX Runtime does not tell, and the onnx package is no part of a worker: this reads fields
-    8 (opset_import) of ModelProto, and 1 (domain) and 2 (version) of OperatorSetIdProto.
-    """
-    try:
-        for number, opset_import in _fields(memoryview(model)):
-            if number == 8 and isinstance(opset_import, memoryview):
-                fields = dict(_fields(opset_import))
-                version = fields.get(2)
-                if not fields.get(1) and isinstance(version, int):
-                    return version
-    except (IndexError, ValueError) as error:
-        raise BundleError(f"{path} is no ONNX model: {error}") from error
-    raise BundleError(f"{path} names no opset of the standard operators, so is no ONNX model")
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """The fields of one protobuf message: (number, varint or bytes); fixed widths as bytes."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        number, wire_type = key >> 3, key & 7
-        if wire_type == 0:
-            value, at = _varint(message, at)
-            yield number, value
-            continue
-        if wire_type == 2:
-            size, at = _varint(message, at)
-        elif wire_type in (1, 5):
-            size = 8 if wire_type == 1 else 4
-        else:
-            raise ValueError(f"wire type {wire_type} at byte {at}")
-        if at + size > len(message):
-            raise ValueError(f"field {number} ends behind the file")
-        yield number, message[at : at + size]
-        at += size
-
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at

@@ -19,11 +19,9 @@ from faust.transport.consumer import Consumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
+from stream.errors import StreamError
+
 WRITTEN_FOR = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
-
-
-class PatchError(Exception):
-    """Another version of a patched package is installed."""
 
 
 class RestoringApp(Protocol):
@@ -172,11 +170,11 @@ PATCHES = (
 
 
 def install_patches() -> None:
-    """Apply every patch, once a process. Raises PatchError on another version."""
+    """Apply every patch, once a process. Raises StreamError on another version."""
     for package, expected in WRITTEN_FOR.items():
         found = version(package)
         if found != expected:
-            raise PatchError(
+            raise StreamError(
                 f"{package} {found} is installed; the patches in stream/transport/patches.py are "
                 f"written for {expected}"
             )

@@ -1,4 +1,4 @@
-"""The session table's store for Faust: a ``Sessions`` that restore.py fills."""
+"""The session table's store for Faust, which assigns partitions by it and keeps nothing in it."""
 
 import logging
 from collections.abc import Callable, Iterable
@@ -6,20 +6,14 @@ from typing import Any
 
 from faust.stores import STORES, memory
 
-from stream.sessions import Sessions
-
 STORE_URL = "nextclick-sessions://"
-STORES.aliases["nextclick-sessions"] = "stream.transport.store:SessionStore"
+STORES.aliases["nextclick-sessions"] = "stream.transport.store:NoStore"
 
 
-class SessionStore(memory.Store[bytes, bytes]):
-    """Faust's plug-in: the table's data is a ``Sessions``; Faust itself writes nothing to it."""
+class NoStore(memory.Store[bytes, bytes]):
+    """Faust's plug-in. The table itself is the processor's, and restore.py fills it."""
 
     logger = logging.getLogger("faust.store")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.sessions = Sessions()
 
     def apply_changelog_batch(
         self,
@@ -28,4 +22,4 @@ class SessionStore(memory.Store[bytes, bytes]):
         to_value: Callable[[Any], Any],
     ) -> None:
         """Never called: every changelog partition is restored by restore.py."""
-        raise AssertionError("Faust read the changelog of its own; see patches.py")
+        raise AssertionError("Faust read the changelog by itself; see patches.py")

@@ -20,6 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
     ResourceType,
 )
 
+from stream.errors import StreamError
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.clients import confluent_options
 
@@ -43,10 +44,6 @@ _CHANGELOG_CONFIG = {
     "max.compaction.lag.ms": "3600000",
     "min.cleanable.dirty.ratio": "0.2",
 }
-
-
-class TopicError(Exception):
-    """A topic that cannot be reached or is not as the worker needs it: one sentence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +85,7 @@ def create_topics(settings: TopicsSettings) -> list[str]:
             try:
                 future.result(TIMEOUT_S)
             except KafkaException as error:
-                raise TopicError(
+                raise StreamError(
                     f"topic {name} cannot be created: {error.args[0].str()}"
                 ) from error
     names = [topic.topic for topic in missing]
@@ -97,7 +94,7 @@ def create_topics(settings: TopicsSettings) -> list[str]:
 
 
 def check_topics(settings: KafkaSettings) -> TopicFacts:
-    """Return the facts of the four topics. Raises TopicError with everything that is wrong."""
+    """Return the facts of the four topics. Raises StreamError with everything that is wrong."""
     admin = AdminClient(confluent_options(settings))
     partitions = _existing(admin, settings)
     names = (
@@ -108,7 +105,7 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
     )
     missing = [name for name in names if name not in partitions]
     if missing:
-        raise TopicError(
+        raise StreamError(
             f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
         )
     clicks, recommendations, dead_letter, changelog = names
@@ -149,7 +146,7 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
             f"{click_bytes + DEAD_LETTER_EXTRA_BYTES}, 64 KiB more than {clicks}"
         )
     if wrong:
-        raise TopicError("; ".join(wrong))
+        raise StreamError("; ".join(wrong))
     return TopicFacts(
         _topic_id(admin, clicks),
         partitions[clicks],
@@ -203,7 +200,7 @@ def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[s
     deadline = time.monotonic() + TIMEOUT_S
     while unknown := [name for name in names if name not in _existing(admin, settings)]:
         if time.monotonic() > deadline:
-            raise TopicError(f"topics {', '.join(unknown)} were created but no broker knows them")
+            raise StreamError(f"topics {', '.join(unknown)} were created but no broker knows them")
         time.sleep(POLL_S)
 
 
@@ -211,7 +208,7 @@ def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:
     try:
         topics = admin.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
-        raise TopicError(
+        raise StreamError(
             f"no broker answers at {settings.bootstrap_servers}: {error.args[0].str()}"
         ) from error
     return {name: len(topic.partitions) for name, topic in topics.items()}

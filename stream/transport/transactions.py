@@ -5,18 +5,18 @@ before, so a worker that was paused or replaced cannot write behind its successo
 """
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import structlog
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import InvalidProducerEpoch, ProducerFenced
 
-from stream.batch import PartitionOutput
-from stream.contract.messages import Message
+from stream.contract.records import Message
 from stream.position import POSITION_KEY, encode_position
 from stream.settings import KafkaSettings
 from stream.transport.clients import aiokafka_options
+from stream.transport.protocol import Target, Transaction, TransactionLostError
 from stream.transport.topics import BATCH_BYTES, TopicFacts, hanging_partitions
 
 log = structlog.get_logger(__name__)
@@ -27,12 +27,8 @@ _NOTHING = b"\x00aborted"
 """Key of a record that is written to be aborted."""
 
 
-# The broker's two words for it, and what aiokafka says to any call on a producer it has told so.
+# The broker's two errors for it, and what aiokafka raises at any later call on that producer.
 _FENCED = (ProducerFenced, InvalidProducerEpoch, AssertionError)
-
-
-class TransactionLostError(Exception):
-    """Fenced, or committed with an unknown outcome: exit at once, and let the restore decide."""
 
 
 class Delivery:
@@ -73,12 +69,12 @@ class Delivery:
             log.warning("hanging_transaction_aborted", topic=changelog, partition=partition)
             producer = self._producers[partition]
             await producer.begin_transaction()
-            for topic, to in self._targets(partition):
+            for topic, to in self._topics(partition):
                 await producer.send_and_wait(topic, key=_NOTHING, value=None, partition=to)
             await producer.abort_transaction()
         return hanging
 
-    def _targets(self, partition: int) -> tuple[tuple[str, int], ...]:
+    def _topics(self, partition: int) -> tuple[tuple[str, int], ...]:
         """Where recommendations, dead letters and changelog of an input partition go."""
         settings, facts = self._settings, self._facts
         return (
@@ -99,28 +95,31 @@ class Delivery:
             max_request_size=max(MIN_REQUEST_BYTES, self._facts.dead_letter_bytes + 65_536),
         )
 
-    async def commit(
-        self, partition: int, output: PartitionOutput, tombstones: Sequence[bytes]
-    ) -> int:
-        """Commit everything a partition's batch has to say, or nothing of it.
+    async def commit(self, transaction: Transaction) -> dict[int, int]:
+        """Commit a batch, one Kafka transaction for each of its partitions, all at once.
 
-        Returns the offset that the last batch in the changelog begins at: a restore need not
-        read again what lies below. Raises TransactionLostError, or the send's own error after
-        an abort.
+        Returns the offset, by partition, that the last batch in the changelog begins at: a
+        restore need not read again what lies below. Raises TransactionLostError, or a send's own
+        error after the abort of its partition.
         """
+        partitions = transaction.positions
+        offsets = await asyncio.gather(*(self._commit(p, transaction) for p in partitions))
+        return dict(zip(partitions, offsets, strict=True))
+
+    async def _commit(self, partition: int, transaction: Transaction) -> int:
         producer = self._producers[partition]
-        changelog = [Message(key, raw) for key, raw in output.states.items()]
-        changelog += [Message(key, None) for key in tombstones]
-        changelog.append(Message(POSITION_KEY, encode_position(output.position)))
+        changelog = [Message(k, value) for k, value in transaction.changelog[partition].items()]
+        position = encode_position(transaction.positions[partition])
+        changelog.append(Message(POSITION_KEY, position))
         try:
             await producer.begin_transaction()
             futures = []
-            for (topic, to), messages in zip(
-                self._targets(partition),
-                (output.recommendations, output.dead_letters, changelog),
+            for (topic, to), of_topic in zip(
+                self._topics(partition),
+                (*(transaction.messages[target][partition] for target in Target), changelog),
                 strict=True,
             ):
-                futures += await _send(producer, topic, to, messages)
+                futures += await _send(producer, topic, to, of_topic)
             # commit_transaction() would succeed with the rest when one batch has failed.
             sent = await asyncio.gather(*futures)
         except _FENCED as error:

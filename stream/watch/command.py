@@ -23,9 +23,10 @@ from confluent_kafka import (
 from rich.live import Live
 
 from stream.contract.messages import Recommendation
+from stream.errors import StreamError
 from stream.settings import WatchSettings
 from stream.transport.clients import confluent_options
-from stream.transport.topics import TopicError
+from stream.watch.judge import Judge
 from stream.watch.screen import draw, session_line, summary_line
 from stream.watch.tally import SessionView, Tally
 
@@ -33,12 +34,13 @@ TIMEOUT_S = 10
 REDRAW_S = 0.25
 LINE_EVERY_S = 5.0
 SHOW_SESSION_S = 5.0
+MAX_JUDGED_SESSIONS = 100_000
 
 _decode = msgspec.json.Decoder(Recommendation).decode
 
 
 def watch(settings: WatchSettings) -> None:
-    """Show the topics until SIGINT or SIGTERM. Raises TopicError where there is nothing to see."""
+    """Show the topics until SIGINT or SIGTERM. Raises StreamError where there is nothing to see."""
     ended = False
 
     def end(*_: object) -> None:
@@ -60,14 +62,14 @@ def watch(settings: WatchSettings) -> None:
     )
     try:
         consumer.assign(_starts(consumer, settings))
-        tally = Tally(settings.idle_timeout_s)
+        tally, judge = Tally(), Judge(settings.idle_timeout_s, MAX_JUDGED_SESSIONS)
         view = _Screen(settings, tally) if sys.stdout.isatty() else _Lines(settings, tally)
         with view.open():
             while not ended:
                 record = consumer.poll(REDRAW_S)
                 if record is not None and record.error() is None:
                     trouble.text = ""
-                    _count(settings, tally, record, view.on_answer)
+                    _count(settings, tally, judge, record, view.on_answer)
                 view.refresh(trouble.text)
     finally:
         consumer.close()
@@ -139,6 +141,7 @@ class _Lines:
 def _count(
     settings: WatchSettings,
     tally: Tally,
+    judge: Judge,
     record: Message,
     on_answer: Callable[[SessionView], None],
 ) -> None:
@@ -154,7 +157,8 @@ def _count(
         return
     value = record.value()
     assert value is not None, "the recommendations topic holds no tombstones"
-    on_answer(tally.add_recommendation(headers["source"], _decode(value), appended_ms, now_s))
+    answer, source = _decode(value), headers["source"]
+    on_answer(tally.add_recommendation(source, answer, judge.rank(answer), appended_ms, now_s))
 
 
 def _headers(record: Message) -> dict[str, str]:
@@ -169,13 +173,13 @@ def _starts(consumer: Consumer, settings: WatchSettings) -> list[TopicPartition]
     try:
         topics = consumer.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
-        raise TopicError(
+        raise StreamError(
             f"no broker answers at {settings.bootstrap_servers}: {error.args[0].str()}"
         ) from error
     names = (settings.clicks_topic, settings.recommendations_topic, settings.dead_letter_topic)
     missing = [name for name in names if name not in topics]
     if missing:
-        raise TopicError(
+        raise StreamError(
             f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
         )
     offset = OFFSET_BEGINNING if settings.from_beginning else OFFSET_END

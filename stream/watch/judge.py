@@ -6,18 +6,11 @@ from its own state (batch.py) and can be added up over workers.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from stream.contract.messages import Item, Outcome, Recommendation
-
-
-def rank_in_list(items: Sequence[Item], item_id: str) -> int:
-    """Place of an item from 1, the last one of its score (ties count against); 0: not listed."""
-    score = next((item.score for item in items if item.item_id == item_id), None)
-    if score is None:
-        return 0
-    return max(place for place, item in enumerate(items, start=1) if item.score == score)
+from stream.counts import Quality as Quality
+from stream.counts import rank_in_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,33 +48,12 @@ class Judge:
             gap_ms = click_ms - last.click_ms
             click_ms = max(click_ms, last.click_ms)
             if self._idle_timeout_ms is None or gap_ms <= self._idle_timeout_ms:
-                rank = rank_in_list(last.items, click.item_id)
+                rank = rank_in_list(
+                    [item.item_id for item in last.items],
+                    [item.score for item in last.items],
+                    click.item_id,
+                )
         self._last[recommendation.session_id] = _Last(recommendation.items, click_ms)
         if self._max_sessions is not None and len(self._last) > self._max_sessions:
             self._last.popitem(last=False)
         return rank
-
-
-@dataclass(slots=True)
-class Quality:
-    """Recall@k and MRR@k over the ranks added so far."""
-
-    k: int
-    predictions: int = 0
-    hits: int = 0
-    reciprocal_rank: float = 0.0
-
-    def add(self, rank: int) -> None:
-        """Count one judged list; rank 0 is a miss."""
-        self.predictions += 1
-        if 0 < rank <= self.k:
-            self.hits += 1
-            self.reciprocal_rank += 1 / rank
-
-    @property
-    def recall(self) -> float:
-        return self.hits / max(1, self.predictions)
-
-    @property
-    def mrr(self) -> float:
-        return self.reciprocal_rank / max(1, self.predictions)

@@ -7,11 +7,11 @@ from rich.text import Text
 
 from stream.contract.messages import Outcome
 from stream.settings import WatchSettings
-from stream.watch.tally import HISTORY_S, RECENT_S, SHOWN_CLICKS, K, SessionView, Tally
+from stream.watch.tally import HISTORY_S, RECENT_S, SHOWN_CLICKS, SessionView, Tally
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _SHOWN_ITEMS = SHOWN_CLICKS
-_PANEL_ROWS = 16  # what the figures need; the session's panel never makes the view jump
+_PANEL_ROWS = 17  # what the figures need; the session's panel never makes the view jump
 
 
 def draw(
@@ -52,8 +52,8 @@ def _figures(tally: Tally, now_s: float) -> RenderableType:
         grid.add_row("latency p99", f"[bold]{latency[1]:,}[/] ms", "append to append")
     quality = tally.quality
     judged = f"{quality.predictions:,} judged"
-    grid.add_row(f"Recall@{K}", f"[bold magenta]{quality.recall:.4f}[/]", judged)
-    grid.add_row(f"MRR@{K}", f"[bold magenta]{quality.mrr:.4f}[/]", "")
+    grid.add_row(f"Recall@{quality.k}", f"[bold magenta]{quality.recall:.4f}[/]", judged)
+    grid.add_row(f"MRR@{quality.k}", f"[bold magenta]{quality.mrr:.4f}[/]", "")
     for outcome in Outcome:
         count = tally.outcomes[outcome]
         grid.add_row(f"  {outcome}", f"{count:,}", _share(count, tally.recommendations))
@@ -119,7 +119,8 @@ def summary_line(tally: Tally, now_s: float, trouble: str) -> str:
         f"lists {tally.recommendations} ({out_rate:.0f}/s)",
         f"waiting {tally.waiting}",
         f"latency p50 {p50} ms, p99 {p99} ms",
-        f"Recall@{K} {quality.recall:.4f}, MRR@{K} {quality.mrr:.4f} of {quality.predictions}",
+        f"Recall@{quality.k} {quality.recall:.4f}, MRR@{quality.k} {quality.mrr:.4f} "
+        f"of {quality.predictions}",
         ", ".join(f"{outcome} {tally.outcomes[outcome]}" for outcome in Outcome),
         f"dead letters {tally.dead_letters.total()}",
         *([trouble] if trouble else []),

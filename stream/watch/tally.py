@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from stream.contract.messages import Item, Recommendation
-from stream.watch.judge import Judge, Quality
+from stream.counts import Quality
 
 T = TypeVar("T")
 
@@ -16,10 +16,8 @@ RECENT_S = 10
 """Rates and latencies are those of so many seconds."""
 HISTORY_S = 60
 """Seconds of clicks/s kept for the curve."""
-K = 20
 SHOWN_CLICKS = 12
 MAX_WAITING = 100_000
-MAX_JUDGED_SESSIONS = 100_000
 MAX_TRAILS = 2_000
 
 
@@ -57,13 +55,12 @@ class Tally:
     that makes the recommendation visible comes on top.
     """
 
-    def __init__(self, idle_timeout_s: int | None) -> None:
+    def __init__(self) -> None:
         self.clicks = 0
         self.recommendations = 0
         self.dead_letters: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
-        self.quality = Quality(K)
-        self._judge = Judge(idle_timeout_s, MAX_JUDGED_SESSIONS)
+        self.quality = Quality()
         self._seconds: OrderedDict[int, _Second] = OrderedDict()
         # Clicks without their answer and answers without their click (one consumer reads all
         # topics, in no promised order), by source: the append time; None for a dead letter,
@@ -84,9 +81,17 @@ class Tally:
             self._second(now_s).latencies_ms.append(answered_ms - appended_ms)
 
     def add_recommendation(
-        self, source: str, recommendation: Recommendation, appended_ms: int, now_s: float
+        self,
+        source: str,
+        recommendation: Recommendation,
+        rank: int | None,
+        appended_ms: int,
+        now_s: float,
     ) -> SessionView:
-        """Count a record of the recommendations topic; returns its session."""
+        """Count a record of the recommendations topic, its click ranked by the session's ``Judge``.
+
+        Returns its session.
+        """
         self.recommendations += 1
         self.outcomes[recommendation.outcome] += 1
         self._second(now_s).recommendations += 1
@@ -95,7 +100,6 @@ class Tally:
             _remember(self._answered_ms, source, appended_ms)
         else:
             self._second(now_s).latencies_ms.append(appended_ms - clicked_ms)
-        rank = self._judge.rank(recommendation)
         if rank is not None:
             self.quality.add(rank)
         return self._advance(recommendation, rank)

@@ -1,11 +1,9 @@
 """The worker's pages: /healthz, /ready and /metrics, on Faust's own web server."""
 
-from typing import Any
+from typing import Any, Protocol
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-from stream.metrics import Metrics
-from stream.worker import Worker
+import faust
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 STUCK_AFTER_S = 60.0
 """A batch takes tens of milliseconds, and a Kafka client gives up after 40 s."""
@@ -14,10 +12,21 @@ LOST_AFTER_S = 300.0
 refusal (no authorisation, say) and waits for ever; a restart at least says so again."""
 
 
-def add_pages(worker: Worker, metrics: Metrics) -> None:
-    """Register the pages with the worker's app."""
+class Health(Protocol):
+    """What the pages ask of a worker (see worker.py)."""
 
-    @worker.app.page("/healthz")
+    @property
+    def ready(self) -> bool: ...
+    @property
+    def stuck_s(self) -> float: ...
+    @property
+    def not_ready_s(self) -> float: ...
+
+
+def add_pages(app: faust.App, worker: Health, registry: CollectorRegistry) -> None:
+    """Register the pages with the Faust app."""
+
+    @app.page("/healthz")
     async def healthz(self: Any, request: Any) -> Any:
         """200 while the event loop turns and nothing is stuck: what a liveness probe asks."""
         healthy = worker.stuck_s < STUCK_AFTER_S and worker.not_ready_s < LOST_AFTER_S
@@ -28,14 +37,14 @@ def add_pages(worker: Worker, metrics: Metrics) -> None:
         }
         return self.json(body, status=200 if healthy else 503)
 
-    @worker.app.page("/ready")
+    @app.page("/ready")
     async def ready(self: Any, request: Any) -> Any:
         """200 while partitions are assigned, restored and served."""
         return self.json({"ready": worker.ready}, status=200 if worker.ready else 503)
 
-    @worker.app.page("/metrics")
+    @app.page("/metrics")
     async def prometheus(self: Any, request: Any) -> Any:
         """Every metric in Prometheus' text format."""
         # As a header: aiohttp refuses a charset in its content_type argument.
         headers = {"Content-Type": CONTENT_TYPE_LATEST}
-        return self.bytes(generate_latest(metrics.registry), headers=headers)
+        return self.bytes(generate_latest(registry), headers=headers)

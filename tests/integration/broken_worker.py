@@ -16,7 +16,7 @@ from faust.transport.consumer import Consumer
 
 from stream import __main__ as command
 from stream import worker
-from stream.sessions import PartitionSessions, Sessions
+from stream.session import Sessions
 from stream.transport import patches, restore
 from stream.transport.topics import group_offsets
 from stream.transport.transactions import Delivery
@@ -27,14 +27,14 @@ def no_position_record() -> None:
     check = restore._check_positions
 
     async def check_positions(
-        partitions: Any, sessions: Sessions, reader: Any, settings: Any, topic_id: str
+        partitions: Any, progress: Any, reader: Any, settings: Any, topic_id: str
     ) -> int:
         committed = group_offsets(settings, partitions)
         for partition in partitions:
-            position = sessions.partitions[partition].position
+            position = progress[partition].position
             if position is not None:
                 position.next_offset = committed.get(partition, 0)
-        return await check(partitions, sessions, reader, settings, topic_id)
+        return await check(partitions, progress, reader, settings, topic_id)
 
     restore._check_positions = check_positions
 
@@ -66,13 +66,11 @@ def no_abort() -> None:
 
 def no_restore() -> None:
     """Take the positions from the changelog and leave the sessions there."""
-    take = PartitionSessions.restore
 
-    def positions_only(self: Any, key: bytes, value: bytes | None) -> None:
-        if key.startswith(b"\x00"):
-            take(self, key, value)
+    def positions_only(self: Any, partition: int, key: bytes, value: bytes | None) -> None:
+        return None
 
-    PartitionSessions.restore = positions_only  # type: ignore[method-assign]
+    Sessions.restore = positions_only  # type: ignore[method-assign]
 
 
 def no_stopped_flow() -> None:
@@ -136,17 +134,17 @@ def _replace_patch(name: str, replacement: Any) -> None:
 
 def stop_before_commit() -> None:
     """SIGSTOP itself between two sends: after planning the tenth batch, before delivering it."""
-    deliver = Delivery.commit
-    batches = 0
+    deliver = Delivery._commit
+    transactions = 0
 
     async def commit(self: Any, *arguments: Any) -> int:
-        nonlocal batches
-        batches += 1
-        if batches == 40:
+        nonlocal transactions
+        transactions += 1
+        if transactions == 40:
             os.kill(os.getpid(), signal.SIGSTOP)
         return await deliver(self, *arguments)
 
-    Delivery.commit = commit  # type: ignore[method-assign,assignment]
+    Delivery._commit = commit  # type: ignore[method-assign,assignment]
 
 
 GUARDS = {

@@ -83,9 +83,13 @@ def test_a_partition_without_clicks_keeps_its_position_and_is_collected_at_its_n
     kafka: str, deployment: Deployment, tmp_path: Path
 ) -> None:
     deployment.bundle = write_tiny_bundle(
-        tmp_path / "short", n_items=50, hidden_size=8, k=20, idle_timeout_s=60
+        tmp_path / "short",
+        n_items=50,
+        hidden_size=8,
+        k=20,
+        idle_timeout_s=60,
+        allowed_lateness_s=0,
     )
-    deployment.extra = {"allowed_lateness_s": "0"}
     worker = deployment.start()
     for n in range(50):
         name = f"s{n}"

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from stream.batch import Rules, finish_batch, plan_batch
-from stream.contract.click import Record
-from stream.model.bundle import load_bundle
-from stream.model.scorer import OnnxScorer
+from stream.batch import Planner, Rules
+from stream.contract.records import Record
+from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position
 from stream.session import decode_state, last_click_ms
+from stream.transport.protocol import Target
 from tests.integration.service import Deployment
 from tests.integration.traffic import Stored
 
@@ -113,14 +113,9 @@ def _fault_free(
 
     Returns the answers by source, the live states, and the names of dead sessions.
     """
-    bundle = load_bundle(deployment.bundle)
-    scorer = OnnxScorer(bundle)
-    idle_timeout_s = bundle.manifest.idle_timeout_s
-    rules = Rules(
-        None if idle_timeout_s is None else idle_timeout_s * 1000,
-        int(deployment.extra.get("allowed_lateness_s", "600")) * 1000,
-        BadClickLimit(1_000_000, 1.0),
-    )
+    model = load_model(deployment.bundle)
+    rules = Rules.of(model.manifest, BadClickLimit(1_000_000, 1.0))
+    planner = Planner(Models(model), rules, deployment.clicks)
     states: dict[tuple[int, bytes], bytes] = {}
     positions: dict[int, Position] = {}
     answers: dict[str, bytes] = {}
@@ -131,19 +126,13 @@ def _fault_free(
     for r in deployment.read(deployment.clicks):
         position = positions.setdefault(r.partition, Position(r.offset, "any"))
         record = Record(r.partition, r.offset, r.timestamp_ms, r.key, r.value)
-        plan = plan_batch(
-            {r.partition: [record]},
-            {r.partition: position},
-            lookup,
-            bundle,
-            rules,
-            deployment.clicks,
-        )
-        outputs = finish_batch(plan, plan.waves.score(scorer), bundle, deployment.clicks, 0)
-        output = outputs[r.partition]
-        positions[r.partition] = output.position
-        states |= {(r.partition, key): raw for key, raw in output.states.items()}
-        for message in output.recommendations:
+        plan = planner.plan({r.partition: [record]}, {r.partition: position}, lookup)
+        planner.finish(plan, plan.score(), 0)
+        positions |= plan.transaction.positions
+        for key, raw in plan.transaction.changelog[r.partition].items():
+            assert raw is not None, "only expiry deletes"
+            states[r.partition, key] = raw
+        for message in plan.transaction.messages[Target.RECOMMENDATIONS][r.partition]:
             assert message.value is not None
             answers[dict(message.headers)["source"].decode()] = message.value
     dead = {

@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
 
-from stream.batch import PartitionOutput, Rules, finish_batch, plan_batch
-from stream.contract.click import Record
+from stream.batch import Plan, Planner, Rules
 from stream.contract.context import ContextField
-from stream.contract.messages import Message
+from stream.contract.records import Message, Record
 from stream.model.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
+from stream.model.models import Model, Models
 from stream.model.scorer import Scorer
 from stream.position import Position, decode_position, encode_position
-from stream.sessions import PartitionSessions, Sessions
+from stream.session import PartitionSessions, Sessions
+from stream.transport.protocol import Target
 
 TOPIC = "clicks"
 PUBLISHED_MS = 77
@@ -70,6 +71,7 @@ def bundle_of(
     bundle_id: str = "a" * 16,
     idle_timeout_s: int | None = None,
     context: Sequence[ContextField] = (),
+    event_types: tuple[str, ...] = (),
 ) -> Bundle:
     """A bundle without files; the popular items are the first ones."""
     manifest = Manifest(
@@ -83,6 +85,7 @@ def bundle_of(
         n_recommendations=n_recommendations,
         idle_timeout_s=idle_timeout_s,
         context=list(context),
+        event_types=event_types,
         opset=20,
         training=TrainingData(0, 0, 0, 0, 0),
         metrics=None,
@@ -105,8 +108,9 @@ class Replay:
     rules: Rules
     collect: bool = False
     sessions: Sessions = field(default_factory=Sessions)
+    positions: dict[int, Position] = field(default_factory=dict)
     messages: dict[int, list[Message]] = field(default_factory=dict)
-    outputs: list[PartitionOutput] = field(default_factory=list)
+    outputs: list[Plan] = field(default_factory=list)
     collected: int = 0
 
     def run(self, batches: Iterable[Sequence[Record]]) -> "Replay":
@@ -115,30 +119,35 @@ class Replay:
             self.step(batch)
         return self
 
-    def step(self, batch: Sequence[Record]) -> dict[int, PartitionOutput]:
+    def step(self, batch: Sequence[Record]) -> Plan:
         """Take one batch."""
         records: dict[int, list[Record]] = {}
         for record in batch:
             records.setdefault(record.partition, []).append(record)
         self.sessions.own({*self.sessions.partitions, *records})
-        positions = {p: self.partition(p).position or Position(0, "topic") for p in records}
-        plan = plan_batch(records, positions, self.sessions.get, self.bundle, self.rules, TOPIC)
-        scores = plan.waves.score(self.scorer)
-        outputs = finish_batch(plan, scores, self.bundle, TOPIC, PUBLISHED_MS)
-        for p, output in outputs.items():
-            dead = self._dead(p, output) if self.collect else []
+        positions = {p: self.positions.get(p) or Position(0, "topic") for p in records}
+        planner = Planner(Models(Model(self.bundle, self.scorer)), self.rules, TOPIC)
+        plan = planner.plan(records, positions, self.sessions.get)
+        planner.finish(plan, plan.score(), PUBLISHED_MS)
+        transaction = plan.transaction
+        for p, position in transaction.positions.items():
+            dead = self._dead(p, plan) if self.collect else []
             self.collected += len(dead)
-            position = decode_position(encode_position(output.position))
-            self.partition(p).apply(output.states, dead, position, 0)
-            self.messages.setdefault(p, []).extend(output.recommendations + output.dead_letters)
-            self.outputs.append(output)
-        return outputs
+            transaction.changelog[p].update(dict.fromkeys(dead))
+            self.positions[p] = decode_position(encode_position(position))
+            for target in Target:
+                self.messages.setdefault(p, []).extend(transaction.messages[target][p])
+        self.sessions.apply(transaction.changelog)
+        self.outputs.append(plan)
+        return plan
 
-    def _dead(self, partition: int, output: PartitionOutput) -> list[bytes]:
+    def _dead(self, partition: int, plan: Plan) -> list[bytes]:
+        watermark_ms = plan.transaction.positions[partition].watermark_ms
+
         def is_dead(last_click_ms: int) -> bool:
-            return self.rules.is_dead(last_click_ms, output.position.watermark_ms)
+            return self.rules.is_dead(last_click_ms, watermark_ms)
 
-        return self.partition(partition).collect(is_dead, output.touched, 100)
+        return self.partition(partition).collect(is_dead, plan.touched[partition], 100)
 
     def partition(self, partition: int) -> PartitionSessions:
         return self.sessions.partitions[partition]

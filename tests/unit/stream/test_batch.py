@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from jaxtyping import Float32, Int32, Int64
 from msgspec.structs import replace
 
-from stream.batch import Judgement, PartitionOutput, Rules
-from stream.contract.click import Reason, Record
-from stream.contract.context import FIRST_VALUE, MISSING, UNKNOWN, ContextField
-from stream.contract.messages import Message
+from stream.batch import Plan, Rules
+from stream.contract.click import Reason
+from stream.contract.context import FIRST_VALUE, MISSING, UNKNOWN, Context, ContextField
+from stream.contract.records import Message, Record
+from stream.counts import Judgement
 from stream.position import BadClickLimit, BadClickLimitError
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, last_click_ms
+from stream.transport.protocol import Target
 from tests.unit.stream.replay import RECORD_MS, FakeScorer, Replay, bundle_of
 
 IDLE_MS, LATENESS_MS = 1000, 500
@@ -115,17 +117,19 @@ def logs_and_splits(draw: st.DrawFn) -> tuple[list[Record], list[list[Record]]]:
     return log, [log[a:b] for a, b in zip([0, *cuts], [*cuts, len(log)], strict=True)]
 
 
-def counts(outputs: Sequence[PartitionOutput]) -> dict[str, Any]:
+def counts(outputs: Sequence[Plan]) -> dict[str, Any]:
     """What does not depend on how the log was cut."""
     return {
-        "late": sum(o.late for o in outputs),
-        "judgements": sorted((j.late, j.rank) for o in outputs for j in o.judgements),
-        "holes": sorted(hole for o in outputs for hole in o.holes),
+        "late": sum(o.counts.late for o in outputs),
+        "judgements": sorted(j for o in outputs for j in o.counts.judgements),
+        "holes": sorted((p, hole) for o in outputs for p in o.holes for hole in o.holes[p]),
         "outcomes": sorted(
-            (r.partition, r.offset, o) for out in outputs for r, _, o in out.answered
+            (a.record.partition, a.record.offset, a.outcome)
+            for o in outputs
+            for a in o.counts.answered
         ),
         "reasons": sorted(
-            (r.partition, r.offset, b.reason) for o in outputs for r, b in o.rejected
+            (r.partition, r.offset, reason) for o in outputs for r, reason in o.counts.rejected
         ),
     }
 
@@ -136,13 +140,8 @@ def living(replay: Replay) -> dict[tuple[int, bytes], bytes]:
         (p, key): raw
         for p, of_partition in replay.sessions.partitions.items()
         for key, raw in of_partition.states.items()
-        if of_partition.position is not None
-        and not replay.rules.is_dead(last_click_ms(raw), of_partition.position.watermark_ms)
+        if not replay.rules.is_dead(last_click_ms(raw), replay.positions[p].watermark_ms)
     }
-
-
-def positions(replay: Replay) -> dict[int, Any]:
-    return {p: of_partition.position for p, of_partition in replay.sessions.partitions.items()}
 
 
 def sources(messages: dict[int, list[Message]]) -> dict[int, list[Message]]:
@@ -152,7 +151,7 @@ def sources(messages: dict[int, list[Message]]) -> dict[int, list[Message]]:
 
 def assert_same(ours: Replay, theirs: Replay) -> None:
     assert sources(ours.messages) == sources(theirs.messages)
-    assert positions(ours) == positions(theirs)
+    assert ours.positions == theirs.positions
     assert living(ours) == living(theirs)
     assert counts(ours.outputs) == counts(theirs.outputs)
 
@@ -182,18 +181,82 @@ def test_a_log_delivered_twice_says_nothing_the_second_time(
     once = Replay(BUNDLE, SCORER, EXPIRING).run(batches)
     twice = Replay(BUNDLE, SCORER, EXPIRING).run(batches).run(batches)
     assert twice.messages == once.messages
-    assert positions(twice) == positions(once)
+    assert twice.positions == once.positions
     assert living(twice) == living(once)
-    assert sum(o.skipped for o in twice.outputs) == len(records)
+    assert sum(o.counts.skipped for o in twice.outputs) == len(records)
 
 
 @given(logs)
 def test_every_record_is_answered_once_or_rejected_once(records: list[Record]) -> None:
     replay = Replay(BUNDLE, SCORER, EXPIRING).run([records])
-    answered = [(r.partition, r.offset) for o in replay.outputs for r, _, _ in o.answered]
-    rejected = [(r.partition, r.offset) for o in replay.outputs for r, _ in o.rejected]
+    answered = [
+        (a.record.partition, a.record.offset) for o in replay.outputs for a in o.counts.answered
+    ]
+    rejected = [(r.partition, r.offset) for o in replay.outputs for r, _ in o.counts.rejected]
     assert sorted(answered + rejected) == sorted((r.partition, r.offset) for r in records)
     assert sum(map(len, replay.messages.values())) == len(records)
+
+
+# -- types of event that advance a session ------------------------------------------------------
+
+TYPED = bundle_of(ITEMS, n_recommendations=3, context=CONTEXT, event_types=("view", "cart"))
+
+
+def is_read(record: Record) -> bool:
+    return record.value == b"{}" or json.loads(record.value or b"")["event_type"] in (
+        "view",
+        "cart",
+    )
+
+
+@given(logs_and_splits(), st.booleans())
+def test_other_events_give_the_same_from_any_split(
+    log: tuple[list[Record], list[list[Record]]], collect: bool
+) -> None:
+    records, batches = log
+    whole = Replay(TYPED, SCORER, EXPIRING, collect).run([records])
+    split = Replay(TYPED, SCORER, EXPIRING, not collect).run(batches)
+    assert_same(whole, split)
+
+
+@given(logs)
+def test_sessions_go_on_as_if_other_events_had_never_been(records: list[Record]) -> None:
+    every = Replay(TYPED, SCORER, NEVER).run([records])
+    read = [r for r in records if is_read(r)]
+    alone = Replay(BUNDLE, SCORER, NEVER).run([read])
+    assert set(lists_of(every, read)) == set(lists_of(alone, read))
+    assert living(every) == living(alone)
+    others = [a for a in every.outputs[0].counts.answered if not is_read(a.record)]
+    assert {a.outcome for a in others} <= {"other_event"}
+    assert len(others) == len(records) - len(read)
+
+
+def test_another_event_gets_the_last_list_again_and_changes_nothing() -> None:
+    bundle = bundle_of(HAND_ITEMS, n_recommendations=3, event_types=("view",))
+    replay = Replay(bundle, HAND_SCORER, EXPIRING)
+    output = replay.step([click("s", "b", 90, 0, event_type="cart")])
+    assert published(output) == [("other_event", POPULARITY)]
+    assert replay.sessions.get(0, b"s") is None, "no session begins"
+    output = replay.step([click("s", "a", 100, 1, "e1", event_type="view")])
+    assert published(output) == [("model", AFTER_A)]
+    before = replay.sessions.get(0, b"s")
+    log = [
+        click("s", "b", 110, 2, event_type="cart"),
+        click("s", "b", 120, 3),  # of no type at all
+        click("s", "unknown", 130, 4, event_type=""),
+        click("s", "a", 100, 5, "e1", event_type="cart"),
+        click("s", "b", 50, 6, event_type="cart"),
+    ]
+    output = replay.step(log)
+    assert published(output) == [("other_event", AFTER_A)] * 5
+    assert replay.sessions.get(0, b"s") == before
+    assert (output.counts.late, output.counts.judgements, output.counts.expired) == (0, [], 0)
+    # Too long after the last click: nobody's list, but the session itself may still go on.
+    output = replay.step([click("s", "b", 101 + IDLE_MS, 7, event_type="cart")])
+    assert published(output) == [("other_event", POPULARITY)]
+    output = replay.step([click("s", "b", 140, 8, event_type="view")])
+    assert (published(output), output.counts.judgements) == ([("model", AFTER_B)], [(False, 1)])
+    assert state_of(replay).n_clicks == 2
 
 
 # -- a swap of the bundle ---------------------------------------------------------------------
@@ -218,8 +281,9 @@ def cached(raw: bytes) -> tuple[Any, ...]:
 
 def kept(trail: Sequence[TrailClick]) -> list[tuple[Any, ...]]:
     """A trail as the bundle NEXT sees it: the one before kept a column more of each click."""
+    of_next = Context(NEXT.manifest.context)
     return [
-        (c.item_id, c.timestamp_ms, c.event_hash, NEXT.context.indices(c.context, 0, None))
+        (c.item_id, c.timestamp_ms, c.event_hash, of_next.indices(c.context, 0, None))
         for c in trail
     ]
 
@@ -265,9 +329,9 @@ def test_a_long_session_is_rebuilt_from_its_last_50_clicks() -> None:
 def test_only_the_next_click_of_a_session_rebuilds_it_and_is_not_judged_by_the_old_list() -> None:
     replay = Replay(BUNDLE, SCORER, NEVER).run([[click("s", "a", 0, 0), click("t", "a", 0, 1)]])
     replay.bundle, replay.scorer = NEXT, NEXT_SCORER
-    first, second = (replay.step([click("s", "a", n, n + 1)])[0] for n in (1, 2))
-    assert (first.rebuilt, first.judgements) == (1, [])
-    assert (second.rebuilt, len(second.judgements)) == (0, 1)
+    first, second = (replay.step([click("s", "a", n, n + 1)]) for n in (1, 2))
+    assert (first.counts.rebuilt, first.counts.judgements) == (1, [])
+    assert (second.counts.rebuilt, len(second.counts.judgements)) == (0, 1)
     assert state_of(replay, b"t").bundle_id == BUNDLE.manifest.bundle_id
 
 
@@ -275,10 +339,10 @@ def test_a_repeated_event_after_a_swap_gets_the_new_models_list_and_rebuilds_onc
     log = [click("s", "a", 0, 0, "e"), click("s", "a", 0, 1, "e"), click("s", "a", 0, 2, "e")]
     replay = Replay(BUNDLE, SCORER, NEVER).run([log[:1]])
     replay.bundle, replay.scorer = NEXT, NEXT_SCORER
-    outputs = [replay.step([r])[0] for r in log[1:]]
-    assert [o.rebuilt for o in outputs] == [1, 0]
+    outputs = [replay.step([r]) for r in log[1:]]
+    assert [o.counts.rebuilt for o in outputs] == [1, 0]
     expected = Replay(NEXT, NEXT_SCORER, NEVER).run([log])
-    assert outputs[0].recommendations == expected.messages[0][1:2]
+    assert answers(outputs[0]) == expected.messages[0][1:2]
     assert cached(replay.sessions.get(0, b"s") or b"") == cached(
         expected.sessions.get(0, b"s") or b""
     )
@@ -376,9 +440,9 @@ def lists_of(replay: Replay, records: Sequence[Record]) -> list[bytes | None]:
 def test_what_the_last_click_says_changes_its_own_list() -> None:
     """Else the law above would hold for a model without context."""
     lists = {
-        published(Replay(BUNDLE, SCORER, NEVER).step([click("s", "a", 1, 0, event_type=said)])[0])[
-            0
-        ][1][0]
+        published(Replay(BUNDLE, SCORER, NEVER).step([click("s", "a", 1, 0, event_type=said)]))[0][
+            1
+        ][0]
         for said in ("view", "cart", "purchase", None)
     }
     assert len(lists) > 1
@@ -408,15 +472,23 @@ def state_of(replay: Replay, key: bytes = b"s") -> SessionState:
     return decode_state(raw)
 
 
-def published(output: PartitionOutput) -> list[tuple[str, list[tuple[str, float]]]]:
-    values = [json.loads(m.value or b"") for m in output.recommendations]
+def answers(output: Plan, partition: int = 0) -> list[Message]:
+    return output.transaction.messages[Target.RECOMMENDATIONS][partition]
+
+
+def letters(output: Plan) -> list[Message]:
+    return output.transaction.messages[Target.DEAD_LETTERS][0]
+
+
+def published(output: Plan) -> list[tuple[str, list[tuple[str, float]]]]:
+    values = [json.loads(m.value or b"") for m in answers(output)]
     return [(v["outcome"], [(i["item_id"], i["score"]) for i in v["items"]]) for v in values]
 
 
 def test_a_model_list_is_published_for_a_known_item() -> None:
     replay = hand()
-    output = replay.step([click("s", "a", 100, 0)])[0]
-    (message,) = output.recommendations
+    output = replay.step([click("s", "a", 100, 0)])
+    (message,) = answers(output)
     assert message.key == b"s"
     assert message.headers == (("source", b"clicks-0-0"),)
     assert json.loads(message.value or b"") == {
@@ -443,21 +515,21 @@ def test_a_repeated_event_gets_the_last_list_again_and_advances_nothing() -> Non
         click("s", "e", 50, 3, "e1"),
         click("s", "a", 110 + IDLE_MS + 1, 4, "e1"),
     ]
-    output = replay.step(log)[0]
+    output = replay.step(log)
     assert published(output) == [("duplicate", AFTER_B)] * 3
     assert replay.sessions.get(0, b"s") == before
-    assert (output.late, output.judgements, output.expired) == (0, [], 0)
+    assert (output.counts.late, output.counts.judgements, output.counts.expired) == (0, [], 0)
 
 
 def test_an_event_repeated_in_its_own_batch_is_a_duplicate() -> None:
-    output = hand().step([click("s", "a", 100, 0, "e1"), click("s", "a", 100, 1, "e1")])[0]
+    output = hand().step([click("s", "a", 100, 0, "e1"), click("s", "a", 100, 1, "e1")])
     assert published(output) == [("model", AFTER_A), ("duplicate", AFTER_A)]
 
 
 def test_a_repeated_item_without_an_event_id_or_with_a_new_one_advances() -> None:
     replay = hand()
     log = [click("s", "a", 1, 0), click("s", "a", 1, 1), click("s", "a", 1, 2, "e1")]
-    output = replay.step([*log, click("s", "a", 1, 3, "e2")])[0]
+    output = replay.step([*log, click("s", "a", 1, 3, "e2")])
     assert [outcome for outcome, _ in published(output)] == ["model"] * 4
     assert state_of(replay).n_clicks == 4
 
@@ -465,13 +537,13 @@ def test_a_repeated_item_without_an_event_id_or_with_a_new_one_advances() -> Non
 def test_an_event_that_has_left_the_trail_is_new_again() -> None:
     replay = hand()
     log = [click("s", "a", 0, 0, "e")] + [click("s", "a", 1, n) for n in range(1, 50)]
-    assert published(replay.step([*log, click("s", "a", 2, 50, "e")])[0])[-1][0] == "duplicate"
+    assert published(replay.step([*log, click("s", "a", 2, 50, "e")]))[-1][0] == "duplicate"
     replay.step([click("s", "a", 3, 51)])  # the 51st click that advances pushes e out
-    assert published(replay.step([click("s", "a", 4, 52, "e")])[0])[-1][0] == "model"
+    assert published(replay.step([click("s", "a", 4, 52, "e")]))[-1][0] == "model"
 
 
 def test_the_same_event_id_in_another_session_is_another_event() -> None:
-    output = hand().step([click("s", "a", 1, 0, "e"), click("t", "a", 1, 1, "e")])[0]
+    output = hand().step([click("s", "a", 1, 0, "e"), click("t", "a", 1, 1, "e")])
     assert [outcome for outcome, _ in published(output)] == ["model", "model"]
 
 
@@ -479,7 +551,7 @@ def test_an_unknown_item_gets_the_last_list_and_enters_the_trail_alone() -> None
     replay = hand()
     replay.step([click("s", "a", 100, 0)])
     known = state_of(replay)
-    output = replay.step([click("s", "unknown", 200, 1)])[0]
+    output = replay.step([click("s", "unknown", 200, 1)])
     assert published(output) == [("unknown_item", AFTER_A)]
     state = state_of(replay)
     assert [c.item_id for c in state.trail] == ["a", "unknown"]
@@ -491,50 +563,49 @@ def test_an_unknown_item_gets_the_last_list_and_enters_the_trail_alone() -> None
 
 def test_a_session_that_begins_with_an_unknown_item_gets_popularity() -> None:
     replay = hand()
-    output = replay.step([click("s", "unknown", 1, 0, "e"), click("s", "unknown", 1, 1, "e")])[0]
+    output = replay.step([click("s", "unknown", 1, 0, "e"), click("s", "unknown", 1, 1, "e")])
     assert published(output) == [("fallback", POPULARITY), ("duplicate", POPULARITY)]
     assert state_of(replay).last_outcome is LastOutcome.FALLBACK
-    output = replay.step([click("s", "other", 2, 2), click("s", "a", 3, 3)])[0]
+    output = replay.step([click("s", "other", 2, 2), click("s", "a", 3, 3)])
     assert published(output) == [("fallback", POPULARITY), ("model", AFTER_A)]
-    assert output.judgements == [], "popularity is no list of the model"
+    assert output.counts.judgements == [], "popularity is no list of the model"
 
 
 def test_a_click_below_the_position_is_skipped_whole() -> None:
     replay = hand()
     replay.step([click("s", "a", 1, 0), Record(0, 1, 0, None, b"")])
     before = replay.sessions.get(0, b"s")
-    output = replay.step(
-        [click("s", "a", 1, 0), Record(0, 1, 0, None, b""), click("t", "b", 1, 2)]
-    )[0]
-    assert output.skipped == 2
-    assert output.dead_letters == []
+    output = replay.step([click("s", "a", 1, 0), Record(0, 1, 0, None, b""), click("t", "b", 1, 2)])
+    assert output.counts.skipped == 2
+    assert letters(output) == []
     assert published(output) == [("model", AFTER_B)]
     assert replay.sessions.get(0, b"s") == before
-    assert output.position.next_offset == 3
+    assert output.transaction.positions[0].next_offset == 3
 
 
 def test_missing_offsets_are_reported_as_holes() -> None:
-    output = hand().step([click("s", "a", 1, 0), click("s", "a", 1, 3), click("s", "a", 1, 7)])[0]
-    assert output.holes == [(1, 3), (4, 7)]
-    assert output.position.next_offset == 8
+    output = hand().step([click("s", "a", 1, 0), click("s", "a", 1, 3), click("s", "a", 1, 7)])
+    assert output.holes[0] == [(1, 3), (4, 7)]
+    assert output.transaction.positions[0].next_offset == 8
 
 
 def test_a_bad_click_becomes_a_dead_letter_and_the_next_click_is_served() -> None:
     bad = Record(0, 0, RECORD_MS, b"s", b"not json")
-    output = hand().step([bad, click("s", "a", 1, 1)])[0]
-    (letter,) = output.dead_letters
+    output = hand().step([bad, click("s", "a", 1, 1)])
+    (letter,) = letters(output)
     assert (letter.key, letter.value) == (b"s", b"not json")
     assert dict(letter.headers)["reason"] == Reason.NOT_JSON.encode()
     assert dict(letter.headers)["offset"] == b"0"
     assert published(output) == [("model", AFTER_A)]
-    assert output.position.watermark_ms == 1
+    assert output.transaction.positions[0].watermark_ms == 1
 
 
 def test_partitions_of_one_batch_share_nothing() -> None:
     ours = click("s", "a", 5, 0)
     outputs = hand().step([ours, replace(ours, partition=1)])
-    assert [len(outputs[p].recommendations) for p in (0, 1)] == [1, 1]
-    assert [decode_state(outputs[p].states[b"s"]).n_clicks for p in (0, 1)] == [1, 1]
+    changelog = outputs.transaction.changelog
+    assert [len(answers(outputs, p)) for p in (0, 1)] == [1, 1]
+    assert [decode_state(changelog[p][b"s"] or b"").n_clicks for p in (0, 1)] == [1, 1]
 
 
 # -- the rules of time --------------------------------------------------------------------------
@@ -546,9 +617,9 @@ def test_a_gap_longer_than_the_idle_timeout_begins_the_session_anew(
 ) -> None:
     replay = hand()
     replay.step([click("s", "a", 100, 0)])
-    output = replay.step([click("s", "b", 100 + gap_ms, 1)])[0]
+    output = replay.step([click("s", "b", 100 + gap_ms, 1)])
     assert state_of(replay).n_clicks == n_clicks
-    assert output.expired == 2 - n_clicks
+    assert output.counts.expired == 2 - n_clicks
 
 
 @pytest.mark.parametrize(("ahead_ms", "n_clicks"), [(1500, 2), (1501, 1)])
@@ -558,9 +629,9 @@ def test_a_session_is_dead_when_the_watermark_has_left_it_behind(
     """Also for a click whose own gap is small: it comes too late to find it."""
     replay = hand()
     replay.step([click("s", "a", 100, 0), click("other", "a", 100 + ahead_ms, 1)])
-    output = replay.step([click("s", "b", 101, 2)])[0]
+    output = replay.step([click("s", "b", 101, 2)])
     assert state_of(replay).n_clicks == n_clicks
-    assert output.judgements == ([Judgement(False, 1)] if n_clicks == 2 else [])
+    assert output.counts.judgements == ([Judgement(False, 1)] if n_clicks == 2 else [])
 
 
 def test_the_watermark_is_the_largest_timestamp_of_a_good_click_at_lower_offsets() -> None:
@@ -571,7 +642,7 @@ def test_the_watermark_is_the_largest_timestamp_of_a_good_click_at_lower_offsets
         click("u", "a", 300, 2),
         click("u", "\x00", 5000, 3),  # bad: its timestamp counts for nothing
     ]
-    watermarks = [replay.step([r])[0].position.watermark_ms for r in log]
+    watermarks = [replay.step([r]).transaction.positions[0].watermark_ms for r in log]
     assert watermarks == [100, 900, 900, 900]
 
 
@@ -594,9 +665,9 @@ def test_a_dead_session_does_not_remember_its_events() -> None:
 def test_an_earlier_timestamp_is_late_and_a_gap_of_0() -> None:
     replay = hand()
     replay.step([click("s", "a", 1000, 0)])
-    output = replay.step([click("s", "b", 0, 1)])[0]
-    assert output.late == 1
-    assert output.judgements == [Judgement(True, 1)]
+    output = replay.step([click("s", "b", 0, 1)])
+    assert output.counts.late == 1
+    assert output.counts.judgements == [Judgement(True, 1)]
     state = state_of(replay)
     assert (state.n_clicks, state.last_click_ms) == (2, 1000)
     assert state.trail[-1].timestamp_ms == 0
@@ -604,7 +675,7 @@ def test_an_earlier_timestamp_is_late_and_a_gap_of_0() -> None:
 
 def test_a_click_of_the_same_millisecond_is_not_late() -> None:
     log = [click("s", "a", 5, 0), click("s", "b", 5, 1)]
-    assert hand().step(log)[0].late == 0
+    assert hand().step(log).counts.late == 0
 
 
 def test_without_an_idle_timeout_no_session_ends() -> None:
@@ -628,9 +699,9 @@ def test_without_an_idle_timeout_no_session_ends() -> None:
 )
 def test_the_next_click_is_ranked_in_the_last_list(second: str, rank: int) -> None:
     log = [click("s", "a", 0, 0), click("s", second, 1, 1)]
-    assert hand().step(log)[0].judgements == [Judgement(False, rank)]
+    assert hand().step(log).counts.judgements == [Judgement(False, rank)]
     replay = hand().run([r] for r in log)
-    assert replay.outputs[1].judgements == [Judgement(False, rank)]
+    assert replay.outputs[1].counts.judgements == [Judgement(False, rank)]
 
 
 def test_duplicates_and_unknown_items_neither_score_nor_replace_the_list() -> None:
@@ -641,12 +712,12 @@ def test_duplicates_and_unknown_items_neither_score_nor_replace_the_list() -> No
         click("s", "unknown", 2, 3),
         click("s", "a", 3, 4),  # the last outcome was not the model's
     ]
-    assert hand().step(log)[0].judgements == [Judgement(False, 3)]
+    assert hand().step(log).counts.judgements == [Judgement(False, 3)]
 
 
 def test_the_first_click_after_an_expired_session_judges_nothing() -> None:
     log = [click("s", "a", 0, 0), click("s", "b", IDLE_MS + 1, 1)]
-    assert hand().step(log)[0].judgements == []
+    assert hand().step(log).counts.judgements == []
 
 
 # -- the limit of bad clicks --------------------------------------------------------------------
@@ -656,14 +727,14 @@ def test_the_batch_that_crosses_the_limit_raises_and_does_so_again_after_a_resta
     replay = hand(Rules(None, 0, BadClickLimit(run=3, share=0.5)))
     replay.step([click("s", "a", 1, 0), Record(0, 1, RECORD_MS, b"s", b"bad")])
     crossing = [Record(0, n, RECORD_MS, b"s", b"bad") for n in (2, 3, 4)]
-    before = dict(replay.partition(0).states), replay.partition(0).position
+    before = dict(replay.partition(0).states), replay.positions[0]
     for _ in range(2):  # positions pass through their bytes: the second is a restart
         with pytest.raises(BadClickLimitError, match="clicks-0, offsets 1 to 3: the limit is 3"):
             replay.step([click("t", "a", 1, 2), *crossing][1:])
-        assert (dict(replay.partition(0).states), replay.partition(0).position) == before
+        assert (dict(replay.partition(0).states), replay.positions[0]) == before
     replay.rules = Rules(None, 0, BadClickLimit(run=5, share=0.5))
-    output = replay.step([*crossing, click("s", "b", 2, 5)])[0]
-    assert len(output.dead_letters) == 3
+    output = replay.step([*crossing, click("s", "b", 2, 5)])
+    assert len(letters(output)) == 3
     assert published(output) == [("model", AFTER_B)]
 
 

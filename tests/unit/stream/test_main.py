@@ -7,6 +7,7 @@ import pytest
 from stream import __main__ as cli
 from stream.__main__ import COMMANDS, main
 from stream.position import decode_position
+from stream.settings import KafkaSettings
 
 
 @pytest.fixture(autouse=True)
@@ -146,18 +147,17 @@ def test_help_of_a_command_begins_as_it_is_typed(
 def test_a_position_of_another_version_is_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run(words: list[str]) -> int:
+    def run(settings: KafkaSettings) -> None:
         decode_position(b"\x93")
-        return 0
 
-    monkeypatch.setitem(cli.COMMANDS, "reset", run)
+    monkeypatch.setitem(cli.COMMANDS, "reset", (KafkaSettings, run))
     assert refused(capsys, "reset").startswith("position record of format 1 expected: ")
 
 
 def test_a_bug_is_not_dressed_up_as_a_bad_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(words: list[str]) -> int:
+    def run(settings: KafkaSettings) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(cli.COMMANDS, "worker", run)
+    monkeypatch.setitem(cli.COMMANDS, "worker", (KafkaSettings, run))
     with pytest.raises(ZeroDivisionError):
         main(["worker"])

@@ -1,18 +1,18 @@
 """What a committed batch and a restore leave in the metrics, and that their labels are closed."""
 
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from stream.batch import Judgement, PartitionOutput
-from stream.contract.click import BadClick, Reason, Record
+from stream.contract.click import Reason
 from stream.contract.messages import Outcome
+from stream.contract.records import Record
+from stream.counts import Answered, BatchCounts, Judgement
 from stream.metrics import LATENCY_BUCKETS, RESTORE_BUCKETS, STAGE_BUCKETS, Metrics
-from stream.model.waves import Scores
-from stream.position import Position
+from stream.model.scorer import Scores
+from stream.transport.protocol import Restored
 
 BUNDLE_ID = "a" * 16
 SCORES = Scores(
@@ -33,19 +33,19 @@ def value(metrics: Metrics, name: str, **labels: str) -> float | None:
     return metrics.registry.get_sample_value(name, labels)
 
 
-def answered(offset: int, append_ms: int, timestamp_ms: int, outcome: Outcome) -> Any:
-    return Record(0, offset, append_ms, b"s", b""), timestamp_ms, outcome
+def answered(append_ms: int, timestamp_ms: int, outcome: Outcome) -> Answered:
+    return Answered(Record(0, 0, append_ms, b"s", b""), timestamp_ms, BUNDLE_ID, outcome)
 
 
 def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
-    first = PartitionOutput(
-        Position(9, "topic"),
+    counts = BatchCounts(
         answered=[
-            answered(0, 1000, 900, Outcome.MODEL),
-            answered(1, 1010, 1005, Outcome.MODEL),
-            answered(2, 1010, 2000, Outcome.DUPLICATE),  # its clock runs ahead of the broker's
+            answered(1000, 900, Outcome.MODEL),
+            answered(1010, 1005, Outcome.MODEL),
+            answered(1010, 2000, Outcome.DUPLICATE),  # its clock runs ahead of the broker's
+            answered(1020, 1020, Outcome.MODEL),
         ],
-        rejected=[(Record(0, 3, 1000, None, None), BadClick(Reason.NULL_VALUE, "why"))],
+        rejected=[(Record(0, 3, 1000, None, None), Reason.NULL_VALUE)],
         judgements=[
             Judgement(False, 1),
             Judgement(False, 4),
@@ -55,15 +55,10 @@ def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
         ],
         skipped=5,
         late=1,
-        expired=2,
+        expired=5,
         rebuilt=3,
     )
-    second = PartitionOutput(
-        Position(1, "topic"), answered=[answered(0, 1020, 1020, Outcome.MODEL)]
-    )
-    metrics.count_batch(
-        {0: first, 1: second}, {0: [b"a", b"b"], 1: [b"c"]}, SCORES, BUNDLE_ID, 1020
-    )
+    metrics.count_batch(counts, [SCORES], 1020)
 
     assert value(metrics, "recs_clicks_total", outcome="model") == 3
     assert value(metrics, "recs_clicks_total", outcome="duplicate") == 1
@@ -72,7 +67,7 @@ def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
     assert value(metrics, "recs_skipped_clicks_total") == 5
     assert value(metrics, "recs_late_clicks_total") == 1
     assert value(metrics, "recs_rebuilt_sessions_total") == 3
-    assert value(metrics, "recs_expired_sessions_total") == 2 + 3
+    assert value(metrics, "recs_expired_sessions_total") == 5
     assert value(metrics, "recs_batch_clicks_sum") == 5
     assert value(metrics, "recs_batch_clicks_count") == 1
     # 20, 10, 10 and 0 ms after the append; 120, 15, 0 (never negative) and 0 after the event.
@@ -85,8 +80,7 @@ def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
 
 def test_live_quality_is_counted_at_20_and_late_clicks_apart(metrics: Metrics) -> None:
     judgements = [Judgement(False, rank) for rank in (1, 4, 20, 21, 0)] + [Judgement(True, 2)]
-    output = PartitionOutput(Position(1, "topic"), judgements=judgements)
-    metrics.count_batch({0: output}, {0: []}, SCORES, BUNDLE_ID, 0)
+    metrics.count_batch(BatchCounts(judgements=judgements), [SCORES], 0)
     in_order, late = {"timing": "in_order"}, {"timing": "late"}
     assert value(metrics, "recs_live_predictions_total", **in_order) == 5
     assert value(metrics, "recs_live_hits_total", **in_order) == 3
@@ -97,9 +91,9 @@ def test_live_quality_is_counted_at_20_and_late_clicks_apart(metrics: Metrics) -
 
 
 def test_a_partition_that_has_left_has_no_gauge_any_more(metrics: Metrics) -> None:
-    metrics.count_restore({0: 10, 1: 20}, 30, 7, 0.2)
+    metrics.count_restore({0: 10, 1: 20}, Restored(30, 7), 0.2)
     metrics.lag.labels(0).set(7)
-    metrics.count_restore({1: 21}, 1, 0, 0.1)
+    metrics.count_restore({1: 21}, Restored(1, 0), 0.1)
     assert value(metrics, "recs_live_sessions", partition="0") is None
     assert value(metrics, "recs_live_sessions", partition="1") == 21
     assert value(metrics, "recs_consumer_lag_clicks", partition="0") is None

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stream.errors import StreamError
 from stream.position import (
     BAD_CLICK_WINDOW,
     POSITION_KEY,
     BadClickLimit,
     BadClickLimitError,
     Position,
-    PositionError,
     decode_position,
     encode_position,
 )
@@ -51,14 +51,14 @@ def test_a_position_without_bad_clicks_takes_about_50_bytes() -> None:
 
 def test_another_format_is_refused_in_one_sentence() -> None:
     raw = encode_position(msgspec.structs.replace(Position(1, "t"), format=2))
-    with pytest.raises(PositionError) as refusal:
+    with pytest.raises(StreamError) as refusal:
         decode_position(raw)
     assert str(refusal.value) == "position record has format 2, this version reads 1"
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x93", b"\xc0", b"\x91\xa1x", b'{"next_offset":1}'])
 def test_bytes_that_are_no_position_are_refused(raw: bytes) -> None:
-    with pytest.raises(PositionError, match=r"^position record of format 1 expected: "):
+    with pytest.raises(StreamError, match=r"^position record of format 1 expected: "):
         decode_position(raw)
 
 

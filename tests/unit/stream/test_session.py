@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
+from stream.errors import StreamError
 from stream.session import (
     TRAIL_CLICKS,
     LastOutcome,
     SessionState,
-    StateError,
     TrailClick,
     check_format,
     decode_state,
@@ -95,11 +95,11 @@ def test_a_state_of_100_numbers_and_20_recommendations_has_the_bytes_it_should()
 def test_another_format_is_refused_in_one_sentence(raw: bytes, found: str) -> None:
     sentence = f"session state has format {found}, this version reads 1"
     for read in (check_format, decode_state):
-        with pytest.raises(StateError) as refusal:
+        with pytest.raises(StreamError) as refusal:
             read(raw)
         assert str(refusal.value) == sentence
 
 
 def test_bytes_too_short_for_a_header_are_refused() -> None:
-    with pytest.raises(StateError):
+    with pytest.raises(StreamError):
         check_format(b"\x01" * 29)

@@ -8,12 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.position import POSITION_KEY, Position, PositionError, encode_position
-from stream.session import LastOutcome, SessionState, StateError, encode_state
-from stream.sessions import PartitionSessions, Sessions
+from stream.errors import StreamError
+from stream.session import LastOutcome, PartitionSessions, Sessions, SessionState, encode_state
 
 EMPTY = np.empty(0, np.float32)
-POSITION = Position(1, "topic")
 
 
 def state(last_click_ms: int) -> bytes:
@@ -41,7 +39,7 @@ def collect_before(
 ) -> list[bytes]:
     """Collect what was last clicked before a time, and delete it as a commit does."""
     dead = partition.collect(clicked_before(before_ms), keep, limit)
-    partition.apply({}, dead, POSITION, 0)
+    partition.apply(dict.fromkeys(dead))
     return dead
 
 
@@ -49,12 +47,11 @@ def queued(partition: PartitionSessions) -> list[bytes]:
     return sorted(key for _, key in partition.expiry)
 
 
-def test_a_restore_takes_states_tombstones_and_the_position() -> None:
+def test_a_restore_takes_states_and_tombstones() -> None:
     partition = PartitionSessions()
     for key, value in [
         (b"s", state(1)),
         (b"t", state(2)),
-        (POSITION_KEY, encode_position(POSITION)),
         (b"s", state(3)),
         (b"t", None),
         (b"never there", None),
@@ -62,25 +59,18 @@ def test_a_restore_takes_states_tombstones_and_the_position() -> None:
         partition.restore(key, value)
     partition.finish_restore()
     assert partition.states == {b"s": state(3)}
-    assert partition.position == POSITION
     assert partition.expiry == [(3, b"s")]
-    partition.restore(POSITION_KEY, None)
-    assert partition.position is None
 
 
 def test_a_restore_refuses_what_a_newer_version_wrote() -> None:
-    with pytest.raises(StateError):
+    with pytest.raises(StreamError):
         PartitionSessions().restore(b"s", b"\x02" + state(1)[1:])
-    with pytest.raises(PositionError):
-        PartitionSessions().restore(POSITION_KEY, b"\x93")
 
 
 def test_a_commit_is_applied_whole() -> None:
     partition = holding(old=1, dead=0)
-    partition.apply({b"new": state(5), b"old": state(6)}, [b"dead"], Position(9, "topic"), 4)
+    partition.apply({b"new": state(5), b"old": state(6), b"dead": None})
     assert partition.states == {b"new": state(5), b"old": state(6)}
-    assert partition.position == Position(9, "topic")
-    assert partition.changelog_offset == 4
 
 
 def test_dead_sessions_are_collected_oldest_first_and_no_more_than_the_limit() -> None:
@@ -93,7 +83,7 @@ def test_dead_sessions_are_collected_oldest_first_and_no_more_than_the_limit() -
 
 def test_a_session_that_was_clicked_since_is_pushed_back_with_its_later_time() -> None:
     partition = holding(s=1, t=35)
-    partition.apply({b"s": state(40)}, [], POSITION, 0)
+    partition.apply({b"s": state(40)})
     assert sorted(partition.expiry) == [(1, b"s"), (35, b"t")], "one entry, of when it was pushed"
     assert collect_before(partition, 30, set(), 10) == []
     assert sorted(partition.expiry) == [(35, b"t"), (40, b"s")]
@@ -144,7 +134,7 @@ def test_whatever_happens_the_queue_has_one_entry_a_session_and_only_dead_ones_g
         assert len(dead) <= limit
         assert not set(dead) & touched.keys()
         assert all(now_ms - truth[key] > idle_ms for key in dead)
-        partition.apply({key: state(ms) for key, ms in touched.items()}, dead, POSITION, 0)
+        partition.apply({key: state(ms) for key, ms in touched.items()} | dict.fromkeys(dead))
         truth = {key: ms for key, ms in (truth | touched).items() if key not in dead}
         if restored:
             partition.finish_restore()
@@ -161,7 +151,7 @@ def test_a_million_ms_of_traffic_leaves_no_more_sessions_than_are_alive() -> Non
     for now_ms in range(0, 1_000_000, 5_000):
         clicked = {b"%d" % rng.randrange(10**9): state(now_ms) for _ in range(rng.randint(0, 20))}
         dead = partition.collect(clicked_before(now_ms - 50_000), clicked.keys(), 64)
-        partition.apply(clicked, dead, POSITION, 0)
+        partition.apply(clicked | dict.fromkeys(dead))
         held.append(len(partition.states))
     assert max(held) <= 20 * 11
     assert len(partition.expiry) == len(partition.states)
@@ -170,8 +160,8 @@ def test_a_million_ms_of_traffic_leaves_no_more_sessions_than_are_alive() -> Non
 def test_a_partition_that_is_lost_is_dropped_and_one_that_stays_is_kept() -> None:
     sessions = Sessions()
     sessions.own([0, 1])
-    sessions.partitions[0].restore(b"s", state(1))
-    sessions.partitions[1].restore(b"t", state(1))
+    sessions.restore(0, b"s", state(1))
+    sessions.restore(1, b"t", state(1))
     kept = sessions.partitions[1]
     sessions.own([2, 1])
     assert sessions.partitions[1] is kept

@@ -45,7 +45,6 @@ def _cli(kind: Any, *words: str) -> Any:
         ("batch_window_s", [0, 1], [-0.001, 1.1, "nan"]),
         ("bad_click_run_limit", [1], [0]),
         ("bad_click_share_limit", [0.001, 1], [0, 1.001]),
-        ("allowed_lateness_s", [0], [-1]),
         ("session_timeout_s", [6], [5.9]),
         ("web_port", [1, 65535], [0, 65536]),
         ("app_id", ["a.b_c-D9"], ["", "a b", "a/b", "a" * 201]),

@@ -100,7 +100,7 @@ def test_sessions_go_on_as_if_the_new_bundle_had_served_them_from_the_beginning(
 
     assert len(swapped.messages[0]) == N_CLICKS
     assert swapped.messages[0][published:] == stayed.messages[0][SWAP:]
-    assert sum(output.rebuilt for output in swapped.outputs) == 30
+    assert sum(output.counts.rebuilt for output in swapped.outputs) == 30
     for key, raw in swapped.partition(0).states.items():
         ours, theirs = decode_state(raw), decode_state(stayed.partition(0).states[key])
         assert ours.model_state.size == after.manifest.state_size

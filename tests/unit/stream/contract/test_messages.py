@@ -34,7 +34,7 @@ def test_a_recommendation_is_json_that_holds_the_click_and_the_list(
 
 
 def test_the_outcomes_are_a_closed_list() -> None:
-    assert sorted(Outcome) == ["duplicate", "fallback", "model", "unknown_item"]
+    assert sorted(Outcome) == ["duplicate", "fallback", "model", "other_event", "unknown_item"]
 
 
 @given(st.none() | st.binary(), st.none() | st.binary(), st.sampled_from(Reason), st.text())

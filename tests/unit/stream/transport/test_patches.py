@@ -16,8 +16,9 @@ from faust.transport.consumer import Consumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
 
+from stream.errors import StreamError
 from stream.transport import patches as faust_patches
-from stream.transport.patches import PATCHES, WRITTEN_FOR, LeanMonitor, PatchError, install_patches
+from stream.transport.patches import PATCHES, WRITTEN_FOR, LeanMonitor, install_patches
 
 # Called with fakes for their objects.
 consumer_class: Any = Consumer
@@ -55,7 +56,7 @@ def test_another_version_of_a_patched_package_is_refused_before_anything_is_patc
 
     before = [getattr(owner, name) for owner, name in PATCHED]
     monkeypatch.setattr(faust_patches, "version", version)
-    with pytest.raises(PatchError) as refusal:
+    with pytest.raises(StreamError) as refusal:
         install_patches()
     assert str(refusal.value) == (
         f"{package} 9.9.9 is installed; the patches in stream/transport/patches.py are written for "

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
+from stream.errors import StreamError
 from stream.settings import KafkaSettings
 from stream.transport import topics
-from stream.transport.topics import TopicError, TopicFacts, check_topics
+from stream.transport.topics import TopicFacts, check_topics
 
 RIGHT: dict[str, dict[str, str]] = {
     "clicks": {
@@ -47,7 +48,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
 
 
 def wrong(**settings: Any) -> str:
-    with pytest.raises(TopicError) as refusal:
+    with pytest.raises(StreamError) as refusal:
         check_topics(KafkaSettings(**settings))
     return str(refusal.value)
 

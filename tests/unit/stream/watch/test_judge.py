@@ -5,13 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.contract.messages import ClickRef, Item, Outcome, Recommendation
-from stream.watch.judge import Judge, Quality, rank_in_list
+from stream.counts import Quality, rank_in_list
+from stream.watch.judge import Judge
 
 MINUTE_MS = 60_000
 
 
 def listed(*pairs: tuple[str, float]) -> list[Item]:
     return [Item(item_id, score) for item_id, score in pairs]
+
+
+def rank_of(items: list[Item], item_id: str) -> int:
+    return rank_in_list([i.item_id for i in items], [i.score for i in items], item_id)
 
 
 def answer(
@@ -44,14 +49,14 @@ ABC = listed(("a", 3.0), ("b", 2.0), ("c", 1.0))
 def test_rank_is_the_last_position_of_the_items_score(
     items: list[Item], item_id: str, rank: int
 ) -> None:
-    assert rank_in_list(items, item_id) == rank
+    assert rank_of(items, item_id) == rank
 
 
 @given(st.lists(st.integers(0, 5), max_size=20).map(lambda scores: sorted(scores, reverse=True)))
 def test_rank_counts_the_items_that_do_not_score_below(scores: list[int]) -> None:
     items = listed(*((f"i{n}", float(score)) for n, score in enumerate(scores)))
     for item in items:
-        assert rank_in_list(items, item.item_id) == sum(s >= item.score for s in scores)
+        assert rank_of(items, item.item_id) == sum(s >= item.score for s in scores)
 
 
 def test_a_click_is_ranked_in_the_list_before_it_of_its_own_session() -> None:

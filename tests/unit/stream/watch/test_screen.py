@@ -6,19 +6,20 @@ from rich.console import Console
 
 from stream.contract.messages import ClickRef, Item, Outcome, Recommendation
 from stream.settings import WatchSettings
+from stream.watch.judge import Judge
 from stream.watch.screen import draw, session_line, summary_line
 from stream.watch.tally import SessionView, Tally
 
 
 def traffic() -> tuple[Tally, SessionView]:
     """Three clicks of one session, the last on the item listed second, and a bad click."""
-    tally = Tally(None)
+    tally, judge = Tally(), Judge(None)
     items = [Item("tent", 2.0), Item("[red]lamp", 1.0)]
     for number, item_id in enumerate(["mug", "vase", "[red]lamp"]):
         source = f"clicks-0-{number}"
         tally.add_click(source, 1000, now_s=10.5)
         answer = Recommendation("s-1", items, "m", Outcome.MODEL, ClickRef(item_id, 0), 0)
-        session = tally.add_recommendation(source, answer, 1009, now_s=10.5)
+        session = tally.add_recommendation(source, answer, judge.rank(answer), 1009, now_s=10.5)
     tally.add_click("clicks-0-3", 1000, now_s=10.5)
     tally.add_dead_letter("clicks-0-3", "not_json")
     return tally, session
@@ -46,11 +47,11 @@ def test_the_view_keeps_its_height() -> None:
     tally, session = traffic()
     settings = WatchSettings()
     with_session = drawn(tally, session, settings, "").splitlines()
-    assert len(drawn(Tally(None), None, settings, "").splitlines()) == len(with_session)
+    assert len(drawn(Tally(), None, settings, "").splitlines()) == len(with_session)
 
 
 def test_a_session_that_has_not_clicked_and_a_lost_broker_are_named() -> None:
-    text = drawn(Tally(None), None, WatchSettings(session="s-9"), "1/1 brokers are down")
+    text = drawn(Tally(), None, WatchSettings(session="s-9"), "1/1 brokers are down")
     assert "session s-9 has not clicked yet" in text
     assert "1/1 brokers are down" in text
 

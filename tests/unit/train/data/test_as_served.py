@@ -8,16 +8,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from stream.batch import Rules, plan_batch
-from stream.contract.click import Record
-from stream.model.waves import Waves
+from stream.batch import Planner, Rules
+from stream.contract.records import Record
+from stream.model.models import Model, Models
+from stream.model.scorer import Waves
 from stream.position import BadClickLimit, Position
-from tests.unit.stream.replay import bundle_of
+from tests.unit.stream.replay import FakeScorer, bundle_of
 from train.data.clicks import ClickLogError, cut_sessions, read_clicks, split_by_time, write_clicks
 from train.data.context import ContextField
 from train.data.parts import Begin, Parts, load_state
@@ -60,13 +62,11 @@ def streams_sessions(records: Sequence[Record]) -> Served:
         return step(self, row, item, numbers, ranked=ranked)
 
     with patch.object(Waves, "step", noted):
-        plan_batch(
+        model = Model(bundle, FakeScorer(np.eye(len(items)), 1))
+        Planner(Models(model), RULES, "clicks").plan(
             {0: records},
             {0: Position(0, "topic id")},
             lambda *_: None,
-            bundle,
-            RULES,
-            "clicks",
         )
     return sorted(session for session in sessions.values() if len(session) > 1)
 

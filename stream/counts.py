@@ -1,0 +1,88 @@
+"""What is counted: how a batch went, and how good published lists were.
+
+The planner fills these in, the metrics export them, and the live view counts with the same rules.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
+
+from stream.contract.records import Record
+
+T = TypeVar("T")
+
+QUALITY_K = 20
+"""Live quality is counted at this rank, the K of the offline figures."""
+
+
+def rank_in_list(listed: Sequence[T], scores: Sequence[float], target: T) -> int:
+    """Return the target's rank from 1, or 0 if it is not listed; best first.
+
+    Ties count against it: it has the last rank of its score, as in the offline evaluation.
+    """
+    if target not in listed:
+        return 0
+    score = scores[listed.index(target)]
+    rank = len(scores)
+    while scores[rank - 1] != score:
+        rank -= 1
+    return rank
+
+
+@dataclass(slots=True)
+class Quality:
+    """Recall@k and MRR@k over the ranks added so far."""
+
+    k: int = QUALITY_K
+    predictions: int = 0
+    hits: int = 0
+    reciprocal_rank: float = 0.0
+
+    def add(self, rank: int) -> None:
+        """Count one judged list; rank 0 is a miss."""
+        self.predictions += 1
+        if 0 < rank <= self.k:
+            self.hits += 1
+            self.reciprocal_rank += 1 / rank
+
+    @property
+    def recall(self) -> float:
+        return self.hits / max(1, self.predictions)
+
+    @property
+    def mrr(self) -> float:
+        return self.reciprocal_rank / max(1, self.predictions)
+
+
+class Answered(NamedTuple):
+    """A good click, its own timestamp, and which model answered it how."""
+
+    record: Record
+    timestamp_ms: int
+    model_id: str
+    outcome: str
+
+
+class Judgement(NamedTuple):
+    """A click judges its session's last list. ``rank`` 0: the list did not have its item."""
+
+    late: bool
+    rank: int
+
+
+@dataclass(slots=True)
+class BatchCounts:
+    """One micro-batch over all its partitions.
+
+    rejected: of each bad click the reason. skipped: clicks below the position. late: clicks older
+    than their session's last one. expired: sessions that ended. rebuilt: sessions whose model
+    state was made again from the trail.
+    """
+
+    answered: list[Answered] = field(default_factory=list)
+    rejected: list[tuple[Record, str]] = field(default_factory=list)
+    judgements: list[Judgement] = field(default_factory=list)
+    skipped: int = 0
+    late: int = 0
+    expired: int = 0
+    rebuilt: int = 0

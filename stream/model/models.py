@@ -1,0 +1,51 @@
+"""Which model answers a session, and all that a batch needs of one model in one object."""
+
+from pathlib import Path
+
+from stream.contract.click import ClickParser
+from stream.contract.context import Context
+from stream.model.bundle import Bundle, load_bundle
+from stream.model.scorer import OnnxScorer, Scorer
+
+
+class Model:
+    """A bundle in service: its graphs, catalogue, context fields and popularity list.
+
+    ``popular``: item ids and scores for sessions that the model has no list for, best first.
+    """
+
+    def __init__(self, bundle: Bundle, scorer: Scorer) -> None:
+        self.manifest = bundle.manifest
+        self.model_id = bundle.manifest.bundle_id
+        self.item_ids = bundle.item_ids
+        self.item_index = bundle.item_index
+        self.scorer = scorer
+        self.context = Context(bundle.manifest.context)
+        self._event_types = frozenset(bundle.manifest.event_types)
+        self.popular = [(self.item_ids[p.item_index], p.score) for p in bundle.manifest.popular]
+
+    def reads(self, event_type: str | None) -> bool:
+        """Whether clicks of this type advance a session: those that the model was trained on."""
+        return not self._event_types or event_type in self._event_types
+
+
+def load_model(folder: Path, threads: int = 1) -> Model:
+    """Return the model of a bundle, its graphs opened and tried. Raises BundleError."""
+    bundle = load_bundle(folder)
+    return Model(bundle, OnnxScorer(bundle, threads))
+
+
+class Models:
+    """The models in service: today one, which answers every session.
+
+    The path of a click asks ``of`` at each click and keeps no model between batches. ``parse``
+    keeps of a click what any of the models reads.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self.parse = ClickParser(model.context.columns)
+
+    def of(self, session: bytes) -> Model:
+        """Return the model that answers a session."""
+        return self._model
