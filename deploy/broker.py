@@ -6,63 +6,52 @@ broker is one KRaft process bound to 127.0.0.1. `python -m deploy.broker` runs o
 
 import base64
 import contextlib
-import ctypes
-import fcntl
-import os
 import secrets
 import signal
 import socket
-import subprocess
 import sys
 import threading
-import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from deploy.jars import KAFKA_VERSION, BrokerError, kafka_runtime
+from deploy.command import DeployError, options
+from deploy.jars import KAFKA_VERSION, kafka_runtime
+from deploy.processes import Child, wait_for
+from train.command import run_command
+from train.folders import locked
 
 HEAP = "-Xmx400m"
 START_TIMEOUT_S = 60.0
-# A clean stop takes 1 to 3 s; a broker that hangs longer is killed, its log survives that.
-STOP_TIMEOUT_S = 20.0
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class BrokerSettings(BaseSettings):
     """Run an Apache Kafka broker on this machine until it is interrupted."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="BROKER_",
-        frozen=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_prog_name="python -m deploy.broker",
-        use_attribute_docstrings=True,
-    )
+    model_config = options("deploy.broker", "BROKER_")
 
     port: int = Field(default=9092, ge=1, le=65535)
-    """Port of 127.0.0.1 that the broker listens on."""
+    """Port of 127.0.0.1 to listen on."""
     data: Path = Path("build/broker")
-    """Folder of the broker's log; it is kept, and a later start goes on with it."""
+    """Folder of the broker's log. It is kept: the next start finds the records again."""
     cache: Path | None = None
     """Folder for Kafka's jars (43 MB); the default is the user's cache folder."""
 
 
 class KafkaSource(BaseSettings):
-    """Where tests, benchmarks and the demo find their broker."""
+    """Which broker tests, benchmarks and the demo use."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
     )
 
     bootstrap_servers: str | None = Field(default=None, validation_alias="KAFKA_BOOTSTRAP_SERVERS")
-    """A broker that runs already; without it an embedded one is started."""
+    """A running broker; without it an embedded one is started."""
     cache: Path | None = Field(default=None, validation_alias="BROKER_CACHE")
     """Folder for Kafka's jars; the default is the user's cache folder."""
 
@@ -76,9 +65,8 @@ class EmbeddedKafka:
         kafka.restart()    # same port, same data: clients reconnect and find their records
     ```
     `port` None takes a free one. `properties` are added to server.properties and win. The broker
-    never creates topics by itself. It is ended with its process group by `stop` or the `with`
-    block, and by the kernel (Linux) when the *thread* that started it dies: start it from a
-    thread that lives as long as the broker should.
+    never creates topics by itself. `stop` and the end of the `with` block end it, and so does the
+    death of the thread that started it (see Child).
     """
 
     def __init__(
@@ -93,8 +81,9 @@ class EmbeddedKafka:
         self._controller_port = free_port()
         self._properties = dict(properties or {})
         self._cache_dir = cache_dir
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock: IO[str] | None = None
+        self._child: Child | None = None
+        self._folder = contextlib.ExitStack()
+        """Holds the lock of the data folder."""
 
     @property
     def bootstrap_servers(self) -> str:
@@ -102,41 +91,40 @@ class EmbeddedKafka:
 
     @property
     def log_path(self) -> Path:
-        """The broker's own output; what it says when it will not start."""
+        """The broker's own output, and why it did not start."""
         return self.data_dir / "broker.log"
 
     @property
     def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._child is not None and self._child.running
 
     def start(self) -> None:
         """Start the broker and return when it answers, after 4 to 6 s with a warm cache.
 
-        Raises BrokerError when the data folder is in use, the port taken, the jars cannot be
+        Raises DeployError when the data folder is in use, the port is taken, the jars cannot be
         fetched, or the broker ends while starting. Nothing is left running then.
         """
         if self.running:
-            raise BrokerError(f"the broker on port {self.port} is started already")
+            raise DeployError(f"the broker on port {self.port} is running already")
         java, class_path = kafka_runtime(self._cache_dir)
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
         try:
-            check_port_is_free(self.port)
             self._launch(java, class_path)
-            self._wait_until_it_answers()
         except BaseException:  # an interrupt while waiting leaves no broker behind either
-            self.kill()
-            self._release_lock()
+            self._end(signal.SIGKILL)
             raise
 
     def stop(self) -> None:
         """End the broker cleanly (SIGTERM); does nothing when it is not running."""
         self._end(signal.SIGTERM)
-        self._release_lock()
 
     def kill(self) -> None:
         """End the broker at once (SIGKILL), as a crash would; `start` recovers its log."""
         self._end(signal.SIGKILL)
+
+    def check_runs(self) -> None:
+        """Raise DeployError if the broker has ended by itself."""
+        if self._child is not None:
+            self._child.check_runs()
 
     def restart(self) -> None:
         """Stop cleanly, then start on the same port and data."""
@@ -155,60 +143,30 @@ class EmbeddedKafka:
     ) -> None:
         self.stop()
 
-    def _take_lock(self) -> None:
-        # Inherited by the broker: held until the parent has let go AND the broker has ended.
-        if self._lock is not None:
-            return  # after kill(): this object still owns the folder
-        lock = (self.data_dir / "broker.lock").open("a+")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            owner = lock.read().strip()
-            lock.close()
-            raise BrokerError(
-                f"data folder {self.data_dir} is in use by another broker (started by process "
-                f"{owner}); stop that one or choose another folder"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        self._lock = lock
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
-
     def _launch(self, java: Path, class_path: str) -> None:
-        assert self._lock is not None
+        # The broker inherits the lock, which holds until the last of the two has ended.
+        busy = f"data folder {self.data_dir} is in use by another broker; choose another folder"
+        lock = self._folder.enter_context(locked(self.data_dir, busy))
+        check_port_is_free(self.port)
         config = self.data_dir / "server.properties"
         config.write_text(
             "".join(f"{name}={value}\n" for name, value in self._server_properties().items())
         )
-        log_dir = self.data_dir / "log"
         kafka = [str(java), HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
-        with self.log_path.open("ab") as output:
-            if not (log_dir / "meta.properties").exists():
-                cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
-                tool = ["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool"]
-                done = subprocess.run(
-                    # --cluster-id=X in one word: an id may begin with a dash
-                    [*kafka, *tool, "format", f"--cluster-id={cluster_id}", "-c", str(config)],
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                )
-                if done.returncode:
-                    raise BrokerError(f"cannot format {log_dir}: {self._last_words()}")
-            self._process = subprocess.Popen(
-                [*kafka, "-cp", class_path, "kafka.Kafka", str(config)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C reaches the parent alone, which stops the broker
-                pass_fds=[self._lock.fileno()],
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )
+        if not (self.data_dir / "log/meta.properties").exists():
+            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+            tool = ["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool"]
+            # --cluster-id=X in one word: an id may begin with a dash
+            words = ["format", f"--cluster-id={cluster_id}", "-c", str(config)]
+            Child("Kafka's StorageTool", [*kafka, *tool, *words], self.log_path).wait()
+        broker = [*kafka, "-cp", class_path, "kafka.Kafka", str(config)]
+        self._child = child = Child("Kafka", broker, self.log_path, [lock])
+
+        def answered() -> bool:
+            child.check_runs()
+            return answers(self.port)
+
+        wait_for(answered, START_TIMEOUT_S, f"Kafka on port {self.port} (log: {self.log_path})")
 
     def _server_properties(self) -> dict[str, str]:
         return {
@@ -237,38 +195,11 @@ class EmbeddedKafka:
             **self._properties,
         }
 
-    def _wait_until_it_answers(self) -> None:
-        assert self._process is not None
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not answers(self.port):
-            if self._process.poll() is not None:
-                raise BrokerError(
-                    f"Kafka ended with code {self._process.returncode} while starting: "
-                    f"{self._last_words()}"
-                )
-            if time.monotonic() > deadline:
-                raise BrokerError(
-                    f"Kafka does not answer on port {self.port} after {START_TIMEOUT_S:.0f} s; "
-                    f"its log is {self.log_path}"
-                )
-            time.sleep(0.05)
-
-    def _last_words(self) -> str:
-        lines = self.log_path.read_text(errors="replace").splitlines()
-        telling = [line for line in lines if "Exception" in line or "ERROR" in line] or lines
-        return f"{telling[-1].strip() if telling else 'no output'} (log: {self.log_path})"
-
     def _end(self, how: signal.Signals) -> None:
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, how)
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        if self._child is not None:
+            self._child.stop(how)
+        self._child = None
+        self._folder.close()
 
 
 @contextlib.contextmanager
@@ -297,13 +228,13 @@ def free_port() -> int:
         port = 15_000 + secrets.randbelow(17_000)
         if _port_is_free(port):
             return port
-    raise BrokerError("no free TCP port of 127.0.0.1 between 15000 and 32000 in 100 tries")
+    raise DeployError("no free TCP port of 127.0.0.1 between 15000 and 32000 in 100 tries")
 
 
 def check_port_is_free(port: int) -> None:
-    """Raise BrokerError when something listens on this port of 127.0.0.1."""
+    """Raise DeployError when something listens on this port of 127.0.0.1."""
     if not _port_is_free(port):
-        raise BrokerError(f"port {port} of 127.0.0.1 is taken; choose another one")
+        raise DeployError(f"port {port} of 127.0.0.1 is taken; choose another one")
 
 
 def answers(port: int) -> bool:
@@ -329,38 +260,16 @@ def _port_is_free(port: int) -> bool:
     return True
 
 
-def _end_with_parent() -> None:
-    # Runs in the child between fork and exec: one system call, no lock, no allocation to speak of.
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-# Loaded before any fork: loading a library in the child could wait for a lock nobody holds.
-_LIBC = ctypes.CDLL(None)
-
-
-def main() -> int:
-    try:
-        settings = CliApp.run(BrokerSettings)
-    except ValidationError as error:
-        for wrong in error.errors():
-            setting = ".".join(map(str, wrong["loc"]))
-            print(f"setting {setting}: {wrong['msg']}, found {wrong['input']!r}", file=sys.stderr)
-        return 2
+def run_broker(settings: BrokerSettings) -> None:
+    """Run the broker until a signal. Raises DeployError if it ends by itself."""
     ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: ended.set())
-    try:
-        with EmbeddedKafka(settings.data, settings.port, cache_dir=settings.cache) as kafka:
-            print(f"Kafka {KAFKA_VERSION} listens on {kafka.bootstrap_servers}", flush=True)
-            while kafka.running and not ended.wait(0.5):
-                pass
-            if not ended.is_set():
-                raise BrokerError(f"Kafka ended by itself; its log is {kafka.log_path}")
-    except BrokerError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    with EmbeddedKafka(settings.data, settings.port, cache_dir=settings.cache) as kafka:
+        print(f"Kafka {KAFKA_VERSION} listens on {kafka.bootstrap_servers}", flush=True)
+        while not ended.wait(0.5):
+            kafka.check_runs()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(BrokerSettings, run_broker))

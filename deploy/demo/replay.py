@@ -11,11 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
-from pydantic import PositiveFloat, ValidationError
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from confluent_kafka import KafkaError, Message, Producer
+from pydantic import PositiveFloat
+from pydantic_settings import BaseSettings
 
-from train.data.clicks import ClickLogError, read_clicks
+from deploy.command import DeployError, options
+from train.command import run_command
+from train.data.clicks import read_clicks
 from train.data.order import with_own_times
 from train.data.sessions import TARGET_WEIGHT
 
@@ -25,14 +27,7 @@ FLUSH_TIMEOUT_S = 30
 class ReplaySettings(BaseSettings):
     """Send the clicks of a log to Kafka in order of time, with their own timestamps."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="REPLAY_",
-        frozen=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_prog_name="python -m deploy.demo.replay",
-        use_attribute_docstrings=True,
-    )
+    model_config = options("deploy.demo.replay", "REPLAY_")
 
     clicks: Path
     """Click log with the columns session_id, item_id and timestamp_ms; further ones go along."""
@@ -44,10 +39,6 @@ class ReplaySettings(BaseSettings):
     """How fast; the clicks' own times decide their order alone."""
 
 
-class ReplayError(Exception):
-    """Clicks that the broker did not take: one sentence."""
-
-
 def in_order_of_time(clicks: pl.DataFrame) -> pl.DataFrame:
     """The log as it happened; clicks of one time stay in the order of the log."""
     return clicks.sort("timestamp_ms", maintain_order=True)
@@ -56,7 +47,7 @@ def in_order_of_time(clicks: pl.DataFrame) -> pl.DataFrame:
 def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second: float) -> int:
     """Send every click at a steady pace; returns their number when all are acknowledged.
 
-    Raises ReplayError when the broker refuses one or does not answer.
+    Raises DeployError when the broker refuses one or does not answer.
     """
     refused: list[str] = []
 
@@ -88,7 +79,7 @@ def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second:
     n_left = producer.flush(FLUSH_TIMEOUT_S)
     if refused or n_left:
         reason = refused[0] if refused else f"no answer within {FLUSH_TIMEOUT_S} s"
-        raise ReplayError(f"{topic} on {bootstrap_servers} did not take every click: {reason}")
+        raise DeployError(f"{topic} on {bootstrap_servers} did not take every click: {reason}")
     return n_sent
 
 
@@ -125,21 +116,11 @@ def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
     return clicks.select(said)
 
 
-def main() -> int:
-    try:
-        settings = CliApp.run(ReplaySettings)
-        clicks = with_own_times(in_order_of_time(read_clicks(settings.clicks).clicks))
-        replay(clicks, settings.bootstrap_servers, settings.topic, settings.clicks_per_second)
-    except ValidationError as error:
-        for wrong in error.errors():
-            name = ".".join(map(str, wrong["loc"]))
-            print(f"setting {name}: {wrong['msg']}, found {wrong['input']!r}", file=sys.stderr)
-        return 2
-    except (ClickLogError, ReplayError, KafkaException) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
+def run_replay(settings: ReplaySettings) -> None:
+    """Replay the log. Raises DeployError, or ClickLogError for a log that cannot be read."""
+    clicks = with_own_times(in_order_of_time(read_clicks(settings.clicks).clicks))
+    replay(clicks, settings.bootstrap_servers, settings.topic, settings.clicks_per_second)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(ReplaySettings, run_replay))

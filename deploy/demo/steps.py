@@ -1,6 +1,5 @@
 """The steps of the demo, from a broker to a summary, each told with the time since the start."""
 
-import fcntl
 import http.client
 import json
 import shutil
@@ -11,20 +10,23 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from confluent_kafka import KafkaException
 from pydantic import PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
 from deploy.broker import KafkaSource, free_port, resolve_kafka
+from deploy.command import DeployError, options
 from deploy.demo.answers import AnswerReader, read_replay
 from deploy.demo.heldout import Heldout, read_log, shop_log
 from deploy.demo.replay import in_order_of_time
 from deploy.demo.report import print_summary
-from deploy.demo.summary import Summary, evaluate_offline, summarise
-from deploy.processes import Child, ProcessError, running
+from deploy.demo.summary import evaluate_offline, summarise
+from deploy.processes import Child, running, wait_for
 from stream.model.bundle import load_bundle
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.topics import check_topics, create_topics
 from train.data.clicks import Columns, write_clicks
+from train.folders import locked
 from train.network.checkpoint import load_checkpoint
 
 READY_TIMEOUT_S = 60.0
@@ -35,14 +37,7 @@ QUIET_S = 10.0
 class DemoSettings(BaseSettings):
     """Train on a click log, serve its newest clicks through Kafka, and compare."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="DEMO_",
-        frozen=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_prog_name="python -m deploy.demo",
-        use_attribute_docstrings=True,
-    )
+    model_config = options("deploy.demo", "DEMO_")
 
     clicks: Path | None = None
     """Click log (.parquet, .csv, .tsv, text also .gz); unset: a made-up shop's."""
@@ -87,8 +82,15 @@ class Demo:
         return [word for flag in flags.items() for word in flag]
 
 
-def run_demo(settings: DemoSettings) -> Summary:
-    """Run all of it and return what came out; it is in ``summary.json`` too."""
+def run_demo(settings: DemoSettings) -> None:
+    """Run all steps, print the summary and leave it in ``summary.json``. Raises DeployError."""
+    try:
+        _run(settings)
+    except KafkaException as error:
+        raise DeployError(f"Kafka: {error.args[0].str()}") from error
+
+
+def _run(settings: DemoSettings) -> None:
     begin_s = time.monotonic()
     out = settings.out
     with _own_folder(out), resolve_kafka(out / "broker") as bootstrap_servers:
@@ -113,7 +115,7 @@ def run_demo(settings: DemoSettings) -> Summary:
         demo.tell("worker: stopped")
         replay = read_replay(demo.kafka, reader.answers)
     if not replay.answers:
-        raise ProcessError(f"no click was answered; the worker's log is {out / 'worker.log'}")
+        raise DeployError(f"no click was answered; the worker's log is {out / 'worker.log'}")
     checkpoint = load_checkpoint(out / "checkpoint")
     offline = evaluate_offline(checkpoint, log.heldout)
     oracle = log.oracle_recall(checkpoint.catalogue.item_ids)
@@ -121,7 +123,6 @@ def run_demo(settings: DemoSettings) -> Summary:
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
     demo.tell(f"summary: {out / 'summary.json'}")
     print_summary(summary)
-    return summary
 
 
 def _place_on(bootstrap_servers: str) -> KafkaSettings:
@@ -177,15 +178,12 @@ def _worker(demo: Demo, bundle: Path) -> Iterator[Child]:
     port = free_port()
     command = ["stream", "worker", "--bundle", str(bundle), "--web-port", str(port)]
     with running([*command, *demo.kafka_flags], log=demo.settings.out / "worker.log") as worker:
-        deadline = time.monotonic() + READY_TIMEOUT_S
-        while not _is_ready(port):
+
+        def ready() -> bool:
             worker.check_runs()
-            if time.monotonic() > deadline:
-                raise ProcessError(
-                    f"the worker is not ready after {READY_TIMEOUT_S:.0f} s; its log is "
-                    f"{demo.settings.out / 'worker.log'}"
-                )
-            time.sleep(0.1)
+            return _is_ready(port)
+
+        wait_for(ready, READY_TIMEOUT_S, f"the worker (log: {demo.settings.out / 'worker.log'})")
         demo.tell(f"worker: ready, metrics on http://127.0.0.1:{port}/metrics")
         yield worker
 
@@ -223,16 +221,11 @@ def _replay_and_watch(demo: Demo, log: Heldout) -> None:
 
 @contextmanager
 def _own_folder(out: Path) -> Iterator[None]:
-    """The folder, empty but for the lock that keeps a second demo out of it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ProcessError(f"another demo runs in {out}; choose another --out") from None
+    """The folder, emptied and locked against a second demo."""
+    with locked(out, f"another demo is running in {out}; choose another --out"):
         for path in out.iterdir():
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != "lock":
+            else:
                 path.unlink()
         yield

@@ -22,9 +22,11 @@ from grafana_foundation_sdk.models.dashboard import (
     Threshold,
     ThresholdsMode,
 )
-from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
+from deploy.command import DeployError, options
 from deploy.grafana.graphs import ROWS, Graph
+from train.command import run_command
 
 OUTPUT = Path(__file__).with_name("dashboard.json")
 SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
@@ -102,31 +104,21 @@ def build() -> str:
 
 
 class DashboardSettings(BaseSettings):
-    """Write the Grafana dashboard, or say that it is not what the code builds."""
+    """Write the Grafana dashboard as the code builds it."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="DASHBOARD_",
-        frozen=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_prog_name="python -m deploy.grafana.dashboard",
-        use_attribute_docstrings=True,
-    )
+    model_config = options("deploy.grafana.dashboard", "DASHBOARD_")
 
     check: bool = False
-    """Write nothing; exit with code 1 when the file differs."""
+    """Write nothing, and fail if the file differs."""
 
 
-def main() -> int:
-    if not CliApp.run(DashboardSettings).check:
+def write(settings: DashboardSettings) -> None:
+    """Write the file, or check it. Raises DeployError if it differs from what the code builds."""
+    if not settings.check:
         OUTPUT.write_text(build())
-        return 0
-    if OUTPUT.exists() and OUTPUT.read_text() == build():
-        return 0
-    print(f"{OUTPUT.name} is not what its code builds; run python -m deploy.grafana.dashboard")
-    return 1
+    elif not OUTPUT.exists() or OUTPUT.read_text() != build():
+        raise DeployError(f"{OUTPUT.name} is out of date; run python -m deploy.grafana.dashboard")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(DashboardSettings, write))

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from deploy.broker import free_port
+from deploy.processes import wait_for
 from stream.position import POSITION_KEY, Position, decode_position
 from tests.integration.traffic import Reader, Stored, produce, read_topic
-from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 SESSION_TIMEOUT_S = 6
@@ -124,7 +124,7 @@ class Deployment:
         with Reader(self.bootstrap_servers, self.changelog) as reader:
 
             def all_answered() -> bool:
-                for record in reader.next():
+                for record in reader.stored():
                     if record.key == POSITION_KEY:
                         answered[record.partition] = decode_position(
                             record.value or b""

@@ -1,6 +1,5 @@
 """The embedded broker: the promises that every other integration test stands on."""
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -14,8 +13,9 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from deploy.broker import EmbeddedKafka, answers, free_port
-from deploy.jars import BrokerError
-from tests.waiting import wait_for
+from deploy.command import DeployError
+from deploy.processes import wait_for
+from train.command import TrainError
 
 TOPIC = "kept"
 
@@ -47,12 +47,11 @@ def values(bootstrap_servers: str, topic: str, count: int) -> list[bytes]:
 
 def folder_is_free(folder: Path) -> bool:
     """Whether both the command and its broker, which inherits the lock, have ended."""
-    with (folder / "broker.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+    try:
+        with locked(folder, "in use"):
+            return True
+    except TrainError:
+        return False
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["stop", "kill -9"])
@@ -75,13 +74,13 @@ def test_a_restarted_broker_has_its_records_and_its_port(
 
 
 def test_a_second_start_on_the_same_folder_names_the_folder(broker: EmbeddedKafka) -> None:
-    with pytest.raises(BrokerError, match=f"{broker.data_dir} is in use by another broker"):
+    with pytest.raises(TrainError, match=f"{broker.data_dir} is in use by another broker"):
         EmbeddedKafka(broker.data_dir).start()
     assert answers(broker.port)
 
 
 def test_a_taken_port_is_named(broker: EmbeddedKafka, tmp_path: Path) -> None:
-    with pytest.raises(BrokerError, match=f"port {broker.port} of 127.0.0.1 is taken"):
+    with pytest.raises(DeployError, match=f"port {broker.port} of 127.0.0.1 is taken"):
         EmbeddedKafka(tmp_path, broker.port).start()
 
 
@@ -89,10 +88,10 @@ def test_a_wrong_property_ends_the_start_with_kafkas_reason_and_leaves_nothing(
     tmp_path: Path,
 ) -> None:
     wrong = EmbeddedKafka(tmp_path, properties={"log.segment.bytes": "many"})
-    with pytest.raises(BrokerError, match=r"log\.segment\.bytes"):
+    with pytest.raises(DeployError, match=r"log\.segment\.bytes"):
         wrong.start()
     assert not wrong.running
-    with pytest.raises(BrokerError, match=r"log\.segment\.bytes"):
+    with pytest.raises(DeployError, match=r"log\.segment\.bytes"):
         wrong.start()  # the folder is not left locked
 
 

@@ -15,8 +15,8 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from deploy.processes import wait_for
 from tests.integration.traffic import click, produce
-from tests.waiting import wait_for
 from train.data.clicks import read_clicks
 from train.data.collect import CollectSettings, collect
 from train.data.parts import STATE, CollectError, CollectState

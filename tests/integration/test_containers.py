@@ -23,8 +23,8 @@ from testcontainers.core.network import Network
 
 from deploy.broker import answers, free_port
 from deploy.images import BASE_IMAGE, KAFKA_IMAGE, STREAM_IMAGE, make_stream
+from deploy.processes import wait_for
 from tests.bundles import write_tiny_bundle
-from tests.waiting import wait_for
 
 pytestmark = pytest.mark.docker
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from deploy.broker import EmbeddedKafka
+from deploy.processes import wait_for
 from tests.bundles import write_tiny_bundle
 from tests.integration.service import SESSION_TIMEOUT_S, Deployment
 from tests.integration.traffic import session_load
 from tests.integration.verdict import verdict
-from tests.waiting import wait_for
 
 N_CLICKS = 300
 CONTROL = 0x20

@@ -25,8 +25,8 @@ from confluent_kafka import Producer
 
 from deploy.broker import free_port
 from deploy.grafana.dashboard import OUTPUT
+from deploy.processes import wait_for
 from tests.bundles import write_tiny_bundle
-from tests.waiting import wait_for
 
 PROMETHEUS_FOLDER = Path("deploy/prometheus").resolve()
 N_ITEMS = 50

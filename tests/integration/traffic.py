@@ -5,9 +5,13 @@ import json
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Message, Producer
+
+from deploy import reader
+from deploy.reader import TopicReader
 
 LOG_BEGIN_MS = 1_700_000_000_000
 """When the clicks of the tests begin: in the past, so that no clock refuses them."""
@@ -74,71 +78,39 @@ def produce(
     return n
 
 
-class Reader:
+class Reader(TopicReader):
     """A read_committed reader of a topic, from its first record on."""
 
     def __init__(self, bootstrap_servers: str, topic: str) -> None:
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": bootstrap_servers,
-                "group.id": "not-used",
-                "isolation.level": "read_committed",
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "earliest",
-                "fetch.message.max.bytes": 20_000_000,
-            }
-        )
-        partitions = self._consumer.list_topics(topic, timeout=20).topics[topic].partitions
-        self._consumer.assign([TopicPartition(topic, p, 0) for p in partitions])
-        self.unread = set(partitions)
-        """The partitions whose end was not reached yet."""
+        super().__init__(_client(bootstrap_servers), topic)
 
-    def __enter__(self) -> "Reader":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._consumer.close()
-
-    def next(self) -> list[Stored]:
+    def stored(self) -> list[Stored]:
         """The records that came next; none where 0.1 s brought none."""
-        found = []
-        # A call waits for all of its timeout unless it gets as many messages as it asks for.
-        for message in self._consumer.consume(1000, 0.1):
-            error, partition, offset = message.error(), message.partition(), message.offset()
-            assert partition is not None and offset is not None
-            if error is None:
-                headers = dict(message.headers() or {})
-                found.append(
-                    Stored(
-                        partition,
-                        offset,
-                        message.timestamp()[1],
-                        message.key(),
-                        message.value(),
-                        {n: v for n, v in headers.items() if isinstance(v, bytes)},
-                    )
-                )
-            elif error.name() == "_PARTITION_EOF":
-                self.unread.discard(partition)
-            else:
-                raise AssertionError(error)
-        return found
+        return [_stored(record) for record in self.next()]
 
 
 def read_topic(bootstrap_servers: str, topic: str) -> list[Stored]:
     """Everything a read_committed reader finds in a topic, in order of partition and offset."""
-    found: list[Stored] = []
-    with Reader(bootstrap_servers, topic) as reader:
-        deadline = time.monotonic() + 60
-        while reader.unread:
-            assert time.monotonic() < deadline, f"{topic} cannot be read to its end"
-            found += reader.next()
+    found = [_stored(record) for record in reader.read_topic(_client(bootstrap_servers), topic)]
     found.sort(key=lambda record: (record.partition, record.offset))
     for one, next_one in itertools.pairwise(found):
         where = (one.partition, one.offset)
         assert where != (next_one.partition, next_one.offset), f"{topic} {where}: read twice"
     return found
+
+
+def _client(bootstrap_servers: str) -> dict[str, Any]:
+    return {"bootstrap.servers": bootstrap_servers, "fetch.message.max.bytes": 20_000_000}
+
+
+def _stored(record: Message) -> Stored:
+    return Stored(
+        *reader.place(record),
+        record.timestamp()[1],
+        record.key(),
+        record.value(),
+        reader.headers(record),
+    )
 
 
 def session_load(

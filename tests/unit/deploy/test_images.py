@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.images import ImagesError, run
+from deploy.command import DeployError
+from deploy.images import run
 from deploy.jars import KAFKA_VERSION
 from stream.settings import TopicsSettings, WorkerSettings
 
@@ -86,6 +87,6 @@ def test_a_failed_command_is_one_sentence_and_shows_its_output(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script = "print('no space left'); raise SystemExit(3)"
-    with pytest.raises(ImagesError, match="ended with code 3"):
+    with pytest.raises(DeployError, match="ended with code 3"):
         run(sys.executable, "-c", script)
     assert "no space left" in capsys.readouterr().err

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from deploy.processes import ProcessError, running
-from tests.waiting import wait_for
+from deploy.command import DeployError
+from deploy.processes import running, wait_for
 
 SERVER = ["http.server", "--bind", "127.0.0.1", "0"]
 """Runs until it is ended."""
@@ -78,13 +78,13 @@ def test_a_killed_parent_takes_its_children_along() -> None:
 def test_a_child_ends_with_its_block(tmp_path: Path) -> None:
     with running(SERVER, log=tmp_path / "log") as child:
         child.check_runs()
-    with pytest.raises(ProcessError, match=r"python -m http\.server --bind ended with code -15"):
+    with pytest.raises(DeployError, match=r"python -m http\.server --bind ended with code -15"):
         child.check_runs()
 
 
 def test_a_failed_child_is_reported_with_its_last_words(tmp_path: Path) -> None:
     with (
         running(["http.server", "--nonsense"], log=tmp_path / "log") as child,
-        pytest.raises(ProcessError, match=r"code 2: .*unrecognized arguments: --nonsense"),
+        pytest.raises(DeployError, match=r"code 2: .*unrecognized arguments: --nonsense"),
     ):
         child.wait()
