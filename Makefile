@@ -22,7 +22,7 @@ demo: .venv/installed ## The main job end to end: Kafka, training, export, worke
 
 .PHONY: test
 test: .venv/installed build/prometheus ## All tests, on a real Kafka and a real Prometheus
-	REQUIRE_PROMETHEUS=1 $(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(TESTS)
+	NEXTCLICK_REQUIRE_PROMETHEUS=1 $(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(TESTS)
 
 .PHONY: check
 check: .venv/installed build/prometheus ## Formatting, lint, types, architecture, generated files, Prometheus rules

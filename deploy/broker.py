@@ -33,7 +33,7 @@ START_TIMEOUT_S = 60.0
 class BrokerSettings(BaseSettings):
     """Run an Apache Kafka broker on this machine until it is interrupted."""
 
-    model_config = options("deploy.broker", "BROKER_")
+    model_config = options("deploy.broker")
 
     port: int = Field(default=9092, ge=1, le=65535)
     """Port of 127.0.0.1 to listen on."""
@@ -47,12 +47,12 @@ class KafkaSource(BaseSettings):
     """Which broker tests, benchmarks and the demo use."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, use_attribute_docstrings=True
+        env_prefix="NEXTCLICK_", frozen=True, use_attribute_docstrings=True
     )
 
-    bootstrap_servers: str | None = Field(default=None, validation_alias="KAFKA_BOOTSTRAP_SERVERS")
+    bootstrap_servers: str | None = None
     """A running broker; without it an embedded one is started."""
-    cache: Path | None = Field(default=None, validation_alias="BROKER_CACHE")
+    broker_cache: Path | None = None
     """Folder for Kafka's jars; the default is the user's cache folder."""
 
 
@@ -204,7 +204,7 @@ class EmbeddedKafka:
 
 @contextlib.contextmanager
 def resolve_kafka(data_dir: Path) -> Iterator[str]:
-    """Bootstrap servers of a real broker: KAFKA_BOOTSTRAP_SERVERS, else an embedded one.
+    """Bootstrap servers of a real broker: NEXTCLICK_BOOTSTRAP_SERVERS, else an embedded one.
 
     The embedded broker keeps its log in `data_dir` and ends with the block.
     """
@@ -212,7 +212,7 @@ def resolve_kafka(data_dir: Path) -> Iterator[str]:
     if source.bootstrap_servers:
         yield source.bootstrap_servers
         return
-    with EmbeddedKafka(data_dir, cache_dir=source.cache) as kafka:
+    with EmbeddedKafka(data_dir, cache_dir=source.broker_cache) as kafka:
         yield kafka.bootstrap_servers
 
 

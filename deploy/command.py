@@ -9,10 +9,13 @@ class DeployError(TrainError):
     """Why a broker, an image or the demo cannot go on, in one sentence."""
 
 
-def options(command: str, prefix: str) -> SettingsConfigDict:
-    """How a command's settings are read: from flags, and from the environment under `prefix`."""
+def options(command: str) -> SettingsConfigDict:
+    """How the settings of ``python -m command`` are read: from flags, and from the environment.
+
+    The variables of deploy.demo begin with NEXTCLICK_DEMO_, and so on.
+    """
     return SettingsConfigDict(
-        env_prefix=prefix,
+        env_prefix=f"NEXTCLICK_{command.rpartition('.')[2].upper()}_",
         frozen=True,
         extra="forbid",
         allow_inf_nan=False,

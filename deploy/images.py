@@ -33,7 +33,7 @@ log = structlog.get_logger()
 class ImagesSettings(BaseSettings):
     """Make the container images that the tests need, without pulling any."""
 
-    model_config = options("deploy.images", "IMAGES_")
+    model_config = options("deploy.images")
 
     only: Literal["base", "kafka", "stream"] | None = None
     """Make only this one; the others must exist already."""
@@ -41,7 +41,7 @@ class ImagesSettings(BaseSettings):
     """Debian release of the base, one with Python 3.11."""
     mirror: str | None = None
     """Where debootstrap fetches packages; unset: its own default."""
-    cache: Path | None = Field(default=None, validation_alias="BROKER_CACHE")
+    cache: Path | None = Field(default=None, validation_alias="NEXTCLICK_BROKER_CACHE")
     """Folder for Kafka's jars; the default is the user's cache folder."""
 
 

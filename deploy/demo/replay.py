@@ -27,7 +27,7 @@ FLUSH_TIMEOUT_S = 30
 class ReplaySettings(BaseSettings):
     """Send the clicks of a log to Kafka in order of time, with their own timestamps."""
 
-    model_config = options("deploy.demo.replay", "REPLAY_")
+    model_config = options("deploy.demo.replay")
 
     clicks: Path
     """Click log with the columns session_id, item_id and timestamp_ms; further ones go along."""

@@ -37,7 +37,7 @@ QUIET_S = 10.0
 class DemoSettings(BaseSettings):
     """Train on a click log, serve its newest clicks through Kafka, and compare."""
 
-    model_config = options("deploy.demo", "DEMO_")
+    model_config = options("deploy.demo")
 
     clicks: Path | None = None
     """Click log (.parquet, .csv, .tsv, text also .gz); unset: a made-up shop's."""

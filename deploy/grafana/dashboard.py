@@ -106,7 +106,7 @@ def build() -> str:
 class DashboardSettings(BaseSettings):
     """Write the Grafana dashboard as the code builds it."""
 
-    model_config = options("deploy.grafana.dashboard", "DASHBOARD_")
+    model_config = options("deploy.grafana.dashboard")
 
     check: bool = False
     """Write nothing, and fail if the file differs."""

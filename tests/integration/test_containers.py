@@ -48,8 +48,8 @@ def engine() -> Iterator[Any]:
     if not found or found.returncode:
         said = found.stderr.decode().strip() if found else "there is no docker command"
         reason = f"no Docker engine answers: {said}"
-        if os.environ.get("REQUIRE_DOCKER") == "1":
-            pytest.fail(f"REQUIRE_DOCKER=1 and {reason}")
+        if os.environ.get("NEXTCLICK_REQUIRE_DOCKER") == "1":
+            pytest.fail(f"NEXTCLICK_REQUIRE_DOCKER=1 and {reason}")
         pytest.skip(reason)
     client = docker.from_env()
     # Its reaper is one more image to pull; every container here ends with its `with` block.

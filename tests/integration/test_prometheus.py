@@ -56,7 +56,7 @@ def server(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     """Prometheus over two workers with clicks of every kind flowing."""
     if shutil.which("prometheus") is None:
         reason = "no prometheus server is installed (apt-get install prometheus)"
-        if os.environ.get("REQUIRE_PROMETHEUS") == "1":
+        if os.environ.get("NEXTCLICK_REQUIRE_PROMETHEUS") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("prometheus")

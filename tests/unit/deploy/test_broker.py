@@ -52,7 +52,7 @@ def test_a_listener_that_is_no_kafka_does_not_answer(reply: bytes) -> None:
 def test_a_named_broker_is_taken_and_none_is_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "kafka-1:9092,kafka-2:9092")
+    monkeypatch.setenv("NEXTCLICK_BOOTSTRAP_SERVERS", "kafka-1:9092,kafka-2:9092")
     with resolve_kafka(tmp_path) as bootstrap_servers:
         assert bootstrap_servers == "kafka-1:9092,kafka-2:9092"
     assert list(tmp_path.iterdir()) == []

@@ -134,7 +134,7 @@ def test_the_runbook_describes_no_alert_that_is_gone() -> None:
 def test_promtool_accepts(arguments: list[str]) -> None:
     if shutil.which("promtool") is None:
         reason = "no promtool is installed (apt-get install prometheus)"
-        if os.environ.get("REQUIRE_PROMETHEUS") == "1":
+        if os.environ.get("NEXTCLICK_REQUIRE_PROMETHEUS") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     done = subprocess.run(
