@@ -5,12 +5,23 @@ from pathlib import Path
 
 import polars as pl
 
+from deploy.demo.summary import Figures
 from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.oracle import score_oracle
 from train.data.synthetic import SyntheticConfig, generate_synthetic
 
 SHOP_IDLE_TIMEOUT_S = 1800
 MAX_HELDOUT_SHARE = 0.2
+CONTEXT_COLUMN = "event_type"
+"""A log with this column is learned with its context."""
+CONTEXT = ("--context", f"{CONTEXT_COLUMN},hour,gap", "--input-context", "multiply")
+# Chosen on the shop's training days alone, the last of them held out. A number of epochs and not of
+# seconds, so that a slow machine trains the same model.
+SHOP_TRAINING = (
+    *("--epochs", "5", "--embedding", "separate", "--hidden-size", "100", "--bptt", "1"),
+    *("--batch-size", "48", "--learning-rate", "0.05", "--n-negatives", "512"),
+    *("--dropout-embedding", "0.1", "--dropout-hidden", "0.1"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,23 +34,28 @@ class Heldout:
     """In the order of ``read_clicks``; the last sessions may be cut short."""
     idle_timeout_s: int | None
     shop: SyntheticConfig | None = None
+    training: tuple[str, ...] = ("--epochs", "1000")
+    """Flags of `fit`."""
 
-    def oracle_recall(self, known_items: list[str]) -> float | None:
-        """The best Recall@20 that could be had on the held-out clicks, where the process is known.
+    @property
+    def context(self) -> tuple[str, ...]:
+        """Flags of `fit` for the log's context; none for a log without."""
+        return CONTEXT if CONTEXT_COLUMN in self.train.columns else ()
 
-        The oracle sees the context too, event types, pace and hour, which the model does not.
-        """
+    def oracle(self, known_items: list[str]) -> Figures | None:
+        """The best possible figures on the held-out clicks, if the log's process is known."""
         if self.shop is None:
             return None
-        return score_oracle(self.shop, self.heldout, known_items).recall
+        score = score_oracle(self.shop, self.heldout, known_items)
+        return Figures(score.recall, score.mrr)
 
 
 def shop_log(n_heldout: int) -> Heldout:
-    """The made-up shop's: as many days of so many clicks as it covers, the last held out."""
+    """The made-up shop's log: each of its days has `n_heldout` clicks, the last is held out."""
     shop = SyntheticConfig()
     clicks = generate_synthetic(n_heldout * shop.n_days, shop)
     train, heldout = hold_out(clicks, n_heldout)
-    return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, shop)
+    return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, shop, SHOP_TRAINING)
 
 
 def read_log(
@@ -63,7 +79,7 @@ def read_log(
 
 
 def detect_columns(path: Path) -> Columns:
-    """The preset whose names the log's header has; the wire's where there is no such header."""
+    """The preset that fits the log's header; the wire's if none does."""
     name = path.name.lower()
     try:
         if name.endswith((".parquet", ".pq")):
@@ -80,9 +96,9 @@ def detect_columns(path: Path) -> Columns:
 def hold_out(clicks: pl.DataFrame, n_heldout: int) -> tuple[pl.DataFrame, pl.DataFrame]:
     """The log without its newest sessions, and the first ``n_heldout`` clicks of those.
 
-    Whole sessions are taken from the end until they have so many clicks, at most a fifth of the
-    log; what they have more, the last of it in time, is left out. Raises ClickLogError when
-    either part would be empty.
+    Sessions are taken from the end until they have that many clicks, at most a fifth of the log;
+    the clicks they have beyond that, the latest, are left out. Raises ClickLogError if either
+    part would be empty.
     """
     n_heldout = min(n_heldout, int(MAX_HELDOUT_SHARE * len(clicks)))
     session = clicks["session_id"].rle()
@@ -91,8 +107,8 @@ def hold_out(clicks: pl.DataFrame, n_heldout: int) -> tuple[pl.DataFrame, pl.Dat
     first_row = len(clicks) - int(clicks_from_here[newest]) if n_heldout and newest > 0 else 0
     if first_row == 0:
         raise ClickLogError(
-            f"a log of {len(clicks)} clicks in {len(session)} sessions is too short to hold the "
-            "newest fifth back and to learn from the rest"
+            f"a log of {len(clicks)} clicks in {len(session)} sessions is too short to hold "
+            "back the newest fifth and learn from the rest"
         )
     heldout = clicks[first_row:].with_row_index("_row")
     in_time = heldout.sort("timestamp_ms", maintain_order=True)[:n_heldout]

@@ -1,15 +1,24 @@
-"""The demo's summary as a reader wants to see it."""
+"""The demo's summary in the terminal."""
 
 from rich.console import Console
 from rich.table import Table
 
 from deploy.demo.summary import Summary
 
+ROWS = {
+    "online": "online, from the topics",
+    "offline": "offline, the same clicks",
+    "without_context": "the same network without context",
+    "markov": "Markov chain: the last item alone",
+    "pop": "most popular items",
+    "oracle": "best possible (oracle)",
+}
+
 
 def print_summary(summary: Summary) -> None:
     """Print two tables to stdout: what was delivered, and how good it was."""
     console = Console(highlight=False)
-    delivered = Table(title="delivered", title_justify="left", show_header=False, min_width=64)
+    delivered = Table(title="delivered", title_justify="left", show_header=False, min_width=66)
     delivered.add_column()
     delivered.add_column(justify="right")
     lost = "bold red" if summary.missing else "bold green"
@@ -23,21 +32,21 @@ def print_summary(summary: Summary) -> None:
     ):
         delivered.add_row(name, value)
     console.print(delivered)
-    quality = Table(title="next click in the list", title_justify="left", min_width=64)
+    quality = Table(title="next click in the list", title_justify="left", min_width=66)
     quality.add_column("")
     quality.add_column("Recall@20", justify="right")
     quality.add_column("MRR@20", justify="right")
-    quality.add_row(
-        "[bold]online, from the topics[/]",
-        f"[bold]{summary.recall_at_20:.4f}[/]",
-        f"[bold]{summary.mrr_at_20:.4f}[/]",
-    )
-    quality.add_row(
-        "offline, the same clicks",
-        f"{summary.offline_recall_at_20:.4f}",
-        f"{summary.offline_mrr_at_20:.4f}",
-    )
-    quality.add_row("most popular items", f"{summary.pop_recall_at_20:.4f}", "")
-    if summary.oracle_recall_at_20 is not None:
-        quality.add_row("best possible (oracle)", f"{summary.oracle_recall_at_20:.4f}", "")
+    for key, name in ROWS.items():
+        if key in summary.figures:
+            found = summary.figures[key]
+            style = "bold" if key == "online" else None
+            quality.add_row(
+                name, f"{found.recall_at_20:.4f}", f"{found.mrr_at_20:.4f}", style=style
+            )
     console.print(quality)
+    if "without_context" in summary.figures:
+        offline, without = summary.figures["offline"], summary.figures["without_context"]
+        console.print(
+            f"context was worth {offline.recall_at_20 - without.recall_at_20:+.4f} Recall@20 and "
+            f"{offline.mrr_at_20 - without.mrr_at_20:+.4f} MRR@20"
+        )

@@ -1,12 +1,12 @@
-"""The steps of the demo, from a broker to a summary, each told with the time since the start."""
+"""The steps of the demo, from a broker to a summary, each printed with the time since the start."""
 
+import contextlib
 import http.client
 import json
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from train.network.checkpoint import load_checkpoint
 
 READY_TIMEOUT_S = 60.0
 QUIET_S = 10.0
-"""An answer that has not come for so long after the last one is missing."""
+"""Answers that have not come this long after the last one are missing."""
 
 
 class DemoSettings(BaseSettings):
@@ -40,20 +40,20 @@ class DemoSettings(BaseSettings):
     model_config = options("deploy.demo")
 
     clicks: Path | None = None
-    """Click log (.parquet, .csv, .tsv, text also .gz); unset: a made-up shop's."""
+    """Click log (.parquet, .csv, .tsv, text also .gz); unset: one of a made-up shop."""
     columns: Columns | None = None
-    """How the log names its columns; unset: whichever preset fits its header."""
+    """How the log names its columns; unset: the preset that fits its header."""
     idle_timeout_s: PositiveInt | None = None
-    """Cut the log's sessions at longer gaps, and expire them alike; unset: its session column
-    says it all."""
+    """Longest gap within a session, in the log and in service; unset: sessions are those of the
+    log's session column and never expire."""
     replayed_clicks: PositiveInt = 30_000
-    """Newest clicks that are kept from training and replayed; a fifth of the log at most."""
+    """Newest clicks, held back from training and replayed; at most a fifth of the log."""
     clicks_per_second: PositiveFloat = 500.0
     """Pace of the replay."""
-    training_s: PositiveFloat = 60.0
-    """Time the training may take."""
+    training_s: PositiveFloat = 150.0
+    """Most seconds of training; the made-up shop's is over after some epochs."""
     out: Path = Path("build/demo")
-    """Folder of all that is made; what an earlier demo left there is removed."""
+    """Folder of everything that is made; what an earlier demo left there is removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,17 +116,21 @@ def _run(settings: DemoSettings) -> None:
         replay = read_replay(demo.kafka, reader.answers)
     if not replay.answers:
         raise DeployError(f"no click was answered; the worker's log is {out / 'worker.log'}")
-    checkpoint = load_checkpoint(out / "checkpoint")
-    offline = evaluate_offline(checkpoint, log.heldout)
-    oracle = log.oracle_recall(checkpoint.catalogue.item_ids)
-    summary = summarise(replay, offline, oracle, log.idle_timeout_s)
+    models = {"offline": load_checkpoint(out / "checkpoint")}
+    if log.context:
+        models["without_context"] = load_checkpoint(out / "without-context")
+    offline = evaluate_offline(models, log.train, log.heldout)
+    oracle = log.oracle(models["offline"].catalogue.item_ids)
+    if oracle is not None:
+        offline["oracle"] = oracle
+    summary = summarise(replay, offline, log.idle_timeout_s)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
     demo.tell(f"summary: {out / 'summary.json'}")
     print_summary(summary)
 
 
 def _place_on(bootstrap_servers: str) -> KafkaSettings:
-    """The names of the demo's topics: plain on its own broker, unheard-of on a shared one."""
+    """The names of the demo's topics: the usual ones on its own broker, unique on a shared one."""
     if KafkaSource().bootstrap_servers is None:
         return KafkaSettings(bootstrap_servers=bootstrap_servers)
     run = f"demo-{uuid.uuid4().hex[:8]}"
@@ -153,16 +157,23 @@ def _foreign(settings: DemoSettings) -> Heldout:
 def _train_and_export(demo: Demo, log: Heldout) -> Path:
     """Returns the bundle's folder."""
     out, budget_s = demo.settings.out, demo.settings.training_s
-    demo.tell(f"training: {budget_s:g} s (figures and plot in {out / 'checkpoint'})")
-    gap = log.idle_timeout_s
     fit = [
-        *("train", "fit", "--clicks", str(out / "train.parquet")),
-        *("--out", str(out / "checkpoint"), "--time-budget-s", f"{budget_s}"),
-        *("--epochs", "1000", "--patience", "0", "--validation-fraction", "0.03"),
-        *([] if gap is None else ["--idle-timeout-s", str(gap)]),
+        *("train", "fit", "--clicks", str(out / "train.parquet"), "--time-budget-s", f"{budget_s}"),
+        *("--patience", "0", "--validation-fraction", "0.03", *log.training),
+        *([] if log.idle_timeout_s is None else ["--idle-timeout-s", str(log.idle_timeout_s)]),
     ]
-    with running(fit) as child:
-        child.wait()
+    with_context = [*fit, *log.context, "--out", str(out / "checkpoint")]
+    beside = "; beside it the same network without context" if log.context else ""
+    demo.tell(
+        f"training: {budget_s:g} s at most{beside} (figures and plot in {out / 'checkpoint'})"
+    )
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(running(with_context))]
+        if log.context:
+            without = [*fit, "--out", str(out / "without-context")]
+            children.append(stack.enter_context(running(without, out / "without-context.log")))
+        for child in children:
+            child.wait()
     demo.tell("export: to ONNX, proved against PyTorch")
     export = ["export", "--checkpoint", str(out / "checkpoint"), "--out", str(out / "bundles")]
     with running(export, log=out / "export.log") as child:
@@ -172,7 +183,7 @@ def _train_and_export(demo: Demo, log: Heldout) -> Path:
     return folder
 
 
-@contextmanager
+@contextlib.contextmanager
 def _worker(demo: Demo, bundle: Path) -> Iterator[Child]:
     """A worker that is ready, for as long as the block lasts."""
     port = free_port()
@@ -219,7 +230,7 @@ def _replay_and_watch(demo: Demo, log: Heldout) -> None:
         time.sleep(1.0)  # for the eye alone: the view draws the end
 
 
-@contextmanager
+@contextlib.contextmanager
 def _own_folder(out: Path) -> Iterator[None]:
     """The folder, emptied and locked against a second demo."""
     with locked(out, f"another demo is running in {out}; choose another --out"):

@@ -1,10 +1,10 @@
-"""What a replay came to, computed from the topics, beside the offline figures of the same clicks.
+"""What a replay achieved, computed from the topics, and the offline figures of the same clicks.
 
-Pure functions over what was read: nothing here knows Kafka. A click is named by its source, the
-partition and offset of its record.
+Pure functions over what was read: nothing here knows Kafka. A click is identified by its source,
+the partition and offset of its record.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,13 +12,13 @@ import polars as pl
 
 from stream.contract.messages import Recommendation
 from stream.watch.judge import Judge, Quality
-from train.baselines.popularity import Pop
+from train.baselines.named import BASELINES
 from train.data.clicks import cut_sessions
 from train.data.context import ContextField
 from train.data.sessions import Catalogue, Sessions, build_sessions
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
-from train.measure.ranking import Predictor, rank_targets
+from train.measure.ranking import rank_targets
 from train.network.checkpoint import Checkpoint
 
 K = 20
@@ -48,13 +48,11 @@ class Replay:
 
 
 @dataclass(frozen=True, slots=True)
-class OfflineFigures:
-    """What the offline evaluator says of the replayed clicks."""
+class Figures:
+    """How often the next click was in the list, and how far up."""
 
     recall_at_20: float
     mrr_at_20: float
-    pop_recall_at_20: float
-    predictions: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +65,9 @@ class Summary:
     dead_letters: int
     latency_p50_ms: float
     latency_p99_ms: float
-    recall_at_20: float
-    mrr_at_20: float
-    offline_recall_at_20: float
-    offline_mrr_at_20: float
-    pop_recall_at_20: float
-    oracle_recall_at_20: float | None
-    """None where nobody knows the process behind the log."""
+    figures: dict[str, Figures]
+    """`online`, from the published lists; the others are of an offline evaluation of the same
+    clicks: `offline`, `without_context`, `markov`, `pop`, and `oracle` for a known process."""
 
 
 def parse_source(header: str) -> Source:
@@ -126,34 +120,31 @@ def offline_sessions(
     return build_sessions(known, catalogue, context).sessions
 
 
-def evaluate_offline(checkpoint: Checkpoint, clicks: pl.DataFrame) -> OfflineFigures:
-    """The model's figures on these clicks, and those of the items most popular in training."""
-    n_items = len(checkpoint.catalogue)
-    info = checkpoint.info
-    sessions = offline_sessions(
-        clicks, checkpoint.catalogue, info.idle_timeout_s, info.model.context
-    )
-    support = np.zeros(n_items, np.int64)
-    for item in info.popular:
-        support[item.item_index] = round(item.score)
+def evaluate_offline(
+    models: Mapping[str, Checkpoint], train: pl.DataFrame, clicks: pl.DataFrame
+) -> dict[str, Figures]:
+    """The figures on `clicks` of these models, of a first-order Markov chain and of popularity.
 
-    def evaluate(predictor: Predictor) -> dict[str, float]:
-        return figures(rank_targets(predictor, sessions, n_items))
-
-    model, pop = evaluate(ModelPredictor(checkpoint.model)), evaluate(Pop(support))
-    return OfflineFigures(
-        recall_at_20=model["recall_at_20"],
-        mrr_at_20=model["mrr_at_20"],
-        pop_recall_at_20=pop["recall_at_20"],
-        predictions=int(model["predictions"]),
-    )
+    The models have learned from `train` with one catalogue; the other two count it.
+    """
+    checkpoint = next(iter(models.values()))
+    info, catalogue = checkpoint.info, checkpoint.catalogue
+    n_items = len(catalogue)
+    known = offline_sessions(train, catalogue, info.idle_timeout_s)
+    sessions = offline_sessions(clicks, catalogue, info.idle_timeout_s)
+    found = {}
+    for name, model in models.items():
+        fields = model.info.model.context
+        with_context = offline_sessions(clicks, catalogue, info.idle_timeout_s, fields)
+        found[name] = rank_targets(ModelPredictor(model.model), with_context, n_items)
+    for baseline in ("markov", "pop"):
+        found[baseline] = rank_targets(BASELINES[baseline](known, n_items), sessions, n_items)
+    offline = {name: figures(ranks) for name, ranks in found.items()}
+    return {name: Figures(f["recall_at_20"], f["mrr_at_20"]) for name, f in offline.items()}
 
 
 def summarise(
-    replay: Replay,
-    offline: OfflineFigures,
-    oracle_recall_at_20: float | None,
-    idle_timeout_s: int | None,
+    replay: Replay, offline: Mapping[str, Figures], idle_timeout_s: int | None
 ) -> Summary:
     """The summary of a replay that was answered at least once."""
     quality = judge(replay.answers, idle_timeout_s)
@@ -164,10 +155,5 @@ def summarise(
         dead_letters=len(replay.rejected),
         latency_p50_ms=latency_ms(replay, 0.5),
         latency_p99_ms=latency_ms(replay, 0.99),
-        recall_at_20=quality.recall,
-        mrr_at_20=quality.mrr,
-        offline_recall_at_20=offline.recall_at_20,
-        offline_mrr_at_20=offline.mrr_at_20,
-        pop_recall_at_20=offline.pop_recall_at_20,
-        oracle_recall_at_20=oracle_recall_at_20,
+        figures={"online": Figures(quality.recall, quality.mrr), **offline},
     )

@@ -95,17 +95,17 @@ def test_a_replay_through_kafka_gives_the_evaluators_lists_and_figures(
 
     summary = summarise(
         read_replay(settings, answers),
-        evaluate_offline(checkpoint, log.test),
-        oracle_recall_at_20=None,
-        idle_timeout_s=log.idle_timeout_s,
+        evaluate_offline({"offline": checkpoint}, log.train, log.test),
+        log.idle_timeout_s,
     )
     print(f"{read_log.__name__}: {summary}")  # which log it was, for `pytest -rP`
     assert (summary.clicks, summary.recommendations) == (len(log.test), len(log.test))
     assert (summary.missing, summary.dead_letters) == (0, 0)
-    assert summary.recall_at_20 == pytest.approx(summary.offline_recall_at_20, abs=5e-5)
-    assert summary.mrr_at_20 == pytest.approx(summary.offline_mrr_at_20, abs=5e-5)
+    online, offline = summary.figures["online"], summary.figures["offline"]
+    assert online.recall_at_20 == pytest.approx(offline.recall_at_20, abs=5e-5)
+    assert online.mrr_at_20 == pytest.approx(offline.mrr_at_20, abs=5e-5)
     # A model that has learnt something: equal figures of two empty lists would prove nothing.
-    assert summary.recall_at_20 > summary.pop_recall_at_20
+    assert online.recall_at_20 > summary.figures["pop"].recall_at_20
     assert compare_lists(answers, log, checkpoint) > len(log.test) // 2
 
 

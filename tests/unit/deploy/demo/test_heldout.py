@@ -63,13 +63,27 @@ def test_the_shops_last_day_is_held_out() -> None:
 
 def test_the_oracle_knows_the_shop_and_no_other_log(tmp_path: Path) -> None:
     shop = shop_log(200)
-    recall = shop.oracle_recall(shop.train["item_id"].unique().to_list())
-    assert recall is not None
-    assert 0.5 < recall < 1.0
+    oracle = shop.oracle(shop.train["item_id"].unique().to_list())
+    assert oracle is not None
+    assert 0.5 < oracle.recall_at_20 < 1.0
+    assert 0.3 < oracle.mrr_at_20 < oracle.recall_at_20
     path = tmp_path / "log.csv"
     shop.train.write_csv(path)
     foreign = read_log(path, None, None, 100, tmp_path / "rejected.csv")
-    assert foreign.oracle_recall([]) is None
+    assert foreign.oracle([]) is None
+
+
+def test_only_a_log_with_event_types_is_learned_with_context(tmp_path: Path) -> None:
+    log = shop_log(200).train
+    assert shop_log(200).context
+    for columns, expected in (
+        (log.columns, True),
+        (["session_id", "item_id", "timestamp_ms"], False),
+    ):
+        path = tmp_path / "log.parquet"
+        log.select(columns).write_parquet(path)
+        found = read_log(path, None, None, 100, tmp_path / "rejected.csv")
+        assert bool(found.context) == expected
 
 
 @pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.tsv.gz", "log.parquet"])
