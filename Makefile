@@ -58,7 +58,7 @@ lock: $(UV) ## Resolve the dependencies again
 	$(UV) pip compile -q --universal --upgrade --generate-hashes --no-emit-index-url --no-emit-find-links \
 		--no-header --all-extras --group dev pyproject.toml -o deploy/requirements.lock
 	$(UV) pip compile $(IMAGE_LOCK) --extra stream pyproject.toml -o deploy/stream.lock
-	$(UV) pip compile $(IMAGE_LOCK) --extra stream --extra train pyproject.toml -o deploy/train.lock
+	$(UV) pip compile $(IMAGE_LOCK) --extra train pyproject.toml -o deploy/train.lock
 
 .PHONY: clean
 clean: ## Remove the environment and everything built

@@ -31,7 +31,7 @@ def names(requirements: set[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("lock", "extras"), [("stream.lock", {"stream"}), ("train.lock", {"stream", "train"})]
+    ("lock", "extras"), [("stream.lock", {"stream"}), ("train.lock", {"train"})]
 )
 def test_a_lock_pins_what_its_image_needs_as_the_whole_lock_does(
     lock: str, extras: set[str]
@@ -57,6 +57,15 @@ def test_the_workers_image_has_nothing_of_training() -> None:
     stages = re.split(r"^FROM ", (DEPLOY / "Dockerfile").read_text(), flags=re.MULTILINE)[1:]
     (stream,) = [stage for stage in stages if stage.startswith("${BASE} AS stream\n")]
     assert re.findall(r"^COPY (\S+)", stream, re.MULTILINE) == ["deploy/stream.lock", "stream"]
+
+
+def test_the_training_image_has_nothing_of_serving() -> None:
+    serving = {"faust-streaming", "mode-streaming", "aiokafka", "uvloop", "prometheus-client"}
+    assert names(pins("train.lock")).isdisjoint(serving)
+    # import-linter holds that train and export need none of it.
+    contracts = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["importlinter"]
+    (contract,) = [c for c in contracts["contracts"] if c["source_modules"] == ["train", "export"]]
+    assert set(contract["forbidden_modules"]) >= {"faust", "mode", "aiokafka", "uvloop"}
 
 
 def test_the_engine_is_sent_what_the_dockerfile_copies_and_no_more() -> None:
