@@ -12,6 +12,13 @@ ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 IMAGE_LOCK := -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header \
 	-c deploy/requirements.lock
 
+PYTEST := NEXTCLICK_REQUIRE_PROMETHEUS=1 $(PYTHON) -m pytest
+# Two processes, one a core; integration tests start processes of their own and have the machine to themselves.
+UNIT_TESTS = { $(PYTEST) tests/unit/train >build/unit-train.log 2>&1 & training=$$!; \
+	$(PYTEST) tests/unit --ignore=tests/unit/train && others=0 || others=$$?; \
+	wait $$training && trained=0 || trained=$$?; \
+	cat build/unit-train.log; [ $$others = 0 ] && [ $$trained = 0 ]; }
+
 .PHONY: help
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -22,17 +29,20 @@ demo: .venv/installed ## The main job end to end: Kafka, training, export, worke
 
 .PHONY: test
 test: .venv/installed build/prometheus ## All tests, on a real Kafka and a real Prometheus
-	NEXTCLICK_REQUIRE_PROMETHEUS=1 $(PYTHON) -m pytest --cov --cov-report=term:skip-covered $(TESTS)
+	$(if $(TESTS),$(PYTEST) $(TESTS),$(UNIT_TESTS) && $(PYTEST) tests/integration)
+
+.PHONY: coverage
+coverage: .venv/installed build/prometheus ## All tests in one process, and the lines they do not reach
+	$(PYTEST) --cov --cov-report=term:skip-covered $(TESTS)
 
 .PHONY: check
 check: .venv/installed build/prometheus ## Formatting, lint, types, architecture, generated files, Prometheus rules
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
-	.venv/bin/mypy
-	.venv/bin/lint-imports
-	$(PYTHON) -m docs.floors
-	$(PYTHON) -m docs.generate --check
-	$(PYTHON) -m deploy.grafana.dashboard --check
+	.venv/bin/mypy & types=$$!; \
+		.venv/bin/lint-imports && $(PYTHON) -m docs.floors && $(PYTHON) -m docs.generate --check && \
+		$(PYTHON) -m deploy.grafana.dashboard --check && others=0 || others=$$?; \
+		wait $$types && [ $$others = 0 ]
 	promtool check config deploy/prometheus/prometheus.yaml
 	promtool check rules deploy/prometheus/recording.yaml deploy/prometheus/alerts.yaml
 	promtool test rules deploy/prometheus/alerts_test.yaml

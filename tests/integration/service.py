@@ -15,6 +15,8 @@ from typing import Any
 from deploy.broker import free_port
 from deploy.processes import wait_for
 from stream.position import POSITION_KEY, Position, decode_position
+from stream.settings import TopicsSettings
+from stream.transport.topics import create_topics
 from tests.integration.traffic import Reader, Stored, produce, read_topic
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +51,10 @@ class Deployment:
         return f"{self.app}-sessions-changelog"
 
     def environment(self) -> dict[str, str]:
-        return os.environ | {
+        return os.environ | self.names()
+
+    def names(self) -> dict[str, str]:
+        return {
             "NEXTCLICK_BOOTSTRAP_SERVERS": self.bootstrap_servers,
             "NEXTCLICK_APP_ID": self.app,
             "NEXTCLICK_CLICKS_TOPIC": self.clicks,
@@ -69,9 +74,12 @@ class Deployment:
             check=False,
         )
 
-    def create_topics(self, *flags: str) -> None:
-        done = self.command("topics", "create", *flags)
-        assert done.returncode == 0, done.stderr
+    def create_topics(self, **settings: int) -> None:
+        """Create the topics in this process, which is faster than a command."""
+        names = {
+            name.removeprefix("NEXTCLICK_").lower(): value for name, value in self.names().items()
+        }
+        create_topics(TopicsSettings.model_validate(names | settings))
 
     def start(self, *broken: str, wait: bool = True, **settings: str) -> "WorkerProcess":
         """Start a worker, with the named guards taken out (see broken_worker.py)."""

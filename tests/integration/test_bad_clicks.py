@@ -126,7 +126,7 @@ def test_a_bad_click_as_large_as_the_topic_takes_is_a_dead_letter(
     deployment: Deployment, size: int
 ) -> None:
     deployment.app += f"-{size}"
-    deployment.create_topics("--max-message-bytes", str(size))
+    deployment.create_topics(max_message_bytes=size)
     overhead = 200  # of the record and its batch
     value = b"x" * (size - overhead)
     deployment.send([(b"s", value), (b"s", click("s", "item-1", LOG_BEGIN_MS))])

@@ -25,7 +25,7 @@ def left_behind(
 ) -> Iterator[Deployment]:
     """The clicks topic as that version left it; the other topics are empty, and no worker runs."""
     deployment = Deployment(kafka, fresh_name("old"), OLD / "context/bundle", tmp_path)
-    deployment.create_topics("--partitions", "2")
+    deployment.create_topics(partitions=2)
     send_clicks(deployment, "clicks.jsonl")
     yield deployment
     deployment.close()

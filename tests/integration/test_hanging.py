@@ -26,7 +26,7 @@ def deployed(tmp_path: Path) -> Iterator[tuple[EmbeddedKafka, Deployment]]:
     bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
     with EmbeddedKafka(tmp_path / "kafka") as broker:
         deployment = Deployment(broker.bootstrap_servers, "hanging", bundle, tmp_path)
-        deployment.create_topics("--partitions", "1")
+        deployment.create_topics(partitions=1)
         try:
             yield broker, deployment
         finally:
