@@ -41,8 +41,8 @@ check: .venv/installed build/prometheus ## Formatting, lint, types, architecture
 	.venv/bin/ruff check .
 	.venv/bin/mypy & types=$$!; \
 		.venv/bin/lint-imports && $(PYTHON) -m docs.floors && $(PYTHON) -m docs.generate --check && \
-		$(PYTHON) -m deploy.grafana.dashboard --check && others=0 || others=$$?; \
-		wait $$types && [ $$others = 0 ]
+		$(PYTHON) -m bench.lab.tables --check && $(PYTHON) -m deploy.grafana.dashboard --check && \
+		others=0 || others=$$?; wait $$types && [ $$others = 0 ]
 	promtool check config deploy/prometheus/prometheus.yaml
 	promtool check rules deploy/prometheus/recording.yaml deploy/prometheus/alerts.yaml
 	promtool test rules deploy/prometheus/alerts_test.yaml

@@ -1,15 +1,18 @@
-"""Where and with what a figure was measured."""
+"""What is kept of a measurement: its figures, and where and with what it was made."""
 
 import datetime
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from deploy.jars import KAFKA_VERSION
 
+RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
     "aiokafka",
     "confluent-kafka",
@@ -25,8 +28,19 @@ PACKAGES = (
 )
 
 
+def keep(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write figures with their provenance as JSON; each of the `rows` takes one line."""
+    content = {**provenance(), **figures}
+    rows = [json.dumps(row) for row in content.pop("rows", ())]
+    text = json.dumps(content, indent=1)
+    if rows:
+        text = text.removesuffix("\n}") + ',\n "rows": [\n  ' + ",\n  ".join(rows) + "\n ]\n}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
 def provenance() -> dict[str, Any]:
-    """Return machine, versions, commit and date."""
+    """Machine, versions, commit and date."""
     cpu = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()

@@ -2,12 +2,12 @@
 
 A run trains one setting of `bench/lab/grid.py` with one seed on the older part of the training
 file, keeps the epoch that is best on the newer part, and ranks that part and the test file with it:
-one line in `bench/results/experiments/<data set>.jsonl`. Nothing is chosen by the test. Runs
-that have their line are not repeated, so a killed grid loses one run.
+one line in `bench/results/experiments/<data set>.jsonl`. The test chooses nothing. Runs that have
+a line are not repeated, so a grid that is killed loses one run. The ranks, which the tables'
+intervals and paired tests need, go to build/ranks.
 """
 
 import json
-import logging
 import os
 import sys
 import time
@@ -20,39 +20,36 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, whic
 import structlog
 import torch
 from pydantic import PositiveFloat
-from pydantic_settings import BaseSettings, CliPositionalArg, SettingsConfigDict
+from pydantic_settings import CliPositionalArg
 
+from bench.datasets import check_known
 from bench.lab.grid import DATASETS, DataSet, Setting, Variant, variants
 from bench.lab.run import SHOWN, Line, Logs, build_logs, key_of, load_parts, measure
-from bench.provenance import provenance
-from bench.settings import parse
+from bench.provenance import RESULTS, provenance
+from train.command import Settings, TrainError, run_command
 from train.fit.loop import MONITOR
 
-RESULTS = Path(__file__).parents[1] / "results" / "experiments"
+RUNS = RESULTS / "experiments"
+RANKS = Path(__file__).parents[2] / "build" / "ranks"
 CHOOSING_SEED = 1
-"""All tries of a variant are run with it; other seeds run the one that it chose."""
+"""All tries of a variant run with it; other seeds run the one that it chose."""
 
 log = structlog.get_logger()
 
 
-class ExperimentSettings(BaseSettings):
+class ExperimentSettings(Settings):
     """Run what is missing of the experiments on the named data sets, on one core."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        cli_prog_name="python -m bench.lab.experiments",
-        cli_kebab_case=True,
-        use_attribute_docstrings=True,
-    )
     datasets: CliPositionalArg[list[str]]
     """Names in bench/lab/grid.py."""
-    seeds: list[int] = []
-    """Seeds to run; none given: the data set's own. Seed 1 comes first: it chooses among tries."""
-    only: list[str] = []
-    """Factors to run; none given: all."""
+    seeds: tuple[int, ...] = ()
+    """Seeds to run; default: the data set's own. Seed 1 comes first: it chooses among tries."""
+    only: tuple[str, ...] = ()
+    """Factors to run; default: all."""
     budget_minutes: PositiveFloat | None = None
-    """Begin no run that would end later, were it the longest so far."""
+    """Start no run that would end later than this if it took as long as the longest so far."""
+    ranks: bool = False
+    """Also repeat runs that have a line but no ranks in build/ranks."""
 
 
 class Run(NamedTuple):
@@ -63,12 +60,17 @@ class Run(NamedTuple):
     seed: int
 
 
+def ranks_path(data: DataSet, key: str, seed: int, folder: Path = RANKS) -> Path:
+    """Where a run's ranks are, if it was made here."""
+    return folder / data.name / f"{key}, seed {seed}.npy"
+
+
 def plan(
     data: DataSet, lines: list[Line], seeds: Sequence[int] = (), only: Sequence[str] = ()
 ) -> Iterator[Run]:
     """What is missing in `lines`, one at a time: they may grow in between.
 
-    Seed 1 of everything comes first. A setting that stands in several tables is run once.
+    Seed 1 of everything comes first. A setting that is part of several tables is run once.
     """
     rows = [variant for variant in variants(data) if not only or variant.factor in only]
     for seed in dict.fromkeys((CHOOSING_SEED, *(seeds or data.seeds))):
@@ -81,7 +83,7 @@ def plan(
 
 
 def chosen(data: DataSet, variant: Variant, lines: Sequence[Line]) -> Setting:
-    """The try that validates best with seed 1; of tries that were not run, the first."""
+    """The try that validates best with seed 1; the first if none was run."""
     reached = {
         line["key"]: line["validation"][MONITOR]
         for line in lines
@@ -90,37 +92,48 @@ def chosen(data: DataSet, variant: Variant, lines: Sequence[Line]) -> Setting:
     return max(variant.settings, key=lambda setting: reached.get(key_of(data, setting), -1.0))
 
 
-def load_lines(path: Path) -> list[Line]:
-    """The runs that are kept; a last line that a kill cut short is removed from the file."""
+def load_lines(path: Path, data: DataSet) -> list[Line]:
+    """The kept runs; the last one of those that were repeated.
+
+    A last line that was cut short by a kill is removed from the file. Raises TrainError if the runs
+    are of another base: the file's first line is the base.
+    """
     if not path.exists():
         return []
     text = path.read_text(encoding="utf-8")
-    whole, newline, torn = text.rpartition("\n")
+    complete, newline, torn = text.rpartition("\n")
     if torn:
-        path.write_text(whole + newline, encoding="utf-8")
-    return [json.loads(line) for line in whole.splitlines()]
+        path.write_text(complete + newline, encoding="utf-8")
+    first, *lines = (json.loads(line) for line in complete.splitlines())
+    if first != data.frozen:
+        raise TrainError(
+            f"{path} holds runs of the base {first}, but bench/lab/grid.py has {data.frozen}: "
+            "move the file away to begin again"
+        )
+    return list({(line["key"], line["seed"]): line for line in lines}.values())
 
 
-def append_line(path: Path, line: Line) -> None:
+def append_line(path: Path, data: DataSet, line: Line) -> None:
     """Keep one more run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        for content in (line,) if file.tell() else (data.frozen, line):
+            file.write(json.dumps(content) + "\n")
 
 
 class Budget:
-    """Tells whether one more run fits in."""
+    """Tells whether there is time for one more run."""
 
     def __init__(self, minutes: float | None) -> None:
         self._end = float("inf") if minutes is None else time.monotonic() + 60 * minutes
         self._longest = 0.0
 
     def has_room(self) -> bool:
-        """Were the next run the longest so far, it would end in time."""
+        """Whether the next run would end in time if it took as long as the longest so far."""
         return time.monotonic() + self._longest <= self._end
 
     def spend(self, seconds: float) -> None:
-        """A run took so long."""
+        """A run took this long."""
         self._longest = max(self._longest, seconds)
 
 
@@ -128,55 +141,46 @@ def run_missing(
     data: DataSet,
     settings: ExperimentSettings,
     budget: Budget,
-    results: Path = RESULTS,
+    results: Path = RUNS,
+    ranks: Path = RANKS,
 ) -> bool:
     """Measure what is missing of a data set; whether nothing is missing any more."""
     path = results / f"{data.name}.jsonl"
-    lines = load_lines(path)
+    lines = load_lines(path, data)
+    if settings.ranks:
+        lines = [
+            line
+            for line in lines
+            if "failed" in line or ranks_path(data, line["key"], line["seed"], ranks).exists()
+        ]
     parts, commit = load_parts(data), provenance()["commit"]
     logs: dict[tuple[object, ...], Logs] = {}
     for variant, setting, seed in plan(data, lines, settings.seeds, settings.only):
         if not budget.has_room():
             return False
-        if setting.reading not in logs:  # the last one is enough: neighbours read alike
+        if setting.reading not in logs:  # the last one is enough: neighbours share their reading
             logs = {setting.reading: build_logs(parts, data, setting)}
-        begin = time.monotonic()
-        line = measure(data, setting, seed, logs[setting.reading])
+        begin, own_ranks = time.monotonic(), ranks_path(data, key_of(data, setting), seed, ranks)
+        line = measure(data, setting, seed, logs[setting.reading], own_ranks)
         budget.spend(time.monotonic() - begin)
         lines.append({**line, "commit": commit})
-        append_line(path, lines[-1])
+        append_line(path, data, lines[-1])
         reached = {name: line["validation"][name] for name in SHOWN if "failed" not in line}
         where = {"dataset": data.name, "factor": variant.factor, "row": variant.name, "seed": seed}
         log.info("run", **where, **reached, seconds=line["seconds"])
     return True
 
 
-def main() -> int:
-    """Exit code 0 when all is there, 3 when the budget ended it."""
+def run(settings: ExperimentSettings) -> int:
+    """Exit code 0 when nothing is missing any more, 3 when the budget ended it."""
     torch.set_num_threads(1)
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    settings = parse(ExperimentSettings)
-    for kind, given, known in (
-        ("data set", settings.datasets, list(DATASETS)),
-        ("factor", settings.only, _factors(settings.datasets)),
-    ):
-        for name in given:
-            if name not in known:
-                sys.exit(
-                    f"{name!r} is no {kind} of bench/lab/grid.py, which has {', '.join(known)}"
-                )
+    check_known("data set", settings.datasets, list(DATASETS))
+    datasets = [DATASETS[name] for name in settings.datasets]
+    factors = [row.factor for data in datasets for row in variants(data)]
+    check_known("factor", settings.only, list(dict.fromkeys(factors)))
     budget = Budget(settings.budget_minutes)
-    done = [run_missing(DATASETS[name], settings, budget) for name in settings.datasets]
-    return 0 if all(done) else 3
-
-
-def _factors(datasets: Sequence[str]) -> list[str]:
-    rows = [row for name in datasets if name in DATASETS for row in variants(DATASETS[name])]
-    return list(dict.fromkeys(row.factor for row in rows))
+    return 0 if all([run_missing(data, settings, budget) for data in datasets]) else 3
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(ExperimentSettings, run))

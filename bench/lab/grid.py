@@ -1,8 +1,8 @@
 """What the experiments try: the data sets with their frozen bases, and one factor at a time.
 
 A base is a small network (100 units) whose settings were chosen on validation before the grid was
-run; every variant is the base with one thing changed. What needs another learning rate to be judged
-fairly brings a few, and validation picks one.
+run; a variant is the base with one thing changed. Where a change needs another learning rate to be
+compared fairly, a few are tried and validation picks one.
 """
 
 from collections.abc import Iterator
@@ -16,62 +16,90 @@ from train.network.hyperparameters import Hyperparameters
 
 Changes = dict[str, Any]
 
-SHOP = "shop"
-SHOP_CLICKS = 200_000
+SYNTHETIC = "synthetic"
+SYNTHETIC_CLICKS = 200_000
 CELLS = ("rnn", "lstm", "gru")
 LOSSES = ("bpr-max", "cross-entropy", "softmax", "top1-max", "bpr", "top1")
 EMBEDDINGS = ("one-hot", "separate", "shared")
-INPUT_WAYS = ("concat", "multiply", "add", "matrices")
-TRANSITION_WAYS = (*INPUT_WAYS, "decay")
+WAYS = ("concat", "multiply")
+"""How context enters the network."""
+COMMON: Changes = {
+    "hidden_size": 100,
+    "embedding": "shared",
+    "n_negatives": 512,
+    "bptt": 1,
+    "order": "random",
+    "momentum": 0.0,
+    "initial_accumulator": 0.0,
+}
+"""Part of every base, so that no base changes with the defaults of `fit`."""
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A folder of the data, what a click of it says, and the network that variants start from."""
+    """A folder of the data, the context of its clicks, and the network that variants start from."""
 
     name: str
-    base: Changes
+    own: Changes
+    """What the base has besides COMMON."""
     schedule: Schedule
     validation_fraction: float = 0.1
     seeds: tuple[int, ...] = (1,)
     input_context: tuple[str, ...] = ()
-    """What surrounds a click, told to the model in all variants with input context."""
+    """Fields of the click itself, given to all variants with input context."""
     alone: tuple[str, ...] = ()
-    """Fields that are also told alone."""
+    """Fields that are also given on their own."""
     has_time: bool = True
-    """The log's time is one: there are gaps, and a last day."""
+    """Timestamps are times, not just an order: there are gaps and a last day."""
     utc_offset_s: int = 0
     last_days: tuple[float, ...] = ()
     refit: bool = False
-    """Learn from the whole training file, for the epochs that validation chose, before the test:
-    where the newest part holds most of what the test asks for."""
+    """Before the test, train again on the whole training file for the epochs that validation chose:
+    where its newest part holds most of what the test asks for."""
     crossed: bool = False
     """Also cells with layers, losses with embeddings, cells with context; and all tries."""
 
     @property
     def transition_context(self) -> tuple[str, ...]:
-        """The way from the click before."""
+        """What lies between a click and the one before."""
         return ("gap",) if self.has_time else ()
+
+    @property
+    def base(self) -> Changes:
+        """The base's hyperparameters."""
+        return COMMON | self.own
+
+    @property
+    def frozen(self) -> dict[str, Any]:
+        """What all runs of the data set share; runs with another base cannot be compared."""
+        return {
+            "base": self.base,
+            "schedule": self.schedule.model_dump(mode="json", exclude_none=True),
+            "validation_fraction": self.validation_fraction,
+            "utc_offset_s": self.utc_offset_s,
+            "refit": self.refit,
+        }
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that decides a training besides its seed."""
+    """Everything that decides a training besides its seed."""
 
     changes: Changes = field(default_factory=dict)
-    """From the data set's base."""
+    """Relative to the data set's base."""
     context: tuple[str, ...] = ()
     shuffled: tuple[str, ...] = ()
-    """Fields whose values the clicks swap, in training and evaluation: what is left is noise."""
+    """Fields whose values are shuffled among the clicks, in training and evaluation, as a control:
+    only noise is left of them."""
     last_days: float | None = None
-    """Learn only from sessions that begin in the last so many days."""
+    """Train only on sessions that begin in the last so many days."""
     refit: bool = False
-    """As the data set's, for this setting; it is asked what the others are."""
+    """As the data set's, for this setting; it is asked about the same clicks as the others."""
 
     @property
     def reading(self) -> tuple[object, ...]:
         """How the log is read: settings that agree in it share their sessions."""
-        return self.context, self.shuffled, self.last_days, *(["refit"] if self.refit else [])
+        return self.context, self.shuffled, self.last_days, self.refit
 
     def hyperparameters(self, data: DataSet, seed: int) -> Hyperparameters:
         """Of the training."""
@@ -80,14 +108,14 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variant:
-    """A row of a factor's table: what was changed, and with which further settings it was tried."""
+    """A row of a factor's table: what is changed, and which further settings are tried with it."""
 
     factor: str
     name: str
     setting: Setting
     tries: tuple[Changes, ...] = ({},)
     against: Setting = field(default_factory=Setting)
-    """What it is held against; the base unless it says otherwise."""
+    """What it is compared with; the base unless it says otherwise."""
 
     @cached_property
     def settings(self) -> list[Setting]:
@@ -101,7 +129,7 @@ DATASETS = {
     for data in (
         DataSet(
             "foursquare-nyc",
-            {"batch_size": 32, "bptt": 2, "embedding": "shared", "learning_rate": 0.05}
+            {"batch_size": 32, "bptt": 2, "learning_rate": 0.05}
             | {"dropout_embedding": 0.3, "dropout_hidden": 0.2},
             Schedule(epochs=8, patience=2),
             seeds=(1, 2, 3),
@@ -112,7 +140,7 @@ DATASETS = {
         ),
         DataSet(
             "rsc15-100k",
-            {"batch_size": 32, "bptt": 2, "embedding": "shared", "learning_rate": 0.05}
+            {"batch_size": 32, "bptt": 2, "learning_rate": 0.05}
             | {"dropout_embedding": 0.4, "dropout_hidden": 0.2},
             Schedule(epochs=8, patience=2),
             validation_fraction=0.12,
@@ -123,7 +151,7 @@ DATASETS = {
         ),
         DataSet(
             "globo-5d",
-            {"batch_size": 64, "embedding": "shared", "learning_rate": 0.05}
+            {"batch_size": 64, "learning_rate": 0.05}
             | {"dropout_embedding": 0.2, "dropout_hidden": 0.2},
             Schedule(epochs=6, patience=1),
             input_context=("hour", "Category", "Referrer", "Device", "Region"),
@@ -134,13 +162,13 @@ DATASETS = {
         ),
         DataSet(
             "diginetica-sessions",
-            {"batch_size": 128, "embedding": "shared", "learning_rate": 0.07}
+            {"batch_size": 128, "learning_rate": 0.07}
             | {"dropout_embedding": 0.3, "dropout_hidden": 0.1},
             Schedule(epochs=3, patience=1),
             has_time=False,
         ),
         DataSet(
-            SHOP,
+            SYNTHETIC,
             {"batch_size": 96, "embedding": "separate", "learning_rate": 0.07}
             | {"dropout_embedding": 0.2, "dropout_hidden": 0.1},
             Schedule(epochs=6, patience=2),
@@ -157,7 +185,7 @@ BASE = Setting()
 def variants(data: DataSet) -> list[Variant]:
     """All rows of a data set's tables, the most telling factors first."""
     rows = [Variant("base", "base", BASE), *_context(data)]
-    if data.name == SHOP:
+    if data.name == SYNTHETIC:
         return rows
     rows += [*_architecture(data), *_learning(data), *_regularisation(data), *_recency(data)]
     if data.crossed:
@@ -176,8 +204,6 @@ def _architecture(data: DataSet) -> Iterator[Variant]:
     for n_layers, residual in ((1, False), (2, False), (3, False), (1, True), (2, True), (3, True)):
         name = f"{n_layers}, residual" if residual else str(n_layers)
         yield Variant("layers", name, Setting({"n_layers": n_layers, "residual": residual}))
-    for name, on in (("none", False), ("one", True)):
-        yield Variant("feed-forward layer", name, Setting({"feed_forward": on}))
     for embedding in EMBEDDINGS:
         # A row of a one-hot table holds three gates, which no dropout of entries was made for.
         tries = ({}, {"dropout_embedding": 0.0}) if embedding == "one-hot" else ({},)
@@ -197,11 +223,10 @@ def _learning(data: DataSet) -> Iterator[Variant]:
     }
     for name, (changes, tries) in rates.items():
         yield Variant("optimiser", name, Setting(changes), tries)
-    lanes = data.base["batch_size"]
-    clicks = lanes * data.base.get("bptt", 1)
+    size, clicks = data.base["batch_size"], data.base["batch_size"] * data.base["bptt"]
     for bptt in (1, 2, 4, 8):
-        # As many lanes as the base, or as many clicks a step: whichever validates better.
-        sizes = dict.fromkeys((lanes, max(1, clicks // bptt)))
+        # As many sessions as the base, or as many clicks a step: whichever validates better.
+        sizes = dict.fromkeys((size, max(1, clicks // bptt)))
         tries = tuple({"batch_size": size} for size in sizes)
         yield Variant("clicks back-propagated through", str(bptt), Setting({"bptt": bptt}), tries)
 
@@ -234,29 +259,15 @@ def _context(data: DataSet) -> Iterator[Variant]:
     if not both:
         return
     yield Variant("context", "none", BASE)
-    for fields, name, ways in (
-        (of_input, "input", INPUT_WAYS),
-        (of_transition, "transition", TRANSITION_WAYS),
-        (both, "both", TRANSITION_WAYS),
-    ):
-        for way in ways:
-            changes: Changes = {"transition_context": way}
-            changes["input_context"] = way if way in INPUT_WAYS else "concat"
-            label = f"{name}, {way}"
-            if name == "both" and way == "decay":
-                label = "both, concat and decay"
-            yield Variant("context", label, Setting(changes, fields))
+    for fields, name in ((of_input, "input"), (of_transition, "transition"), (both, "both")):
+        for way in WAYS:
+            changes: Changes = {"input_context": way, "transition_context": way}
+            yield Variant("context", f"{name}, {way}", Setting(changes, fields))
             if way == "concat" or name == "both":
-                yield Variant("context", f"{label}, shuffled", Setting(changes, fields, fields))
+                shuffled = Setting(changes, fields, fields)
+                yield Variant("context", f"{name}, {way}, shuffled", shuffled)
     for name in data.alone:
         yield Variant("context", f"{name} alone, concat", Setting(context=(name,)))
-    # The time of the click to predict: what Liu et al. take for known.
-    time = tuple(name for name in both if name.lower() in ("hour", "weekday", "gap"))
-    for label, fields in (("gap", ("gap",)), (", ".join(time), time)):
-        served, peeking = Setting(context=fields), Setting({"peek_context": True}, fields)
-        yield Variant("peeking (never served)", f"{label} of clicks made", served)
-        name = f"{label} of the next click too"
-        yield Variant("peeking (never served)", name, peeking, against=served)
 
 
 def _recency(data: DataSet) -> Iterator[Variant]:

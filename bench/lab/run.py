@@ -1,17 +1,11 @@
 """One run of the experiments: a setting trained with one seed, and what it reached.
 
-Its weights are thrown away; figures go into the line that is kept, and places of the targets for
-paired tests and intervals.
+Figures go into the line that is kept. The weights are thrown away; the targets' ranks, of which
+intervals and paired tests are made, stay outside the repository.
 """
 
-import base64
-import hashlib
-import json
-import os
-import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,16 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import polars as pl
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 
-from bench.lab.grid import SHOP, SHOP_CLICKS, DataSet, Setting
-from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
+from bench.datasets import read_log
+from bench.lab.grid import BASE, SYNTHETIC, SYNTHETIC_CLICKS, DataSet, Setting
+from train.data.clicks import Filters, filter_clicks, split_by_time
 from train.data.context import MISSING, learn_fields
 from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
 from train.data.synthetic import SyntheticConfig, generate_synthetic
 from train.fit.loop import FitError, Schedule, fit
 from train.fit.training_log import TrainingLog
-from train.measure.metrics import METRICS, figures
+from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import rank_targets
 from train.measure.ranks import Ranks
@@ -39,16 +34,14 @@ from train.network.checkpoint import CheckpointInfo, load_checkpoint
 from train.network.hyperparameters import Hyperparameters
 from train.network.model import SessionModel
 
-LIST_LENGTH = 20
-"""Of the places that are kept: a target further behind has none."""
-
 SHOWN = ("recall_at_20", "mrr_at_20")
-"""What tables and log lines are of."""
-
-KEPT = ("predictions", *METRICS, "novel_recall_at_20", "novel_mrr_at_20")
+"""What tables and log lines show."""
+KEPT = (*SHOWN, "ndcg_at_20", "novel_recall_at_20", "novel_mrr_at_20")
+LONGEST_LIST = 20
+"""Ranks beyond it are kept as one more: no kept metric tells them apart."""
 
 Line = dict[str, Any]
-"""A run as it is kept: what it was and its figures, by split."""
+"""A run as it is kept: what it was, and its figures by split."""
 
 
 class Parts(NamedTuple):
@@ -60,30 +53,27 @@ class Parts(NamedTuple):
 
 
 def load_parts(data: DataSet) -> Parts:
-    """The clicks with all their columns. Exits with a sentence where the data are not there."""
-    if data.name == SHOP:
-        clicks = generate_synthetic(SHOP_CLICKS, SyntheticConfig(seed=1))
-        known, test = split_by_time(clicks, data.validation_fraction)
-        return Parts(*split_by_time(known, data.validation_fraction), test)
-    folder = Path(os.environ.get("NEXTCLICK_DATA", "../shared/data")) / data.name
-    if not folder.is_dir():
-        sys.exit(f"{folder} is not there: set NEXTCLICK_DATA to the folder that holds {data.name}/")
-    columns, test_path = Columns(preset="public"), folder / "test.tsv.gz"
-    clicks = read_clicks(folder / "train.tsv.gz", columns).clicks
-    newest = read_clicks(test_path, columns).clicks if test_path.exists() else None
-    return Parts(*split_by_time(clicks, data.validation_fraction), newest)
+    """The clicks with all their columns. Raises TrainError where the data set is missing."""
+    known, test = (
+        split_by_time(
+            generate_synthetic(SYNTHETIC_CLICKS, SyntheticConfig(seed=1)), data.validation_fraction
+        )
+        if data.name == SYNTHETIC
+        else read_log(data.name)
+    )
+    return Parts(*split_by_time(known, data.validation_fraction), test)
 
 
 class Logs(NamedTuple):
-    """What a setting learns from, and what it is measured on."""
+    """What a training and the evaluations of its model need."""
 
     training: TrainingLog
-    """Its catalogue has the items with a click in the period it learns from."""
+    """Over the items with a click in the period it learns from."""
     catalogue: Catalogue
     """The items of the whole training part: all settings rank the same predictions."""
     splits: dict[str, Indexed]
     again: "Logs | None" = None
-    """To learn from once more, for as many epochs, before the test is looked at."""
+    """To train on once more, for as many epochs, before the test is looked at."""
 
 
 def build_logs(parts: Parts, data: DataSet, setting: Setting) -> Logs:
@@ -122,31 +112,26 @@ def _build(
     return Logs(TrainingLog(train, newest, own, None, fields), whole, splits)
 
 
-def rows_in(whole: Catalogue, own: Catalogue) -> Int64[np.ndarray, "n"]:
-    """Where the items of a catalogue stand in a larger one."""
-    return np.array([whole.index[item_id] for item_id in own.item_ids], dtype=np.int64)
-
-
 def shuffle_context(sessions: Sessions, columns: Iterable[int], seed: int) -> Sessions:
-    """Clicks that say something in a column swap what they say, those that say nothing do not.
+    """Shuffle the values of some columns among the clicks that have one.
 
-    So a first click is still told from the others, and every value is as frequent as before.
+    So a first click still differs from the others, and every value is as frequent as before.
     """
     context = sessions.context.copy()
     for column in columns:
-        says = np.flatnonzero(context[:, column] != MISSING)
-        order = np.random.default_rng([seed, column]).permutation(len(says))
-        context[says, column] = context[says[order], column]
+        present = np.flatnonzero(context[:, column] != MISSING)
+        order = np.random.default_rng([seed, column]).permutation(len(present))
+        context[present, column] = context[present[order], column]
     return replace(sessions, context=context)
 
 
 def widen(model: SessionModel, known: Catalogue, catalogue: Catalogue) -> SessionModel:
-    """The model over a larger catalogue: items it never saw are below all others, and say nothing
-    when they are clicked."""
+    """The model over a larger catalogue: items it never saw rank below all others, and clicks on
+    them tell it nothing."""
     if known.item_ids == catalogue.item_ids:
         return model
     wide = SessionModel(replace(model.config, n_items=len(catalogue)))
-    row = torch.from_numpy(rows_in(catalogue, known))
+    row = torch.tensor([catalogue.index[item_id] for item_id in known.item_ids])
     weights = model.state_dict()
     for name, old in weights.items():
         if name in ("item_embedding", "input_embedding", "output_bias"):
@@ -158,43 +143,36 @@ def widen(model: SessionModel, known: Catalogue, catalogue: Catalogue) -> Sessio
 
 
 def key_of(data: DataSet, setting: Setting) -> str:
-    """A name for all that decides a run besides the seed: a changed base makes other runs."""
-    parameters = setting.hyperparameters(data, 0).model_dump(exclude={"seed"})
-    said = (
-        data.name,
-        parameters,
-        data.schedule.model_dump(mode="json"),
-        setting.reading,
-        data.validation_fraction,
-        data.utc_offset_s,
-        *(["refit"] if data.refit else []),
-    )
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+    """How a setting differs from the data set's base; it names a run, together with the seed."""
+    base, own = (of.hyperparameters(data, 0).model_dump() for of in (BASE, setting))
+    words = [f"{name}={value}" for name, value in own.items() if value != base[name]]
+    if setting.context:
+        words.append(f"context={','.join(setting.context)}")
+    if setting.shuffled:
+        words.append(f"shuffled={','.join(setting.shuffled)}")
+    if setting.last_days is not None:
+        words.append(f"last_days={setting.last_days:g}")
+    if setting.refit:
+        words.append("refit")
+    return " ".join(sorted(words)) or "base"
 
 
-def measure(data: DataSet, setting: Setting, seed: int, logs: Logs) -> Line:
-    """Train and rank; the line to keep.
+def measure(
+    data: DataSet, setting: Setting, seed: int, logs: Logs, ranks_path: Path | None = None
+) -> Line:
+    """Train and rank; the line to keep. The last split's ranks go to `ranks_path` (.npy).
 
-    Seconds are the process's own: waiting for a core that others use is not in them. A training
-    whose loss is no number any more has a line too: it says why instead of figures.
+    Seconds are the process's own, without those in which it waited for a core. The line of a
+    training whose loss became NaN or infinite has the reason instead of figures.
     """
-    begin, key = time.process_time(), key_of(data, setting)
-    hyperparameters = setting.hyperparameters(data, seed)
-    line = {
-        "dataset": data.name,
-        "key": key,
-        "seed": seed,
-        "context": list(setting.context),
-        "shuffled": list(setting.shuffled),
-        "last_days": setting.last_days,
-        "hyperparameters": hyperparameters.model_dump(mode="json", exclude={"seed"}),
-    }
+    begin, hyperparameters = time.process_time(), setting.hyperparameters(data, seed)
+    line: Line = {"key": key_of(data, setting), "seed": seed}
     ranked: list[tuple[Logs, SessionModel]] = []
     try:
-        model, info = _train(logs, hyperparameters, data.schedule)
+        model, info = train(logs.training, hyperparameters, data.schedule)
         ranked.append((logs, model))
         if logs.again is not None:
-            model, _ = _train(logs.again, hyperparameters, Schedule(epochs=info.epoch))
+            model, _ = train(logs.again.training, hyperparameters, Schedule(epochs=info.epoch))
             ranked.append((logs.again, model))
     except FitError as error:
         return {**line, "failed": str(error), "seconds": round(time.process_time() - begin, 1)}
@@ -207,23 +185,35 @@ def measure(data: DataSet, setting: Setting, seed: int, logs: Logs) -> Line:
         predictor = ModelPredictor(widen(model, of.training.catalogue, of.catalogue))
         for split, indexed in of.splits.items():
             ranks = rank_targets(predictor, indexed.sessions, len(of.catalogue))
-            reached = figures(ranks)
-            line[split] = {name: round(reached[name], 5) for name in KEPT}
-            line["places"] = packed(ranks.rank)  # of the last split, which the tables are of
+            line[split] = shown(ranks, KEPT)
+    if ranks_path is not None:
+        ranks_path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(ranks_path, shortened(ranks.rank))
     return {**line, "seconds": round(time.process_time() - begin, 1)}
 
 
-def _train(
-    logs: Logs, hyperparameters: Hyperparameters, schedule: Schedule
+def shortened(rank: Int64[np.ndarray, "P"]) -> UInt8[np.ndarray, "P"]:
+    """The ranks in a byte each, those beyond LONGEST_LIST as one more."""
+    return np.asarray(np.minimum(rank, LONGEST_LIST + 1), dtype=np.uint8)
+
+
+def train(
+    log: TrainingLog, hyperparameters: Hyperparameters, schedule: Schedule
 ) -> tuple[SessionModel, CheckpointInfo]:
+    """The model of the best epoch, and what its training reached; nothing stays on disk."""
     with tempfile.TemporaryDirectory() as name:
-        folder, clock = Path(name), time.process_time
-        info = fit(logs.training, hyperparameters, schedule, folder, clock=clock)
-        return load_checkpoint(folder).model, info
+        info = fit(log, hyperparameters, schedule, Path(name), clock=time.process_time)
+        return load_checkpoint(Path(name)).model, info
+
+
+def shown(ranks: Ranks, metrics: Iterable[str] = SHOWN) -> dict[str, float]:
+    """Metrics to five digits, and how many predictions they are over."""
+    reached = figures(ranks)
+    return {"predictions": len(ranks)} | {name: round(reached[name], 5) for name in metrics}
 
 
 def with_intervals(ranks: Ranks) -> dict[str, Any]:
-    """The shown figures with their intervals, and how many predictions they are of."""
+    """The shown metrics with their intervals, and how many predictions they are over."""
     (whole,) = estimate(ranks, SHOWN)
     result: dict[str, Any] = {"predictions": len(ranks)}
     for name, found in whole.figures.items():
@@ -233,17 +223,5 @@ def with_intervals(ranks: Ranks) -> dict[str, Any]:
 
 
 def differences(a: Ranks, b: Ranks) -> dict[str, Any]:
-    """What `a` has over `b` in the shown figures, by a paired test."""
+    """`a` less `b` in the shown metrics, by a paired test."""
     return {metric: compare(a, b, metric)._asdict() for metric in SHOWN}
-
-
-def packed(rank: Int64[np.ndarray, "P"]) -> str:
-    """The places up to LIST_LENGTH as text, half a byte each: all that METRICS at 20 ask for."""
-    places = np.where(rank <= LIST_LENGTH, rank, 0).astype(np.uint8)
-    return base64.b64encode(zlib.compress(places.tobytes(), 9)).decode("ascii")
-
-
-def unpacked(text: str) -> Int64[np.ndarray, "P"]:
-    """The ranks that were packed; of a target without a place, the one behind the last."""
-    places = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.uint8).astype(np.int64)
-    return np.where(places > 0, places, LIST_LENGTH + 1)

@@ -1,19 +1,21 @@
-"""What `bench.training.baselines` measures: models by name, with parameters to try, and their logs.
+"""The models that `bench.training.baselines` measures, with parameters to try, and their logs.
 
-The base of `bench/lab/grid.py` is one of them: beside baselines it learns from as much as they do.
+The base of `bench/lab/grid.py` is one of them: trained on as much as the baselines it is compared
+with.
 """
 
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int64
 
-from bench.lab.grid import BASE, DATASETS, SHOP
+from bench.datasets import folder_of, read_log
+from bench.lab.grid import BASE, DATASETS, SYNTHETIC
+from bench.lab.run import train
 from train.baselines.content import content_based, read_items
 from train.baselines.factors import fit_als, fit_bpr
 from train.baselines.novel import NovelOnly
@@ -28,19 +30,18 @@ from train.baselines.rules import (
 from train.baselines.stan import stan
 from train.baselines.support import item_support
 from train.baselines.vmis import vmis_knn
-from train.data.clicks import Columns, read_clicks, split_by_time
+from train.data.clicks import split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
-from train.fit.loop import Schedule, fit
+from train.fit.loop import Schedule
 from train.fit.training_log import TrainingLog
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import Predictor
-from train.network.checkpoint import load_checkpoint
 
-NAMES = [name for name in DATASETS if name != SHOP]
-"""Of the data sets: folders of click logs."""
+NAMES = [name for name in DATASETS if name != SYNTHETIC]
+"""Data sets that are folders of click logs."""
 NUMERIC = {"globo-5d": ("Created", "Words"), "foursquare-nyc": ("lat", "lon")}
 NO_REPEATS = "-no-repeats"
-"""Models of this ending never list a known item. Globo's publisher has removed all repeats."""
+"""Suffix of models that never list a known item. Globo's publisher has removed all repeats."""
 Parameters = dict[str, Any]
 
 
@@ -52,7 +53,6 @@ class Split:
     train: Sessions
     asked: Sessions
     catalogue: Catalogue
-    folder: Path
 
     @property
     def n_items(self) -> int:
@@ -60,99 +60,95 @@ class Split:
 
     @property
     def span_s(self) -> float:
-        """Length of the training log; Diginetica's time is an order, a click a second."""
+        """Length of the training log; Diginetica's time is an order, one click per second."""
         return float(np.ptp(self.train.timestamp_ms)) / 1000.0
 
 
-def load_splits(folder: Path) -> Iterator[tuple[str, Split]]:
+class Candidate(NamedTuple):
+    """A model: how it is built from parameters, and the ones to try."""
+
+    build: Callable[..., Predictor]
+    choices: list[Parameters]
+
+
+def load_splits(dataset: str) -> Iterator[tuple[str, Split]]:
     """validation, then test where there is a test file."""
-    clicks = read_clicks(folder / "train.tsv.gz", Columns(preset="public")).clicks
-    parts = {"validation": split_by_time(clicks, DATASETS[folder.name].validation_fraction)}
-    if (folder / "test.tsv.gz").exists():
-        test = read_clicks(folder / "test.tsv.gz", Columns(preset="public")).clicks
-        parts["test"] = type(parts["validation"])(clicks, test)
-    for name, (older, newer) in parts.items():
-        train = build_sessions(older)
-        asked = build_sessions(newer, train.catalogue).sessions
-        yield name, Split(folder.name, train.sessions, asked, train.catalogue, folder)
+    clicks, test = read_log(dataset)
+    older, newer = split_by_time(clicks, DATASETS[dataset].validation_fraction)
+    for name, known, later in (("validation", older, newer), ("test", clicks, test)):
+        if later is not None:
+            indexed = build_sessions(known)
+            asked = build_sessions(later, indexed.catalogue).sessions
+            yield name, Split(dataset, indexed.sessions, asked, indexed.catalogue)
 
 
-def build(model: str, split: Split, parameters: Parameters) -> Predictor:
-    """The predictor of this name, from the split's training sessions."""
-    sessions, n_items = split.train, split.n_items
+def candidates(split: Split) -> dict[str, Candidate]:
+    """Every model of the split's training sessions; times are fractions of the log's length."""
+    sessions, n_items, dataset = split.train, split.n_items, DATASETS[split.dataset]
     support = item_support(sessions, n_items)
-    builders: dict[str, Callable[..., Predictor]] = {
-        "pop": lambda: Pop(support.astype(np.float64)),
-        "recent-pop": lambda **p: Pop(recent_popularity(sessions, n_items, **p)),
-        "s-pop": lambda: SessionPop(support),
-        "markov": partial(count_transitions, sessions, n_items),
-        "decayed-markov": partial(decayed_transitions, sessions, n_items),
-        "association-rules": partial(association_rules, sessions, n_items),
-        "sequential-rules": partial(sequential_rules, sessions, n_items),
-        "item-knn": partial(item_knn, sessions, n_items),
-        "vmis-knn": partial(vmis_knn, sessions, n_items),
-        "stan": partial(stan, sessions, n_items),
-        "als": partial(fit_als, sessions, n_items),
-        "bpr": partial(fit_bpr, sessions, n_items),
-        "content": lambda **p: content_based(
-            read_items(split.folder / "items.tsv.gz"),
-            split.catalogue,
-            support,
-            numeric=NUMERIC[split.dataset],
-            **p,
+    half_lives = [round(split.span_s / 2**halvings) for halvings in (0, 2, 4, 6, 8)]
+    scales, epochs = (None, half_lives[0], half_lives[2]), dataset.schedule.epochs
+
+    def counted(builder: Callable[..., Predictor], **choices: list[Any]) -> Candidate:
+        return Candidate(partial(builder, sessions, n_items), _combine(**choices))
+
+    models = {
+        "pop": Candidate(lambda: Pop(support.astype(np.float64)), [{}]),
+        "recent-pop": counted(
+            lambda *log, **p: Pop(recent_popularity(*log, **p)), half_life_s=half_lives
         ),
-        "gru": partial(fit_network, split),
+        "s-pop": Candidate(lambda: SessionPop(support), [{}]),
+        "markov": counted(count_transitions),
+        "decayed-markov": counted(
+            decayed_transitions,
+            half_life_s=half_lives[:4],
+            popularity_half_life_s=half_lives[1:],
+            popularity_weight=[0.1, 1.0],
+        ),
+        "association-rules": counted(association_rules),
+        "sequential-rules": counted(sequential_rules, steps=[3, 10]),
+        "item-knn": counted(item_knn, shrinkage=[0.0, 20.0]),
+        "vmis-knn": Candidate(
+            partial(vmis_knn, sessions, n_items),
+            [{"m": m, "k": m // 5} for m in (500, 1000, 2500, 5000)],
+        ),
+        "stan": counted(
+            stan,
+            session_scale_s=[*scales],
+            click_scale=[1.0, 4.0],
+            distance_scale=[1.0, 4.0, 100.0],
+        ),
+        "als": counted(fit_als, alpha=[10.0, 40.0], regularization=[10.0]),
+        "bpr": counted(fit_bpr, learning_rate=[0.1], regularization=[0.001]),
+        "gru": Candidate(
+            partial(fit_network, split), _combine(epochs=[epochs, 3 * epochs // 4, epochs // 2])
+        ),
     }
-    if model.endswith(NO_REPEATS):
-        return NovelOnly(builders[model.removesuffix(NO_REPEATS)](**parameters))
-    return builders[model](**parameters)
+    if split.dataset in NUMERIC:
+        models["content"] = Candidate(
+            partial(_content, split, support), _combine(decay=[0.5, 0.8, 1.0])
+        )
+    if split.dataset == "globo-5d":
+        for name in ("vmis-knn", "stan", "als"):
+            build, choices = models[name]
+            models[name + NO_REPEATS] = Candidate(partial(_novel_only, build), choices)
+    return models
 
 
 def fit_network(split: Split, epochs: int) -> Predictor:
     """The base of the experiments, seed 1."""
     log = TrainingLog(split.train, None, split.catalogue, None)
     hyperparameters = BASE.hyperparameters(DATASETS[split.dataset], seed=1)
-    with tempfile.TemporaryDirectory() as folder:
-        fit(log, hyperparameters, Schedule(epochs=epochs), Path(folder))
-        return ModelPredictor(load_checkpoint(Path(folder)).model)
+    return ModelPredictor(train(log, hyperparameters, Schedule(epochs=epochs))[0])
 
 
-def grid(split: Split) -> dict[str, list[Parameters]]:
-    """What is tried for each model; times as fractions of the training log's length."""
-    half_lives = [round(split.span_s / 2**halvings) for halvings in (0, 2, 4, 6, 8)]
-    epochs = DATASETS[split.dataset].schedule.epochs
-    models: dict[str, list[Parameters]] = {
-        "pop": [{}],
-        "recent-pop": _combine(half_life_s=half_lives),
-        "s-pop": [{}],
-        "markov": [{}],
-        "decayed-markov": _combine(
-            half_life_s=half_lives[:4],
-            popularity_half_life_s=half_lives[1:],
-            popularity_weight=[0.1, 1.0],
-        ),
-        "association-rules": [{}],
-        "sequential-rules": _combine(steps=[3, 10]),
-        "item-knn": _combine(shrinkage=[0.0, 20.0]),
-        "vmis-knn": [
-            {"m": m, "k": k} for m, k in ((500, 100), (1000, 200), (2500, 500), (5000, 1000))
-        ],
-        "stan": [
-            {"session_scale_s": scale, "click_scale": click, "distance_scale": distance}
-            for scale, click, distance in product(
-                (None, half_lives[0], half_lives[2]), (1.0, 4.0), (1.0, 4.0, 100.0)
-            )
-        ],
-        "als": _combine(alpha=[10.0, 40.0], regularization=[10.0]),
-        "bpr": _combine(learning_rate=[0.1], regularization=[0.001]),
-        "content": _combine(decay=[0.5, 0.8, 1.0]),
-        "gru": _combine(epochs=[epochs, 3 * epochs // 4, epochs // 2]),
-    }
-    if split.dataset not in NUMERIC:
-        del models["content"]
-    if split.dataset == "globo-5d":
-        models |= {model + NO_REPEATS: models[model] for model in ("vmis-knn", "stan", "als")}
-    return models
+def _content(split: Split, support: Int64[np.ndarray, "N"], **parameters: Any) -> Predictor:
+    items, numeric = read_items(folder_of(split.dataset) / "items.tsv.gz"), NUMERIC[split.dataset]
+    return content_based(items, split.catalogue, support, numeric=numeric, **parameters)
+
+
+def _novel_only(build: Callable[..., Predictor], **parameters: Any) -> Predictor:
+    return NovelOnly(build(**parameters))
 
 
 def _combine(**choices: list[Any]) -> list[Parameters]:

@@ -1,43 +1,39 @@
-"""How fast a step trains beside the time of its own matrix products.
+"""How fast a training step is, compared with its own matrix products: ``bench.training.speed``.
 
-``python -m bench.training.speed``.
-
-The setting is that of the official GRU4Rec on Diginetica: 43,097 items, H = 512, 128 sessions side
-by side, 2,048 negatives, shared embedding, BPR-max, on one core. Clicks are made up; what a step
-costs does not depend on which items they are. The limit is measured in turn with the training, in
-the same process, so that a busy machine slows both.
+The setting is that of the official GRU4Rec on Diginetica: 43,097 items, H = 512, 128 sessions in
+parallel, 2,048 negatives, shared embedding, BPR-max, on one core. Clicks are made up; the cost of a
+step does not depend on which items they are. The limit alternates with the training, in the same
+process, so that a busy machine slows both.
 """
 
 import json
-import resource
-import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+from statistics import mean, median
 from typing import Literal
 
 import numpy as np
-import polars as pl
 import torch
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import PositiveFloat, PositiveInt
 from torch.profiler import ProfilerActivity, profile
 
-from bench.provenance import provenance
-from bench.settings import parse
+from bench.measuring import in_child
+from bench.provenance import RESULTS, keep
+from bench.training.fitting import made_up_sessions
 from train.baselines.support import item_support
+from train.command import Settings, TrainError, run_command
 from train.data.sessions import Sessions
 from train.network.hyperparameters import Hyperparameters
 from train.network.trainer import Trainer, computes_bfloat16
 
-RESULT = Path(__file__).parents[1] / "results" / "training.json"
+RESULT = RESULTS / "training.json"
 STAGES = ("candidates", "forward", "loss", "backward", "update")
 OFFICIAL = {
     "hidden_size": 512,
     "embedding": "shared",
     "batch_size": 128,
+    "bptt": 1,
     "n_negatives": 2048,
     "sample_alpha": 0.3,
     "dropout_embedding": 0.5,
@@ -51,18 +47,11 @@ N_ITEMS = 43_097
 CATALOGUES = (10_000, 100_000, 1_000_000)
 
 
-class TrainingBench(BaseSettings):
+class TrainingBench(Settings):
     """Measure a training step, and print and keep its figures."""
 
-    model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_prog_name="python -m bench.training.speed",
-        use_attribute_docstrings=True,
-    )
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where to train; nothing is kept of another device than the CPU."""
+    """Where to train; only a CPU's figures are kept."""
     rounds: PositiveInt = 7
     """Times that limit and training are measured in turn."""
     seconds: PositiveFloat = 4.0
@@ -71,71 +60,43 @@ class TrainingBench(BaseSettings):
     """Measure one step at this many items and H = 128 instead, and print its time and memory."""
 
 
-class Round(BaseModel):
-    """One measurement of both."""
-
-    model_config = ConfigDict(frozen=True)
-
-    clicks_per_second: float
-    gemm_limit_clicks_per_second: float
-
-
-def main() -> int:
+def run(settings: TrainingBench) -> None:
     """Print the figures, and keep those of a CPU in bench/results/training.json."""
-    settings = parse(TrainingBench)
     torch.set_num_threads(1)
     if settings.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("device=cuda, but PyTorch finds no such device here: use cpu")
+        raise TrainError("--device: PyTorch finds no cuda device on this machine: use cpu")
     if settings.catalogue is not None:
         print(json.dumps(measure_catalogue(settings.catalogue, settings.device)))
-        return 0
-    result: dict[str, object] = {**provenance(), "setting": OFFICIAL | {"items": N_ITEMS}}
+        return
+    result: dict[str, object] = {"setting": OFFICIAL | {"items": N_ITEMS}}
     for precision in ("float32", "bfloat16"):
         if precision == "bfloat16" and not computes_bfloat16(settings.device):
             print("bfloat16: this device does not compute in it; nothing to measure")
             continue
         result[precision] = measure(precision, settings)
         print(precision, json.dumps(result[precision]))
-    result["catalogue"] = [
-        json.loads(
-            subprocess.run(
-                [
-                    *(sys.executable, "-m", "bench.training.speed"),
-                    *("--catalogue", str(n_items), "--device", settings.device),
-                ],
-                check=True,
-                capture_output=True,
-            ).stdout
-        )
-        for n_items in CATALOGUES
-    ]
+    result["catalogue"] = [measure_catalogue(n_items, settings.device) for n_items in CATALOGUES]
     print("catalogue", json.dumps(result["catalogue"]))
     if settings.device == "cpu":
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return 0
+        keep(RESULT, result)
 
 
 def measure(precision: str, settings: TrainingBench) -> dict[str, object]:
     """Medians over the rounds, and a step's stages in milliseconds."""
-    sessions = made_up_sessions(N_ITEMS, n_clicks=2_000_000)
+    sessions = popular_sessions(N_ITEMS, n_clicks=2_000_000)
     trainer = a_trainer(sessions, N_ITEMS, settings.device, precision=precision)
     train_for(trainer, sessions, 1, settings.seconds / 2)  # compiles, allocates, warms up
     n_candidates = mean_candidates(trainer, sessions)
-    rounds = []
+    rates, limits = [], []
     for epoch in range(2, 2 + settings.rounds):
-        limit = gemm_seconds(trainer.hyperparameters, n_candidates, precision, settings.device)
-        rate = train_for(trainer, sessions, epoch, settings.seconds)
-        batch_size = trainer.hyperparameters.batch_size
-        rounds.append(
-            Round(clicks_per_second=rate, gemm_limit_clicks_per_second=batch_size / limit)
-        )
-    shares = [r.clicks_per_second / r.gemm_limit_clicks_per_second for r in rounds]
+        limit_s = gemm_seconds(trainer.hyperparameters, n_candidates, precision, settings.device)
+        limits.append(trainer.hyperparameters.batch_size / limit_s)
+        rates.append(train_for(trainer, sessions, epoch, settings.seconds))
+    shares = [rate / limit for rate, limit in zip(rates, limits, strict=True)]
     return {
-        "clicks_per_second": round(statistics.median(r.clicks_per_second for r in rounds)),
-        "gemm_limit_clicks_per_second": round(
-            statistics.median(r.gemm_limit_clicks_per_second for r in rounds)
-        ),
-        "share": round(statistics.median(shares), 3),
+        "clicks_per_second": round(median(rates)),
+        "gemm_limit_clicks_per_second": round(median(limits)),
+        "share": round(median(shares), 3),
         "shares": [round(share, 3) for share in shares],
         "candidates": round(n_candidates),
         "stages_ms": stages_ms(trainer, sessions),
@@ -148,20 +109,11 @@ def a_trainer(sessions: Sessions, n_items: int, device: str, **change: object) -
     return Trainer(hyperparameters, item_support(sessions, n_items), device=device)
 
 
-def made_up_sessions(n_items: int, n_clicks: int) -> Sessions:
-    """Sessions of 5 clicks whose items are about as unevenly popular as a shop's."""
-    rng = np.random.default_rng(1)
+def popular_sessions(n_items: int, n_clicks: int) -> Sessions:
+    """Sessions of 5 clicks on items about as unevenly popular as a shop's."""
     share = 1 / (np.arange(n_items) + 20.0)
-    item_index = rng.choice(n_items, n_clicks, p=share / share.sum())
-    n_sessions = n_clicks // 5
-    return Sessions(
-        item_index=item_index.astype(np.int64),
-        timestamp_ms=np.arange(n_clicks),
-        start=5 * np.arange(n_sessions + 1),
-        session_id=pl.Series(np.arange(n_sessions)).cast(pl.String),
-        context=np.zeros((n_clicks, 0), dtype=np.int32),
-        target_weight=np.ones(n_clicks, dtype=np.float32),
-    )
+    item_index = np.random.default_rng(1).choice(n_items, n_clicks, p=share / share.sum())
+    return made_up_sessions(item_index.astype(np.int64), np.full(n_clicks // 5, 5))
 
 
 def train_for(trainer: Trainer, sessions: Sessions, epoch: int, seconds: float) -> float:
@@ -175,7 +127,7 @@ def mean_candidates(trainer: Trainer, sessions: Sessions) -> float:
     h = trainer.hyperparameters
     rng = np.random.default_rng(2)
     negatives = trainer.sampler.blocks(h.n_negatives, rng)
-    return statistics.mean(
+    return mean(
         len(np.unique(np.concatenate([rng.choice(sessions.item_index, h.batch_size), drawn])))
         for drawn, _ in zip(negatives, range(50), strict=False)
     )
@@ -214,41 +166,40 @@ def median_seconds(call: Callable[[], torch.Tensor], device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    return statistics.median(seconds[3:])
+    return median(seconds[3:])
 
 
 def stages_ms(trainer: Trainer, sessions: Sessions) -> dict[str, float]:
     """Where a step's time goes; the profiler itself makes it a little slower."""
-    steps = 0
-
-    def count(clicks: int, loss: float) -> None:
-        nonlocal steps
-        steps += 1
-
+    steps: list[int] = []
     with profile(activities=[ProfilerActivity.CPU]) as found:
-        trainer.train_epoch(sessions, 99, deadline=time.monotonic() + 2, on_step=count)
+        deadline = time.monotonic() + 2
+        trainer.train_epoch(
+            sessions, 99, deadline=deadline, on_step=lambda clicks, loss: steps.append(clicks)
+        )
     total = {event.key: event.cpu_time_total for event in found.key_averages()}
-    return {stage: round(total[stage] / 1000 / steps, 2) for stage in STAGES}
+    return {stage: round(total[stage] / 1000 / len(steps), 2) for stage in STAGES}
 
 
 def measure_catalogue(n_items: int, device: str) -> dict[str, object]:
     """A step's time and the process's memory at one size of the catalogue."""
-    sessions = made_up_sessions(n_items, n_clicks=max(500_000, 2 * n_items))
-    trainer = a_trainer(sessions, n_items, device, hidden_size=128)
-    train_for(trainer, sessions, 1, 2)
-    rates = list(_repeat(lambda epoch: train_for(trainer, sessions, epoch, 2), 5))
+    rate, spent = in_child(catalogue_rate, n_items, device)
     return {
         "items": n_items,
         "hidden_size": 128,
-        "clicks_per_second": round(statistics.median(rates)),
-        "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "clicks_per_second": rate,
+        "peak_memory_gb": round(spent.peak_mib / 1024, 2),
     }
 
 
-def _repeat(call: Callable[[int], float], times: int) -> Iterator[float]:
-    for epoch in range(2, 2 + times):
-        yield call(epoch)
+def catalogue_rate(n_items: int, device: str) -> int:
+    """Clicks per second at one size of the catalogue, the median of 5 rounds."""
+    torch.set_num_threads(1)
+    sessions = popular_sessions(n_items, n_clicks=max(500_000, 2 * n_items))
+    trainer = a_trainer(sessions, n_items, device, hidden_size=128)
+    train_for(trainer, sessions, 1, 2)
+    return round(median(train_for(trainer, sessions, epoch, 2) for epoch in range(2, 7)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(TrainingBench, run))

@@ -16,6 +16,7 @@ from deploy.broker import EmbeddedKafka, answers, free_port
 from deploy.command import DeployError
 from deploy.processes import wait_for
 from train.command import TrainError
+from train.folders import locked
 
 TOPIC = "kept"
 

@@ -1,6 +1,5 @@
-"""The grid of experiments, its runs on a tiny shop, what is kept of them, and the tables of it."""
+"""The grid of experiments, its runs on a tiny shop, what is kept of them, and their tables."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,23 +15,24 @@ from bench.lab.experiments import (
     chosen,
     load_lines,
     plan,
+    ranks_path,
     run_missing,
 )
-from bench.lab.grid import BASE, DATASETS, SHOP, DataSet, Setting, Variant, variants
-from bench.lab.kept import Kept, measure_tables, merged, predictions
+from bench.lab.grid import BASE, DATASETS, SYNTHETIC, DataSet, Setting, Variant, variants
+from bench.lab.kept import Kept, load_rows, measure_rows, merged, write_rows
 from bench.lab.run import (
     Line,
     Parts,
     build_logs,
     key_of,
     measure,
-    packed,
+    shortened,
     shuffle_context,
-    unpacked,
     widen,
 )
-from bench.lab.tables import BEGIN, END, PAGE, TABLES, placed, render, rendered
+from bench.lab.tables import GONE, PAGES, ROWS, TablesSettings, render, run
 from tests.unit.train.building import ranks_from
+from train.command import TrainError
 from train.data.clicks import split_by_time
 from train.data.context import MISSING
 from train.data.sessions import Catalogue
@@ -44,14 +44,20 @@ from train.measure.significance import estimate
 from train.network.model import ModelConfig, SessionModel
 
 TINY = DataSet(
-    SHOP,
-    {"hidden_size": 8, "n_negatives": 16, "batch_size": 32, "learning_rate": 0.1},
+    SYNTHETIC,
+    {
+        "embedding": "separate",
+        "hidden_size": 8,
+        "n_negatives": 16,
+        "batch_size": 32,
+        "learning_rate": 0.1,
+    },
     Schedule(epochs=1),
     seeds=(1, 2),
     input_context=("event_type",),
 )
-ROWS = [Variant("base", "base", BASE), Variant("cell", "gru", BASE)]
-ROWS.append(Variant("cell", "rnn", Setting({"cell": "rnn"}), ({}, {"learning_rate": 0.2})))
+VARIANTS = [Variant("base", "base", BASE), Variant("cell", "gru", BASE)]
+VARIANTS.append(Variant("cell", "rnn", Setting({"cell": "rnn"}), ({}, {"learning_rate": 0.2})))
 DIVERGES = Setting({"optimiser": "sgd", "learning_rate": 1e38})
 
 
@@ -64,8 +70,8 @@ def parts() -> Parts:
 @pytest.fixture
 def tiny(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(experiments, "load_parts", lambda data: parts)
-    monkeypatch.setattr(experiments, "variants", lambda data: ROWS)
-    monkeypatch.setattr("bench.lab.kept.variants", lambda data: ROWS)
+    monkeypatch.setattr(experiments, "variants", lambda data: VARIANTS)
+    monkeypatch.setattr("bench.lab.kept.variants", lambda data: VARIANTS)
 
 
 def line_of(setting: Setting, seed: int, recall: float) -> Line:
@@ -80,11 +86,30 @@ def test_every_setting_of_the_grid_can_be_trained(data: DataSet) -> None:
             assert set(setting.shuffled) <= set(setting.context)
 
 
-def test_a_changed_base_makes_other_runs() -> None:
-    wider = replace(TINY, base={**TINY.base, "hidden_size": 16})
-    assert key_of(wider, BASE) != key_of(TINY, BASE)
-    assert key_of(TINY, Setting({"cell": "gru"})) == key_of(TINY, BASE)
-    assert key_of(TINY, Setting(last_days=1)) != key_of(TINY, BASE)
+def test_a_key_says_what_differs_from_the_base() -> None:
+    assert key_of(TINY, Setting({"cell": "gru"})) == key_of(TINY, BASE) == "base"
+    setting = Setting({"n_layers": 2, "cell": "rnn"}, ("hour", "gap"), ("gap",), 2.0, refit=True)
+    assert key_of(TINY, setting) == (
+        "cell=rnn context=hour,gap last_days=2 n_layers=2 refit shuffled=gap"
+    )
+
+
+def test_runs_of_another_base_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "runs.jsonl"
+    append_line(file, TINY, {"key": "base", "seed": 1})
+    assert load_lines(file, TINY) == [{"key": "base", "seed": 1}]
+    wider = replace(TINY, own={**TINY.own, "hidden_size": 16})
+    with pytest.raises(TrainError, match=r"runs of the base .*'hidden_size': 8.*'hidden_size': 16"):
+        load_lines(file, wider)
+
+
+@pytest.mark.parametrize("data", DATASETS.values(), ids=DATASETS)
+def test_the_kept_runs_are_those_of_the_grid(data: DataSet) -> None:
+    lines = load_lines(experiments.RUNS / f"{data.name}.jsonl", data)
+    assert [run for run in plan(data, lines) if run.seed == 1] == []
+    runs = {(line["key"], line["seed"]) for line in lines}
+    rows = load_rows(ROWS / f"{data.name}.jsonl")
+    assert {(row["key"], seed) for row in rows for seed in row.get("seeds", ())} <= runs
 
 
 def test_seed_one_of_everything_comes_first_and_chooses_for_the_others(tiny: None) -> None:
@@ -100,61 +125,79 @@ def test_seed_one_of_everything_comes_first_and_chooses_for_the_others(tiny: Non
 
 
 def test_a_training_that_failed_is_never_chosen(tiny: None) -> None:
-    first, second = ROWS[2].settings
+    first, second = VARIANTS[2].settings
     failed = {"key": key_of(TINY, second), "seed": 1, "failed": "the loss is nan"}
-    assert chosen(TINY, ROWS[2], [line_of(first, 1, 0.0), failed]) == first
+    assert chosen(TINY, VARIANTS[2], [line_of(first, 1, 0.0), failed]) == first
 
 
 def test_runs_are_kept_and_not_repeated(
     tiny: None, parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [*ROWS, Variant("cell", "gru too fast", DIVERGES)]
-    monkeypatch.setattr(experiments, "variants", lambda data: rows)
-    monkeypatch.setattr("bench.lab.kept.variants", lambda data: rows)
-    settings = ExperimentSettings(datasets=[SHOP])
-    arguments = (TINY, settings, Budget(None), tmp_path / "results")
-    assert run_missing(*arguments)
-    file = tmp_path / "results" / "shop.jsonl"
-    kept = file.read_text()
-    assert len(load_lines(file)) == 7
-    assert run_missing(*arguments)
-    assert file.read_text() == kept
+    rows_of_the_grid = [*VARIANTS, Variant("cell", "gru too fast", DIVERGES)]
+    monkeypatch.setattr(experiments, "variants", lambda data: rows_of_the_grid)
+    monkeypatch.setattr("bench.lab.kept.variants", lambda data: rows_of_the_grid)
+    settings, ranks = ExperimentSettings(datasets=[SYNTHETIC]), tmp_path / "ranks"
+    file = tmp_path / "synthetic.jsonl"
+    assert run_missing(TINY, settings, Budget(None), tmp_path, ranks)
+    text = file.read_text()
+    lines = load_lines(file, TINY)
+    assert len(lines) == 7
+    assert run_missing(TINY, settings, Budget(None), tmp_path, ranks)
+    assert file.read_text() == text
 
-    lines = load_lines(file)
     monkeypatch.setattr("bench.lab.kept.load_parts", lambda data: parts)
-    tables = list(measure_tables(Kept(TINY, lines, *predictions(TINY))))
-    assert [(table["factor"], table["split"]) for table in tables] == [("cell", "test")]
-    base, rnn, _ = tables[0]["rows"]
+    measured = list(measure_rows(Kept(TINY, lines, ranks)))
+    assert [row["factor"] for row in measured] == ["cell"] * 3
+    base, rnn, _ = measured
     of_base = [line["test"]["mrr_at_20"] for line in lines if line["key"] == base["key"]]
-    assert base["is_base"] and "difference" not in base["mrr_at_20"]
+    assert base["key"] == "base" and "difference" not in base["mrr_at_20"]
     assert base["mrr_at_20"]["value"] == pytest.approx(np.mean(of_base), abs=1e-5)
     assert base["mrr_at_20"]["least"] == min(of_base)
     difference = rnn["mrr_at_20"]["difference"]["value"]
-    assert rnn["mrr_at_20"]["value"] - base["mrr_at_20"]["value"] == pytest.approx(difference)
+    assert rnn["mrr_at_20"]["value"] - base["mrr_at_20"]["value"] == pytest.approx(
+        difference, abs=2e-5
+    )
     assert set(rnn["tried"]) <= {"learning_rate"}
 
-    page = render(json.loads(json.dumps(tables)), [])
+    gone = rnn | {"name": "a cell that is gone"}
+    write_rows(tmp_path / "rows.jsonl", [gone, base | {"seconds": 0.0}], measured)
+    rows = load_rows(tmp_path / "rows.jsonl")
+    assert rows == [gone, *measured]
+    monkeypatch.setattr("bench.lab.tables.variants", lambda data: rows_of_the_grid)
+    page = render(TINY, rows, [])
     assert "| gru too fast | diverges |" in page
-    assert "### shop, test" in page and "| **gru** (base) | " in page
+    assert "# synthetic, test" in page and "| **gru** (base) | " in page
     assert f"{base['mrr_at_20']['value']:.4f}".removeprefix("0") in page
+    living, _, last = page.partition(f"## Measured at {GONE}, code gone")
+    assert "| a cell that is gone" in last and "a cell that is gone" not in living
+
+    one = ranks_path(TINY, "base", 2, ranks)
+    one.unlink()
+    assert list(measure_rows(Kept(TINY, lines, ranks))) == [measured[2]], "no ranks, no row"
+    again = ExperimentSettings(datasets=[SYNTHETIC], ranks=True)
+    assert run_missing(TINY, again, Budget(None), tmp_path, ranks)
+    assert one.exists()
+    figures = [{**line, "seconds": 0, "clicks_per_second": 0} for line in lines]
+    repeated = load_lines(file, TINY)
+    assert [{**line, "seconds": 0, "clicks_per_second": 0} for line in repeated] == figures
 
 
 def test_no_run_begins_that_would_outlast_the_budget(tiny: None, tmp_path: Path) -> None:
-    settings = ExperimentSettings(datasets=[SHOP])
+    settings = ExperimentSettings(datasets=[SYNTHETIC])
     budget = Budget(minutes=1)
     budget.spend(seconds=61)
-    assert not run_missing(TINY, settings, budget, tmp_path)
-    assert not (tmp_path / "shop.jsonl").exists()
+    assert not run_missing(TINY, settings, budget, tmp_path, tmp_path)
+    assert not (tmp_path / "synthetic.jsonl").exists()
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path: Path) -> None:
-    file = tmp_path / "shop.jsonl"
-    append_line(file, {"seed": 1})
+    file = tmp_path / "runs.jsonl"
+    append_line(file, TINY, {"key": "base", "seed": 1})
     with file.open("a") as end:
         end.write('{"seed": 2, "ke')
-    assert load_lines(file) == [{"seed": 1}]
-    append_line(file, {"seed": 3})
-    assert load_lines(file) == [{"seed": 1}, {"seed": 3}]
+    assert [line["seed"] for line in load_lines(file, TINY)] == [1]
+    append_line(file, TINY, {"key": "base", "seed": 3})
+    assert [line["seed"] for line in load_lines(file, TINY)] == [1, 3]
 
 
 def test_a_training_that_ends_in_no_number_says_so_in_its_line(parts: Parts) -> None:
@@ -192,7 +235,7 @@ def test_a_refit_learns_from_everything_before_the_test(parts: Parts) -> None:
     assert logs.again.training.train.n_clicks == len(parts.train) + len(parts.validation)
     line = measure(data, BASE, 1, logs)
     assert line["test"]["predictions"] == sum(logs.again.splits["test"].sessions.lengths - 1)
-    assert key_of(data, BASE) != key_of(TINY, BASE)
+    assert data.frozen != TINY.frozen
 
 
 def test_a_refit_setting_is_asked_what_the_others_are(parts: Parts) -> None:
@@ -227,9 +270,9 @@ def test_a_widened_model_ranks_its_own_items_alike_and_the_others_last(parts: Pa
     assert widen(model, own, own) is model
 
 
-def test_places_are_kept_as_far_as_a_list_goes() -> None:
+def test_ranks_are_kept_as_far_as_a_list_goes() -> None:
     rank = np.array([1, 20, 21, 4, 43_000])
-    np.testing.assert_array_equal(unpacked(packed(rank)), [1, 20, 21, 4, 21])
+    np.testing.assert_array_equal(shortened(rank), [1, 20, 21, 4, 21])
 
 
 def test_merged_seeds_are_right_as_often_as_their_mean() -> None:
@@ -238,14 +281,12 @@ def test_merged_seeds_are_right_as_often_as_their_mean() -> None:
     np.testing.assert_array_equal(both.session, np.sort(both.session))
 
 
-def test_the_block_replaces_the_one_before_and_nothing_else() -> None:
-    page = placed("# Experiments\n\nprose\n", "one")
-    assert page == f"# Experiments\n\nprose\n\n{BEGIN}\n\none\n\n{END}\n"
-    behind = page + "\nmore prose\n"
-    assert placed(behind, "two") == behind.replace("one", "two")
-
-
-def test_the_page_says_what_the_kept_tables_say() -> None:
-    page = PAGE.read_text(encoding="utf-8")
-    assert (BEGIN in page) == TABLES.exists()
-    assert not TABLES.exists() or placed(page, rendered()) == page, "run python -m bench.lab.tables"
+def test_the_pages_say_what_the_kept_rows_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sorted(page.stem for page in PAGES.iterdir()) == sorted(DATASETS)
+    assert sorted(rows.stem for rows in ROWS.iterdir()) == sorted(DATASETS)
+    assert run(TablesSettings(check=True)) == 0, "run python -m bench.lab.tables"
+    monkeypatch.setattr("bench.lab.tables.PAGES", tmp_path)
+    with pytest.raises(TrainError, match="not current"):
+        run(TablesSettings(check=True))

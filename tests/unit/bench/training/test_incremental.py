@@ -1,20 +1,24 @@
 """Going on from a checkpoint against training anew, on a tiny shop."""
 
-from pathlib import Path
-
 import pytest
 
-from bench.lab.grid import SHOP, DataSet
+from bench.lab.grid import SYNTHETIC, DataSet
 from bench.lab.run import Parts
-from bench.training import incremental
-from bench.training.incremental import Row, compare, main
+from bench.training.incremental import IncrementalBench, Row, compare, run
+from train.command import TrainError
 from train.data.clicks import split_by_time
 from train.data.synthetic import SyntheticConfig, generate_synthetic
 from train.fit.loop import Schedule
 
 TINY = DataSet(
-    SHOP,
-    {"hidden_size": 8, "n_negatives": 16, "batch_size": 32, "learning_rate": 0.1},
+    SYNTHETIC,
+    {
+        "embedding": "separate",
+        "hidden_size": 8,
+        "n_negatives": 16,
+        "batch_size": 32,
+        "learning_rate": 0.1,
+    },
     Schedule(epochs=2),
 )
 
@@ -40,8 +44,6 @@ def test_going_on_begins_where_the_older_model_stood(rows: list[Row]) -> None:
     assert reached[3] > reached[0]
 
 
-def test_an_unknown_data_set_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(incremental, "RESULT", tmp_path / "incremental.json")
-    monkeypatch.setattr("sys.argv", ["bench.training.incremental", "nowhere"])
-    with pytest.raises(SystemExit, match=r"'nowhere' is no data set of bench/lab/grid\.py"):
-        main()
+def test_an_unknown_data_set_is_named() -> None:
+    with pytest.raises(TrainError, match=r"unknown data set 'nowhere': bench/lab/grid\.py has "):
+        run(IncrementalBench(datasets=["nowhere"]))

@@ -1,13 +1,12 @@
 """The network among the baselines."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from bench.lab.grid import DATASETS
-from bench.training.models import NAMES, Split, build, grid
+from bench.training.models import NAMES, Split, candidates
 from train.baselines.popularity import Pop
 from train.baselines.support import item_support
 from train.data.clicks import split_by_time
@@ -22,22 +21,23 @@ def split() -> Split:
     older, newer = split_by_time(markov_clicks(0.9, n_sessions=400, n_items=30, seed=2), 0.2)
     train = build_sessions(older)
     asked = build_sessions(newer, train.catalogue).sessions
-    return Split("foursquare-nyc", train.sessions, asked, train.catalogue, Path())
+    return Split("foursquare-nyc", train.sessions, asked, train.catalogue)
 
 
 def test_the_network_learns_from_the_sessions_that_baselines_count(split: Split) -> None:
-    epochs = grid(split)["gru"][0]
+    build, choices = candidates(split)["gru"]
     pop = Pop(item_support(split.train, split.n_items).astype(np.float64))
     reached, popular = (
         figures(rank_targets(predictor, split.asked, split.n_items))["mrr_at_20"]
-        for predictor in (build("gru", split, epochs), pop)
+        for predictor in (build(**choices[0]), pop)
     )
     assert reached > 2 * popular
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_epochs_are_tried_up_to_the_schedules(name: str, split: Split) -> None:
-    tried = [choice["epochs"] for choice in grid(replace(split, dataset=name))["gru"]]
+    models = candidates(replace(split, dataset=name))
+    tried = [choice["epochs"] for choice in models["gru"].choices]
     assert tried[0] == DATASETS[name].schedule.epochs
     assert sorted(tried, reverse=True) == tried
     assert min(tried) >= 1
