@@ -24,7 +24,6 @@ from bench.serving.workers import (
     usage_of,
 )
 from deploy.broker import free_port
-from deploy.processes import wait_for
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.clients import confluent_options
 from stream.transport.topics import create_topics
@@ -183,11 +182,11 @@ def _is_record(message: Message | None) -> bool:
 
 
 def _wait(condition: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait for what a process does. Raises BenchError where it ends instead."""
-
-    def done() -> bool:
+    """Wait for what a process does. Raises BenchError if it ends or takes too long."""
+    deadline = time.monotonic() + STUCK_S
+    while not condition():
         if process.poll() is not None:
             raise BenchError(f"process ended with code {process.returncode}; see {log}")
-        return condition()
-
-    wait_for(done, STUCK_S, f"see {log}")
+        if time.monotonic() > deadline:
+            raise BenchError(f"nothing happened within {STUCK_S:g} s; see {log}")
+        time.sleep(0.02)

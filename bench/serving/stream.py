@@ -18,6 +18,7 @@ import structlog
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from bench.provenance import provenance
+from bench.serving.bundles import write_tiny_bundle
 from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, Backlog, BenchError, K, Latency, Rounds
 from bench.serving.workers import PARTITIONS, Contender, shown
 from bench.settings import parse
@@ -25,7 +26,6 @@ from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
 from stream.logs import configure_logging
 from stream.settings import KafkaSettings
-from tests.bundles import write_tiny_bundle
 
 log = structlog.get_logger(__name__)
 

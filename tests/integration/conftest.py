@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import resolve_kafka
-from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment
 
 HERE = Path(__file__).parent

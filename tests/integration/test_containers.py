@@ -21,10 +21,10 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
+from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import answers, free_port
 from deploy.images import BASE_IMAGE, KAFKA_IMAGE, STREAM_IMAGE, make_stream
 from deploy.processes import wait_for
-from tests.bundles import write_tiny_bundle
 
 pytestmark = pytest.mark.docker
 

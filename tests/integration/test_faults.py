@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
 from deploy.processes import wait_for
 from stream.settings import KafkaSettings
 from stream.transport.topics import group_offsets
-from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment
 from tests.integration.traffic import session_load
 from tests.integration.verdict import verdict

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
 from deploy.processes import wait_for
-from tests.bundles import write_tiny_bundle
 from tests.integration.service import SESSION_TIMEOUT_S, Deployment
 from tests.integration.traffic import session_load
 from tests.integration.verdict import verdict

@@ -23,10 +23,10 @@ import pytest
 import yaml
 from confluent_kafka import Producer
 
+from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import free_port
 from deploy.grafana.dashboard import OUTPUT
 from deploy.processes import wait_for
-from tests.bundles import write_tiny_bundle
 
 PROMETHEUS_FOLDER = Path("deploy/prometheus").resolve()
 N_ITEMS = 50

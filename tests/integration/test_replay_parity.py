@@ -17,6 +17,7 @@ import pytest
 import torch
 from jaxtyping import Float32
 
+from bench.serving.bundles import random_model
 from deploy.demo.answers import AnswerReader, read_replay
 from deploy.demo.heldout import hold_out
 from deploy.demo.replay import in_order_of_time, replay
@@ -31,7 +32,6 @@ from export.__main__ import export_bundle
 from export.parity import random_sessions
 from stream.contract.messages import Outcome
 from stream.settings import KafkaSettings
-from tests.bundles import random_model
 from tests.integration.service import Deployment
 from train.baselines.support import item_support
 from train.data.clicks import Columns, read_clicks

@@ -10,8 +10,8 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
+from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
-from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment
 from tests.integration.traffic import LOG_BEGIN_MS, click
 from tests.integration.verdict import sessions_in_changelog, verdict

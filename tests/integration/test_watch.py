@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import free_port
-from tests.bundles import write_tiny_bundle
 from tests.integration.service import ROOT, Deployment
 from tests.integration.traffic import LOG_BEGIN_MS, click
 

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 import torch
 
+from bench.serving.bundles import random_model
 from export.encode import bundle_graphs, encode_graph
-from tests.bundles import random_model
 from train.data.context import GAP_BIN_EDGES_S, ContextField
 from train.network.model import ModelConfig, SessionModel
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from bench.serving.bundles import random_model
 from export.parity import ParityError, ParitySession, _error, check_parity, random_sessions
-from tests.bundles import random_model
 from train.data.context import ContextField
 from train.network.model import ModelConfig, SessionModel
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.serving.bundles import write_tiny_bundle
 from stream.batch import Rules
 from stream.contract.click import Record
 from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer
 from stream.position import BadClickLimit
 from stream.session import decode_state
-from tests.bundles import write_tiny_bundle
 from tests.unit.stream.replay import RECORD_MS, Replay
 from train.data.context import ContextField
 

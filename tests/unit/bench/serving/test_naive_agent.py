@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.serving.bundles import write_tiny_bundle
 from bench.serving.naive_agent import Model, advance
 from stream.contract.click import Click
 from stream.model.bundle import load_bundle
 from stream.model.scorer import OnnxScorer
 from stream.session import decode_state, encode_state
-from tests.bundles import write_tiny_bundle
 
 
 def test_one_graph_answers_as_encode_and_rank_do(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench.serving.bundles import write_tiny_bundle
 from stream.contract.context import Context
 from stream.model.bundle import (
     BundleError,
@@ -20,7 +21,6 @@ from stream.model.bundle import (
     write_bundle,
 )
 from stream.model.scorer import OnnxScorer
-from tests.bundles import write_tiny_bundle
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from msgspec.structs import replace
 from onnx import helper, numpy_helper
 
+from bench.serving.bundles import write_tiny_bundle
 from export.graph import BLOCK, rank_graph
 from stream.model.bundle import Bundle, BundleError, load_bundle
 from stream.model.scorer import OnnxScorer
-from tests.bundles import write_tiny_bundle
 from train.data.context import ContextField
 
 BATCH_SIZES = [1, 2, 3, 7, 16, 64, 256]

@@ -1,6 +1,6 @@
-"""Real bundles of any size and kind for tests and benchmarks, made in milliseconds.
+"""Real bundles of any size and kind for benchmarks and tests, made in milliseconds.
 
-The graphs are the ones that export writes, so that their speed is production's.
+The graphs are those that export writes, so they are as fast as in production.
 """
 
 import tempfile
@@ -22,8 +22,8 @@ from train.network.model import ModelConfig, SessionModel
 def random_model(config: ModelConfig, seed: int = 0) -> SessionModel:
     """A model with random weights, the same for one seed, in evaluation mode.
 
-    No weight is left at a value behind which a mistake could hide, such as a bias of 0; rows near
-    unit length make scores that differ, and every context value moves them.
+    No weight keeps a value that could hide a mistake, such as a bias of 0; rows near unit length
+    make scores that differ, and every context value changes them.
     """
     model = SessionModel(config).eval()
     random = torch.Generator().manual_seed(seed)
@@ -53,9 +53,9 @@ def write_tiny_bundle(
 ) -> Path:
     """The folder of a bundle below ``folder``: a model with random weights, the same for one seed.
 
-    ``config``: of the model (``train.network.model.ModelConfig``), a GRU unless it says otherwise.
+    ``config`` is the model's (``train.network.model.ModelConfig``); the default is a GRU.
     ``constant`` makes a model that costs next to nothing and counts: ``encode`` adds 1 to every
-    component of the state, so that a click applied twice or not at all shows in it, and ``rank``
+    component of the state, which reveals a click that is applied twice or not at all, and ``rank``
     always answers items 0 to k - 1 with scores k to 1. ``item_ids`` default to item-0, item-1, and
     so on.
     """
