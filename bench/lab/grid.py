@@ -198,9 +198,7 @@ def _architecture(data: DataSet) -> Iterator[Variant]:
     for cell in CELLS:
         # The base's own rate was chosen among these already.
         yield Variant("cell", cell, Setting({"cell": cell}), ({},) if cell == "gru" else rates)
-    for window in (2, 3, 5):
-        setting = Setting({"cell": "window", "window": window})
-        yield Variant("cell", f"window of {window}", setting, rates)
+    yield Variant("cell", "window of 3", Setting({"cell": "window"}), rates)
     for n_layers, residual in ((1, False), (2, False), (3, False), (1, True), (2, True), (3, True)):
         name = f"{n_layers}, residual" if residual else str(n_layers)
         yield Variant("layers", name, Setting({"n_layers": n_layers, "residual": residual}))
@@ -259,9 +257,13 @@ def _context(data: DataSet) -> Iterator[Variant]:
     if not both:
         return
     yield Variant("context", "none", BASE)
-    for fields, name in ((of_input, "input"), (of_transition, "transition"), (both, "both")):
-        for way in WAYS:
-            changes: Changes = {"input_context": way, "transition_context": way}
+    for fields, name, of in (
+        (of_input, "input", ("input_context",)),
+        (of_transition, "transition", ("transition_context",)),
+        (both, "both", ("input_context", "transition_context")),
+    ):
+        for way in (*WAYS, "matrices") if name == "transition" else WAYS:
+            changes: Changes = dict.fromkeys(of, way)
             yield Variant("context", f"{name}, {way}", Setting(changes, fields))
             if way == "concat" or name == "both":
                 shuffled = Setting(changes, fields, fields)
