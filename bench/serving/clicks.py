@@ -1,20 +1,20 @@
-"""The clicks that every contender answers: many sessions open at once, each a few clicks long."""
+"""The clicks that every contender answers: many open sessions, each a few clicks long."""
 
 from random import Random
 
 import msgspec
 
 OPEN_SESSIONS = 10_000
-"""As at 1,000 clicks/s with ten seconds between a visitor's clicks."""
+"""As many as at 1,000 clicks/s with ten seconds between a visitor's clicks."""
 LONGEST_SESSION = 50
 
 
 class ClickStream:
-    """An endless stream of clicks, the same for one seed.
+    """An endless stream of clicks, the same for the same seed.
 
-    A session has 2 to 50 clicks by a power law (exponent 2, 5.6 on average, as the demo's shop);
-    a click goes to one of the open sessions, all alike, and a session that ends makes room for a
-    new one. Items are ``item-0`` to ``item-<n_items - 1>``, the lower the more popular.
+    A session has 2 to 50 clicks by a power law (exponent 2, 5.6 on average, as the demo's shop).
+    Each click goes to one of the open sessions, chosen evenly; a session that ends is replaced by
+    a new one. Items are ``item-0`` to ``item-<n_items - 1>``, the lower the more popular.
     """
 
     def __init__(self, n_items: int, seed: int, open_sessions: int = OPEN_SESSIONS) -> None:

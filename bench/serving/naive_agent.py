@@ -1,11 +1,11 @@
-"""The opponent: the same job as our worker's, written as Faust's guide shows.
+"""The competitor: the same job as our worker's, written as Faust's guide shows.
 
 One click at a time, ``async for`` over the stream, ``table[key] = value``, ``topic.send`` for each
-list, one graph from click to list. It parses, encodes states and writes messages with our
-functions, and has uvloop and the producer settings that Faust is fastest with, so that the ratio
-is about the path and nothing else. It does less: no repeated events, no list for an item that the
-model has never seen (the load has neither), no context, no expiry, no change of the model; and it
-promises less: a fault loses clicks or applies them twice.
+list, one graph from click to list. It parses clicks, encodes states and writes messages with our
+functions, and has uvloop and the producer settings with which Faust is fastest, so that the ratio
+is about the path alone. It does less: no repeated events, no list for an item that is unknown to
+the model (the load has neither), no context, no expiry, no change of the model. And it promises
+less: a fault loses clicks or applies them twice.
 """
 
 import asyncio
@@ -22,7 +22,6 @@ from faust.transport.producer import ProducerBuffer
 from onnx import compose, helper
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from bench.settings import parse
 from stream.contract.click import BadClick, Click, ClickParser, Reason, Record
 from stream.contract.messages import Item, Outcome, dead_letter, recommendation
 from stream.logs import configure_logging
@@ -37,6 +36,7 @@ from stream.session import (
 )
 from stream.settings import KafkaSettings
 from stream.transport.clients import faust_options
+from train.command import run_command
 
 
 class NaiveSettings(KafkaSettings):
@@ -49,7 +49,7 @@ class NaiveSettings(KafkaSettings):
     producer_linger_s: PositiveFloat = 0.005
     """Faust's default, 0, halves its clicks/s."""
     producer_max_batch_bytes: PositiveInt = 262_144
-    """Faust's default, 16 kB, holds a dozen states."""
+    """Faust's default, 16 kB, is a dozen states."""
     producer_acks: int = -1
     """All replicas, as our worker."""
     producer_buffer_messages: PositiveInt = 100_000
@@ -59,7 +59,7 @@ class NaiveSettings(KafkaSettings):
 
 
 def one_graph(bundle: Bundle) -> onnx.ModelProto:
-    """Click in, list out: the bundle's two graphs, joined at the query."""
+    """From click to list: the bundle's two graphs, joined at the query."""
     encode = onnx.load(bundle.encode_path)
     rank = compose.add_prefix(onnx.load(bundle.rank_path), "rank/")
     graph = encode.graph
@@ -197,8 +197,8 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
     return app
 
 
-def main() -> int:
-    settings = parse(NaiveSettings)
+def run(settings: NaiveSettings) -> int:
+    """Serve until a signal."""
     configure_logging("info")
     bundle = load_bundle(settings.bundle)
     ProducerBuffer.max_messages = settings.producer_buffer_messages
@@ -216,4 +216,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(NaiveSettings, run))

@@ -1,9 +1,7 @@
-"""Send clicks at a steady rate, whether or not anybody keeps up.
+"""Send clicks at a steady rate, whether or not the worker keeps up: ``bench.serving.producer``.
 
-``python -m bench.serving.producer``.
-
-A process of its own with a plain Kafka client, as a shop's would be: idempotent, murmur2, no
-linger. Prints one line of JSON at the end.
+A process of its own with a plain Kafka client, like a shop's: idempotent, murmur2, no linger.
+Prints one line of JSON at the end.
 """
 
 import sys
@@ -14,9 +12,9 @@ from confluent_kafka import KafkaError, Message, Producer
 from pydantic import PositiveFloat, PositiveInt
 
 from bench.serving.clicks import ClickStream
-from bench.settings import parse
 from stream.settings import KafkaSettings
 from stream.transport.clients import confluent_options
+from train.command import TrainError, run_command
 
 PRODUCER_OPTIONS = {
     "enable.idempotence": True,
@@ -29,13 +27,13 @@ BACKLOG_OPTIONS = PRODUCER_OPTIONS | {
 }
 
 
-class LoadSettings(KafkaSettings):
+class ProducerSettings(KafkaSettings):
     """Send clicks at a steady rate."""
 
     rate: PositiveInt
     """Clicks a second, evenly spaced."""
     seconds: PositiveFloat
-    """How long."""
+    """How long to send."""
     n_items: PositiveInt
     """Items of the catalogue."""
     seed: int
@@ -43,12 +41,12 @@ class LoadSettings(KafkaSettings):
 
     @property
     def n_clicks(self) -> int:
-        """How many that makes."""
+        """How many that are in all."""
         return round(self.rate * self.seconds)
 
 
-class LoadReport(msgspec.Struct):
-    """What was sent, and how far the sender itself ever fell behind its clock."""
+class ProducerReport(msgspec.Struct):
+    """What was sent, and how far the producer itself ever fell behind its schedule."""
 
     sent: int
     refused: int
@@ -78,17 +76,17 @@ class Sender:
 
 
 def send_backlog(settings: KafkaSettings, n_items: int, n_clicks: int, seed: int) -> None:
-    """Fill the clicks topic as fast as it goes."""
+    """Fill the clicks topic as fast as possible."""
     clicks = ClickStream(n_items, seed)
     sender = Sender(settings, BACKLOG_OPTIONS)
     for _ in range(n_clicks):
         sender.send(*clicks.click(time.time_ns() // 1_000_000))
     sender.flush()
     if sender.refused:
-        raise RuntimeError(f"{sender.refused} of {n_clicks} clicks were refused by the broker")
+        raise TrainError(f"the broker refused {sender.refused} of {n_clicks} clicks")
 
 
-def send_paced(settings: LoadSettings) -> LoadReport:
+def send_paced(settings: ProducerSettings) -> ProducerReport:
     """Send at the rate; returns when the broker has everything."""
     clicks = ClickStream(settings.n_items, settings.seed)
     sender = Sender(settings, PRODUCER_OPTIONS)
@@ -102,14 +100,13 @@ def send_paced(settings: LoadSettings) -> LoadReport:
             most_behind_s = max(most_behind_s, -wait_s)
         sender.send(*clicks.click(time.time_ns() // 1_000_000))
     sender.flush()
-    return LoadReport(settings.n_clicks, sender.refused, round(most_behind_s * 1000, 1))
+    return ProducerReport(settings.n_clicks, sender.refused, round(most_behind_s * 1000, 1))
 
 
-def main() -> int:
-    report = send_paced(parse(LoadSettings))
-    print(msgspec.json.encode(report).decode())
-    return 0
+def run(settings: ProducerSettings) -> None:
+    """Send, and print the report."""
+    print(msgspec.json.encode(send_paced(settings)).decode())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(ProducerSettings, run))

@@ -1,9 +1,7 @@
-"""Note when each recommendation arrives, and join that to its click.
+"""Note when each recommendation arrives, and join that to its click: ``bench.serving.reader``.
 
-``python -m bench.serving.reader``.
-
-The reader is a process of its own and does nothing else, so that its clock at receipt is the
-moment a consumer of committed records could have acted. Clicks' append times are read afterwards.
+The reader is a process of its own and does nothing else: its clock at receipt is the moment at
+which a consumer of committed records could have acted. Clicks' append times are read afterwards.
 """
 
 import sys
@@ -11,13 +9,20 @@ import time
 from pathlib import Path
 
 import numpy as np
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 from jaxtyping import Float64, Int64
 from pydantic import PositiveInt
 
-from bench.settings import parse
 from stream.settings import KafkaSettings
 from stream.transport.clients import confluent_options
+from train.command import run_command
 
 READER_OPTIONS = {
     "group.id": "bench-reader",
@@ -27,14 +32,14 @@ READER_OPTIONS = {
     "enable.partition.eof": True,
 }
 QUIET_S = 15.0
-"""Without a record for so long, what is missing does not come any more."""
+"""After so long without a record, missing ones are given up."""
 
 
 class ReaderSettings(KafkaSettings):
     """Note when each recommendation arrives."""
 
     records: PositiveInt
-    """End after so many."""
+    """End after this many."""
     out: Path
     """File (.npy) of int64 rows: the click's partition, its offset, receipt in ns since 1970."""
 
@@ -43,11 +48,10 @@ def committed_reader(settings: KafkaSettings, topic: str, *, from_end: bool) -> 
     """Return a consumer of all partitions, committed records only."""
     consumer = Consumer(confluent_options(settings) | READER_OPTIONS)
     partitions = consumer.list_topics(topic, timeout=20).topics[topic].partitions
-    tps = []
-    for partition in partitions:
-        tp = TopicPartition(topic, partition)
-        low, high = consumer.get_watermark_offsets(tp, timeout=20)
-        tps.append(TopicPartition(topic, partition, high if from_end else low))
+    tps = [TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions]
+    if from_end:  # asked for now: a logical offset would be looked up after the first clicks
+        for tp in tps:
+            tp.offset = consumer.get_watermark_offsets(tp, timeout=20)[1]
     consumer.assign(tps)
     return consumer
 
@@ -61,7 +65,7 @@ def source_of(message: Message) -> tuple[int, int]:
 
 
 def note_arrivals(settings: ReaderSettings) -> Int64[np.ndarray, "_ 3"]:
-    """Read until all records are there, or none comes any more."""
+    """Read until all records are there, or the rest is given up."""
     consumer = committed_reader(settings, settings.recommendations_topic, from_end=True)
     consumer.poll(0.5)  # connected and fetching before anything is sent
     print("reading", flush=True)
@@ -78,7 +82,7 @@ def note_arrivals(settings: ReaderSettings) -> Int64[np.ndarray, "_ 3"]:
 
 
 def append_times_ms(settings: KafkaSettings, topic: str) -> dict[int, Int64[np.ndarray, "_ 2"]]:
-    """Return offset and append time of every committed record there is, by partition."""
+    """Return offset and append time of every committed record, by partition."""
     consumer = committed_reader(settings, topic, from_end=False)
     rows: dict[int, list[tuple[int, int]]] = {tp.partition: [] for tp in consumer.assignment()}
     at_end: set[int] = set()
@@ -101,10 +105,11 @@ def latencies_ms(
     appended: dict[int, Int64[np.ndarray, "_ 2"]],
     skip_first_ms: int,
 ) -> tuple[Float64[np.ndarray, "_"], int, int]:
-    """Return latency of each answered click after the warm-up, and missing and repeated answers.
+    """Return the latency of each answered click after the warm-up, and how many answers are missing
+    and how many repeated.
 
-    ``appended`` are the clicks' offsets and append times by partition. The broker cuts append
-    times to whole milliseconds, so that a latency is up to 1 ms too large, half on average.
+    ``appended`` are the clicks' offsets and append times by partition. The broker truncates append
+    times to milliseconds, so a latency is up to 1 ms too large, half of that on average.
     """
     found: list[np.ndarray] = []
     missing = repeated = 0
@@ -125,11 +130,10 @@ def latencies_ms(
     return np.concatenate(found), missing, repeated
 
 
-def main() -> int:
-    settings = parse(ReaderSettings)
+def run(settings: ReaderSettings) -> None:
+    """Read, and write the arrivals."""
     np.save(settings.out, note_arrivals(settings))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(ReaderSettings, run))

@@ -1,54 +1,38 @@
-"""Clicks a second, latency and CPU of the stream worker, beside a naive agent (``make bench``).
+"""Clicks/s, latency and CPU of the stream worker and of a naive agent (``make bench``).
 
-One run on one broker; each contender is one process, alone at its time; the rounds interleave the
-contenders, so that a machine that slows down slows all of them. docs/performance.md says how to
-read the result.
+Each contender is one process and runs alone, on one broker; the rounds interleave the contenders,
+so that a machine that slows down slows all of them. docs/performance.md says how to read the
+result.
 """
 
-import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
-import msgspec
-import numpy as np
 import structlog
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from bench.provenance import provenance
+from bench.provenance import RESULTS, keep
 from bench.serving.bundles import write_tiny_bundle
-from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, Backlog, BenchError, K, Latency, Rounds
+from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, Backlog, K, Latency, Rounds
 from bench.serving.workers import PARTITIONS, Contender, shown
-from bench.settings import parse
 from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
-from stream.logs import configure_logging
 from stream.settings import KafkaSettings
+from train.command import Settings, run_command
 
 log = structlog.get_logger(__name__)
 
-RESULT = Path(__file__).parents[1] / "results" / "stream.json"
-QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 
-
-class BenchSettings(BaseSettings):
-    """Measure the stream worker beside a naive agent, and with a model that costs nothing."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="NEXTCLICK_BENCH_",
-        frozen=True,
-        extra="forbid",
-        cli_kebab_case=True,
-        cli_implicit_flags=True,
-        cli_prog_name="python -m bench.serving.stream",
-        use_attribute_docstrings=True,
-    )
+class BenchSettings(Settings):
+    """Measure the stream worker, a naive agent, and the worker with a model that costs nothing."""
 
     quick: bool = False
-    """One short round, to see that all works: its figures mean little."""
-    out: Path = RESULT
+    """One short round, to see that everything works: its figures mean little."""
+    out: Path = RESULTS / "stream.json"
     """File of the result."""
 
 
@@ -63,12 +47,20 @@ class Effort:
     measure_s: int
 
 
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """What was measured of one contender."""
+
+    backlogs: list[Backlog]
+    latencies: list[Latency]
+
+
 FULL = Effort(backlogs=3, backlog_share=1.0, latencies=5, warm_up_s=10, measure_s=60)
 QUICK = Effort(backlogs=1, backlog_share=0.25, latencies=1, warm_up_s=5, measure_s=10)
 
 
 def contenders(folder: Path) -> list[Contender]:
-    """Return who is measured. A backlog lasts about ten seconds.
+    """Who is measured. A backlog lasts about ten seconds.
 
     The naive agent's latency is measured at half of what it can bear; at 1,000 clicks/s it falls
     behind for good.
@@ -82,93 +74,72 @@ def contenders(folder: Path) -> list[Contender]:
     ]
 
 
-def measure(effort: Effort, folder: Path) -> dict[str, Any]:
-    """Run everything and return the result as it is written."""
-    backlogs: dict[str, list[Backlog]] = {}
-    latencies: dict[str, list[Latency]] = {}
-    measured = contenders(folder)
+def measure(contenders: Sequence[Contender], effort: Effort, folder: Path) -> dict[str, Runs]:
+    """Run everything on an embedded broker; by contender, whose order alternates."""
+    runs = {contender.name: Runs([], []) for contender in contenders}
     with EmbeddedKafka(folder / "kafka") as kafka:
         rounds = Rounds(kafka.bootstrap_servers, folder)
-        for _ in range(effort.backlogs):
-            for contender in measured:
-                backlog = rounds.backlog(
-                    contender, round(contender.backlog_clicks * effort.backlog_share)
-                )
-                backlogs.setdefault(contender.name, []).append(backlog)
+        for seed in range(1, 1 + effort.backlogs):
+            for contender in contenders[:: 1 if seed % 2 else -1]:
+                n_clicks = round(contender.backlog_clicks * effort.backlog_share)
+                backlog = rounds.backlog(contender, n_clicks, seed)
+                runs[contender.name].backlogs.append(backlog)
                 log.info(
                     "backlog",
                     contender=contender.name,
                     clicks_per_second=round(backlog.clicks_per_second),
                     cpu_us_per_click=backlog.cpu_us,
                 )
-        for _ in range(effort.latencies):
-            for contender in measured:
-                latency = rounds.latency(
-                    contender, contender.rate, effort.warm_up_s, effort.measure_s
-                )
-                latencies.setdefault(contender.name, []).append(latency)
+        for seed in range(1, 1 + effort.latencies):
+            for contender in contenders[:: 1 if seed % 2 else -1]:
+                latency = rounds.latency(contender, effort.warm_up_s, effort.measure_s, seed)
+                runs[contender.name].latencies.append(latency)
                 log.info(
                     "latency",
                     contender=contender.name,
                     rate=contender.rate,
-                    **quantiles(latency),
-                    sender_behind_ms=latency.sender_behind_ms,
+                    **latency.quantiles,
+                    producer_behind_ms=latency.producer_behind_ms,
                     cpu_us_per_click=latency.cpu_us,
                 )
-    settings = {c.name: shown(c.settings(KafkaSettings(), 1)) for c in measured}
-    rates = {c.name: c.rate for c in measured}
-    return summary(backlogs, latencies, rates) | {
-        "model": {"n_items": N_ITEMS, "hidden_size": HIDDEN_SIZE, "n_recommendations": K},
-        "partitions": PARTITIONS,
-        "settings": settings,
-        "effort": {name: getattr(effort, name) for name in Effort.__slots__},
-    }
+    return runs
 
 
-def quantiles(latency: Latency) -> dict[str, float]:
-    """Return the quantiles we report, in milliseconds."""
-    return {name: round(float(np.quantile(latency.ms, q)), 2) for name, q in QUANTILES.items()}
+def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The median of each figure over the runs."""
+    return {name: round(median(row[name] for row in rows), 2) for name in rows[0]}
 
 
-def medians(rows: list[dict[str, float]]) -> dict[str, float]:
-    """Return the median of each figure over the runs."""
-    return {name: round(statistics.median(row[name] for row in rows), 2) for name in rows[0]}
-
-
-def summary(
-    backlogs: dict[str, list[Backlog]],
-    latencies: dict[str, list[Latency]],
-    rates: dict[str, int],
-) -> dict[str, Any]:
-    """Return the figures: medians over the runs, and every run."""
+def summary(contenders: Sequence[Contender], runs: dict[str, Runs]) -> dict[str, Any]:
+    """The figures as they are kept: medians over the runs, and every run."""
+    rates = {contender.name: str(contender.rate) for contender in contenders}
     throughput = {
-        name: [round(run.clicks_per_second, 1) for run in runs] for name, runs in backlogs.items()
+        name: [round(backlog.clicks_per_second, 1) for backlog in own.backlogs]
+        for name, own in runs.items()
     }
-    median = {name: statistics.median(runs) for name, runs in throughput.items()}
-    latency = {
-        name: {str(rates[name]): [quantiles(run) for run in runs]}
-        for name, runs in latencies.items()
-    }
+    latency = {name: [latency.quantiles for latency in own.latencies] for name, own in runs.items()}
     return {
-        "clicks_per_second": median,
-        "ratio_to_naive": round(median["nextclick"] / median["naive"], 2),
-        "latency_ms": {
-            name: {rate: medians(runs) for rate, runs in by_rate.items()}
-            for name, by_rate in latency.items()
-        },
+        "clicks_per_second": {name: median(own) for name, own in throughput.items()},
+        "latency_ms": {name: {rates[name]: medians(own)} for name, own in latency.items()},
         "cpu_us_per_click": {
             name: {
-                "backlog": medians([run.cpu_us for run in backlogs[name]]),
-                str(rates[name]): medians([run.cpu_us for run in latencies[name]]),
+                "backlog": medians([backlog.cpu_us for backlog in own.backlogs]),
+                rates[name]: medians([latency.cpu_us for latency in own.latencies]),
             }
-            for name in backlogs
+            for name, own in runs.items()
         },
-        "runs": {"clicks_per_second": throughput, "latency_ms": latency},
+        "runs": {
+            "clicks_per_second": throughput,
+            "latency_ms": {name: {rates[name]: own} for name, own in latency.items()},
+        },
+        "model": {"n_items": N_ITEMS, "hidden_size": HIDDEN_SIZE, "n_recommendations": K},
+        "partitions": PARTITIONS,
+        "settings": {c.name: shown(c.settings(KafkaSettings(), 1)) for c in contenders},
     }
 
 
 def report(result: dict[str, Any]) -> str:
-    """Return what a reader wants to see first."""
+    """What a reader wants to see first."""
     lines = [
         f"{name:>10}  {rate:8,.0f} clicks/s   "
         + "   ".join(
@@ -180,28 +151,25 @@ def report(result: dict[str, Any]) -> str:
     lines.append(f"nextclick : naive = {result['ratio_to_naive']:.2f}")
     lines += [f"settings of {name}: {values}" for name, values in result["settings"].items()]
     lines += [
-        f"us a click, {name}, {load}: {figures}"
+        f"us per click, {name}, {load}: {figures}"
         for name, by_load in result["cpu_us_per_click"].items()
         for load, figures in by_load.items()
     ]
     return "\n".join(lines)
 
 
-def main() -> int:
-    settings = parse(BenchSettings)
-    configure_logging("info")
+def run(settings: BenchSettings) -> None:
+    """Measure, print and keep."""
+    effort = QUICK if settings.quick else FULL
     with tempfile.TemporaryDirectory(prefix="nextclick-bench-") as folder:
-        try:
-            result = provenance() | measure(QUICK if settings.quick else FULL, Path(folder))
-        except (BenchError, DeployError) as error:
-            print(error, file=sys.stderr)
-            return 2
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
-    settings.out.write_bytes(msgspec.json.format(msgspec.json.encode(result), indent=2) + b"\n")
+        measured = contenders(Path(folder))
+        result = summary(measured, measure(measured, effort, Path(folder)))
+    rates = result["clicks_per_second"]
+    result["ratio_to_naive"] = round(rates["nextclick"] / rates["naive"], 2)
+    keep(settings.out, result | {"effort": asdict(effort)})
     print(report(result))
     print(f"written to {settings.out}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command(BenchSettings, run, errors=(DeployError,)))

@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 
 from bench.serving.naive_agent import NaiveSettings
-from bench.serving.producer import LoadSettings
+from bench.serving.producer import ProducerSettings
 from bench.serving.reader import ReaderSettings
 from stream.settings import KafkaSettings, WorkerSettings
 
@@ -25,16 +25,19 @@ WORKER_STAGES = ("plan", "score", "finish", "apply")
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to answer clicks. ``rate``: clicks/s that its latency is measured at."""
+    """One way to answer clicks."""
 
     name: str
     bundle: Path
     backlog_clicks: int
     rate: int
+    """Clicks/s at which its latency is measured."""
     naive: bool = False
+    checkout: Path | None = None
+    """Folder whose code it runs; default: this one."""
 
     def settings(self, kafka: KafkaSettings, web_port: int) -> KafkaSettings:
-        """Return all that the process runs with."""
+        """Everything that the process runs with."""
         names = kafka.model_dump(exclude_none=True)
         if self.naive:
             return NaiveSettings(**names, bundle=self.bundle, partitions=PARTITIONS)
@@ -44,13 +47,13 @@ class Contender:
 MODULES: dict[type[KafkaSettings], list[str]] = {
     WorkerSettings: ["stream", "worker"],
     NaiveSettings: ["bench.serving.naive_agent"],
-    LoadSettings: ["bench.serving.producer"],
+    ProducerSettings: ["bench.serving.producer"],
     ReaderSettings: ["bench.serving.reader"],
 }
 
 
 def command(settings: KafkaSettings) -> list[str]:
-    """Return the command line that runs a process with these settings."""
+    """The command line that runs a process with these settings."""
     flags = []
     for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
         flags += [f"--{name.replace('_', '-')}", str(value)]
@@ -58,10 +61,12 @@ def command(settings: KafkaSettings) -> list[str]:
 
 
 @contextmanager
-def program(command: Sequence[str], output: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run a command for the length of the block; its output goes to a file."""
+def program(
+    command: Sequence[str], output: Path, folder: Path | None = None
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Run a command in a folder for the length of the block; its output goes to a file."""
     with output.open("wb") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
     try:
         yield child
     finally:
@@ -74,12 +79,12 @@ def program(command: Sequence[str], output: Path) -> Iterator["subprocess.Popen[
 
 
 def cpu_seconds(pid: int) -> float:
-    """Return the CPU time that all threads of a process have used, in user and kernel mode."""
+    """CPU time that all threads of a process have used, in user and kernel mode."""
     return _cpu_seconds(Path(f"/proc/{pid}/stat"))
 
 
 def loop_cpu_seconds(pid: int) -> float:
-    """Return the CPU time of a process' first thread, which is the one of the event loop."""
+    """CPU time of a process's first thread, which is the event loop's."""
     return _cpu_seconds(Path(f"/proc/{pid}/task/{pid}/stat"))
 
 
@@ -91,7 +96,7 @@ def _cpu_seconds(stat: Path) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a worker has used up to some moment. Seconds by stage are wall time."""
+    """What a worker has used so far. Seconds by stage are wall time."""
 
     clicks: int
     cpu_s: float
@@ -100,11 +105,11 @@ class Usage:
     stage_s: dict[str, float] = field(default_factory=dict)
 
     def per_click(self, before: "Usage") -> dict[str, float]:
-        """Return microseconds a click since then: CPU in all, and by stage.
+        """Microseconds per click since then: CPU in total, and by stage.
 
-        Nothing else runs on the event loop while a stage computes, so that its wall time is its
-        CPU time as long as a core is free. ``kafka_and_faust`` is what the process used beside;
-        ``event_loop`` is the part of all that which one core must do one after the other.
+        Nothing else runs on the event loop while a stage computes, so a stage's wall time is its
+        CPU time as long as a core is free. ``kafka_and_faust`` is the rest of the process's CPU
+        time; ``event_loop`` is the part of all of it that one core must do sequentially.
         """
         clicks = self.clicks - before.clicks
         us = {
@@ -112,10 +117,8 @@ class Usage:
             for stage, seconds in self.stage_s.items()
         }
         cpu_us = (self.cpu_s - before.cpu_s) / clicks * 1e6
-        figures = {
-            "cpu": cpu_us,
-            "event_loop": (self.loop_cpu_s - before.loop_cpu_s) / clicks * 1e6,
-        }
+        loop_us = (self.loop_cpu_s - before.loop_cpu_s) / clicks * 1e6
+        figures = {"cpu": cpu_us, "event_loop": loop_us}
         if us:
             figures |= {stage: us[stage] for stage in WORKER_STAGES}
             figures["kafka_and_faust"] = cpu_us - sum(us[stage] for stage in WORKER_STAGES)
@@ -125,7 +128,7 @@ class Usage:
 
 
 def usage_of(contender: Contender, pid: int, web_port: int, clicks: int) -> Usage:
-    """Return what a contender has used; ``clicks`` tells of one that does not count them itself."""
+    """What a contender has used; ``clicks`` is for one that does not count them itself."""
     if contender.naive:
         return Usage(clicks, cpu_seconds(pid), loop_cpu_seconds(pid))
     with urllib.request.urlopen(f"http://127.0.0.1:{web_port}/metrics", timeout=30) as page:
@@ -143,6 +146,6 @@ def usage_of(contender: Contender, pid: int, web_port: int, clicks: int) -> Usag
 
 
 def shown(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the settings that have to do with speed, for the record."""
+    """The settings that affect speed, to keep with the figures."""
     ours = set(type(settings).model_fields) - set(KafkaSettings.model_fields)
     return settings.model_dump(mode="json", include=ours - {"bundle", "web_host", "web_port"})
