@@ -107,8 +107,8 @@ def load_lines(path: Path, data: DataSet) -> list[Line]:
     first, *lines = (json.loads(line) for line in complete.splitlines())
     if first != data.frozen:
         raise TrainError(
-            f"{path} holds runs of the base {first}, but bench/lab/grid.py has {data.frozen}: "
-            "move the file away to begin again"
+            f"{path} holds runs of another base than {data.name}'s in bench/lab/grid.py, "
+            f"{data.frozen}: move the file away to start again"
         )
     return list({(line["key"], line["seed"]): line for line in lines}.values())
 
