@@ -204,21 +204,17 @@ class Sessions:
         self.partitions: dict[int, PartitionSessions] = {}
 
     def own(self, partitions: Collection[int]) -> None:
-        """As ``Table.own``."""
         self.partitions = {
             p: self.partitions.get(p) or PartitionSessions() for p in sorted(partitions)
         }
 
     def forget(self, partition: int) -> None:
-        """As ``Table.forget``."""
         self.partitions[partition] = PartitionSessions()
 
     def restore(self, partition: int, key: bytes, value: bytes | None) -> None:
-        """As ``Table.restore``."""
         self.partitions[partition].restore(key, value)
 
     def finish_restore(self, partition: int) -> None:
-        """As ``Table.finish_restore``."""
         self.partitions[partition].finish_restore()
 
     def apply(self, changelog: Mapping[int, Mapping[bytes, bytes | None]]) -> None:
