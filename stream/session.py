@@ -30,7 +30,7 @@ _ENTRY = struct.Struct("<qQHH")  # timestamp_ms, event hash, bytes of the item i
 
 
 class LastOutcome(IntEnum):
-    """How the session's last advancing click was answered: it decides what its list is worth."""
+    """How the session's last advancing click was answered: whether its list can be judged."""
 
     FALLBACK = 0
     MODEL = 1
@@ -38,9 +38,9 @@ class LastOutcome(IntEnum):
 
 
 class TrailClick(msgspec.Struct, frozen=True):
-    """One click of the past.
+    """One past click.
 
-    ``context``: what it said in the columns that its bundle declared (see context.py).
+    ``context``: its values in the columns that its bundle declared (see context.py).
     """
 
     item_id: str
@@ -52,8 +52,8 @@ class TrailClick(msgspec.Struct, frozen=True):
 class SessionState(msgspec.Struct, frozen=True):
     """One session under one bundle.
 
-    model_state: all that the model remembers after the last known item; what stands in it is the
-    model's own affair.
+    model_state: all that the model remembers after the last known item; only the model knows what
+    the numbers mean.
     top_index, top_score: the last list the model made, best first; empty before the first.
     """
 
