@@ -1,7 +1,7 @@
 """Every metric the worker exports, in base units, with closed label sets.
 
-A counter or a histogram can be added up over workers; that is why live quality is kept as
-counters of hits and reciprocal ranks and never as a ready-made ratio (Prometheus divides).
+Counters and histograms can be added up over workers; that is why live quality is kept as counters
+of hits and reciprocal ranks and never as a ratio (Prometheus divides).
 Faust's own sensors stay off: they are in milliseconds and cost 40 us a click.
 """
 

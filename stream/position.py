@@ -1,8 +1,8 @@
 """How far one partition has been applied: written in every transaction, read at every restore.
 
-The position record, not the consumer group's offset, says what has been done; a redelivered
-click below it is skipped whole. It also carries what must survive a restart to make the outcome
-a function of the log alone: the watermark and the count of bad clicks.
+The position record, not the consumer group's offset, says which clicks are done; a click below it
+that is delivered again is skipped. It also carries what must survive a restart for the outcome to
+be a function of the log alone: the watermark and the count of bad clicks.
 """
 
 from typing import Final
@@ -19,17 +19,17 @@ FORMAT: Final = 1
 
 
 class BadClickLimitError(Exception):
-    """So many bad clicks that the deployment is bad, and not the data."""
+    """So many bad clicks that the deployment must be wrong, not the data."""
 
 
 class Position(msgspec.Struct, array_like=True):
     """The state of one partition of the clicks topic.
 
     next_offset: the first offset that has not been applied.
-    topic_id: the clicks topic's; a topic deleted and made anew begins at offset 0 again.
+    topic_id: the clicks topic's; a topic that was deleted and created again starts at offset 0.
     watermark_ms: the largest timestamp of a good click below next_offset; -1 before the first.
     bad_run, bad_run_start: bad clicks in a row up to here, and the first one's offset.
-    bad_window: one bit a click over the last 2,000, the latest lowest; 1 is a bad click.
+    bad_window: one bit per click over the last 2,000, the latest lowest; 1 is a bad click.
     bad_window_start: offset of the first bad click since the window was last clean.
     """
 

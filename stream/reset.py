@@ -1,6 +1,7 @@
-"""The operator's jump: write a new position for stopped workers (`python -m stream reset`)."""
+"""Move the position of stopped workers (`python -m stream reset`)."""
 
 import asyncio
+from collections.abc import Collection
 
 from confluent_kafka.admin import AdminClient
 
@@ -17,8 +18,8 @@ from stream.transport.transactions import Delivery
 def reset_positions(settings: ResetSettings) -> dict[int, int]:
     """Write the positions; returns the next offset by partition.
 
-    Sessions stay. Clicks that are jumped back over advance them again, unless their event_id is
-    still in the trail. Raises StreamError while a worker runs, or for an offset outside the log.
+    Sessions stay: clicks that are read again advance them again, unless their event_id is still
+    in the trail. Raises StreamError while a worker runs, or for an offset outside the log.
     """
     facts = check_topics(settings)
     _check_stopped(settings)
@@ -27,12 +28,11 @@ def reset_positions(settings: ResetSettings) -> dict[int, int]:
             f"partition is {settings.partition}, "
             f"{settings.clicks_topic} has {facts.click_partitions} partitions"
         )
-    partitions = (
-        list(range(facts.click_partitions)) if settings.partition is None else [settings.partition]
-    )
-    return asyncio.run(
-        _write(settings, partitions, Delivery(settings, facts), facts.clicks_topic_id)
-    )
+    partitions = range(facts.click_partitions)
+    if settings.partition is not None:
+        partitions = partitions[settings.partition : settings.partition + 1]
+    delivery = Delivery(settings, facts)
+    return asyncio.run(_write(settings, partitions, delivery, facts.clicks_topic_id))
 
 
 def _check_stopped(settings: ResetSettings) -> None:
@@ -47,7 +47,7 @@ def _check_stopped(settings: ResetSettings) -> None:
 
 
 async def _write(
-    settings: ResetSettings, partitions: list[int], delivery: Delivery, topic_id: str
+    settings: ResetSettings, partitions: Collection[int], delivery: Delivery, topic_id: str
 ) -> dict[int, int]:
     reader = CommittedReader(settings)
     try:
@@ -68,7 +68,7 @@ async def _write(
 
 
 async def _target_offsets(
-    settings: ResetSettings, partitions: list[int], reader: CommittedReader
+    settings: ResetSettings, partitions: Collection[int], reader: CommittedReader
 ) -> dict[int, int]:
     bounds = await reader.bounds(settings.clicks_topic, partitions)
     if settings.to == "earliest":
@@ -86,7 +86,7 @@ async def _target_offsets(
 
 
 async def _old_positions(
-    settings: ResetSettings, partitions: list[int], reader: CommittedReader
+    settings: ResetSettings, partitions: Collection[int], reader: CommittedReader
 ) -> dict[int, Position]:
     positions = {}
     async for record in reader.read(settings.changelog_topic, dict.fromkeys(partitions, 0)):

@@ -47,12 +47,12 @@ def run_worker(settings: WorkerSettings) -> int:
 
 
 def _check_address(settings: WorkerSettings) -> None:
-    """Raise StreamError where the pages cannot be served; Faust would say so in a traceback."""
+    """Raise StreamError if the pages cannot be served; Faust would print a traceback."""
     try:
         with socket.create_server((settings.web_host, settings.web_port)):
             return
     except OSError as error:
         raise StreamError(
-            f"web_host and web_port are {settings.web_host}:{settings.web_port}, where no server "
-            f"can listen ({error.strerror}); each worker on a host needs a port of its own"
+            f"web_host and web_port are {settings.web_host}:{settings.web_port}, which cannot be "
+            f"listened on ({error.strerror}); each worker on a host needs its own port"
         ) from error

@@ -29,7 +29,7 @@ _ENTRY = struct.Struct("<qQHH")  # timestamp_ms, event hash, bytes of the item i
 
 
 class LastOutcome(IntEnum):
-    """How the session's last advancing click was answered: it decides what its list is worth."""
+    """How the session's last advancing click was answered: whether its list can be judged."""
 
     FALLBACK = 0
     MODEL = 1
@@ -37,9 +37,9 @@ class LastOutcome(IntEnum):
 
 
 class TrailClick(msgspec.Struct, frozen=True):
-    """One click of the past.
+    """One past click.
 
-    ``context``: what it said in the columns that its bundle declared (see context.py).
+    ``context``: its values in the columns that its bundle declared (see context.py).
     """
 
     item_id: str
@@ -51,8 +51,8 @@ class TrailClick(msgspec.Struct, frozen=True):
 class SessionState(msgspec.Struct, frozen=True):
     """One session under one bundle.
 
-    model_state: all that the model remembers after the last known item; what stands in it is the
-    model's own affair.
+    model_state: all that the model remembers after the last known item; only the model knows what
+    the numbers mean.
     top_index, top_score: the last list the model made, best first; empty before the first.
     """
 
@@ -203,21 +203,17 @@ class Sessions:
         self.partitions: dict[int, PartitionSessions] = {}
 
     def own(self, partitions: Collection[int]) -> None:
-        """As ``Table.own``."""
         self.partitions = {
             p: self.partitions.get(p) or PartitionSessions() for p in sorted(partitions)
         }
 
     def forget(self, partition: int) -> None:
-        """As ``Table.forget``."""
         self.partitions[partition] = PartitionSessions()
 
     def restore(self, partition: int, key: bytes, value: bytes | None) -> None:
-        """As ``Table.restore``."""
         self.partitions[partition].restore(key, value)
 
     def finish_restore(self, partition: int) -> None:
-        """As ``Table.finish_restore``."""
         self.partitions[partition].finish_restore()
 
     def apply(self, changelog: Mapping[int, Mapping[bytes, bytes | None]]) -> None:

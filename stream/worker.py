@@ -59,7 +59,6 @@ class Worker:
     # -- the loop -------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """As ``Processor.run``."""
         try:
             while (records := await self._transport.fetch()) is not None:
                 async with self._between_batches:
@@ -131,7 +130,6 @@ class Worker:
         self._metrics.stage.labels(stage).observe(time.perf_counter() - started)
 
     async def restore(self) -> None:
-        """As ``Processor.restore``."""
         started = time.perf_counter()
         try:
             async with self._between_batches:

@@ -46,10 +46,10 @@ class Scorer(Protocol):
         context: Int32[np.ndarray, "B F"],
         state: Float32[np.ndarray, "B S"],
     ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
-        """Advance B sessions by one click each; the query for their next list, and the state.
+        """Advance B sessions by one click each: the query for their next list, and the state.
 
-        Row b of every argument is the same session. ``context`` is of the click that is made, not
-        of the one to come. ``state`` is zeros for a new session and is returned new, not changed.
+        Row b of every argument is the same session. ``context`` is that of the click itself, not
+        of the one to come. ``state`` is zeros for a new session; it is not changed in place.
         """
         ...
 
@@ -65,7 +65,7 @@ class OnnxScorer:
 
     A call blocks for one pass through a graph, with the interpreter's lock released, and may be
     made from any thread. Row b of a result depends on row b of the arguments alone. Raises
-    ``BundleError`` where a graph is not of the shape that the manifest says.
+    ``BundleError`` if a graph does not have the shapes of the manifest.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -114,7 +114,7 @@ class OnnxScorer:
         return top_index, top_score
 
     def _check_sizes(self, bundle: Bundle) -> None:
-        """Runs the last item and every field's last value through both, which warms them up too."""
+        """Run the last item and each field's last value through both graphs; warms them up too."""
         n_items = bundle.manifest.n_items
         last = [field.size - 1 for field in bundle.manifest.context]
         context = np.array([last], np.int32).reshape(1, len(last))
@@ -125,7 +125,7 @@ class OnnxScorer:
         except _OnnxError as error:
             raise BundleError(
                 f"{bundle.encode_path} fails on item_index {n_items - 1} and context {last}, "
-                f"manifest says n_items={n_items} and fields of such sizes: {_first_line(error)}"
+                f"manifest says n_items={n_items} and fields of these sizes: {_first_line(error)}"
             ) from error
         try:
             top_index, _ = self.rank(query)
@@ -144,9 +144,9 @@ def _open_graph(
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # the default is one for each core of the machine
     options.inter_op_num_threads = 1
-    # A waiting thread that spins takes the core from the event loop beside it.
+    # A waiting thread that spins would take the core from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what goes wrong is raised; stderr need not say it again
+    options.log_severity_level = 4  # errors are raised; stderr need not repeat them
     try:
         graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except _OnnxError as error:
@@ -159,7 +159,7 @@ def _open_graph(
 
 
 def _shape(argument: onnxruntime.NodeArg) -> str:
-    """Such as ``float[2,B,100]``: any size that is no number is the batch."""
+    """Such as ``float[2,B,100]``: a size that is not a number is the batch."""
     sizes = ",".join(str(size) if isinstance(size, int) else "B" for size in argument.shape)
     return f"{argument.type.removeprefix('tensor(').removesuffix(')')}[{sizes}]"
 
@@ -172,7 +172,7 @@ def _first_line(error: Exception) -> str:
 class Scores:
     """What the model computed, and how long each graph took.
 
-    state: of all sessions after their last step. top_index, top_score: a row a ranked step (R).
+    state: of all sessions after their last step. top_index, top_score: a row per ranked step (R).
     """
 
     state: Float32[np.ndarray, "sessions S"]
@@ -184,9 +184,9 @@ class Scores:
 
 @dataclass(slots=True)
 class _Wave:
-    """The k-th step of every session that has one; rank_row -1: nobody asked for a list.
+    """The k-th step of every session that has one; rank_row -1: no list is wanted.
 
-    contexts: the fields' numbers of one step behind those of the other.
+    contexts: the fields' numbers of all steps, one step after the other.
     """
 
     rows: list[int] = field(default_factory=list)

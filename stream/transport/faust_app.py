@@ -85,7 +85,10 @@ def build_app(settings: WorkerSettings) -> WorkerApp:
 
 
 class FaustTransport:
-    """The ``Transport`` of a worker process; ``patches.install_patches`` comes before it."""
+    """The ``Transport`` of a worker process; ``patches.install_patches`` comes before it.
+
+    What each method promises is written there.
+    """
 
     def __init__(self, settings: WorkerSettings, facts: TopicFacts) -> None:
         self.app = build_app(settings)
@@ -113,7 +116,6 @@ class FaustTransport:
         self._fetched_at = 0.0
 
     def run(self, processor: Processor) -> int:
-        """As ``Transport.run``."""
         loop = uvloop.new_event_loop()
         asyncio.set_event_loop(loop)
         self.attach(processor)
@@ -142,16 +144,13 @@ class FaustTransport:
 
     @property
     def ready(self) -> bool:
-        """As ``Transport.ready``."""
         return self._restored and not self.app.rebalancing and not self.app.in_recovery
 
     @property
     def partitions(self) -> Collection[int]:
-        """As ``Transport.partitions``."""
         return self._progress.keys()
 
     def position(self, partition: int) -> Position:
-        """As ``Transport.position``."""
         position = self._progress[partition].position
         assert position is not None, "restore gives every partition a position"
         return position
@@ -163,7 +162,6 @@ class FaustTransport:
         return {TP(self._topic, p): self.position(p).next_offset for p in self._progress}
 
     async def restore(self, table: Table) -> Restored:
-        """As ``Transport.restore``."""
         self._restored = False
         assigned = self.app.consumer.assignment()
         partitions = sorted(tp.partition for tp in assigned if tp.topic == self._topic)
@@ -217,14 +215,12 @@ class FaustTransport:
         self._events.clear()  # Faust counts a message as unacknowledged while it is referenced
 
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> AsyncIterator[Record]:
-        """As ``Transport.read``."""
         async for record in self._reader.read(self._topic, start, end):
             yield Record(
                 record.partition, record.offset, record.timestamp, record.key, record.value
             )
 
     async def lag(self) -> dict[int, int]:
-        """As ``Transport.lag``."""
         consumer, lag = self.app.consumer, {}
         next_offsets = self.next_offsets()
         end = await consumer.highwaters(*next_offsets)

@@ -1,14 +1,13 @@
-"""What we change in Faust and aiokafka, all of it, and only in the versions it was written for.
+"""All that we change in Faust and aiokafka, and only in the versions it was written for.
 
-Each patch names the defect. ``tests/integration`` runs the faults with a patch left out, and
-sees the loss that it prevents.
+Each patch names the defect. ``tests/integration`` also runs the faults with a patch left out, and
+then sees the loss that it prevents. ``app`` is the ``WorkerApp`` of faust_app.py.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from importlib.metadata import version
-from typing import Any, Protocol
+from typing import Any
 
 import aiokafka.producer.sender
 from aiokafka.errors import KafkaConnectionError, KafkaError
@@ -22,14 +21,6 @@ from faust.types import TP
 from stream.errors import StreamError
 
 WRITTEN_FOR = {"faust-streaming": "0.15.3", "aiokafka": "0.14.0", "mode-streaming": "0.7.1"}
-
-
-class RestoringApp(Protocol):
-    """What the patches need of the Faust app: our restore, and where the clicks go on."""
-
-    should_stop: bool
-    restore: Callable[[], Awaitable[None]]
-    positions: Callable[[], Mapping[TP, int]]
 
 
 class LeanMonitor(Monitor):
@@ -50,8 +41,8 @@ def commit_before_revoke() -> None:
     """Commit acked offsets before they are thrown away.
 
     Faust drops its record of acks when partitions are revoked, before the hook that commits
-    (issue 502): every join or leave delivers hundreds of clicks again. The position record
-    makes that harmless; it would still cost time.
+    (issue 502): every join or leave delivers hundreds of clicks again. The position record makes
+    that harmless, but it would cost time.
     """
     original = Consumer.on_partitions_revoked
 
@@ -118,8 +109,8 @@ def fetch_committed_clicks_soon() -> None:
     """Read committed clicks only, and let the broker gather them for 5 ms, not for 1.5 s.
 
     Faust has no setting for either; without the first, clicks of an aborted transaction are
-    answered. A fetch that returns with every single click costs more than its answer: at 1,000
-    clicks/s the worker took 850 us of CPU a click, and takes 740.
+    answered. A fetch per click costs more than the answer: at 1,000 clicks/s the worker took 850 us
+    of CPU per click with it, and 740 without.
     """
     original = AIOKafkaConsumerThread._create_worker_consumer
 
@@ -134,15 +125,15 @@ def fetch_committed_clicks_soon() -> None:
 
 
 def retry_transactions_soon() -> None:
-    """Sleep 1 ms, not 20, while the broker still finishes the transaction before."""
+    """Sleep 1 ms, not 20, while the broker finishes the previous transaction."""
     aiokafka.producer.sender.BACKOFF_OVERRIDE = 0.001
 
 
 def look_for_the_coordinator_again() -> None:
-    """Ask again where a broker closes the connection in the middle of the question.
+    """Ask again if a broker closes the connection before it answers.
 
-    aiokafka does so after a timeout and where no connection can be had, but gives the producer up
-    for good in between: a worker ended in one of ten restarts of its broker.
+    aiokafka asks again after a timeout and after a failed connection, but here it gives the
+    producer up for good: one in ten restarts of a broker ended a worker.
     """
     original = Sender._find_coordinator
 

@@ -59,19 +59,15 @@ class Table(Protocol):
 
     def own(self, partitions: Collection[int]) -> None:
         """Drop the partitions that are not listed, keep the others, and begin new ones empty."""
-        ...
 
     def forget(self, partition: int) -> None:
         """Empty an owned partition: what was applied there is not what the changelog holds."""
-        ...
 
     def restore(self, partition: int, key: bytes, value: bytes | None) -> None:
         """Take one record of the changelog. Raises StreamError on an unknown format."""
-        ...
 
     def finish_restore(self, partition: int) -> None:
         """The changelog of this partition has been read to its end."""
-        ...
 
 
 @runtime_checkable
@@ -80,15 +76,12 @@ class Processor(Protocol):
 
     async def run(self) -> None:
         """Fetch, commit and acknowledge, until ``fetch`` returns None."""
-        ...
 
     async def restore(self) -> None:
         """The assignment has changed and deliveries have stopped: restore between two batches."""
-        ...
 
     async def observe(self) -> None:
         """Called every few seconds."""
-        ...
 
 
 @runtime_checkable
@@ -97,21 +90,17 @@ class Transport(Protocol):
 
     def run(self, processor: Processor) -> int:
         """Serve until a signal; blocks, and returns the exit code."""
-        ...
 
     @property
     def ready(self) -> bool:
         """Whether partitions are assigned, restored and delivered."""
-        ...
 
     @property
     def partitions(self) -> Collection[int]:
         """The owned partitions, in order."""
-        ...
 
     def position(self, partition: int) -> Position:
         """Return how far an owned partition has been applied; not to be changed."""
-        ...
 
     async def restore(self, table: Table) -> Restored:
         """Make the assigned partitions ours: fence their last owners, fill the table.
@@ -119,14 +108,12 @@ class Transport(Protocol):
         The caller is between two batches. Afterwards every owned partition has a position that
         its records go on from. Raises StreamError where an operator has to decide.
         """
-        ...
 
     async def fetch(self) -> dict[int, list[Record]] | None:
         """Wait for records; return a batch by partition, in order of offset, or None at the end.
 
         A partition may have been lost since, and records below a position may come again.
         """
-        ...
 
     async def commit(self, transaction: Transaction) -> None:
         """Make all of a batch visible, and advance the positions of its partitions.
@@ -134,16 +121,12 @@ class Transport(Protocol):
         On any error the process must end without writing more: parts may have been committed.
         Raises TransactionLostError where another owner has taken over or the outcome is unknown.
         """
-        ...
 
     def acknowledge(self) -> None:
         """The fetched batch is done: its records need not be delivered again."""
-        ...
 
     def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> AsyncIterator[Record]:
         """Read a range of offsets of the input topic again: committed records only."""
-        ...
 
     async def lag(self) -> dict[int, int]:
         """Return, by owned partition, how many records are appended and not yet applied."""
-        ...

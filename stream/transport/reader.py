@@ -1,4 +1,4 @@
-"""Reads a range of a topic again, outside the consumer group: restores, holes, resets."""
+"""Reads ranges of a topic outside the consumer group: for restores, holes and resets."""
 
 from collections.abc import AsyncIterator, Collection, Mapping
 
@@ -20,7 +20,7 @@ class CommittedReader:
     ) -> AsyncIterator[ConsumerRecord]:
         """Yield the records of partitions from ``start`` to ``end`` (None: to what is there now).
 
-        A start below the log's own begins at the log's. One range at a time.
+        A start below the log's begins at the log's. One range at a time.
         """
         consumer = await self._started()
         bounds = await self.bounds(topic, start)
@@ -60,7 +60,7 @@ class CommittedReader:
         return self._consumer
 
     async def close(self) -> None:
-        """Stop the consumer, where one was started."""
+        """Stop the consumer, if one was started."""
         if self._consumer is not None:
             await self._consumer.stop()
             self._consumer = None

@@ -1,7 +1,7 @@
 """Make partitions ours: fence their last owner, read the changelog, check the positions.
 
-Faust's own recovery hangs for ever behind a transaction's commit marker, so the restore is ours:
-a read_committed reader that goes by positions, which pass over markers.
+Faust's own recovery waits forever for a transaction's commit marker, so the restore is ours: a
+read_committed reader that goes by positions, which pass over markers.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from stream.transport.transactions import Delivery
 
 log = structlog.get_logger(__name__)
 
-_HOW = "`python -m stream reset --to earliest|latest|OFFSET` decides where to go on"
+_HOW = "choose where to go on with `python -m stream reset --to earliest|latest|OFFSET`"
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ async def _check_positions(
         elif position.topic_id != topic_id:
             raise StreamError(
                 f"{topic} has topic id {topic_id}, the position of {where} is of "
-                f"{position.topic_id}: the topic was deleted and made anew; {_HOW}"
+                f"{position.topic_id}: the topic was deleted and created again; {_HOW}"
             )
         elif position.next_offset > end:
             raise StreamError(

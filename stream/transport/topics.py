@@ -1,7 +1,7 @@
 """The four topics: made right, or told what is wrong with them (`topics create|check`)."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import (
@@ -96,54 +96,52 @@ def create_topics(settings: TopicsSettings) -> list[str]:
 def check_topics(settings: KafkaSettings) -> TopicFacts:
     """Return the facts of the four topics. Raises StreamError with everything that is wrong."""
     admin = AdminClient(confluent_options(settings))
-    partitions = _existing(admin, settings)
-    names = (
+    clicks, recommendations, dead_letter, changelog = names = (
         settings.clicks_topic,
         settings.recommendations_topic,
         settings.dead_letter_topic,
         settings.changelog_topic,
     )
-    missing = [name for name in names if name not in partitions]
-    if missing:
-        raise StreamError(
-            f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
-        )
-    clicks, recommendations, dead_letter, changelog = names
+    partitions = existing_topics(admin, settings, names)
     config = _configs(admin, names)
-    wrong = []
+    least_bytes = int(config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
+    requirements: list[tuple[str, str, Callable[[str], bool], str]] = [
+        (
+            changelog,
+            "cleanup.policy",
+            lambda policy: policy == "compact",
+            "compact alone (retention would delete the position)",
+        ),
+        (
+            clicks,
+            "message.timestamp.type",
+            lambda kind: kind == "LogAppendTime",
+            "LogAppendTime (latency is counted from it)",
+        ),
+        (
+            dead_letter,
+            "max.message.bytes",
+            lambda size: int(size) >= least_bytes,
+            f"at least {least_bytes}, 64 KiB more than {clicks}",
+        ),
+    ]
+    for topic in (clicks, recommendations, dead_letter):
+        why = "delete (compaction keeps one record a session, and refuses records without a key)"
+        requirements.append((topic, "cleanup.policy", lambda policy: "compact" not in policy, why))
+    for topic in (recommendations, changelog):
+        why = f"at least {BATCH_BYTES}, what a batch of the worker may take"
+        requirements.append(
+            (topic, "max.message.bytes", lambda size: int(size) >= BATCH_BYTES, why)
+        )
+    wrong = [
+        f"{topic} has {key}={config[topic][key]}, expected {expected}"
+        for topic, key, is_right, expected in requirements
+        if not is_right(config[topic][key])
+    ]
     if partitions[changelog] != partitions[clicks]:
         wrong.append(
             f"{changelog} has {partitions[changelog]} partitions, "
             f"{clicks} has {partitions[clicks]}: they must be equal"
-        )
-    if config[changelog]["cleanup.policy"] != "compact":
-        wrong.append(
-            f"{changelog} has cleanup.policy={config[changelog]['cleanup.policy']}, "
-            "expected compact alone (retention would delete the position)"
-        )
-    if config[clicks]["message.timestamp.type"] != "LogAppendTime":
-        wrong.append(
-            f"{clicks} has message.timestamp.type={config[clicks]['message.timestamp.type']}, "
-            "expected LogAppendTime (latency is counted from it)"
-        )
-    for topic in (clicks, recommendations, dead_letter):
-        if "compact" in config[topic]["cleanup.policy"]:
-            wrong.append(
-                f"{topic} has cleanup.policy={config[topic]['cleanup.policy']}, expected delete "
-                "(compaction keeps one record a session, and refuses records without a key)"
-            )
-    for topic in (recommendations, changelog):
-        if int(config[topic]["max.message.bytes"]) < BATCH_BYTES:
-            wrong.append(
-                f"{topic} has max.message.bytes={config[topic]['max.message.bytes']}, expected "
-                f"at least {BATCH_BYTES}, what a batch of the worker may take"
-            )
-    click_bytes = int(config[clicks]["max.message.bytes"])
-    dead_letter_bytes = int(config[dead_letter]["max.message.bytes"])
-    if dead_letter_bytes < click_bytes + DEAD_LETTER_EXTRA_BYTES:
-        wrong.append(
-            f"{dead_letter} has max.message.bytes={dead_letter_bytes}, expected at least "
-            f"{click_bytes + DEAD_LETTER_EXTRA_BYTES}, 64 KiB more than {clicks}"
         )
     if wrong:
         raise StreamError("; ".join(wrong))
@@ -152,7 +150,7 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
         partitions[clicks],
         partitions[recommendations],
         partitions[dead_letter],
-        dead_letter_bytes,
+        int(config[dead_letter]["max.message.bytes"]),
     )
 
 
@@ -202,6 +200,18 @@ def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[s
         if time.monotonic() > deadline:
             raise StreamError(f"topics {', '.join(unknown)} were created but no broker knows them")
         time.sleep(POLL_S)
+
+
+def existing_topics(
+    admin: AdminClient, settings: KafkaSettings, names: Sequence[str]
+) -> dict[str, int]:
+    """Return the number of partitions of each topic. Raises StreamError if any is missing."""
+    topics = _existing(admin, settings)
+    if missing := [name for name in names if name not in topics]:
+        raise StreamError(
+            f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
+        )
+    return {name: topics[name] for name in names}
 
 
 def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:

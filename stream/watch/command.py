@@ -16,21 +16,20 @@ from confluent_kafka import (
     OFFSET_END,
     Consumer,
     KafkaError,
-    KafkaException,
     Message,
     TopicPartition,
 )
+from confluent_kafka.admin import AdminClient
 from rich.live import Live
 
 from stream.contract.messages import Recommendation
-from stream.errors import StreamError
 from stream.settings import WatchSettings
 from stream.transport.clients import confluent_options
+from stream.transport.topics import existing_topics
 from stream.watch.judge import Judge
 from stream.watch.screen import draw, session_line, summary_line
 from stream.watch.tally import SessionView, Tally
 
-TIMEOUT_S = 10
 REDRAW_S = 0.25
 LINE_EVERY_S = 5.0
 SHOW_SESSION_S = 5.0
@@ -61,7 +60,7 @@ def watch(settings: WatchSettings) -> None:
         }
     )
     try:
-        consumer.assign(_starts(consumer, settings))
+        consumer.assign(_starts(settings))
         tally, judge = Tally(), Judge(settings.idle_timeout_s, MAX_JUDGED_SESSIONS)
         view = _Screen(settings, tally) if sys.stdout.isatty() else _Lines(settings, tally)
         with view.open():
@@ -168,23 +167,9 @@ def _headers(record: Message) -> dict[str, str]:
     return {name: value.decode() for name, value in pairs if isinstance(value, bytes)}
 
 
-def _starts(consumer: Consumer, settings: WatchSettings) -> list[TopicPartition]:
+def _starts(settings: WatchSettings) -> list[TopicPartition]:
     """Where to begin in every partition of the three topics that a reader may see."""
-    try:
-        topics = consumer.list_topics(timeout=TIMEOUT_S).topics
-    except KafkaException as error:
-        raise StreamError(
-            f"no broker answers at {settings.bootstrap_servers}: {error.args[0].str()}"
-        ) from error
     names = (settings.clicks_topic, settings.recommendations_topic, settings.dead_letter_topic)
-    missing = [name for name in names if name not in topics]
-    if missing:
-        raise StreamError(
-            f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
-        )
+    topics = existing_topics(AdminClient(confluent_options(settings)), settings, names)
     offset = OFFSET_BEGINNING if settings.from_beginning else OFFSET_END
-    return [
-        TopicPartition(name, partition, offset)
-        for name in names
-        for partition in topics[name].partitions
-    ]
+    return [TopicPartition(name, p, offset) for name, n in topics.items() for p in range(n)]

@@ -158,7 +158,7 @@ def test_a_clicks_topic_made_anew_stops_the_start_and_a_reset_goes_on(
     recreate(deployment, deployment.clicks, **{"message.timestamp.type": "LogAppendTime"})
     worker = deployment.start(wait=False)
     assert worker.wait_for_exit() == 2, worker.log()
-    assert "the topic was deleted and made anew" in worker.log()
+    assert "the topic was deleted and created again" in worker.log()
     wait_for(lambda: deployment.command("reset", "--to", "earliest").returncode == 0, 30, "a reset")
     deployment.start()
     deployment.send([(b"s", click("s", "item-7", LOG_BEGIN_MS + 7))])
