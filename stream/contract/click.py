@@ -11,20 +11,10 @@ from hashlib import blake2b
 import msgspec
 
 from stream.contract.context import column_key, keep
-from stream.contract.decoders import BadClick, Decoder, JsonDecoder, Reason, WireClick
-from stream.contract.records import Record
-
-__all__ = [
-    "MAX_FUTURE_MS",
-    "MAX_ID_BYTES",
-    "TRAIL_CLICKS",
-    "BadClick",
-    "Click",
-    "ClickParser",
-    "Reason",
-    "Record",
-    "event_hash",
-]
+from stream.contract.decoders import BadClick as BadClick
+from stream.contract.decoders import Decoder, JsonDecoder, WireClick
+from stream.contract.decoders import Reason as Reason
+from stream.contract.records import Record as Record
 
 MAX_ID_BYTES = 256
 MAX_FUTURE_MS = 5 * 60 * 1000

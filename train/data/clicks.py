@@ -1,10 +1,9 @@
 """Click logs from disk: read, check, cut, split, write.
 
 A log in memory is a frame with the columns session_id and item_id (categorical, see order.py, or
-text), timestamp_ms (int64) and the log's further columns as they came (a text file's are text).
-Sessions stand in order of their first click, ties by name; clicks of a session in order of time,
-ties as in the file; of a collected log in the order in which the stream saw them.
-A log of a hundred million clicks takes the same path as one of ten.
+text), timestamp_ms (int64) and the log's further columns unchanged (a text file's are text).
+Sessions are in order of their first click, ties by name; the clicks of a session in order of time,
+ties as in the file, or in a collected log in the order in which the stream saw them.
 """
 
 import gzip
@@ -54,16 +53,16 @@ log = structlog.get_logger()
 
 
 class Log(NamedTuple):
-    """A log's good clicks, and what became of the bad rows."""
+    """A log's good clicks, and its bad rows."""
 
     clicks: pl.DataFrame
     rejected: dict[Reason, int]
     rejected_path: Path | None
-    """Where the bad rows were written; None if there were none."""
+    """Where the bad rows were written; None without any."""
 
 
 class Split(NamedTuple):
-    """Two logs, every session whole in one of them; each test session begins after training's."""
+    """Two logs that share no session; each test session begins after those of training."""
 
     train: pl.DataFrame
     test: pl.DataFrame
@@ -79,20 +78,20 @@ def read_clicks(
     keep: Sequence[str] | None = None,
     event_types: EventTypes | None = None,
 ) -> Log:
-    """The clicks of a log, default columns: the wire's; ``source.py`` says what it may be.
+    """The clicks of a log, which is anything that ``source.py`` opens.
 
     Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``, for a URL in
-    the working directory) with their row number and reason; a warning counts them. ``keep`` names
-    the further columns to read, of those the log has; None reads them all. Clicks are weighed by
-    ``event_types``, and those of types that do not advance a session are dropped. Then sessions are
-    cut at gaps longer than ``idle_timeout_s``, which a log of visitors needs; those of a collected
-    log also where the stream ended them, by its watermark and ``allowed_lateness_s``.
+    the working directory) with their row number and reason, and a warning counts them. ``keep``
+    names the further columns to read, of those the log has; None reads them all. Clicks are weighed
+    by ``event_types``, and those of types that do not advance a session are dropped. Then sessions
+    are cut at gaps longer than ``idle_timeout_s``, which a log of visitors needs; those of a
+    collected log also where the stream ended them, by its watermark and ``allowed_lateness_s``.
     Raises ClickLogError for a log that is unreadable, lacks a column or has no good click.
     """
     columns = columns or Columns()
     if columns.visitor and idle_timeout_s is None:
         raise ClickLogError(
-            f"{path}: sessions of the visitors in {columns.visitor!r} need an idle timeout"
+            f"{path}: columns.visitor={columns.visitor} needs an idle timeout to cut sessions at"
         )
     rows = read_rows(path, columns, keep)
     if rows.n_bad:
@@ -123,8 +122,8 @@ def cut_sessions(
 ) -> pl.DataFrame:
     """The log with a new session after every gap longer than ``idle_timeout_s``.
 
-    A session that is cut becomes session-1, session-2 and so on; one that is not keeps its
-    name, unless ``number_all``. Raises ClickLogError if a new name is another session's.
+    A session that is cut becomes session-1, session-2 and so on; others keep their names, unless
+    ``number_all``. Raises ClickLogError if a new name is another session's.
     """
     if clicks.is_empty():
         return clicks
@@ -145,7 +144,7 @@ def cut_sessions(
     del whole, part, renamed, start
     whole_name = pl.col("name").cast(pl.String)
     name = pl.when("renamed").then(pl.format("{}-{}", whole_name, "part")).otherwise(whole_name)
-    # Piece by piece: the texts of twenty million names would be 4 GB at once.
+    # In pieces: the texts of twenty million names would be 4 GB at once.
     pieces = [
         piece.select(name.cast(SESSION_ID)).to_series()
         for piece in parts.iter_slices(NAMES_AT_ONCE)
@@ -154,7 +153,7 @@ def cut_sessions(
     del parts, pieces
     if n_names(names) != len(names):
         raise ClickLogError(
-            "cutting sessions at idle gaps makes names like session-2 that other sessions "
+            "cutting sessions at idle gaps makes names such as session-2 that other sessions "
             "already have; rename those first"
         )
     row = np.cumsum(begins, dtype=np.uint32) - 1
@@ -164,17 +163,16 @@ def cut_sessions(
 def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None = None) -> Split:
     """The log without its newest sessions, and those: the last ``fraction``, or ``days``.
 
-    A session's time is that of its first click; with ``days`` the test sessions are those that
-    begin less than so many days before the log's last click.
-    Test clicks on items that training never saw stay in: build_sessions drops and counts them, a
-    replay sends them. Raises ClickLogError if one side would be empty.
+    With ``days`` the test sessions are those whose first click is less than so many days before the
+    log's last click. Test clicks on items that are not in training stay: build_sessions drops and
+    counts them, a replay sends them. Raises ClickLogError if one side would be empty.
     """
     start, first_ms = session_starts(clicks)
     n_sessions = len(start)
     if n_sessions < 2:
         raise ClickLogError(
             f"a log of {n_sessions} session{'s' * (n_sessions != 1)} cannot be split by time: "
-            "both sides need one"
+            "each side needs one"
         )
     if days is None:
         n_train = n_sessions - round(n_sessions * fraction)
@@ -183,12 +181,12 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None 
         n_train = int(np.searchsorted(first_ms, latest_ms - days * DAY_MS, "right"))
     if not 0 < n_train < n_sessions:
         part = f"the last {fraction:g} of the sessions" if days is None else f"the last {days} days"
-        found = "every session" if n_train == 0 else "no session"
+        found = "all" if n_train == 0 else "none"
         raise ClickLogError(
-            f"{part} of this log hold {found} of {n_sessions}; both sides need some"
+            f"{part} contain {found} of the log's {n_sessions} sessions; each side needs some"
         )
     first_row = int(start[n_train])
-    # A copy: a view of these few clicks would keep the whole log in memory.
+    # A copy, since a view of these few clicks would keep the log in memory.
     return Split(clicks[:first_row], clicks[np.arange(first_row, len(clicks))])
 
 
@@ -205,12 +203,12 @@ def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
         with gzip.open(path, "wb", compresslevel=6) as file:
             file.write(clicks.write_csv().encode())
     else:
-        raise ClickLogError(f"{path}: click logs are written as .parquet, .csv or .csv.gz")
+        raise ClickLogError(f"{path}: expected a name ending in .parquet, .csv or .csv.gz")
 
 
 def _rejected_path(path: str | Path) -> Path:
-    """The log's name + .rejected.csv beside it; in the working directory for a URL, or where
-    nobody may write beside the log. A glob has the name of the folder that it begins in."""
+    """The log's name + .rejected.csv in its folder, or in the working directory for a URL and where
+    that folder is not writable. A glob has the name of the folder that it begins in."""
     parts = [part for part in Path(str(path)).parts if not any(c in part for c in "*?[")]
     whole = Path(*parts)
     if whole.name in ("", ".."):  # the working directory, or one that is named from it
@@ -225,12 +223,12 @@ def _write_rejected(bad: pl.LazyFrame, path: Path) -> None:
             bad.sink_csv(file, engine="streaming")
     except OSError as error:
         raise ClickLogError(
-            f"{path}, the file for the log's bad rows, cannot be written: {error.strerror}"
+            f"{path}, for the bad rows of the log, cannot be written: {error.strerror}"
         ) from error
 
 
 def _warn_of_seconds(path: str | Path, timestamp_ms: pl.Series, columns: Columns) -> None:
-    """A warning alone: the numbers may be an order, of which nothing is known."""
+    """Only a warning, since the numbers may be an order rather than times."""
     earliest, latest = timestamp_ms.min(), timestamp_ms.max()
     if columns.time_unit == "ms" and (EPOCH_SECONDS[0] <= earliest and latest <= EPOCH_SECONDS[1]):  # type: ignore[operator]  # integers
         log.warning(
@@ -238,5 +236,5 @@ def _warn_of_seconds(path: str | Path, timestamp_ms: pl.Series, columns: Columns
             clicks=str(path),
             column=columns.time,
             found=earliest,
-            read_as="milliseconds of January 1970; say time_unit s if they are seconds",
+            read_as="milliseconds of January 1970; set time_unit=s if they are seconds",
         )

@@ -1,4 +1,4 @@
-"""Which types of event a session model reads, and which it is to predict."""
+"""Which types of event advance a session, and which are to be predicted."""
 
 from collections.abc import Iterable
 from typing import Annotated
@@ -11,33 +11,33 @@ from train.data.sessions import TARGET_WEIGHT
 from train.data.source import ClickLogError
 
 MAX_TARGET = 1e6
-"""Far above any use, and far below what a sum of float32 can hold."""
+"""Far above any use, and far below the limits of a sum in float32."""
 _KIND = "\0event_type"
 
 
 class EventTypes(BaseModel):
-    """What a click's type says about it; by default nothing."""
+    """What a click's type decides; by default nothing."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     column: str = Field(default="event_type", min_length=1)
-    """Column of the type; numbers are named by their text."""
+    """Column of the type; numbers are compared as text."""
     inputs: tuple[str, ...] | None = None
-    """Types that advance a session; clicks of other types, or of none, are dropped before
-    anything else. Unset: all do."""
+    """Types that advance a session; clicks of other types, or without one, are dropped first.
+    Unset: all do."""
     targets: dict[str, Annotated[float, Field(ge=0, le=MAX_TARGET)]] | None = None
-    """What a click of a type counts as the one to predict, as purchase=3; types that are not
-    named count 0: they are read and never a target. Unset: every click counts 1."""
+    """Weight of a type's clicks as targets, such as purchase=3; other types have weight 0: they are
+    read but never predicted. Unset: every click has weight 1."""
 
     @model_validator(mode="after")
     def _check(self) -> "EventTypes":
         if self.inputs is not None and not self.inputs:
-            raise ValueError("inputs names no type: no click would be left")
+            raise ValueError("inputs is empty: no click would be left")
         if self.targets is not None and not any(self.targets.values()):
-            raise ValueError("targets gives no type a weight above 0: nothing would be predicted")
+            raise ValueError("targets has no weight above 0: nothing would be predicted")
         unread = sorted(set(self.targets or ()) - set(self.inputs or self.targets or ()))
         if unread:
-            raise ValueError(f"targets names {unread[0]!r}, which inputs drops from the sessions")
+            raise ValueError(f"targets has {unread[0]!r}, which is not one of the inputs")
         return self
 
 
@@ -51,7 +51,7 @@ def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
         return clicks
     if event_types.column not in clicks.columns:
         raise ClickLogError(
-            f"the log has no column {event_types.column!r} for the types of its events, only "
+            f"the log has no column {event_types.column!r} of event types; its columns are "
             f"{', '.join(clicks.columns)}"
         )
     kinds = texts(clicks[event_types.column]).alias(_KIND)
@@ -60,8 +60,8 @@ def weigh_events(clicks: pl.DataFrame, event_types: EventTypes) -> pl.DataFrame:
     def check(wanted: Iterable[str], role: str) -> None:
         if not set(wanted) & set(found):
             raise ClickLogError(
-                f"no click of the log is of the {role} {', '.join(sorted(wanted))}; "
-                f"{event_types.column} holds {', '.join(found[:20]) or 'nothing'}"
+                f"no click of the log has one of the {role} {', '.join(sorted(wanted))}; "
+                f"the values of {event_types.column} are {', '.join(found[:20]) or 'all empty'}"
             )
 
     clicks, kind = clicks.with_columns(kinds), pl.col(_KIND)

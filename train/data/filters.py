@@ -19,18 +19,18 @@ class Filters(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     last_days: PositiveFloat | None = None
-    """Only sessions that begin less than so many days before the newest one does, found before
-    anything else; 0.125 is three hours. Means nothing where the log's time is only an order."""
+    """Only sessions that begin less than so many days before the newest one; applied before the
+    other filters. 0.125 is three hours. Meaningless where the log's time is only an order."""
     min_item_support: PositiveInt = 1
-    """Items with fewer clicks are left out."""
+    """Drop items with fewer clicks."""
     min_session_length: PositiveInt = 2
-    """Sessions with fewer clicks are left out."""
+    """Drop sessions with fewer clicks."""
     drop_repeats: bool = False
-    """Keep one click of a run of clicks on the same item."""
+    """Keep one click of consecutive clicks on the same item."""
 
 
 class Filtered(NamedTuple):
-    """The clicks that passed, and how many did not."""
+    """The clicks that are left, and how many each filter dropped."""
 
     clicks: pl.DataFrame
     rare_item_clicks: int
@@ -40,10 +40,10 @@ class Filtered(NamedTuple):
 
 
 def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
-    """The part of the log that passes every filter, found by repeating them.
+    """The clicks that pass every filter; filtering them again changes nothing.
 
-    A dropped item shortens sessions and a dropped session takes support from items, so one
-    round is not enough; filtering the result again changes nothing.
+    The filters are repeated, since a dropped item shortens sessions and a dropped session lowers
+    the support of items.
     """
     n_before = len(clicks)
     if filters.last_days is not None:
@@ -88,7 +88,7 @@ class _Left(NamedTuple):
 
 
 def _counts(code: UInt32[np.ndarray, "T"]) -> Int[np.ndarray, "T"]:
-    """How often each click's code occurs. Counting a million items takes no hash table."""
+    """How often each click's code occurs."""
     return np.asarray(np.bincount(code)[code])
 
 

@@ -1,7 +1,7 @@
-"""The names of a log as numbers that know their text, and the one order that logs stand in.
+"""Ids of a log as categories, the order of a log's rows, and a collected log as it was served.
 
-A hundred million names of 36 bytes are 5 GB of text; as Categorical columns they are 0.4 GB and
-each name is kept once. Logs share the numbering, so their columns can be compared and appended.
+A hundred million ids of 36 bytes are 5 GB of text, and 0.4 GB as Categorical columns. Logs share
+the categories, so their columns can be compared and appended.
 """
 
 import numpy as np
@@ -13,10 +13,10 @@ from train.data.source import ClickLogError
 SESSION_ID = pl.Categorical(pl.Categories("session_id", namespace="nextclick"))
 ITEM_ID = pl.Categorical(pl.Categories("item_id", namespace="nextclick"))
 VISITOR_ID = pl.Categorical(pl.Categories("visitor_id", namespace="nextclick"))
-"""Names that are gone once their sessions are cut, apart so that their memory is freed then."""
+"""A category of its own, so that its memory is freed once the sessions are cut."""
 
 KAFKA_COLUMNS = ("kafka_topic", "kafka_partition", "kafka_offset")
-"""Where a click of a collected log stands."""
+"""Where a click of a collected log was read."""
 OWN_MS = "\0own_ms"
 """The time of a late click of a collected log as it was sent; no log has a column of this name."""
 WATERMARK_MS = "\0watermark_ms"
@@ -26,19 +26,19 @@ NEVER_MS = np.iinfo(np.int64).max
 
 
 def number_ids(log: pl.DataFrame) -> pl.DataFrame:
-    """The log with categorical session_id and item_id; unchanged if they are."""
+    """The log with categorical session_id and item_id."""
     names = {"session_id": SESSION_ID, "item_id": ITEM_ID}
     text = {name: dtype for name, dtype in names.items() if log.schema.get(name) == pl.String}
     return log.cast(text) if text else log  # type: ignore[arg-type]  # a dict of names is fine
 
 
 def codes(names: pl.Series) -> UInt32[np.ndarray, "T"]:
-    """The number behind every name of a categorical column."""
+    """The category number of every row."""
     return names.to_physical().to_numpy()
 
 
 def n_names(names: pl.Series) -> int:
-    """How many different names a categorical column holds."""
+    """Number of distinct names in a categorical column."""
     code = codes(names)
     seen = np.zeros(int(code.max(initial=0)) + 1, dtype=bool)
     seen[code] = True
@@ -48,16 +48,16 @@ def n_names(names: pl.Series) -> int:
 def session_starts(
     clicks: pl.DataFrame,
 ) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
-    """The first row of every session of a log in order, and its time, which never falls."""
+    """The first row of every session of an ordered log, and its time, which never decreases."""
     length = clicks.select(pl.col("session_id").rle().struct.field("len")).to_series().to_numpy()
     start = np.cumsum(length, dtype=np.int64) - length
     return start, clicks["timestamp_ms"].to_numpy()[start]
 
 
 def in_order(log: pl.DataFrame) -> pl.DataFrame:
-    """Sessions by their first click, ties by name; clicks of a session by time, ties as they come.
+    """The log by the sessions' first clicks, ties by name, then by time, ties as they are.
 
-    The log itself if it stands so already. session_id is categorical.
+    The log itself if it is in this order already. session_id is categorical.
     """
     if log.is_empty():
         return log
@@ -74,7 +74,7 @@ def in_order(log: pl.DataFrame) -> pl.DataFrame:
         return log
     rows = _stable_order(session)
     if not _is_sorted(session[rows], timestamp_ms[rows]):
-        # A topic is in order of time nearly everywhere; most logs never come here.
+        # Rare: most logs are nearly in order of time.
         by_time = _stable_order(timestamp_ms)
         rows = by_time[_stable_order(session[by_time])]
     return log[pl.Series(rows)]
@@ -177,7 +177,7 @@ def _with_parts(
 
 
 def with_own_times(log: pl.DataFrame) -> pl.DataFrame:
-    """The log with the times that its clicks said, in the order in which it stands."""
+    """The log with its clicks' own times, in the same order."""
     if OWN_MS not in log.columns:
         return log
     return log.with_columns(timestamp_ms=OWN_MS).drop(OWN_MS)
@@ -192,7 +192,7 @@ def _by_first_click(
     same = np.diff(first_ms[order]) == 0
     tied = np.r_[False, same] | np.r_[same, False]
     if tied.any():
-        # Comparing texts is dear, and few sessions begin in the same millisecond.
+        # Comparing texts is slow, and few sessions begin in the same millisecond.
         is_tied = np.zeros(len(first_ms), dtype=bool)
         is_tied[order[tied]] = True
         names = session_id.filter(pl.Series(is_tied[codes(session_id)])).unique()

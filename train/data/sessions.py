@@ -1,7 +1,4 @@
-"""Sessions as flat arrays, and the catalogue that numbers their items.
-
-What the trainer, the baselines and the evaluator read: three arrays instead of a list a session.
-"""
+"""Sessions as flat arrays, which trainer, baselines and evaluator read, and the item catalogue."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +13,8 @@ from jaxtyping import Bool, Float32, Int32, Int64
 from train.data.context import ContextField, context_indices
 from train.data.order import ITEM_ID, OWN_MS, codes, in_order, n_names, number_ids
 
-TARGET_WEIGHT = "\0target_weight"  # a name no log has a column of
-SHORTEST_SESSION = 2  # one click has no next click: nothing to learn from, nothing to predict
+TARGET_WEIGHT = "\0target_weight"  # no log has a column of this name
+SHORTEST_SESSION = 2  # a single click has no next click to predict
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,21 @@ class Catalogue:
 
 @dataclass(frozen=True, slots=True)
 class Sessions:
-    """Clicks of S sessions, one session behind the other.
+    """Clicks of S sessions, one session after the other.
 
     Session s is rows ``start[s]:start[s + 1]`` of the click arrays, in order of time.
-    Sessions stand in order of their first click, so a slice from the end is the newest part.
+    Sessions are in order of their first click, so a slice from the end is the newest part.
     """
 
     item_index: Int64[np.ndarray, "T"]
     timestamp_ms: Int64[np.ndarray, "T"]
     start: Int64[np.ndarray, "S_plus_1"]
     session_id: pl.Series
-    """S names, categorical or text: of twenty million a list of texts would be 2 GB."""
+    """S names, categorical or text: a list of twenty million texts would be 2 GB."""
     context: Int32[np.ndarray, "T F"]
     """The number of every click in every context field (`train/data/context.py`); F may be 0."""
     target_weight: Float32[np.ndarray, "T"]
-    """What a click counts as the one to predict; 0: it is read but never a target."""
+    """Weight of a click as a target; 0: it is read but never predicted."""
 
     def __len__(self) -> int:
         return len(self.session_id)
@@ -97,21 +94,21 @@ class Sessions:
 
 
 class Indexed(NamedTuple):
-    """Sessions over a catalogue, and what had to be left out to make them."""
+    """Sessions over a catalogue, and how much of the log they leave out."""
 
     sessions: Sessions
     catalogue: Catalogue
     dropped_clicks: int
-    """Clicks on items the catalogue does not have."""
+    """Clicks on items that are not in the catalogue."""
     dropped_sessions: int
-    """Sessions shorter than two clicks once those are gone."""
+    """Sessions with fewer than two other clicks."""
 
 
 def build_catalogue(log: pl.DataFrame, known: Catalogue | None = None) -> Catalogue:
     """Every item of the log, the most clicked first, ties by item_id.
 
-    Popular rows beside each other are what negatives drawn by popularity touch most. `known`: items
-    that keep their index whether or not the log has them; new ones come behind.
+    So the rows that negatives drawn by popularity touch most are close together. `known`: items
+    that keep their index whether or not the log has them; new ones come after them.
     """
     counts = log["item_id"].value_counts(name="clicks")
     items = counts.sort(["clicks", "item_id"], descending=[True, False])["item_id"].to_list()
@@ -128,8 +125,8 @@ def build_sessions(
     """The log's sessions over ``catalogue`` (default: the log's own items).
 
     Needs the columns session_id and item_id (categorical or text) and timestamp_ms; clicks of one
-    session and one timestamp keep the order they have in the log. Sessions that begin together
-    stand in the order of their names. A gap of ``context`` counts from the last click on a known
+    session and one timestamp keep the order they have in the log. Sessions that begin at the same
+    time are in order of their names. A gap of ``context`` counts from the last click on a known
     item, as it does in the stream. Where the log has a column target_weight, it is kept.
     """
     wanted = {"session_id", "item_id", "timestamp_ms", OWN_MS, TARGET_WEIGHT}
@@ -152,7 +149,7 @@ def build_sessions(
         clicks, sessions = clicks.filter(pl.Series(kept)), sessions.filter(long_enough)
     return Indexed(
         sessions=Sessions(
-            # writable: torch.from_numpy warns about arrays it could be made to change
+            # writable: torch.from_numpy warns about arrays that are not
             item_index=row[codes(clicks["item_id"])],
             timestamp_ms=clicks["timestamp_ms"].to_numpy(writable=True),
             start=np.concatenate([[0], np.cumsum(sessions["len"].to_numpy())]).astype(np.int64),

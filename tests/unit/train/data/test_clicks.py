@@ -377,7 +377,7 @@ def test_bad_rows_of_a_relative_glob_come_beside_its_folder_under_the_folders_na
 def test_an_unwritable_place_for_bad_rows_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("session_id,item_id,timestamp_ms\ns,a,1\ns,a,x\n")
-    with pytest.raises(ClickLogError, match="the file for the log's bad rows, cannot be written"):
+    with pytest.raises(ClickLogError, match="for the bad rows of the log, cannot be written"):
         read_clicks(path, rejected_path=tmp_path / "absent" / "bad.csv")
 
 
@@ -534,9 +534,9 @@ def test_a_split_without_a_test_side_is_one_sentence() -> None:
     with pytest.raises(ClickLogError, match="a log of 1 session cannot be split"):
         split_by_time(clicks)
     clicks = log([("s", "a", 0), ("s", "b", 1), ("t", "a", 2), ("t", "b", 3)])
-    with pytest.raises(ClickLogError, match="no session of 2"):
+    with pytest.raises(ClickLogError, match="none of the log's 2 sessions"):
         split_by_time(clicks, fraction=0.1)
-    with pytest.raises(ClickLogError, match="every session of 2"):
+    with pytest.raises(ClickLogError, match="all of the log's 2 sessions"):
         split_by_time(clicks, days=1)
 
 
