@@ -16,7 +16,7 @@ from train.__main__ import main as train
 ROOT = FOLDER.parent
 MAINS: dict[str, Callable[[], int]] = {"stream": stream, "train": train, "export": export}
 # Read by the tests and the demo, and no setting of a command.
-OTHER_VARIABLES = {"NEXTCLICK_DATA"}
+OTHER_VARIABLES = {"NEXTCLICK_DATA", "NEXTCLICK_REQUIRE_DOCKER"}
 HISTOGRAM_PARTS = re.compile(r"_(bucket|sum|count)$")
 
 
