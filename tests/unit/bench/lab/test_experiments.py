@@ -168,7 +168,7 @@ def test_runs_are_kept_and_not_repeated(
     assert "| gru too fast | diverges |" in page
     assert "# synthetic, test" in page and "| **gru** (base) | " in page
     assert f"{base['mrr_at_20']['value']:.4f}".removeprefix("0") in page
-    living, _, last = page.partition(f"## Measured at {GONE}, code gone")
+    living, _, last = page.partition(f"## Code gone, last in {GONE}")
     assert "| a cell that is gone" in last and "a cell that is gone" not in living
 
     one = ranks_path(TINY, "base", 2, ranks)
