@@ -1,4 +1,4 @@
-"""A training as it can be followed in a terminal."""
+"""A training's progress in a terminal."""
 
 import structlog
 from rich.console import Console
@@ -13,9 +13,9 @@ _SMOOTHING = 0.98  # of the loss shown: about the mean of the last 50 steps
 
 
 class EpochProgress:
-    """A bar for the epoch in progress with its loss and clicks/s, and a log line for each one done.
+    """A bar for the current epoch with loss and clicks/s, and a log line for every finished one.
 
-    A context manager; outside a terminal only the log lines are written.
+    A context manager. Outside a terminal it writes the log lines only.
     """
 
     def __init__(self, clicks_per_epoch: int, first_epoch: int, n_epochs: int) -> None:
@@ -39,7 +39,7 @@ class EpochProgress:
         return f"epoch {epoch}/{self._n_epochs}"
 
     def watch(self) -> Watch:
-        """What `fit` is to tell."""
+        """The callbacks for `fit`."""
         return Watch(on_step=self._on_step, on_epoch=self._on_epoch)
 
     def __enter__(self) -> "EpochProgress":

@@ -23,10 +23,6 @@ N_BINS = 20
 """Bins of a numeric attribute, each with as many items."""
 
 
-class ItemTableError(TrainError):
-    """One sentence on why a table of items cannot be used."""
-
-
 @dataclass(frozen=True, slots=True)
 class ContentBased:
     """Items by the cosine of their attributes to those of the session's items."""
@@ -50,14 +46,14 @@ class ContentBased:
 def read_items(path: Path) -> pl.DataFrame:
     """A table of items, tab-separated with ItemId first, every column as text.
 
-    Raises ItemTableError for a file that is missing, unreadable or without ItemId.
+    Raises TrainError for a file that is missing, unreadable or without ItemId.
     """
     try:
         items = pl.read_csv(path, separator="\t", quote_char=None, infer_schema=False)
     except (OSError, pl.exceptions.PolarsError) as error:
-        raise ItemTableError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise TrainError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
     if "ItemId" not in items.columns:
-        raise ItemTableError(f"{path} has no column ItemId, only {', '.join(items.columns)}")
+        raise TrainError(f"{path} has no column ItemId, only {', '.join(items.columns)}")
     return items
 
 
@@ -72,8 +68,8 @@ def content_based(
     """Content-based lists from a table with ItemId and attributes.
 
     The words of a column are its tokens; `numeric` columns have one of 20 bins instead. An item
-    that the table lacks has no attributes: it is listed by support, behind all that match.
-    Raises ItemTableError for a numeric column that the table lacks or that is none.
+    that the table lacks has no attributes: it is listed by support, after all that match.
+    Raises TrainError for a numeric column that the table lacks or whose values are not numbers.
     """
     tokens = _tokens(items, numeric)
     rows = pl.DataFrame({"ItemId": catalogue.item_ids, "row": np.arange(len(catalogue))})
@@ -95,7 +91,7 @@ def _tokens(items: pl.DataFrame, numeric: Sequence[str]) -> pl.DataFrame:
     parts = [pl.DataFrame(schema={"ItemId": pl.String, "token": pl.String})]
     for name in numeric:
         if name not in items.columns:
-            raise ItemTableError(f"no numeric column {name!r} among {', '.join(items.columns)}")
+            raise TrainError(f"no numeric column {name!r} among {', '.join(items.columns)}")
     for name in items.columns:
         if name == "ItemId":
             continue
@@ -110,7 +106,9 @@ def _bins(values: pl.Series) -> pl.Series:
     try:
         number = values.cast(pl.Float64)
     except pl.exceptions.InvalidOperationError:
-        raise ItemTableError(f"{values.name!r} is named as numeric but has other values") from None
+        raise TrainError(
+            f"{values.name!r} is named as numeric but has values that are not numbers"
+        ) from None
     known = number.drop_nulls().to_numpy()
     edges = np.unique(np.quantile(known, np.arange(1, N_BINS) / N_BINS)) if len(known) else known
     bins = pl.Series(values.name, np.searchsorted(edges, number.to_numpy(), side="right"))

@@ -113,8 +113,8 @@ def fit_bpr(
 
 
 def _fitted(of: Callable[..., Any], clicks: scipy.sparse.csr_matrix, **options: float) -> Any:
-    """A model of implicit's, on one core and alike each time."""
-    with threadpool_limits(1, "blas"):  # implicit warns of BLAS threads beside its own loops
+    """A model of implicit's, trained on one core, with the same result every time."""
+    with threadpool_limits(1, "blas"):  # implicit warns of BLAS threads next to its own
         model = of(**options, num_threads=1, random_state=0)
         model.fit(clicks, show_progress=False)
     return model

@@ -1,4 +1,4 @@
-"""Lists without what the session has clicked already, for logs that have no repeats."""
+"""Lists without the items already clicked, for logs without repeats."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from train.measure.ranking import Predictor, SessionBatch
 
 @dataclass(frozen=True, slots=True)
 class NovelOnly:
-    """A predictor's scores with the known clicks' items level with its last item.
+    """A predictor's scores, with the items already clicked lowered to the lowest of all.
 
     Neighbours, factors and attributes put those items first. Where a log's publisher has removed
     repeats that wastes the first places; wherever there are some, it costs every one of them.
@@ -20,7 +20,7 @@ class NovelOnly:
     predictor: Predictor
 
     def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
-        """The scores, known items at the row's lowest; the array is the same in every step."""
+        """The scores, known items at the row's lowest; every step reuses the array."""
         scores = np.empty((0, 0))
         for prefix, plain in zip(batch.steps(), self.predictor.predict(batch), strict=True):
             b = len(prefix)

@@ -20,7 +20,7 @@ from train.data.sessions import Sessions
 from train.measure.ranking import SessionBatch
 
 TIE_BREAK = 1e-9
-"""What support counts beside weights that are no whole numbers: it orders only equal ones."""
+"""What support counts next to fractional weights: it orders only equal ones."""
 
 
 @dataclass(frozen=True, slots=True)

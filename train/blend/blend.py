@@ -18,8 +18,8 @@ from train.command import Settings, TrainError
 from train.measure.ranking import Predictor, SessionBatch
 
 N_LENGTHS = 4
-"""Prefixes of 1, 2, 3, and 4 or more clicks have weights of their own: neighbours know little of
-one click, a network more of many."""
+"""Prefixes of 1, 2, 3, and 4 or more clicks have weights of their own: which part is best depends
+on how many clicks it has seen."""
 
 
 class BlendWeights(Settings):
@@ -49,13 +49,13 @@ class Blend:
     """The weighted sum of its parts, by the number of known clicks."""
 
     predictors: Mapping[str, Predictor]
-    """The parts; more than `weights` names may be there."""
+    """The parts, and possibly others that `weights` does not name."""
     weights: BlendWeights
 
     def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
         """The sum for each of `batch.steps()`; the array is the same in every step.
 
-        A part whose weight is 0 for a length is still asked, as its state goes from step to step.
+        A part of weight 0 for a length is still asked: it carries its state from step to step.
         """
         parts = [self.predictors[name].predict(batch) for name in self.weights.parts]
         total = np.empty((0, 0), dtype=np.float32)

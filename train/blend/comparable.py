@@ -12,7 +12,7 @@ Transform = Literal["standardised", "root", "softmax", "share", "reciprocal-rank
 """standardised: mean 0 and deviation 1 over the catalogue. root: the same of the square roots,
 which a few items with many votes dominate less. softmax: of log-odds, as a network gives them.
 share: of all votes; both of them are probabilities. reciprocal-rank: 1 / (10 + place) in the
-first 100 places, 0 behind."""
+first 100 places, 0 after."""
 FOR_VOTES: tuple[Transform, ...] = ("root", "share")
 """These need scores that are not negative."""
 

@@ -26,7 +26,7 @@ from train.measure.predictor import MODEL
 from train.measure.ranking import rank_targets
 from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 from train.progress import EpochProgress
-from train.report import PLOT, plot_training, write_figures
+from train.report.training import PLOT, plot_training, write_figures
 
 SHOWN = ("recall_at_20", "mrr_at_20")
 

@@ -13,7 +13,7 @@ class RowProduct:
 
     On a CPU the table is laid out once for oneDNN: 8 rows and more take 91 us each at 43,097 items
     and H = 100, 95 GFLOP/s, where `F.linear`, which calls MKL, takes 160 to 190 on an AMD core
-    (bench/results/evaluate.json). The table's later changes are not seen. Elsewhere `F.linear`.
+    (bench/results/evaluate.json). Later changes of the table are not seen. Elsewhere `F.linear`.
     """
 
     def __init__(self, rows: Float[Tensor, "N H"], bias: Float[Tensor, "N"]) -> None:

@@ -18,7 +18,7 @@ METRICS = tuple(f"{name}_at_{k}" for k in CUTOFFS for name in ("recall", "mrr", 
 
 
 class Lost(NamedTuple):
-    """Predictions a log asks for that its sessions over the catalogue do not hold."""
+    """Predictions that a log asks for, missing from its sessions over the catalogue."""
 
     predictions: int
     weight: float
@@ -40,7 +40,7 @@ def figures(ranks: Ranks, lost: Lost | None = None) -> dict[str, float]:
     """METRICS over all predictions, and over the novel and the repeat targets under `novel_` and
     `repeat_`; means by the targets' weights.
 
-    With `lost`, the same over all predictions under `with_unknown_`, those lost being misses.
+    With `lost`, also METRICS with the lost predictions as misses, under `with_unknown_`.
     """
     result = _means("", ranks) | _means("novel_", ranks.of(ranks.novel))
     result |= _means("repeat_", ranks.of(~ranks.novel))
@@ -60,10 +60,11 @@ def _means(prefix: str, ranks: Ranks, lost: Lost = NOTHING_LOST) -> dict[str, fl
 
 
 def lost_predictions(log: pl.DataFrame, sessions: Sessions) -> Lost:
-    """What is lost of a log in the `sessions` that were built from it.
+    """Predictions of a log that its `sessions` lack, which were built from it.
 
-    In the log as it stands every click but a session's first is a prediction. A click on an item
-    new since the training is a sure miss; so is the first known one behind nothing but such.
+    In the log itself, every click but a session's first is a prediction. A click on an item that is
+    new since the training is a sure miss; so is the first one on a known item that only such clicks
+    precede.
     """
     clicks = log.sort("timestamp_ms", maintain_order=True)
     later_in_log = clicks.filter(~pl.col("session_id").is_first_distinct())

@@ -1,7 +1,7 @@
 """How high up a model lists the click that comes next.
 
 The protocol is one for every model: the next item of every prefix of every session, against the
-whole catalogue, nothing sampled. Sessions of like length are stepped side by side.
+whole catalogue, nothing sampled. Sessions of similar length are stepped together.
 """
 
 from collections.abc import Iterator
@@ -24,27 +24,26 @@ PROTOCOL = (
 )
 
 # Scores of one step, at 4 bytes: 24 MB keeps 1 million items in bounds and 43,097 items at 139
-# rows, where the matrix product is at its full speed. Above 32 MiB each step's matrix is mapped
-# anew by the allocator, and half as many predictions are made a second.
+# rows, where the matrix product is at its full speed. Above 32 MiB the allocator maps each
+# step's matrix anew, and predictions/s fall by half.
 _SCORES_PER_STEP = 6_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class SessionBatch:
-    """B sessions side by side, the longest first."""
+    """B sessions, the longest first."""
 
     item_index: Int64[np.ndarray, "B T"]
-    """Click t of session b; zeros behind a session's end, never to be read."""
+    """Click t of session b; zeros after a session's end, which nobody reads."""
     lengths: Int64[np.ndarray, "B"]
     timestamp_ms: Int64[np.ndarray, "B T"]
-    """When click t was made; of the prefix alone a predictor may know it."""
+    """When click t was made; a predictor may only look at the prefix."""
     context: Int32[np.ndarray, "B T F"]
-    """Its number in every context field; likewise."""
+    """Its value in every context field, as a number; the same holds."""
 
     def steps(self) -> Iterator[Int64[np.ndarray, "b t"]]:
-        """Prefixes of 1, 2, ... clicks of the sessions that go on after them.
-
-        Those are the first b rows, b falling with t.
+        """Prefixes of 1, 2, ... clicks of the sessions that continue after them: the first b rows,
+        where b falls with t.
         """
         for t in range(1, int(self.lengths.max(initial=0))):
             yield self.item_index[: np.count_nonzero(self.lengths > t), :t]
@@ -58,7 +57,7 @@ class Predictor(Protocol):
         """Scores of the whole catalogue as the next click, for each of `batch.steps()`.
 
         Row b must be a function of that prefix alone. The evaluator does not change the array,
-        and has done with it when it asks for the next one: its memory may be used again.
+        and no longer needs it when it asks for the next one: its memory may be reused.
         """
         ...
 
@@ -71,8 +70,8 @@ def rank_targets(
 ) -> Ranks:
     """The rank of the next click after every prefix of every session.
 
-    Clicks with a target weight of 0 are read and never a target. Where `listed` is given, every
-    item's entry grows by the top-20 lists it stands in, for `list_figures` of `lists.py`.
+    Clicks with a target weight of 0 are read, but never a target. With `listed`, every item's entry
+    grows by the number of top-20 lists that hold it, for `list_figures` of `lists.py`.
     """
     rank = np.zeros(sessions.n_clicks, dtype=np.int64)
     for row, batch in session_batches(sessions, batch_rows(n_items)):
@@ -87,7 +86,7 @@ def rank_targets(
 
 
 def batch_rows(n_items: int) -> int:
-    """Sessions that are stepped side by side."""
+    """Sessions that are stepped together."""
     return max(1, _SCORES_PER_STEP // n_items)
 
 

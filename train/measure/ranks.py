@@ -13,7 +13,7 @@ from train.measure.compiled import compiled
 class Ranks:
     """Every prediction of an evaluation, one row each, by session and then by position.
 
-    So two models over the same sessions line up row by row.
+    Two models over the same sessions therefore line up row by row.
     """
 
     session: Int64[np.ndarray, "P"]
@@ -21,7 +21,7 @@ class Ranks:
     position: Int64[np.ndarray, "P"]
     """Clicks of the session that were known."""
     length: Int64[np.ndarray, "P"]
-    """Clicks of the session, those still to come included."""
+    """Clicks of the session, including those still to come."""
     target: Int64[np.ndarray, "P"]
     """item_index of the click that came."""
     rank: Int64[np.ndarray, "P"]
@@ -29,13 +29,13 @@ class Ranks:
     novel: Bool[np.ndarray, "P"]
     """The target is not among the known clicks."""
     weight: Float32[np.ndarray, "P"]
-    """What the prediction counts for; above 0."""
+    """What the prediction counts; above 0."""
 
     def __len__(self) -> int:
         return len(self.rank)
 
     def of(self, rows: Bool[np.ndarray, "P"]) -> "Ranks":
-        """The chosen predictions alone."""
+        """Only the chosen predictions."""
         return Ranks(**{field.name: getattr(self, field.name)[rows] for field in fields(Ranks)})
 
 
@@ -66,7 +66,7 @@ def place_of(scores: Float[np.ndarray, "N"], score: float) -> int:
 def ranks_of(sessions: Sessions, rank: Int64[np.ndarray, "T"]) -> Ranks:
     """Ranks of all clicks that are targets: not a session's first, and of a weight above 0.
 
-    Row t of `rank` is the rank click t had as the next one.
+    Row t of `rank` is the rank that click t had as the next one.
     """
     lengths = sessions.lengths
     session = np.repeat(np.arange(len(sessions)), lengths)

@@ -1,7 +1,7 @@
 """What is kept of measuring one model on one log: all that tests and reports are made of.
 
-One `.npz` an evaluation, read with `allow_pickle=False`: tables, intervals, slices and paired
-tests come from it without running a model again.
+One `.npz` per evaluation: tables, intervals, slices and paired tests come from it without running
+a model again.
 """
 
 import hashlib
@@ -16,9 +16,9 @@ from zipfile import BadZipFile
 import numpy as np
 import polars as pl
 from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
-from train.command import TrainError
+from train.command import Settings, TrainError
 from train.data.context import texts
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
 from train.measure.lists import list_figures
@@ -35,15 +35,7 @@ _ROWS_AT_ONCE = 1_000_000  # their texts are tens of megabytes
 _NULL = 2**32 - 1  # longer than any text
 
 
-class EvaluationError(TrainError):
-    """One sentence: the file, what was found, what was expected."""
-
-
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LogCounts(_Record):
+class LogCounts(Settings):
     """The log a model was measured on."""
 
     name: str
@@ -55,14 +47,14 @@ class LogCounts(_Record):
     dropped_clicks: int = 0
     """Clicks on items unseen in training."""
     dropped_sessions: int = 0
-    """Sessions shorter than two clicks once those are gone."""
+    """Sessions with fewer than two clicks once those are gone."""
     lost: Lost = NOTHING_LOST
-    """Predictions that went with them."""
+    """Predictions that were dropped with them."""
     content_hash: str = ""
-    """Of the times, items and further columns of all its clicks: two logs of one name are two."""
+    """Of the times, items and further columns of all clicks: tells logs of the same name apart."""
     targets_hash: str = ""
-    """Of the items that were predicted, in their order, however a catalogue numbers them; none in
-    what was kept before there was one."""
+    """Of the predicted items in their order, however a catalogue numbers them; empty in old
+    files."""
 
     @property
     def identity(self) -> tuple[str, str]:
@@ -70,15 +62,15 @@ class LogCounts(_Record):
         return self.name, self.content_hash
 
 
-class Training(_Record):
-    """How a model with epochs came about."""
+class Training(Settings):
+    """The training of a model that has epochs."""
 
     epoch: int
     """The epoch that was measured."""
     history: list[EpochRecord]
 
 
-class EvaluationInfo(_Record):
+class EvaluationInfo(Settings):
     """Everything of an evaluation that is not an array."""
 
     format: int = 1
@@ -86,7 +78,7 @@ class EvaluationInfo(_Record):
     log: LogCounts
     protocol: str = PROTOCOL
     seconds: float
-    """What ranking took; with lists, those included."""
+    """What ranking and listing took."""
     training: Training | None = None
     first_click: dict[str, float]
     """Figures of the first click of every session, answered by popularity."""
@@ -101,10 +93,10 @@ class Evaluation:
     support: Int64[np.ndarray, "N"]
     """Clicks on every item in training."""
     listed: Int64[np.ndarray, "N"]
-    """Top-20 lists every item stood in; all 0 where lists were not looked at."""
+    """Top-20 lists that hold the item; all 0 in old files that did not count them."""
 
     def figures(self) -> dict[str, float]:
-        """Every figure of the protocol, and those of the lists where they were looked at."""
+        """Every figure of the protocol, and those of the lists where they were counted."""
         result = figures(self.ranks, self.info.log.lost)
         return result | (list_figures(self.listed, self.support) if self.listed.any() else {})
 
@@ -112,9 +104,9 @@ class Evaluation:
 def describe_log(
     name: str, indexed: Indexed, lost: Lost = NOTHING_LOST, clicks: pl.DataFrame | None = None
 ) -> LogCounts:
-    """The counts of a log under its name; `lost` from `lost_predictions`.
+    """The counts of a log under its name; `lost` comes from `lost_predictions`.
 
-    `clicks`, the log before anything was dropped, tells it from others of that name.
+    `clicks`, the log before anything was dropped, tells it from others of the same name.
     """
     sessions = indexed.sessions
     return LogCounts(
@@ -132,7 +124,7 @@ def describe_log(
 
 
 def _content_hash(clicks: pl.DataFrame) -> str:
-    """The same for every model: how sessions are cut and targets weighed is a checkpoint's."""
+    """The same for every model: how sessions are cut and targets weighted depends on it."""
     content = hashlib.sha256(np.ascontiguousarray(clicks["timestamp_ms"]).tobytes())
     for name in sorted({*clicks.columns} - {"session_id", "timestamp_ms", TARGET_WEIGHT}):
         dtype = clicks.schema[name]
@@ -150,7 +142,7 @@ def _targets_hash(indexed: Indexed) -> str:
 
 
 def _bytes_of(values: pl.Series) -> bytes:
-    # Polars' own hashes are others in its next version.
+    # Polars' own hashes change with its version.
     lengths = values.str.len_bytes().fill_null(_NULL).to_numpy().tobytes()
     return lengths + str(values.str.join().item()).encode()
 
@@ -163,12 +155,11 @@ def evaluate(
     support: Int64[np.ndarray, "N"],
     *,
     training: Training | None = None,
-    lists: bool = True,
 ) -> Evaluation:
-    """Rank the sessions' clicks and keep everything; `lists` costs a tenth more time."""
+    """Rank the sessions' clicks and keep everything, what the lists show included."""
     listed = np.zeros(len(support), dtype=np.int64)
     begin = time.perf_counter()
-    ranks = rank_targets(predictor, sessions, len(support), listed if lists else None)
+    ranks = rank_targets(predictor, sessions, len(support), listed)
     info = EvaluationInfo(
         model=model,
         log=log,
@@ -180,7 +171,7 @@ def evaluate(
 
 
 def compare_kept(a: Evaluation, b: Evaluation, metric: str) -> Difference:
-    """`compare` of two models, whose catalogues may number the same items in other ways.
+    """`compare` of two models whose catalogues may number the same items differently.
 
     Raises ValueError where they did not predict the same clicks.
     """
@@ -188,36 +179,34 @@ def compare_kept(a: Evaluation, b: Evaluation, metric: str) -> Difference:
     if not (found and expected):
         return compare(a.ranks, b.ranks, metric)
     if found != expected:
-        raise ValueError(f"two models predicted other items: {found} and {expected}")
+        raise ValueError("the two models predicted different items")
     return compare(a.ranks, replace(b.ranks, target=a.ranks.target), metric)
 
 
 def evaluation_path(folder: Path, model: str) -> Path:
-    """Where a folder keeps the evaluation of a model of that name."""
+    """Where a folder keeps the evaluation of a model."""
     return folder / (re.sub(r"[^\w.=+-]+", "_", model) + SUFFIX)
 
 
 def check_replaceable(folder: Path, model: str, log: LogCounts, training: Training | None) -> None:
-    """Raise EvaluationError where the folder keeps another model of that name, or of another log.
+    """Raise TrainError where the folder keeps a different model of that name, or another log's.
 
-    Two networks are one where their epochs went alike, in every digit.
+    Two networks count as the same if their epochs agree in every digit.
     """
     path = evaluation_path(folder, model)
     if not path.exists():
         return
     kept = load_evaluation(path).info
     if kept.log.identity != log.identity:
-        raise EvaluationError(
-            f"{path} was measured on another log, {kept.log.name}: another --out keeps it"
-        )
+        raise TrainError(f"{path} was measured on another log, {kept.log.name}: name another --out")
     if kept.training != training:
-        raise EvaluationError(f"{path} is another checkpoint's: another --out keeps it")
+        raise TrainError(f"{path} belongs to another checkpoint: name another --out")
 
 
 def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
-    """Write `<model>.evaluation.npz`, replacing one of that name; the file's path."""
+    """Write `<model>.evaluation.npz`, replacing an older one, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Narrow types compress to a third; they are widened again when they are read.
+    # Narrow types compress to a third; `load_evaluation` widens them again.
     arrays = {f.name: getattr(evaluation.ranks, f.name) for f in fields(Ranks)}
     arrays |= {"support": evaluation.support, "listed": evaluation.listed}
     narrow = {
@@ -234,7 +223,7 @@ def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """The evaluation in a file. Raises EvaluationError where it holds none."""
+    """The evaluation in a file. Raises TrainError for a file that is not one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -244,47 +233,54 @@ def load_evaluation(path: Path) -> Evaluation:
         return Evaluation(info, Ranks(**wide), support, listed)
     except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
-        raise EvaluationError(f"{path} holds no evaluation: {reason}") from error
+        raise TrainError(f"{path} is not an evaluation: {reason}") from error
 
 
 def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
     """All evaluations in and below the folders, by path.
 
-    Two of one model on one log are told apart by the names of their folders. A model without a
-    training that gave the same answers beside several checkpoints, as a baseline does, is one.
-    Raises EvaluationError for a folder that holds none.
+    Two of the same model and log are told apart by the names of their folders. A model without a
+    training that gave the same answers next to several checkpoints, as a baseline does, is one.
+    Raises TrainError for a folder without evaluations.
     """
     found: dict[Path, Evaluation] = {}
     for folder in folders:
         paths = sorted(folder.rglob(f"*{SUFFIX}"))
         if not paths:
-            raise EvaluationError(f"{folder} holds no file *{SUFFIX}: evaluate a model into it")
+            raise TrainError(f"{folder} holds no file *{SUFFIX}: expected one from evaluate --out")
         found |= {path.resolve(): load_evaluation(path) for path in paths}
-    answered: dict[object, Path] = {}
+    first_of: dict[object, Path] = {}
     for path, kept in found.items():
-        answered.setdefault(path if kept.info.training else _answers(kept), path)
-    found = {path: found[path] for path in answered.values()}
-    alike = defaultdict(list)
-    for path, kept in found.items():
-        alike[*kept.info.log.identity, kept.info.model].append(path)
-    labels = {path: label for paths in alike.values() for path, label in _labels(paths).items()}
+        first_of.setdefault(path if kept.info.training else _answers(kept), path)
+    same_model = defaultdict(list)
+    for path in first_of.values():
+        info = found[path].info
+        same_model[*info.log.identity, info.model].append(path)
+    labels = {path: name for paths in same_model.values() for path, name in _labels(paths).items()}
     return [
         replace(kept, info=kept.info.model_copy(update={"model": kept.info.model + labels[path]}))
         for path, kept in found.items()
+        if path in labels
     ]
 
 
 def _answers(kept: Evaluation) -> tuple[object, ...]:
-    """The same for a model that gave the same ranks to the same clicks, however the items are
-    numbered.
+    """Equal for models that gave the same ranks to the same clicks, however items are numbered.
 
-    Its lists may differ: where scores are equal, the items' numbers decide which ones are in them.
+    Their lists may differ: the items' numbers decide which of equal scores are in them.
     """
-    ranks, targets = kept.ranks, kept.info.log.targets_hash
-    asked = (ranks.session, ranks.position, ranks.weight, ranks.target[: 0 if targets else None])
-    arrays = (array.tobytes() for array in (*asked, ranks.rank, np.sort(kept.support)))
-    of = (*kept.info.log.identity, kept.info.model, targets, bool(kept.listed.any()))
-    return *of, *map(_digest, arrays)
+    ranks, log = kept.ranks, kept.info.log
+    target = ranks.target[: 0 if log.targets_hash else None]
+    arrays = (
+        ranks.session,
+        ranks.position,
+        ranks.weight,
+        target,
+        ranks.rank,
+        np.sort(kept.support),
+    )
+    hashes = (_digest(array.tobytes()) for array in arrays)
+    return *log.identity, kept.info.model, log.targets_hash, bool(kept.listed.any()), *hashes
 
 
 def _digest(content: bytes) -> str:
@@ -292,11 +288,10 @@ def _digest(content: bytes) -> str:
 
 
 def _labels(paths: Sequence[Path]) -> dict[Path, str]:
-    """The last folders of each path, as many as tell all of them apart; nothing for one alone."""
+    """The last folders of each path, as many as tell them apart; nothing for a single one."""
     if len(paths) == 1:
         return {paths[0]: ""}
-    longest = max(len(path.parts) for path in paths)
-    for depth in range(2, longest + 1):
+    for depth in range(2, max(len(path.parts) for path in paths) + 1):
         folders = {path: "/".join(path.parts[-depth:-1]) for path in paths}
         if len(set(folders.values())) == len(paths):
             break

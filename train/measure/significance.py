@@ -1,6 +1,6 @@
-"""How sure a figure is, and whether two models differ: both from kept ranks.
+"""How certain a figure is, and whether two models differ, both from kept ranks.
 
-Sessions, not predictions, are drawn: the clicks of one session hang together. All models of a log
+Sessions are drawn, not predictions: those of one session are not independent. All models of a log
 are resampled with the same draws, which makes their differences paired.
 """
 
@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What one model has over another in one figure, and how likely chance alone gives as much."""
+    """How much better one model is than another in one figure, and how likely by chance."""
 
     value: float
     low: float
@@ -77,7 +77,8 @@ def estimate(ranks: Ranks, metrics: Sequence[str], slicing: Slicing | None = Non
 
 
 def compare(a: Ranks, b: Ranks, metric: str) -> Difference:
-    """What `a` has over `b`: a paired bootstrap's interval and a two-sided sign-flip test.
+    """How much better `a` is than `b`, with a paired bootstrap's interval and a two-sided sign-flip
+    test.
 
     Were the models equal, each session's difference would have come with the other sign as well:
     the p-value is the share of FLIPS random flips whose sum is as far from 0, the observed one
@@ -89,7 +90,7 @@ def compare(a: Ranks, b: Ranks, metric: str) -> Difference:
     )
     if not same:
         raise ValueError(
-            f"two models can be compared on the same predictions alone: found {len(a)} and {len(b)}"
+            f"expected two models with the same predictions, found {len(a)} and {len(b)}"
         )
     weight = a.weight.astype(np.float64)
     gained = weight * (gain(metric, a.rank) - gain(metric, b.rank))
@@ -110,7 +111,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _by_session(ranks: Ranks, columns: Float64[np.ndarray, "P M"]) -> Float64[np.ndarray, "S M"]:
-    """Sums over each session's predictions, which stand behind each other."""
+    """Sums over each session's predictions, which are adjacent."""
     first = np.flatnonzero(np.diff(ranks.session, prepend=-1))
     return np.add.reduceat(columns, first) if len(first) else columns
 
@@ -126,7 +127,7 @@ def _resample(sums: Float64[np.ndarray, "S M"]) -> Float64[np.ndarray, "R M"]:
 
 
 def _draws(n_sessions: int) -> Iterable[UInt16[np.ndarray, "chunk S"]]:
-    """How often each session is drawn in each resample, the same ones for the same number."""
+    """How often each session is drawn in each resample; the same for the same number."""
     return _kept_draws(n_sessions) if n_sessions <= _KEPT_SESSIONS else _make_draws(n_sessions)
 
 

@@ -1,4 +1,4 @@
-"""Kinds of predictions that a model may be good or bad at: each cuts an evaluation into parts."""
+"""Ways to cut an evaluation into parts that a model may be good or bad at."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from train.data.sessions import Sessions
 from train.measure.ranks import Ranks
 
 POPULARITY_SHARES = (0.01, 0.1, 0.5)
-"""Where the bands of popularity end, as shares of the catalogue from the most clicked item on."""
+"""Where the bands of popularity end, as shares of the catalogue, the most clicked items first."""
 
 
 class Slicing(NamedTuple):
@@ -19,7 +19,7 @@ class Slicing(NamedTuple):
     name: str
     labels: tuple[str, ...]
     label: Int64[np.ndarray, "P"]
-    """Row of every prediction's part in `labels`."""
+    """Index of every prediction's part in `labels`."""
 
 
 def slicings(ranks: Ranks, support: Int64[np.ndarray, "N"]) -> Iterator[Slicing]:
@@ -50,22 +50,22 @@ def by_popularity(ranks: Ranks, support: Int64[np.ndarray, "N"]) -> Slicing:
 
 
 def _by_bounds(name: str, value: Int64[np.ndarray, "P"], last: Sequence[int]) -> Slicing:
-    """Parts that end with each of `last`, and one for all that is above; the lowest stands alone
-    with its first value."""
+    """Parts that end with each of `last`, the first one holding that value alone, and one for all
+    above."""
     begins = (last[0], *(bound + 1 for bound in last[:-1]))
     labels = [f"{a}" if a == b else f"{a}\N{EN DASH}{b}" for a, b in zip(begins, last, strict=True)]
     return Slicing(name, (*labels, f"{last[-1] + 1}+"), np.searchsorted(last, value, side="left"))
 
 
 def first_clicks(sessions: Sessions, support: Int64[np.ndarray, "N"]) -> Ranks:
-    """The first click of every session as the target of the list that serving gives when nothing
-    is known yet: the most clicked items, whatever the model. `position` is 0.
+    """The first click of every session as the target of the list that serving answers with when
+    nothing is known yet: the most clicked items, whatever the model. `position` is 0.
     """
     first = sessions.start[:-1]
     first = first[sessions.target_weight[first] > 0]
     session = np.searchsorted(sessions.start, first, side="right") - 1
     target = sessions.item_index[first]
-    # One list for all: an item stands behind every item with as many clicks or more.
+    # One list for all sessions: an item's rank counts every item with as many clicks or more.
     rank = len(support) - np.searchsorted(np.sort(support), support[target], side="left")
     return Ranks(
         session=session,

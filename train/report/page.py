@@ -31,7 +31,7 @@ class Row(NamedTuple):
     figures: dict[str, float]
     estimates: dict[str, Estimate]
     colour: int | None
-    """None: too many models for every one to be plotted."""
+    """None where there are too many models to plot this one."""
 
     @property
     def name(self) -> str:
@@ -60,9 +60,9 @@ class Slice(NamedTuple):
     plots: list[Markup]
     labels: list[str]
     predictions: dict[str, list[int]]
-    """By model, a count a label; of one model alone where all have the same."""
+    """By model, a count for each label; of one model only where all have the same."""
     values: dict[str, dict[str, list[Estimate]]]
-    """By metric and model, a value a label."""
+    """By metric and model, a value for each label."""
 
 
 class Test(NamedTuple):
@@ -78,9 +78,9 @@ class Section(NamedTuple):
     """Everything of one log."""
 
     log: LogCounts
-    """As the model with the best Recall@20 knows it."""
+    """As the model with the best Recall@20 read it."""
     catalogues_differ: bool
-    """Whether the others dropped other clicks of it, or list other items."""
+    """Whether models dropped different clicks of it, or know different items."""
     rows: list[Row]
     best: dict[str, Row]
     largest: dict[str, float]
@@ -90,14 +90,14 @@ class Section(NamedTuple):
     """Those with epochs, which `training` plots."""
     training: list[Markup]
     clicked: dict[str, float]
-    """What `list_figures` says of the targets, as if they had been lists."""
+    """`list_figures` of the targets, as if they had been lists."""
     clicked_support: float
 
 
 def write_report(
     path: Path, evaluations: Sequence[Evaluation], title: str = "Next click: evaluation"
 ) -> None:
-    """Write the page of these evaluations, one section a log in the order they come."""
+    """Write the page of these evaluations, with one section for each log, in their order."""
     by_log: dict[tuple[str, str], list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
         by_log[evaluation.info.log.identity].append(evaluation)

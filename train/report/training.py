@@ -1,10 +1,9 @@
-"""What a training leaves for people: figures in JSON, and their course in a picture."""
+"""What a training leaves for people: figures as JSON, and a plot of every epoch."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from train.network.checkpoint import CheckpointInfo, EpochRecord
@@ -40,10 +39,9 @@ def plot_training(
     best_epoch: int,
     baselines: dict[str, dict[str, float]],
 ) -> None:
-    """A PNG of loss, Recall@20 and MRR@20 by epoch; baselines are level lines beside them."""
+    """A PNG of loss, Recall@20 and MRR@20 by epoch, with baselines as horizontal lines."""
     epochs = [record.epoch for record in history]
     figure = Figure(figsize=(13, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     measured = [name for name in ("recall_at_20", "mrr_at_20") if name in history[-1].metrics]
     axes = figure.subplots(1, 1 + len(measured), squeeze=False)[0]
     for axis, name in zip(axes, ["loss", *measured], strict=True):

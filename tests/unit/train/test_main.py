@@ -347,7 +347,7 @@ def test_evaluate_never_replaces_another_checkpoint_or_log_unasked(
     code, error = kept("second")
     assert (code, error.splitlines()[-1]) == (
         2,
-        f"{path} is another checkpoint's: another --out keeps it",
+        f"{path} belongs to another checkpoint: name another --out",
     )
     code, error = kept("first", "--name", "other")
     assert code == 2

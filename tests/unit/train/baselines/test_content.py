@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from tests.unit.train.baselines.asking import best_first, scores_after
-from train.baselines.content import ItemTableError, content_based, read_items
+from train.baselines.content import content_based, read_items
+from train.command import TrainError
 from train.data.sessions import Catalogue
 
 CATALOGUE = Catalogue(["a", "b", "c", "d", "e"])
@@ -57,14 +58,14 @@ def test_numbers_share_a_token_with_their_neighbours() -> None:
 
 
 def test_wrong_tables_are_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ItemTableError, match=r"nothing\.tsv cannot be read"):
+    with pytest.raises(TrainError, match=r"nothing\.tsv cannot be read"):
         read_items(tmp_path / "nothing.tsv")
     (tmp_path / "items.tsv").write_text("Item\tArea\nx\t1\n")
-    with pytest.raises(ItemTableError, match="has no column ItemId, only Item, Area"):
+    with pytest.raises(TrainError, match="has no column ItemId, only Item, Area"):
         read_items(tmp_path / "items.tsv")
-    with pytest.raises(ItemTableError, match="no numeric column 'Price' among ItemId, Words"):
+    with pytest.raises(TrainError, match="no numeric column 'Price' among ItemId, Words"):
         content_based(ITEMS, CATALOGUE, SUPPORT, numeric=["Price"])
-    with pytest.raises(ItemTableError, match="'Words' is named as numeric"):
+    with pytest.raises(TrainError, match="'Words' is named as numeric"):
         content_based(ITEMS, CATALOGUE, SUPPORT, numeric=["Words"])
 
 

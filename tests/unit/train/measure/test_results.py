@@ -9,12 +9,12 @@ import pytest
 
 from tests.unit.train.building import sessions_of
 from train.baselines.named import build_baselines
+from train.command import TrainError
 from train.data.sessions import TARGET_WEIGHT, Catalogue, Indexed
 from train.measure.metrics import Lost
 from train.measure.ranks import Ranks
 from train.measure.results import (
     Evaluation,
-    EvaluationError,
     LogCounts,
     Training,
     compare_kept,
@@ -29,7 +29,7 @@ SESSIONS = sessions_of([[0, 1, 2], [1, 2, 1], [2, 0], [3, 3, 0, 1]])
 SUPPORT = np.bincount(SESSIONS.item_index, minlength=5)
 
 
-def made(model: str = "markov", lists: bool = True, epochs: int = 0) -> Evaluation:
+def made(model: str = "markov", epochs: int = 0) -> Evaluation:
     indexed = Indexed(SESSIONS, Catalogue(list("abcde")), dropped_clicks=3, dropped_sessions=1)
     history = [
         EpochRecord(epoch=n, loss=1 / n, clicks_per_second=9.0, seconds=1.0, metrics={})
@@ -42,7 +42,6 @@ def made(model: str = "markov", lists: bool = True, epochs: int = 0) -> Evaluati
         describe_log("toy", indexed, Lost(2, 2.0)),
         SUPPORT,
         training=Training(epoch=1, history=history) if epochs else None,
-        lists=lists,
     )
 
 
@@ -105,7 +104,7 @@ def test_the_same_clicks_compare_whatever_a_catalogue_calls_them() -> None:
 def test_other_clicks_never_compare_whatever_their_numbers_are() -> None:
     one, other = numbered("abcd", ["abca", "bdb"]), numbered("xbcd", ["xbcx", "bdb"])
     assert one.ranks.target.tolist() == other.ranks.target.tolist()
-    with pytest.raises(ValueError, match="predicted other items"):
+    with pytest.raises(ValueError, match="predicted different items"):
         compare_kept(one, other, "mrr_at_20")
 
 
@@ -121,15 +120,15 @@ def test_what_was_kept_before_targets_had_a_hash_is_read_and_compared_by_numbers
     (old,) = load_evaluations([tmp_path])
     assert old.info.log.targets_hash == ""
     assert compare_kept(old, made(), "mrr_at_20").p_value == 1
-    with pytest.raises(ValueError, match="same predictions alone"):
+    with pytest.raises(ValueError, match="the same predictions, found"):
         compare_kept(old, numbered("abcd", ["abca", "bdb"]), "mrr_at_20")
 
 
 def test_an_evaluation_comes_back_from_disk_as_it_was(tmp_path: Path) -> None:
-    for evaluation in (made("a", epochs=2), made("b", lists=False)):
+    for evaluation in (made("a", epochs=2), made("b")):
         save_evaluation(tmp_path, evaluation)
     for before, after in zip(
-        (made("a", epochs=2), made("b", lists=False)), load_evaluations([tmp_path]), strict=True
+        (made("a", epochs=2), made("b")), load_evaluations([tmp_path]), strict=True
     ):
         same_seconds = after.info.model_copy(update={"seconds": before.info.seconds})
         assert same_seconds == before.info
@@ -145,7 +144,8 @@ def test_it_has_the_protocols_figures_and_those_of_its_lists() -> None:
     assert figures["predictions"] == 8
     assert figures["with_unknown_predictions"] == 10
     assert figures["coverage_at_20"] == 1  # a list of 20 holds all 5 items
-    assert "coverage_at_20" not in made(lists=False).figures()
+    unlisted = replace(made(), listed=np.zeros(5, dtype=np.int64))
+    assert "coverage_at_20" not in unlisted.figures()
     assert made().info.log.dropped_clicks == 3
     # Items 1, 0, 2, 3 with 4, 3, 3, 2 clicks begin a session: ties count against the list.
     assert made().info.first_click["mrr_at_20"] == pytest.approx((1 / 3 + 1 + 1 / 3 + 1 / 4) / 4)
@@ -194,14 +194,14 @@ def test_a_models_name_with_a_slash_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_what_holds_no_evaluation_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"holds no file \*\.evaluation\.npz"):
+    with pytest.raises(TrainError, match=r"holds no file \*\.evaluation\.npz"):
         load_evaluations([tmp_path])
     broken = tmp_path / "x.evaluation.npz"
     broken.write_bytes(b"no archive")
-    with pytest.raises(EvaluationError, match=r"x\.evaluation\.npz holds no evaluation"):
+    with pytest.raises(TrainError, match=r"x\.evaluation\.npz is not an evaluation"):
         load_evaluations([tmp_path])
     np.savez(broken, info=np.array("{}"))
-    with pytest.raises(EvaluationError, match=r"x\.evaluation\.npz holds no evaluation") as caught:
+    with pytest.raises(TrainError, match=r"x\.evaluation\.npz is not an evaluation") as caught:
         load_evaluations([tmp_path])
     assert len(str(caught.value).splitlines()) == 1
 

@@ -103,7 +103,7 @@ def test_sign_flips_of_five_sessions_worked_by_hand() -> None:
 
 
 def test_models_of_other_predictions_are_not_compared() -> None:
-    with pytest.raises(ValueError, match="same predictions alone: found 2 and 3"):
+    with pytest.raises(ValueError, match="the same predictions, found 2 and 3"):
         compare(ranks_from([1, 2]), ranks_from([1, 2, 3]), "recall_at_20")
 
 

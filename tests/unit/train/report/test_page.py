@@ -17,7 +17,8 @@ from train.measure.results import (
     save_evaluation,
 )
 from train.network.checkpoint import EpochRecord
-from train.report import ReportSettings, run_report, write_report
+from train.report.command import ReportSettings, run_report
+from train.report.page import write_report
 
 N_ITEMS = 50
 VOID = {"meta", "br", "link", "img", "hr", "input"}
