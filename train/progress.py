@@ -13,7 +13,7 @@ _SMOOTHING = 0.98  # of the loss shown: about the mean of the last 50 steps
 
 
 class EpochProgress:
-    """A bar for the current epoch with its loss and clicks/s, and a log line for every finished one.
+    """A bar for the current epoch with loss and clicks/s, and a log line for every finished one.
 
     A context manager. Outside a terminal it writes the log lines only.
     """

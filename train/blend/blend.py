@@ -18,8 +18,8 @@ from train.command import Settings, TrainError
 from train.measure.ranking import Predictor, SessionBatch
 
 N_LENGTHS = 4
-"""Prefixes of 1, 2, 3, and 4 or more clicks have weights of their own: neighbours need few clicks, a
-network learns more from many."""
+"""Prefixes of 1, 2, 3, and 4 or more clicks have weights of their own: which part is best depends
+on how many clicks it has seen."""
 
 
 class BlendWeights(Settings):
@@ -55,7 +55,7 @@ class Blend:
     def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
         """The sum for each of `batch.steps()`; the array is the same in every step.
 
-        A part of weight 0 for a length is still asked, since it carries its state from step to step.
+        A part of weight 0 for a length is still asked: it carries its state from step to step.
         """
         parts = [self.predictors[name].predict(batch) for name in self.weights.parts]
         total = np.empty((0, 0), dtype=np.float32)

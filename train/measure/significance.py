@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """How much better one model is than another in one figure, and how likely chance alone gives that."""
+    """How much better one model is than another in one figure, and how likely by chance."""
 
     value: float
     low: float

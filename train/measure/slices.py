@@ -50,7 +50,7 @@ def by_popularity(ranks: Ranks, support: Int64[np.ndarray, "N"]) -> Slicing:
 
 
 def _by_bounds(name: str, value: Int64[np.ndarray, "P"], last: Sequence[int]) -> Slicing:
-    """Parts that end with each of `last`, the first of which holds that value alone, and one for all
+    """Parts that end with each of `last`, the first one holding that value alone, and one for all
     above."""
     begins = (last[0], *(bound + 1 for bound in last[:-1]))
     labels = [f"{a}" if a == b else f"{a}\N{EN DASH}{b}" for a, b in zip(begins, last, strict=True)]
