@@ -20,7 +20,7 @@ from train.data.collect import CollectSettings, run_collect
 from train.data.context import ContextError
 from train.ensemble import EnsembleSettings, run_ensemble
 from train.fit.command import run_evaluate, run_fit, run_shop
-from train.fit.loop import FitError
+from train.fit.resume import FitError
 from train.fit.settings import EvaluateSettings, FitSettings, ShopSettings
 from train.folders import FolderError
 from train.measure.results import EvaluationError

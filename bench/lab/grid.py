@@ -21,8 +21,8 @@ SHOP_CLICKS = 200_000
 CELLS = ("rnn", "lstm", "gru")
 LOSSES = ("bpr-max", "cross-entropy", "softmax", "top1-max", "bpr", "top1")
 EMBEDDINGS = ("one-hot", "separate", "shared")
-INPUT_WAYS = ("concat", "multiply", "add", "matrices")
-TRANSITION_WAYS = (*INPUT_WAYS, "decay")
+INPUT_WAYS = ("concat", "multiply")
+TRANSITION_WAYS = (*INPUT_WAYS, "matrices")
 
 
 @dataclass(frozen=True)
@@ -170,14 +170,10 @@ def _architecture(data: DataSet) -> Iterator[Variant]:
     for cell in CELLS:
         # The base's own rate was chosen among these already.
         yield Variant("cell", cell, Setting({"cell": cell}), ({},) if cell == "gru" else rates)
-    for window in (2, 3, 5):
-        setting = Setting({"cell": "window", "window": window})
-        yield Variant("cell", f"window of {window}", setting, rates)
+    yield Variant("cell", "window of 3", Setting({"cell": "window"}), rates)
     for n_layers, residual in ((1, False), (2, False), (3, False), (1, True), (2, True), (3, True)):
         name = f"{n_layers}, residual" if residual else str(n_layers)
         yield Variant("layers", name, Setting({"n_layers": n_layers, "residual": residual}))
-    for name, on in (("none", False), ("one", True)):
-        yield Variant("feed-forward layer", name, Setting({"feed_forward": on}))
     for embedding in EMBEDDINGS:
         # A row of a one-hot table holds three gates, which no dropout of entries was made for.
         tries = ({}, {"dropout_embedding": 0.0}) if embedding == "one-hot" else ({},)
@@ -221,9 +217,9 @@ def _regularisation(data: DataSet) -> Iterator[Variant]:
         if name == "of both":
             dropouts.insert(0, {place: data.base[place] for place in names})
         yield Variant("dropout", name, Setting(off), tuple(dropouts))
-    for name, on in (("inner product", False), ("cosine", True)):
-        tries = tuple({"temperature": t} for t in (12.0, 8.0, 16.0)) if on else ({},)
-        yield Variant("score", name, Setting({"normalise": on}), tries)
+    yield Variant("score", "inner product", BASE)
+    tries = tuple({"normalise": factor} for factor in (12.0, 8.0, 16.0))
+    yield Variant("score", "cosine", BASE, tries)
     for n_negatives in (0, 128, 512, 2048):
         yield Variant("negatives", str(n_negatives), Setting({"n_negatives": n_negatives}))
 
@@ -243,20 +239,11 @@ def _context(data: DataSet) -> Iterator[Variant]:
             changes: Changes = {"transition_context": way}
             changes["input_context"] = way if way in INPUT_WAYS else "concat"
             label = f"{name}, {way}"
-            if name == "both" and way == "decay":
-                label = "both, concat and decay"
             yield Variant("context", label, Setting(changes, fields))
             if way == "concat" or name == "both":
                 yield Variant("context", f"{label}, shuffled", Setting(changes, fields, fields))
     for name in data.alone:
         yield Variant("context", f"{name} alone, concat", Setting(context=(name,)))
-    # The time of the click to predict: what Liu et al. take for known.
-    time = tuple(name for name in both if name.lower() in ("hour", "weekday", "gap"))
-    for label, fields in (("gap", ("gap",)), (", ".join(time), time)):
-        served, peeking = Setting(context=fields), Setting({"peek_context": True}, fields)
-        yield Variant("peeking (never served)", f"{label} of clicks made", served)
-        name = f"{label} of the next click too"
-        yield Variant("peeking (never served)", name, peeking, against=served)
 
 
 def _recency(data: DataSet) -> Iterator[Variant]:

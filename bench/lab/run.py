@@ -28,7 +28,8 @@ from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, spli
 from train.data.context import MISSING, learn_fields
 from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
 from train.data.synthetic import ShopConfig, generate_shop
-from train.fit.loop import FitError, Schedule, fit
+from train.fit.loop import Schedule, fit
+from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog
 from train.measure.evaluate import rank_targets
 from train.measure.metrics import METRICS, figures

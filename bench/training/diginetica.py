@@ -129,10 +129,10 @@ def settings(validation_fraction: float, out: Path, seed: int) -> FitSettings:
     return FitSettings.model_validate(
         {
             "clicks": training_file(),
-            "columns": COLUMNS,
+            "columns": "public",
             "out": out,
             "preset": PRESET,
-            "validation_fraction": validation_fraction,
+            "validation": validation_fraction,
             "seed": seed,
         }
     )

@@ -157,7 +157,7 @@ def _train_and_export(demo: Demo, log: Heldout) -> Path:
     fit = [
         *("train", "fit", "--clicks", str(out / "train.parquet")),
         *("--out", str(out / "checkpoint"), "--time-budget-s", f"{budget_s}"),
-        *("--epochs", "1000", "--patience", "0", "--validation-fraction", "0.03"),
+        *("--epochs", "1000", "--validation", "0.03"),
         *([] if gap is None else ["--idle-timeout-s", str(gap)]),
     ]
     with running(fit) as child:
