@@ -31,6 +31,7 @@ from train.command import run_command
 from train.data.clicks import ClickLogError, Columns, read_clicks
 from train.data.sessions import build_sessions
 from train.fit.training_log import check_context_columns
+from train.network.cells import WINDOW
 from train.network.checkpoint import Checkpoint, load_checkpoint
 from train.network.model import ModelConfig
 
@@ -72,11 +73,6 @@ def export_bundle(
     """
     info, model = checkpoint.info, checkpoint.model
     config = info.model
-    if config.peek_context:
-        raise BundleError(
-            f"{checkpoint.folder} was trained with peek_context: it asks for the context of the "
-            "click to come, which nobody knows in service; expected a model without"
-        )
     if k > config.n_items:
         raise BundleError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
     if info.event_types.inputs is not None:
@@ -121,10 +117,9 @@ def describe(config: ModelConfig) -> str:
     if config.n_layers > 1:
         parts.append(f"{config.n_layers} layers")
     if config.cell == "window":
-        parts.append(f"{config.window} clicks")
+        parts.append(f"{WINDOW} clicks")
     parts.append(f"{config.embedding} embedding")
-    parts += ["residual"] * config.residual + ["feed-forward layer"] * config.feed_forward
-    parts += ["cosine scores"] * config.normalise
+    parts += ["residual"] * config.residual + ["cosine scores"] * bool(config.normalise)
     for way in dict.fromkeys((config.input_context, config.transition_context)):
         names = [config.context[column].name for column in config.columns(way)]
         if names:

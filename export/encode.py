@@ -1,12 +1,10 @@
-"""A model's two graphs: `train/network/model.py` and `cells.py` once more, in ONNX's operations."""
+"""A model's two graphs: the forward pass of `train/network` written again in ONNX operations."""
 
 from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
 import onnx
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float32
 from onnx import TensorProto
 from torch import Tensor
@@ -27,7 +25,7 @@ def encode_graph(model: SessionModel) -> onnx.ModelProto:
 
     Inputs ``item_index`` int64[B], ``context`` int32[B, F] where the model has context fields, and
     ``state`` float[B, S]; outputs ``query`` float[B, D] and ``state_out`` float[B, S]. What depends
-    on the weights alone is computed here. Plain operations: ONNX Runtime's GRU operator is no
+    only on the weights is computed here. Plain operations: ONNX Runtime's GRU operator is no
     faster and ends the process when B is 0.
     """
     config = model.config
@@ -37,13 +35,11 @@ def encode_graph(model: SessionModel) -> onnx.ModelProto:
     x = graph.add("Gather", _array(model.input_table), "item_index")
     for table, column in zip(model.multiplied, config.columns("multiply"), strict=True):
         x = graph.add("Mul", x, graph.add("Gather", _array(1 + table), columns[column]))
-    for table, column in zip(model.added, config.columns("add"), strict=True):
-        x = graph.add("Add", x, graph.add("Gather", _array(table), columns[column]))
     item = x
     concatenated = zip(model.concatenated, config.columns("concat"), strict=True)
-    beside = [graph.add("Gather", _array(table), columns[column]) for table, column in concatenated]
-    if beside:
-        x = graph.add("Concat", x, *beside, axis=1)
+    embedded = [graph.add("Gather", _array(table), columns[c]) for table, c in concatenated]
+    if embedded:
+        x = graph.add("Concat", x, *embedded, axis=1)
     layers = cast(list[RecurrentLayer | WindowLayer], list(model.layers))
     before = graph.split("state", [layer.state_size for layer in layers])
     after = []
@@ -52,23 +48,18 @@ def encode_graph(model: SessionModel) -> onnx.ModelProto:
         if isinstance(layer, WindowLayer):
             x, state = _window(graph, layer, x, state)
         else:
-            inputs = [columns[c] for c in config.input_columns]
             transitions = [columns[c] for c in config.transition_columns]
-            x, state = _recurrent(graph, layer, x, state, inputs, transitions)
+            x, state = _recurrent(graph, layer, x, state, transitions)
         after.append(state)
         is_as_wide = n > 0 or model.input_table.shape[1] == config.hidden_size
         if config.residual and is_as_wide:
             x = graph.add("Add", x, below)
-    if config.feed_forward:
-        head = _linear(graph, x, model.head_weight, model.head_bias)
-        x = graph.add("Tanh", head)
     if config.normalise:
-        # times temperature / length
         tiny = np.array([1e-12], np.float32)
         squares = graph.add("ReduceSumSquare", x, np.array([1]), keepdims=1)
         length = graph.add("Sqrt", graph.add("Add", squares, tiny))
-        temperature = np.array([config.temperature], np.float32)
-        x = graph.add("Mul", x, graph.add("Div", temperature, length))
+        factor = np.array([config.normalise], np.float32)
+        x = graph.add("Mul", x, graph.add("Div", factor, length))
     graph.add("Identity", x, output="query")
     graph.add("Concat", *after, axis=1, output="state_out")
     context = [value_info("context", TensorProto.INT32, "B", n_fields)] if n_fields else []
@@ -94,26 +85,14 @@ def _window(graph: Graph, layer: WindowLayer, x: str, state: str) -> tuple[str, 
 
 
 def _recurrent(
-    graph: Graph,
-    layer: RecurrentLayer,
-    x: str,
-    state: str,
-    inputs: list[str],
-    transitions: list[str],
+    graph: Graph, layer: RecurrentLayer, x: str, state: str, transitions: list[str]
 ) -> tuple[str, str]:
-    """`RecurrentLayer.forward`: output and state. ``inputs``, ``transitions``: their numbers."""
+    """`RecurrentLayer.forward`: output and state. ``transitions``: columns of the context."""
     size = layer.hidden_size
-    if hasattr(layer, "decay_rates"):
-        for rate, index in zip(layer.decay_rates, transitions, strict=True):
-            kept = _array(torch.exp(-F.softplus(rate)))
-            state = graph.add("Mul", state, graph.add("Gather", kept, index))
     parts = graph.split(state, [size] * (layer.state_size // size))
     hidden = parts[0]
     if hasattr(layer, "weight_input"):
         x_gates = _linear(graph, x, layer.weight_input, layer.bias_input)
-        if hasattr(layer, "input_context"):
-            part = _low_rank(graph, layer.input_context, x, inputs)
-            x_gates = graph.add("Add", x_gates, part)
     else:
         x_gates = graph.add("Add", x, _array(layer.bias_input))
     h_gates = _linear(graph, hidden, layer.weight_hidden, layer.bias_hidden)
@@ -131,7 +110,7 @@ def _recurrent(
 
 
 def _gru(graph: Graph, x_gates: str, h_gates: str, hidden: str, size: int) -> str:
-    """`train.cells._gru`: Cho et al. (arXiv 1406.1078), reset gate behind the product."""
+    """`cells._gru`: Cho et al. (arXiv 1406.1078), reset gate behind the product."""
     x_reset, x_update, x_new = graph.split(x_gates, [size] * 3)
     h_reset, h_update, h_new = graph.split(h_gates, [size] * 3)
     reset = graph.add("Sigmoid", graph.add("Add", x_reset, h_reset))
@@ -142,7 +121,7 @@ def _gru(graph: Graph, x_gates: str, h_gates: str, hidden: str, size: int) -> st
 
 
 def _lstm(graph: Graph, gates: str, memory: str, size: int) -> tuple[str, str]:
-    """`train.cells._lstm`: its state is hidden and cell."""
+    """`cells._lstm`: its state is hidden and cell."""
     write, forget, new, read = graph.split(gates, [size] * 4)
     kept = graph.add("Mul", graph.add("Sigmoid", forget), memory)
     written = graph.add("Mul", graph.add("Sigmoid", write), graph.add("Tanh", new))

@@ -1,14 +1,12 @@
-"""Networks of one log that differ in their seed, put together as one: ``python -m train ensemble``.
+"""Networks of one log with different seeds, combined into one: ``python -m train ensemble``.
 
-Side by side in block-diagonal matrices they are an ordinary network whose width is the sum of
-theirs, and everything that takes a checkpoint takes it: evaluation, export, the stream. Its scores
-are the sum of theirs. Those of cosine models are their mean, each weighed by the length of its part
-of the query, which hardly differs: on Diginetica the plain mean gives .5432/.1873 and this
-.5436/.1873 (Recall@20 and MRR@20).
+In block-diagonal matrices they form an ordinary network whose width is the sum of theirs, which
+evaluation, export and the stream treat like any other. Its scores are the sum of theirs. For cosine
+models they are the mean, each weighted by the length of its part of the query, which hardly
+differs: on Diginetica the plain mean gives .5432/.1873 and this .5436/.1873 (Recall@20, MRR@20).
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -33,31 +31,30 @@ log = structlog.get_logger()
 
 
 class EnsembleSettings(BaseModel):
-    """Put networks that were trained with different seeds together as one."""
+    """Combine networks that were trained with different seeds into one."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     checkpoints: list[Path] = Field(min_length=2)
-    """Folders that fit wrote, with commas between: of the same items and architecture, without
-    context."""
+    """Folders that fit wrote, separated by commas: same items, same architecture, no context."""
     out: Path
     """Folder of the checkpoint to write."""
 
 
 def run_ensemble(settings: EnsembleSettings) -> None:
-    """Load, put together, write."""
+    """Load, combine, write."""
     if (settings.out / INFO).exists():
-        raise CheckpointError(f"{settings.out} holds a checkpoint: another --out keeps it")
+        raise CheckpointError(f"{settings.out} already has a checkpoint: choose another --out")
     members = [load_checkpoint(folder) for folder in settings.checkpoints]
     write_ensemble(members, settings.out)
     log.info("checkpoint_written", folder=str(settings.out), members=len(members))
 
 
 def write_ensemble(members: Sequence[Checkpoint], folder: Path) -> None:
-    """A checkpoint of all members as one network, with what is told of the first beside it.
+    """Write a checkpoint of all members as one network, with the first one's description.
 
-    It has no figures yet, and no accumulators: a warm start can go on from it, --resume cannot.
-    Raises CheckpointError if the members do not go together.
+    It has no figures yet and no accumulators: a warm start can begin from it, --resume cannot.
+    Raises CheckpointError if the members cannot be combined.
     """
     first = members[0]
     for other in members:
@@ -83,23 +80,22 @@ def check_member(first: Checkpoint, other: Checkpoint) -> None:
     for checkpoint in (first, other):
         if checkpoint.info.model.context:
             raise CheckpointError(
-                f"{checkpoint.folder} is a model with context: expected models without, "
-                "whose layers see nothing that they would have to share"
+                f"{checkpoint.folder} has context: only models without context can be combined"
             )
         if checkpoint.info.model.cell == "window":
-            raise CheckpointError(f"{checkpoint.folder} has cell=window, expected a recurrent one")
+            raise CheckpointError(f"{checkpoint.folder} has cell=window, expected a recurrent cell")
     if first.catalogue.item_ids != other.catalogue.item_ids:
         raise CheckpointError(
-            f"{other.folder} has other items than {first.folder}: expected models of the same log"
+            f"{other.folder} and {first.folder} have different items: use models of one log"
         )
-    for name in ("idle_timeout_s", "event_types"):
+    for name in ("idle_timeout_s", "allowed_lateness_s", "event_types"):
         found, expected = getattr(other.info, name), getattr(first.info, name)
         if found != expected:
             raise CheckpointError(
                 f"{other.folder} has {name}={found}, {first.folder} {expected}: "
-                "expected sessions that are read alike"
+                "expected sessions read in the same way"
             )
-    for name in ModelConfig.__dataclass_fields__.keys() - MAY_DIFFER:
+    for name in ModelConfig.model_fields.keys() - MAY_DIFFER:
         found, expected = getattr(other.info.model, name), getattr(first.info.model, name)
         if found != expected:
             raise CheckpointError(
@@ -110,10 +106,10 @@ def check_member(first: Checkpoint, other: Checkpoint) -> None:
 
 @torch.no_grad()
 def joined(models: Sequence[SessionModel]) -> SessionModel:
-    """One network of the members' units, none of which sees those of another member."""
+    """One network of all members' units, in which no unit sees those of another member."""
     config = models[0].config
     width = sum(model.config.hidden_size for model in models)
-    model = SessionModel(replace(config, hidden_size=width))
+    model = SessionModel(config.model_copy(update={"hidden_size": width}))
     weights = [dict(member.named_parameters()) for member in models]
     for name, parameter in model.named_parameters():
         parts = [own[name] for own in weights]
@@ -128,7 +124,7 @@ def _joined(name: str, parts: Sequence[Tensor], config: ModelConfig) -> Tensor:
     one_hot = name == "input_embedding" and config.embedding == "one-hot"
     n_gates = GATES[config.cell] if one_hot or name.startswith("layers.") else 1
     side_by_side = name.endswith("_embedding") or parts[0].dim() == 1
-    # Gates are packed side by side in rows and biases, one above the other in matrices.
+    # Gates are packed column-wise in tables and biases, row-wise in matrices.
     gates = zip(*(p.chunk(n_gates, dim=-1 if side_by_side else 0) for p in parts), strict=True)
     if side_by_side:
         return torch.cat([block for gate in gates for block in gate], dim=-1)

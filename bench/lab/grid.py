@@ -244,9 +244,9 @@ def _regularisation(data: DataSet) -> Iterator[Variant]:
         if name == "of both":
             dropouts.insert(0, {place: data.base[place] for place in names})
         yield Variant("dropout", name, Setting(off), tuple(dropouts))
-    for name, on in (("inner product", False), ("cosine", True)):
-        tries = tuple({"temperature": t} for t in (12.0, 8.0, 16.0)) if on else ({},)
-        yield Variant("score", name, Setting({"normalise": on}), tries)
+    yield Variant("score", "inner product", BASE)
+    tries = tuple({"normalise": factor} for factor in (12.0, 8.0, 16.0))
+    yield Variant("score", "cosine", BASE, tries)
     for n_negatives in (0, 128, 512, 2048):
         yield Variant("negatives", str(n_negatives), Setting({"n_negatives": n_negatives}))
 

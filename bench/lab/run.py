@@ -23,7 +23,8 @@ from train.data.clicks import Filters, filter_clicks, split_by_time
 from train.data.context import MISSING, learn_fields
 from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
 from train.data.synthetic import SyntheticConfig, generate_synthetic
-from train.fit.loop import FitError, Schedule, fit
+from train.fit.loop import Schedule, fit
+from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor

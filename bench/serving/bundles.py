@@ -60,7 +60,7 @@ def write_tiny_bundle(
     so on.
     """
     model = random_model(
-        ModelConfig(n_items, hidden_size=hidden_size, n_layers=n_layers, **config), seed
+        ModelConfig(n_items=n_items, hidden_size=hidden_size, n_layers=n_layers, **config), seed
     )
     context = list(model.config.context)
     if constant:

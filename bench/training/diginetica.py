@@ -102,10 +102,8 @@ def training_file() -> Path:
 
 def fit_settings(validation_fraction: float, out: Path, seed: int) -> FitSettings:
     """The preset's."""
-    given = {"clicks": training_file(), "columns": PUBLIC, "out": out, "preset": PRESET}
-    return FitSettings.model_validate(
-        given | {"validation_fraction": validation_fraction, "seed": seed}
-    )
+    given = {"clicks": training_file(), "columns": "public", "out": out, "preset": PRESET}
+    return FitSettings.model_validate(given | {"validation": validation_fraction, "seed": seed})
 
 
 def training_log(validation_fraction: float) -> TrainingLog:

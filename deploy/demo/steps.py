@@ -159,7 +159,7 @@ def _train_and_export(demo: Demo, log: Heldout) -> Path:
     out, budget_s = demo.settings.out, demo.settings.training_s
     fit = [
         *("train", "fit", "--clicks", str(out / "train.parquet"), "--time-budget-s", f"{budget_s}"),
-        *("--patience", "0", "--validation-fraction", "0.03", *log.training),
+        *("--validation", "0.03", *log.training),
         *([] if log.idle_timeout_s is None else ["--idle-timeout-s", str(log.idle_timeout_s)]),
     ]
     with_context = [*fit, *log.context, "--out", str(out / "checkpoint")]

@@ -147,7 +147,7 @@ def untrained(log: Log, fields: tuple[ContextField, ...], folder: Path) -> Check
     indexed = build_sessions(log.train, context=fields)
     training = TrainingLog(indexed.sessions, None, indexed.catalogue, log.idle_timeout_s, fields)
     config = ModelConfig(
-        len(indexed.catalogue),
+        n_items=len(indexed.catalogue),
         cell="lstm",
         hidden_size=32,
         n_layers=2,
@@ -157,7 +157,6 @@ def untrained(log: Log, fields: tuple[ContextField, ...], folder: Path) -> Check
     info = CheckpointInfo(
         model=config,
         hyperparameters={},
-        epochs=1,
         training=training.description(),
         idle_timeout_s=log.idle_timeout_s,
         epoch=1,

@@ -6,13 +6,13 @@ import structlog
 import torch
 
 from train.baselines.named import build_baselines
-from train.fit.loop import (
+from train.fit.loop import fit
+from train.fit.resume import (
     FitError,
     check_context,
     check_hyperparameters,
     check_reading,
     check_warm_start,
-    fit,
 )
 from train.fit.settings import FitSettings
 from train.fit.training_log import TrainingLog, read_training_log
@@ -21,6 +21,7 @@ from train.measure.metrics import figures
 from train.measure.predictor import MODEL
 from train.measure.ranking import rank_targets
 from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
+from train.network.presets import LARGE_LOG, sizes_for
 from train.progress import EpochProgress
 from train.report.training import PLOT, plot_training, write_figures
 
@@ -30,33 +31,33 @@ log = structlog.get_logger()
 
 
 def run_fit(settings: FitSettings) -> None:
-    """Read, train, and write the checkpoint with its figures and plot."""
+    """Read the log, train, and write the checkpoint with its figures and plot."""
     resume = load_checkpoint(settings.out) if settings.resume else None
     if resume is None:
         _check_free(settings.out)
     elif not resume.info.history:
         raise FitError(
-            f"{settings.out} is an ensemble, which keeps no state of its training: --warm-start "
-            "begins from it"
+            f"{settings.out} is an ensemble, which keeps no state of its training: begin from it "
+            "with --warm-start"
         )
-    torch.set_num_threads(settings.threads)
-    hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
-    if resume is not None:
-        check_hyperparameters(resume, hyperparameters, schedule)
-        check_reading(resume, settings.event_types, settings.idle_timeout_s)
+    torch.set_num_threads(1)  # steps are small: a second thread gains little
     warm_start = None if settings.warm_start is None else load_checkpoint(settings.warm_start)
+    if resume is not None:
+        chosen = _sizes(resume.info.training.clicks, warm_start)
+        check_hyperparameters(resume, settings.hyperparameters(chosen))
+        check_reading(resume, settings.log_event_types, settings.idle_timeout_s)
     if warm_start is not None:
-        check_warm_start(warm_start, hyperparameters)
+        check_warm_start(warm_start, settings.hyperparameters(_sizes(0, warm_start)))
     elif resume is not None:
         check_context(resume, settings.context, settings.utc_offset_s)
     if settings.device == "cuda" and not torch.cuda.is_available():
-        raise FitError("device=cuda, but PyTorch finds no such device here: use cpu")
+        raise FitError("device=cuda, but PyTorch finds no such device: use cpu")
     training_log = read_training_log(
         settings,
         known=None if warm_start is None else warm_start.catalogue,
         fields=None if warm_start is None else warm_start.info.model.context,
     )
-    make_folder(settings.out)
+    make_folder(settings.out)  # before hours of training, not after
     log.info("log_read", **training_log.description().model_dump())
     busy = f"{settings.out} is in use by another training run: choose another --out"
     with locked(settings.out, busy):
@@ -65,17 +66,30 @@ def run_fit(settings: FitSettings) -> None:
         _fit(settings, training_log, resume, warm_start)
 
 
+def _sizes(n_clicks: int, warm_start: Checkpoint | None) -> dict[str, int]:
+    """Sizes for a log of so many training clicks; a warm start keeps the width of its weights."""
+    sizes = sizes_for(n_clicks)
+    if warm_start is not None:
+        sizes["hidden_size"] = warm_start.info.model.hidden_size
+    return sizes
+
+
 def _fit(
     settings: FitSettings,
     training_log: TrainingLog,
     resume: Checkpoint | None,
     warm_start: Checkpoint | None,
 ) -> None:
-    hyperparameters, schedule = settings.hyperparameters(), settings.schedule()
+    n_clicks = training_log.train.n_clicks
+    chosen = settings.not_given(_sizes(n_clicks, warm_start))
+    if chosen:
+        than = "fewer than" if n_clicks < LARGE_LOG else "at least"
+        log.info("chosen_by_log_size", **chosen, note=f"{than} {LARGE_LOG:,} training clicks")
+    hyperparameters, schedule = settings.hyperparameters(chosen), settings.schedule()
     baselines = build_baselines(training_log.train, len(training_log.catalogue))
 
     first_epoch = 1 if resume is None else min(len(resume.info.history) + 1, schedule.epochs)
-    predictions = training_log.train.n_clicks - len(training_log.train)
+    predictions = n_clicks - len(training_log.train)
     with EpochProgress(predictions, first_epoch, schedule.epochs) as progress:
         info = fit(
             training_log,
@@ -108,5 +122,5 @@ def _fit(
 def _check_free(folder: Path) -> None:
     if (folder / INFO).exists():
         raise FitError(
-            f"{folder} holds a checkpoint: --resume goes on with it, another --out keeps it"
+            f"{folder} already has a checkpoint: go on with --resume, or choose another --out"
         )

@@ -1,72 +1,63 @@
 """The settings of `python -m train fit`: its flags are the fields."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
-from pydantic import PositiveInt, model_validator
+from pydantic import model_validator
 
-from train.fit.loop import Schedule
+from train.fit.loop import Budget, Schedule
 from train.fit.training_log import LogSettings
-from train.network.hyperparameters import Hyperparameters
-from train.network.presets import PRESETS
+from train.network.hyperparameters import FineTuning, Hyperparameters, Learning
+from train.network.model import Architecture
+from train.network.presets import load_preset
 
-Preset = Literal["default", "rsc15-100k", "diginetica", "globo-5d", "foursquare-nyc"]
 
-
-class FitSettings(Hyperparameters, Schedule, LogSettings):
-    """Train a session model from a click log; its figures and a plot come beside the checkpoint."""
+class FitSettings(Architecture, Learning, Budget, LogSettings):
+    """Train a session model from a click log; write its checkpoint, figures and a plot."""
 
     out: Path
     """Folder of the checkpoint, figures.json and training.png."""
-    preset: Preset = "default"
-    """Where hyperparameters that are not given come from."""
+    preset: str = "default"
+    """Where values that are not given come from: rsc15-100k, diginetica, foursquare-nyc, or a JSON
+    file of hyperparameters, such as best.json of a search. A file can also set patience (3), order
+    (random), sample_alpha (0.5), bpreg (1), elu (0.5), momentum (0), initial_accumulator (0)."""
     resume: bool = False
     """Go on with the training in the folder."""
     warm_start: Path | None = None
-    """Checkpoint to begin from instead of random weights: its items keep their index, those that
-    are new come behind, and its context fields are kept."""
+    """Checkpoint to begin from instead of random weights: its items keep their indices, new ones
+    come after them, and its context fields are kept."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the model is trained."""
-    threads: PositiveInt = 1
-    """Threads of PyTorch. Steps are small: a second thread gains little."""
+    """Where to train the model."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return {**PRESETS.get(given.get("preset", "default"), {}), **given}
+        preset = load_preset(given.get("preset", "default"))
+        return {**{n: preset[n] for n in preset.keys() & cls.model_fields.keys()}, **given}
 
     @model_validator(mode="after")
-    def _context_comes_in(self) -> "FitSettings":
-        of_input = any(name != "gap" for name in self.context)
-        for name, way, is_used in (
-            ("input_context", self.input_context, of_input),
-            ("transition_context", self.transition_context, "gap" in self.context),
-        ):
-            if way == "concat" and is_used and self.embedding == "one-hot":
-                raise ValueError(
-                    f"{name}=concat with embedding=one-hot, which has nothing to stand beside: "
-                    "use multiply, or another embedding"
-                )
-            if way in ("matrices", "decay") and is_used and self.cell == "window":
-                raise ValueError(
-                    f"{name}={way} with cell=window, which is not recurrent: use concat, multiply "
-                    "or add"
-                )
-        if self.peek_context and not self.context:
-            raise ValueError("peek_context=true without context, which leaves nothing to peek at")
-        if self.warmup_epochs > self.epochs:
-            raise ValueError(
-                f"warmup_epochs={self.warmup_epochs:g} with epochs={self.epochs}: "
-                f"learning_rate={self.learning_rate:g} would never be reached"
-            )
+    def _fits_together(self) -> "FitSettings":
+        self.hyperparameters().check_context(self.context)
         return self
 
-    def hyperparameters(self) -> Hyperparameters:
-        """The part that decides the weights."""
-        return Hyperparameters(**self.model_dump(include=set(Hyperparameters.model_fields)))
+    def hyperparameters(self, chosen: Mapping[str, int] | None = None) -> Hyperparameters:
+        """What determines the weights; `chosen` are values for settings that are not given."""
+        own = Architecture.model_fields.keys() | Learning.model_fields.keys()
+        preset = load_preset(self.preset)
+        values = {name: preset[name] for name in preset.keys() & FineTuning.model_fields.keys()}
+        values |= self.model_dump(include=set(own))
+        return Hyperparameters(**{**values, **self.not_given(chosen or {})})
+
+    def not_given(self, values: Mapping[str, int]) -> dict[str, int]:
+        """Those of the values whose setting neither a flag nor the preset gives."""
+        return {n: value for n, value in values.items() if n not in self.model_fields_set}
 
     def schedule(self) -> Schedule:
-        """The part that decides when to stop."""
-        return Schedule(**self.model_dump(include=set(Schedule.model_fields)))
+        """What determines when training ends."""
+        patience = load_preset(self.preset).get("patience", Schedule().patience)
+        return Schedule(
+            epochs=self.epochs, time_budget_s=self.time_budget_s, patience=cast(int, patience)
+        )

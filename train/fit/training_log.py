@@ -3,14 +3,16 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from stream.contract.context import MAX_FIELDS, RESERVED
+from train.command import Settings
 from train.data.clicks import (
     ClickLogError,
     Columns,
@@ -25,6 +27,7 @@ from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sess
 from train.data.source import open_log, reading
 from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
 from train.network.checkpoint import TrainingData
+from train.pairs import Pairs, from_pairs
 
 _NO_NAMES = (pl.Binary, pl.Decimal, pl.Duration, pl.Object)
 """Types whose values have no text by which the stream would find them."""
@@ -34,34 +37,79 @@ ALL_EVENTS = EventTypes()
 log = structlog.get_logger()
 
 
-class LogSettings(BaseModel):
-    """Which clicks a model learns from, and what of them it is told."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+class LogSettings(Settings):
+    """Which clicks a model learns from, and what it sees of them."""
 
     clicks: str | Path
     """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the
     URL of one in an object store."""
-    columns: Columns = Columns()
-    """How the log names its columns."""
+    columns: Pairs = Field(default={})
+    """Names of the log's columns: public (SessionId, ItemId, and Time in seconds, as in public
+    data sets), or those that differ from session=session_id, item=item_id, time=timestamp_ms,
+    time_unit=ms (or s, iso), event_type=event_type. visitor=NAME in place of session: a log
+    without sessions, cut at idle gaps."""
     idle_timeout_s: PositiveInt | None = None
-    """Cut sessions at longer gaps; kept for serving, which then expires sessions alike. Unset: the
-    log's session column says it all."""
-    filters: Filters = Filters()
-    """Which clicks are worth learning from."""
-    validation: str | Path | None = None
-    """Click log to validate on; unset: the newest sessions of the log are held back for it."""
-    validation_fraction: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the log's sessions held back, the newest; 0: train on all and validate nothing."""
-    event_types: EventTypes = ALL_EVENTS
-    """Which types of event advance a session, and which are to be predicted."""
+    """Cut sessions at longer gaps, in training and in the stream. Unset: the session column alone
+    separates them."""
+    allowed_lateness_s: NonNegativeInt = 600
+    """How late a click may arrive in the stream: sessions live this much longer than the idle
+    timeout. Kept for serving."""
+    filters: Pairs = Field(default={})
+    """Which clicks to learn from, for example last_days=7, min_item_support=5,
+    min_session_length=3, drop_repeats=true (one click of each run on the same item)."""
+    validation: float | Path | str = Field(default=0.1, union_mode="left_to_right")
+    """Share of sessions held back for validation, the newest (0: none), or a log to validate on."""
+    event_types: Pairs = Field(default={})
+    """Types of event that advance a session, with the weight of a click as target where that is
+    not 1: view=0,cart,purchase=3 never predicts a view. Clicks of other types are ignored. Unset:
+    all count."""
     context: tuple[str, ...] = ()
-    """What the model sees of a click besides its item: hour, weekday, gap (the time since the last
-    click), or columns of the log."""
+    """What the model sees of a click besides its item: hour, weekday, gap (the time since the
+    previous click), or columns of the log."""
     utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
-    """What to add to UTC for hour and weekday."""
+    """Added to UTC for hour and weekday."""
+
+    @cached_property
+    def log_columns(self) -> Columns:
+        """How the log names its columns."""
+        own = {name: value for name, value in self.columns.items() if name != "event_type"}
+        if "public" in own:
+            own["preset"] = own.pop("public") or "public"
+        return from_pairs(Columns, own)
+
+    @cached_property
+    def log_filters(self) -> Filters:
+        """Which clicks are worth learning from."""
+        return from_pairs(Filters, dict(self.filters))
+
+    @cached_property
+    def log_event_types(self) -> EventTypes:
+        """Which types of event advance a session, and which are to be predicted."""
+        column = {"column": self.columns["event_type"]} if "event_type" in self.columns else {}
+        weights = {name: weight or 1 for name, weight in self.event_types.items()}
+        if not weights:
+            return from_pairs(EventTypes, dict(column))
+        given = {**column, "inputs": tuple(weights), "targets": weights}
+        found = from_pairs(EventTypes, given)
+        if found.targets is not None and set(found.targets.values()) == {1}:
+            return found.model_copy(update={"targets": None})
+        return found
+
+    @model_validator(mode="after")
+    def _can_be_read(self) -> "LogSettings":
+        for flag in ("columns", "filters", "event_types"):
+            try:
+                getattr(self, f"log_{flag}")
+            except ValueError as error:
+                raise ValueError(f"--{flag.replace('_', '-')}: {error}") from error
+        return self
+
+    @field_validator("validation")
+    @classmethod
+    def _is_a_share(cls, given: float | Path | str) -> float | Path | str:
+        if isinstance(given, float) and not 0 <= given < 1:
+            raise ValueError("expected a share from 0 to 1, 1 excluded, or a click log")
+        return given
 
     @field_validator("context")
     @classmethod
@@ -90,7 +138,9 @@ class TrainingLog:
     event_types: EventTypes = ALL_EVENTS
     """Which types of event are in it, and what they count as targets."""
     lost: Lost = NOTHING_LOST
-    """Predictions of the validation that nobody can make: of items new in it."""
+    """Predictions of the validation that no model can make: of items that are new in it."""
+    allowed_lateness_s: int = 600
+    """How late a click may arrive in the stream."""
 
     def content_hash(self) -> str:
         """Of all that is learnt from and measured on, clicks in their order."""
@@ -150,26 +200,28 @@ def read_training_log(
                 )
     columns = [name for name in names if name not in TIME_FIELDS]
     wanted = {"context": columns}
-    if settings.event_types != ALL_EVENTS:
-        wanted["event_types.column"] = [settings.event_types.column]
+    event_types = settings.log_event_types
+    if event_types.inputs is not None or event_types.targets is not None:
+        wanted["event_types"] = [event_types.column]
     for setting, given in wanted.items():
         for name in given:
-            if name in settings.columns.sources():
+            if name in settings.log_columns.sources():
                 raise ContextError(
                     f"{setting}={name}: that column is the log's session, item or time"
                 )
-    for path in (settings.clicks, settings.validation):
+    newer_log = None if isinstance(settings.validation, float) else settings.validation
+    for path in (settings.clicks, newer_log):
         if path is not None:
             _check_columns(path, wanted)
     columns = [name for of_setting in wanted.values() for name in of_setting]
     clicks = read_log(settings.clicks, settings, columns)
     newer: pl.DataFrame | None = None
-    if settings.validation is not None:
+    if not isinstance(settings.validation, float):
         newer = read_log(settings.validation, settings, columns)
-    elif settings.validation_fraction > 0:
-        clicks, newer = split_by_time(clicks, settings.validation_fraction)
+    elif settings.validation > 0:
+        clicks, newer = split_by_time(clicks, settings.validation)
     # After the split, so that no item is kept for the clicks it is yet to have.
-    filtered = filter_clicks(clicks, settings.filters)
+    filtered = filter_clicks(clicks, settings.log_filters)
     del clicks  # of a large log each stage is gigabytes
     log.info(
         "log_filtered",
@@ -196,22 +248,23 @@ def read_training_log(
         )
         if not validation.n_targets:
             raise ClickLogError(
-                f"{settings.validation or 'the newest sessions of ' + str(settings.clicks)}: "
+                f"{newer_log or 'the newest sessions of ' + str(settings.clicks)}: "
                 f"nothing to predict in {len(newer)} clicks to validate on, "
                 f"{indexed.dropped_clicks} of them on items that are not learnt from; "
-                "validation_fraction=0 validates nothing"
+                "validation=0 validates nothing"
             )
-        if settings.validation is not None:
+        if newer_log is not None:
             last_ms = int(train.sessions.timestamp_ms.max())
-            warn_unless_newer(settings.validation, validation, last_ms)
+            warn_unless_newer(newer_log, validation, last_ms)
     return TrainingLog(
         train.sessions,
         validation,
         catalogue,
         settings.idle_timeout_s,
         tuple(fields),
-        settings.event_types,
+        event_types,
         lost,
+        settings.allowed_lateness_s,
     )
 
 
@@ -219,10 +272,10 @@ def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) ->
     """The good clicks of one log with these further columns, weighed by their type."""
     return read_clicks(
         path,
-        settings.columns,
+        settings.log_columns,
         idle_timeout_s=settings.idle_timeout_s,
         keep=columns,
-        event_types=settings.event_types,
+        event_types=settings.log_event_types,
     ).clicks
 
 

@@ -40,7 +40,5 @@ class ModelPredictor:
             with torch.inference_mode():
                 clicks = torch.from_numpy(prefix[:, -1].copy()).to(device)
                 query, state = model.encode(clicks, context[:b, position - 1], state[:b])
-                if model.config.peek_context:
-                    query = model.peek(query, context[:b, position])
                 scores = self._product(query)
             yield scores.cpu().numpy()

@@ -23,8 +23,6 @@ class Step(NamedTuple):
     """The click opens its session: the lane's state is of another one."""
     context: Int32[np.ndarray, "B F"]
     """Of the click."""
-    target_context: Int32[np.ndarray, "B F"]
-    """Of the click that followed; only a model that peeks may look."""
     weight: Float32[np.ndarray, "B"]
     """What the target counts."""
 
@@ -67,6 +65,5 @@ def session_parallel(
             target=sessions.item_index[row + 1],
             first=first[place],
             context=sessions.context[row],
-            target_context=sessions.context[row + 1],
             weight=sessions.target_weight[row + 1],
         )

@@ -1,11 +1,11 @@
 """The layers a session model is stacked from, one click at a time.
 
-A layer keeps a flat state per session, zeros before the first click, and is written in plain
-operations that export as they stand (`export/graph.py`). State and output are two things: an
+A layer keeps a flat state per session, zeros before the first click. State and output differ: an
 LSTM's state is hidden and cell, a window's is its last inputs.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,20 +18,22 @@ from train.network import kernels
 Cell = Literal["rnn", "lstm", "gru", "window"]
 
 GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-"""Matrices on either side of a recurrent layer, packed one above the other."""
+"""Matrices on either side of a recurrent layer, stacked row-wise."""
+WINDOW = 3
+"""Clicks that the feed-forward network sees."""
 
 
 class LowRank(nn.Module):
-    """A matrix for every context, `W_c - W = up diag(s_c) down`, beside the W all share.
+    """What a context's matrix adds to the one all contexts share, `W_c - W = up diag(s_c) down`.
 
-    Liu et al. (arXiv 1609.05787, eq. 5 to 7) give every context a whole matrix of its own; of rank
-    R it takes R numbers a context value. Several fields add up in s_c.
+    Liu et al. (arXiv 1609.05787, eq. 5 to 7) give every context a full matrix of its own; at rank
+    R it takes R numbers per context value. Several fields add up in s_c.
     """
 
-    def __init__(self, input_size: int, output_size: int, sizes: list[int], rank: int) -> None:
+    def __init__(self, input_size: int, output_size: int, sizes: Sequence[int], rank: int) -> None:
         super().__init__()
         self.down = nn.Parameter(torch.empty(rank, input_size))
-        self.up = nn.Parameter(torch.zeros(output_size, rank))  # at first all contexts are alike
+        self.up = nn.Parameter(torch.zeros(output_size, rank))  # at first the context has no effect
         nn.init.xavier_uniform_(self.down)
         self.scales = nn.ParameterList(nn.Parameter(torch.ones(size, rank)) for size in sizes)
 
@@ -43,21 +45,12 @@ class LowRank(nn.Module):
         return F.linear(F.linear(x, self.down) * scale, self.up)
 
 
-class LayerContext(NamedTuple):
-    """The numbers of a step that a layer looks up; F may be 0."""
-
-    input: Int32[Tensor, "B F_in"]
-    transition: Int32[Tensor, "B F_tr"]
-
-
 class RecurrentLayer(nn.Module):
     """RNN, GRU or LSTM.
 
-    `input_size` None: the input is the gates' input side itself, a row of a one-hot embedding.
-    `input_sizes` and `transition_sizes` are the sizes of the fields that have matrices of their own
-    on either side; `decay_sizes` those that let the state fade before the step: times
-    `exp(-softplus(rate_c))`, the input decay of GRU-D (Che et al., arXiv 1606.01865, eq. 10) with a
-    rate for every bin of the gap and every unit.
+    `input_size` None: the input is the input side of the gates itself, a row of a one-hot
+    embedding. `transition_sizes` are the sizes of the context fields that have recurrent matrices
+    of their own, of rank `rank`.
     """
 
     def __init__(
@@ -65,11 +58,8 @@ class RecurrentLayer(nn.Module):
         cell: Cell,
         input_size: int | None,
         hidden_size: int,
-        *,
-        input_sizes: list[int],
-        transition_sizes: list[int],
-        decay_sizes: list[int],
-        rank: int,
+        transition_sizes: Sequence[int] = (),
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.cell, self.hidden_size, gates = cell, hidden_size, GATES[cell]
@@ -82,38 +72,25 @@ class RecurrentLayer(nn.Module):
         self.bias_input = nn.Parameter(torch.zeros(gates * hidden_size))
         self.bias_hidden = nn.Parameter(torch.zeros(gates * hidden_size))
         for weight in (*weights, self.weight_hidden):
-            for gate in weight.data.chunk(gates):  # each is a matrix of its own to Glorot's bound
+            for gate in weight.data.chunk(gates):  # Glorot's bound is that of a single gate
                 nn.init.xavier_uniform_(gate)
-        if input_sizes and input_size is not None:
-            self.input_context = LowRank(input_size, gates * hidden_size, input_sizes, rank)
         if transition_sizes:
             self.transition_context = LowRank(
                 hidden_size, gates * hidden_size, transition_sizes, rank
             )
-        if decay_sizes:
-            # softplus(-4) = .018: at first hardly anything fades
-            self.decay_rates = nn.ParameterList(
-                nn.Parameter(torch.full((size, self.state_size), -4.0)) for size in decay_sizes
-            )
 
     def forward(
-        self, x: Float[Tensor, "B I"], state: Float[Tensor, "B S"], context: LayerContext
+        self, x: Float[Tensor, "B I"], state: Float[Tensor, "B S"], transition: Int32[Tensor, "B F"]
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B S"]]:
         """The output and the state after one more input."""
-        if hasattr(self, "decay_rates"):
-            rates = zip(self.decay_rates, context.transition.unbind(1), strict=True)
-            for rate, index in rates:
-                state = state * torch.exp(-F.softplus(F.embedding(index, rate)))
         hidden = state[:, : self.hidden_size]
         if hasattr(self, "weight_input"):
             x_gates = F.linear(x, self.weight_input, self.bias_input)
-            if hasattr(self, "input_context"):
-                x_gates = x_gates + self.input_context(x, context.input)
         else:
             x_gates = x + self.bias_input
         h_gates = F.linear(hidden, self.weight_hidden, self.bias_hidden)
         if hasattr(self, "transition_context"):
-            h_gates = h_gates + self.transition_context(hidden, context.transition)
+            h_gates = h_gates + self.transition_context(hidden, transition)
         if x_gates.dtype == torch.bfloat16:  # products alone are of lower precision
             x_gates, h_gates = x_gates.float(), h_gates.float()
         if self.cell == "rnn":
@@ -178,20 +155,21 @@ def _lstm(
 
 
 class WindowLayer(nn.Module):
-    """A feed-forward network over the last `window` inputs: what recurrence is compared with.
+    """A feed-forward network over the last three inputs, to compare recurrence with.
 
-    Its state is the inputs before the last one, the newest first; tanh of one matrix over all.
+    Its state is the inputs before the last one, newest first; its output is tanh of one matrix
+    over all of them.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, window: int) -> None:
+    def __init__(self, input_size: int, hidden_size: int) -> None:
         super().__init__()
-        self.state_size = (window - 1) * input_size
-        self.weight = nn.Parameter(torch.empty(hidden_size, window * input_size))
+        self.state_size = (WINDOW - 1) * input_size
+        self.weight = nn.Parameter(torch.empty(hidden_size, WINDOW * input_size))
         self.bias = nn.Parameter(torch.zeros(hidden_size))
         nn.init.xavier_uniform_(self.weight)
 
     def forward(
-        self, x: Float[Tensor, "B I"], state: Float[Tensor, "B S"], context: LayerContext
+        self, x: Float[Tensor, "B I"], state: Float[Tensor, "B S"], transition: Int32[Tensor, "B F"]
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B S"]]:
         """The output and the state after one more input."""
         inputs = torch.cat([x, state], dim=1)

@@ -1,20 +1,20 @@
-"""A training run on disk: what is needed to export its best model and to go on from its last epoch.
+"""A training run on disk: what exporting its best model and resuming from its last epoch need.
 
-`checkpoint.json` names the other files and is replaced last, in one step: a run killed while it
-writes leaves the epoch before. Arrays are `.npz` read with `allow_pickle=False`, so a checkpoint
-from elsewhere can be wrong but cannot run code.
+`checkpoint.json` names the other files and is replaced last, atomically: a run killed while writing
+leaves the previous epoch. Arrays are `.npz` read with `allow_pickle=False`, so a checkpoint from an
+untrusted source can be wrong but cannot run code.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 
 from train.command import TrainError
 from train.data.event_types import EventTypes
@@ -25,6 +25,19 @@ INFO = "checkpoint.json"
 ITEMS = "items.txt"
 POPULAR_ITEMS = 1000
 """Length of the popularity list; a bundle takes its first K."""
+
+DROPPED = {
+    "window": 3,
+    "feed_forward": False,
+    "context_size": 16,
+    "peek_context": False,
+    "logq": True,
+    "weight_decay": 0.0,
+    "decay": "constant",
+    "warmup_epochs": 0.0,
+    "clip_norm": 0.0,
+}
+"""Fields of checkpoints up to version 0.1.0, and the only values that are still supported."""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -71,27 +84,52 @@ class CheckpointInfo(_Record):
     format: Literal[2] = 2
     model: ModelConfig
     hyperparameters: dict[str, JsonValue]
-    epochs: int
-    """How many the run was to have: the course of a decaying learning rate follows from it."""
     training: TrainingData
     idle_timeout_s: int | None
-    """The gap that cut the training sessions; null where the log came with a session column."""
+    """The gap at which training sessions were cut; null if only a session column separated them."""
+    allowed_lateness_s: int = 600
+    """How late a click may arrive in the stream."""
     event_types: EventTypes = EventTypes()
     """Which types of event advanced a session in training."""
     content_hash: str = ""
-    """Of the sessions learnt from and validated on: a run goes on with the same alone."""
+    """Of the sessions trained and validated on; a run resumes only on the same ones."""
     epoch: int
     """The epoch `weights` were taken after, counted from 1."""
     protocol: str
     metrics: dict[str, float]
     history: list[EpochRecord]
     finished: bool
-    """False while epochs are left to train, as after a kill."""
+    """False while epochs remain to be trained, as after a kill."""
     popular: list[PopularItem]
     weights: str
     resume: str
     """File of the arrays a run goes on from: weights, accumulators and velocities after the last
     epoch in `history`. Random numbers need no file: each epoch draws from (seed, epoch)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older(cls, given: Any) -> Any:
+        """Translate what version 0.1.0 wrote."""
+        if not (isinstance(given, dict) and isinstance(given.get("model"), dict)):
+            return given
+        model = _without_dropped(given["model"])
+        for name in DROPPED.keys() & model.keys():
+            raise ValueError(
+                f"model.{name} is {model[name]!r}, expected {DROPPED[name]!r}: this version no "
+                "longer has that setting"
+            )
+        hyperparameters = _without_dropped(given.get("hyperparameters") or {})
+        others = {name: given[name] for name in given.keys() - {"epochs"}}
+        return {**others, "model": model, "hyperparameters": hyperparameters}
+
+
+def _without_dropped(fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields as they are today; a dropped one stays where its value is no longer supported."""
+    kept = {n: v for n, v in fields.items() if n not in DROPPED or DROPPED[n] != v}
+    temperature = kept.pop("temperature", None)
+    if isinstance(kept.get("normalise"), bool):  # a switch, and the factor in another field
+        kept["normalise"] = float(temperature or 1.0) if kept["normalise"] else 0.0
+    return kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +155,7 @@ def popular_items(support: Int64[np.ndarray, "N"]) -> list[PopularItem]:
 def save_checkpoint(
     folder: Path, info: CheckpointInfo, catalogue: Catalogue, weights: Arrays, resume: Arrays
 ) -> None:
-    """Write or advance the checkpoint in `folder`; readers see the old one or the new one whole."""
+    """Write or advance the checkpoint in `folder`; readers see either the old or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_arrays(folder / info.weights, weights)
     _write_arrays(folder / info.resume, resume)
@@ -131,16 +169,19 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its parts checked against each other.
 
-    Raises CheckpointError for a folder that has none, or one that does not fit together.
+    Raises CheckpointError if there is none, or if its parts contradict each other.
     """
     try:
         info = CheckpointInfo.model_validate_json((folder / INFO).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{folder} holds no checkpoint: {error.strerror} ({INFO})") from error
+        raise CheckpointError(f"{folder} has no checkpoint: {error.strerror} ({INFO})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"{folder / INFO}: {place or 'content'}: {first['msg']}") from error
+        message = first["msg"].removeprefix("Value error, ")
+        if place:
+            message = f"{place}: {message} (found {first['input']!r})"
+        raise CheckpointError(f"{folder / INFO}: {message}") from error
 
     # Split at "\n" alone: str.splitlines would also cut ids at U+0085 or U+2028.
     try:
@@ -157,7 +198,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     check_arrays(folder / info.weights, weights, model.state_dict())
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise CheckpointError(f"{folder / info.weights}: {name} holds numbers that are none")
+            raise CheckpointError(f"{folder / info.weights}: {name} contains NaN or infinity")
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return Checkpoint(folder, info, Catalogue(item_ids), model.eval())
 
@@ -165,7 +206,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 def check_arrays(source: Path | str, arrays: Arrays, expected: Mapping[str, torch.Tensor]) -> None:
     """Raise CheckpointError unless the arrays have the expected names, shapes and types."""
     if arrays.keys() != expected.keys():
-        raise CheckpointError(f"{source} holds {sorted(arrays)}, expected {sorted(expected)}")
+        raise CheckpointError(f"{source} contains {sorted(arrays)}, expected {sorted(expected)}")
     for name, tensor in expected.items():
         if arrays[name].shape != tuple(tensor.shape):
             raise CheckpointError(
@@ -173,7 +214,7 @@ def check_arrays(source: Path | str, arrays: Arrays, expected: Mapping[str, torc
             )
         dtype = str(tensor.dtype).removeprefix("torch.")
         if arrays[name].dtype != dtype:
-            raise CheckpointError(f"{source}: {name} holds {arrays[name].dtype}, expected {dtype}")
+            raise CheckpointError(f"{source}: {name} is {arrays[name].dtype}, expected {dtype}")
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:

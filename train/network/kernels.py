@@ -31,16 +31,14 @@ def adagrad(
     gradient: Table,
     lr: np.float32,
     momentum: np.float32,
-    decay: np.float32,
     epsilon: np.float32,
 ) -> None:
     """Adagrad without momentum."""
-    keep = np.float32(1) - lr * decay
     for u in range(len(row)):
         w, a, g = weight[row[u]], squares[row[u]], gradient[u]
         for j in range(len(g)):
             a[j] += g[j] * g[j]
-            w[j] = keep * w[j] - lr * g[j] / (math.sqrt(a[j]) + epsilon)
+            w[j] = w[j] - lr * g[j] / (math.sqrt(a[j]) + epsilon)
 
 
 @_compiled
@@ -52,18 +50,16 @@ def adagrad_momentum(
     gradient: Table,
     lr: np.float32,
     momentum: np.float32,
-    decay: np.float32,
     epsilon: np.float32,
 ) -> None:
     """Adagrad with Nesterov momentum."""
-    keep = np.float32(1) - lr * decay
     for u in range(len(row)):
         w, v, a, g = weight[row[u]], velocity[row[u]], squares[row[u]], gradient[u]
         for j in range(len(g)):
             a[j] += g[j] * g[j]
             change = -lr * g[j] / (math.sqrt(a[j]) + epsilon)
             v[j] = momentum * v[j] + change
-            w[j] = keep * w[j] + change + momentum * v[j]
+            w[j] = w[j] + change + momentum * v[j]
 
 
 @_compiled
@@ -78,10 +74,9 @@ def adam(
     keep_second: np.float32,
     of_first: np.float32,
     of_second: np.float32,
-    decay: np.float32,
     epsilon: np.float32,
 ) -> None:
-    """AdamW; `of_first` and `of_second` correct the bias of the moments."""
+    """Adam; `of_first` and `of_second` correct the bias of the moments."""
     one = np.float32(1)
     for u in range(len(row)):
         w, m, s, g = weight[row[u]], first[row[u]], squares[row[u]], gradient[u]
@@ -89,7 +84,7 @@ def adam(
             m[j] = keep_first * m[j] + (one - keep_first) * g[j]
             s[j] = keep_second * s[j] + (one - keep_second) * g[j] * g[j]
             change = m[j] * of_first / (math.sqrt(s[j] * of_second) + epsilon)
-            w[j] -= lr * (change + decay * w[j])
+            w[j] -= lr * change
 
 
 @_compiled
@@ -100,14 +95,12 @@ def sgd(
     gradient: Table,
     lr: np.float32,
     momentum: np.float32,
-    decay: np.float32,
 ) -> None:
     """Gradient descent."""
-    keep = np.float32(1) - lr * decay
     for u in range(len(row)):
         w, g = weight[row[u]], gradient[u]
         for j in range(len(g)):
-            w[j] = keep * w[j] - lr * g[j]
+            w[j] = w[j] - lr * g[j]
 
 
 @_compiled
@@ -118,15 +111,13 @@ def sgd_momentum(
     gradient: Table,
     lr: np.float32,
     momentum: np.float32,
-    decay: np.float32,
 ) -> None:
     """Gradient descent with Nesterov momentum."""
-    keep = np.float32(1) - lr * decay
     for u in range(len(row)):
         w, v, g = weight[row[u]], velocity[row[u]], gradient[u]
         for j in range(len(g)):
             v[j] = momentum * v[j] - lr * g[j]
-            w[j] = keep * w[j] - lr * g[j] + momentum * v[j]
+            w[j] = w[j] - lr * g[j] + momentum * v[j]
 
 
 @_compiled

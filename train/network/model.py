@@ -2,66 +2,83 @@
 
 Hidasi et al., "Session-based Recommendations with Recurrent Neural Networks" (arXiv 1511.06939);
 shared ("constrained") embedding from Hidasi & Karatzoglou (arXiv 1706.03847); context from Liu et
-al. (arXiv 1609.05787). The same `step` and `score_rows` are trained, evaluated and exported: there
-is no second forward pass.
+al. (arXiv 1609.05787). Training and evaluation share `step` and `score_rows`. `export/encode.py`
+writes the same computation a second time, as an ONNX graph; `export/parity.py` compares the two
+before a bundle is written.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int32, Int64
-from pydantic import PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
+from train.command import Settings
 from train.data.context import ContextField
 from train.network import kernels
-from train.network.cells import GATES, Cell, LayerContext, RecurrentLayer, WindowLayer
+from train.network.cells import GATES, Cell, RecurrentLayer, WindowLayer
 
 Embedding = Literal["shared", "separate", "one-hot"]
-InputContext = Literal["concat", "multiply", "add", "matrices"]
-TransitionContext = Literal["concat", "multiply", "add", "matrices", "decay"]
+InputContext = Literal["concat", "multiply"]
+TransitionContext = Literal["concat", "multiply", "matrices"]
+
+CONTEXT_SIZE = 16
+"""Width of a context embedding next to the item's, and rank of context matrices."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelConfig:
-    """What the weights' shapes follow from; it is kept in the checkpoint."""
+class Architecture(Settings):
+    """What kind of network it is."""
+
+    cell: Cell = "gru"
+    """Recurrent cell; window is a feed-forward network over the last three clicks instead."""
+    hidden_size: PositiveInt = 100
+    """Units of each layer, and width of the item embedding. Unset: 100, or 256 from 300,000
+    training clicks on."""
+    n_layers: PositiveInt = 1
+    """Layers, each fed by the one below."""
+    embedding: Embedding = "shared"
+    """How the last click is read: through the rows that score items (shared), through a table of
+    its own (separate), or straight into the first layer's gates (one-hot)."""
+    residual: bool = False
+    """Add each layer's input to its output."""
+    normalise: NonNegativeFloat = 0.0
+    """Score by the cosine of session and item, times this number (16, say); 0: by the plain
+    product."""
+    dropout_embedding: float = Field(default=0.4, ge=0, lt=1)
+    """Share of an item embedding's entries dropped in a training step."""
+    dropout_hidden: float = Field(default=0.2, ge=0, lt=1)
+    """Share of a layer's output dropped on its way to the next layer or to the scores."""
+    input_context: InputContext = "concat"
+    """How context of the click itself enters: as an embedding next to the item's (concat), or as a
+    factor of the item's embedding (multiply)."""
+    transition_context: TransitionContext = "concat"
+    """How the gap since the previous click enters: likewise, or through recurrent matrices of its
+    own (matrices)."""
+
+
+class ModelConfig(Architecture):
+    """Everything that determines the shapes of the weights; kept in the checkpoint."""
 
     n_items: PositiveInt
-    cell: Cell = "gru"
-    hidden_size: PositiveInt = 100
-    n_layers: PositiveInt = 1
-    window: PositiveInt = 3
-    embedding: Embedding = "shared"
-    residual: bool = False
-    feed_forward: bool = False
-    normalise: bool = False
-    temperature: float = 1.0
-    dropout_embedding: float = 0.0
-    dropout_hidden: float = 0.0
     context: tuple[ContextField, ...] = ()
-    input_context: InputContext = "concat"
-    transition_context: TransitionContext = "concat"
-    context_size: PositiveInt = 16
-    peek_context: bool = False
-    """The query sees the context of the click it is to predict: for research, never served."""
 
     @property
     def input_columns(self) -> list[int]:
-        """Columns of `context` that surround a click."""
+        """Columns of `context` that describe the click itself."""
         return [n for n, field in enumerate(self.context) if field.kind != "gap"]
 
     @property
     def transition_columns(self) -> list[int]:
-        """Columns of `context` that tell the way from the click before."""
+        """Columns of `context` that describe the step from the previous click."""
         return [n for n, field in enumerate(self.context) if field.kind == "gap"]
 
     def columns(self, way: str) -> list[int]:
-        """Columns of `context` that come in this way."""
+        """Columns of `context` that enter in this way."""
         of_input = self.input_columns if self.input_context == way else []
         return of_input + (self.transition_columns if self.transition_context == way else [])
 
@@ -84,45 +101,29 @@ class SessionModel(nn.Module):
             nn.init.xavier_uniform_(self.input_embedding)
         sizes = [field.size for field in config.context]
         self.concatenated = nn.ParameterList(
-            nn.Parameter(0.1 * torch.randn(sizes[c], config.context_size))
+            nn.Parameter(0.1 * torch.randn(sizes[c], CONTEXT_SIZE))
             for c in config.columns("concat")
         )
         self.multiplied = nn.ParameterList(
             nn.Parameter(torch.zeros(sizes[c], width)) for c in config.columns("multiply")
         )
-        self.added = nn.ParameterList(
-            nn.Parameter(torch.zeros(sizes[c], width)) for c in config.columns("add")
-        )
         self.layers = nn.ModuleList(self._build_layers(width, sizes))
-        if config.feed_forward:
-            self.head_weight = nn.Parameter(torch.empty(hidden_size, hidden_size))
-            self.head_bias = nn.Parameter(torch.zeros(hidden_size))
-            nn.init.xavier_uniform_(self.head_weight)
-        if config.peek_context:
-            self.peeked = nn.ParameterList(
-                nn.Parameter(torch.zeros(size, hidden_size)) for size in sizes
-            )
         self.state_sizes = [cast(int, layer.state_size) for layer in self.layers]
         self.state_size = sum(self.state_sizes)
 
     def _build_layers(self, width: int, sizes: list[int]) -> Iterator[nn.Module]:
         config = self.config
-        width += config.context_size * len(config.columns("concat"))
+        width += CONTEXT_SIZE * len(config.columns("concat"))
         if config.cell == "window":
-            yield WindowLayer(width, config.hidden_size, config.window)
+            yield WindowLayer(width, config.hidden_size)
             return
-        for n in range(config.n_layers):
-            first, one_hot = n == 0, config.embedding == "one-hot"
-            matrices = config.columns("matrices") if first else []
-            yield RecurrentLayer(
-                config.cell,
-                None if first and one_hot else width if first else config.hidden_size,
-                config.hidden_size,
-                input_sizes=[sizes[c] for c in matrices if c in config.input_columns],
-                transition_sizes=[sizes[c] for c in matrices if c in config.transition_columns],
-                decay_sizes=[sizes[c] for c in config.columns("decay")],
-                rank=config.context_size,
-            )
+        one_hot = config.embedding == "one-hot"
+        matrices = [sizes[c] for c in config.columns("matrices")]
+        yield RecurrentLayer(
+            config.cell, None if one_hot else width, config.hidden_size, matrices, CONTEXT_SIZE
+        )
+        for _ in range(config.n_layers - 1):
+            yield RecurrentLayer(config.cell, config.hidden_size, config.hidden_size)
 
     @property
     def input_table(self) -> nn.Parameter:
@@ -156,42 +157,28 @@ class SessionModel(nn.Module):
         x = self._dropout(embedded, config.dropout_embedding)
         for table, column in zip(self.multiplied, config.columns("multiply"), strict=True):
             x = x * (1 + F.embedding(context[:, column], table))
-        for table, column in zip(self.added, config.columns("add"), strict=True):
-            x = x + F.embedding(context[:, column], table)
         item = x
-        beside = [
+        embedded_context = [
             F.embedding(context[:, column], table)
             for table, column in zip(self.concatenated, config.columns("concat"), strict=True)
         ]
-        if beside:
-            x = torch.cat([x, *beside], dim=1)
-        of_layer = LayerContext(
-            context[:, config.input_columns], context[:, config.transition_columns]
-        )
+        if embedded_context:
+            x = torch.cat([x, *embedded_context], dim=1)
+        transition = context[:, config.transition_columns]
         states = torch.split(state, self.state_sizes, dim=1)
         after = []
         for n, (layer, before) in enumerate(zip(self.layers, states, strict=True)):
             below = item if n == 0 else x
             if n:
                 x = self._dropout(x, config.dropout_hidden)
-            x, layer_state = layer(x, before, of_layer)
+            x, layer_state = layer(x, before, transition)
             after.append(layer_state)
             if config.residual and below.shape == x.shape:
                 x = x + below
         x = self._dropout(x, config.dropout_hidden)
-        if config.feed_forward:
-            x = torch.tanh(F.linear(x, self.head_weight, self.head_bias))
         if config.normalise:
-            x = config.temperature * _unit(x)
+            x = config.normalise * _unit(x)
         return x, after[0] if len(after) == 1 else torch.cat(after, dim=1)
-
-    def peek(
-        self, query: Float[Tensor, "B H"], context: Int32[Tensor, "B F"]
-    ) -> Float[Tensor, "B H"]:
-        """The query once the next click's context is known (Liu et al., eq. 8 and 9)."""
-        for column, table in enumerate(self.peeked):
-            query = query * (1 + F.embedding(context[:, column], table))
-        return query
 
     def scores(
         self, query: Float[Tensor, "B H"], item_index: Int64[Tensor, "C"] | None = None

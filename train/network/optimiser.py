@@ -18,23 +18,22 @@ from train.network.checkpoint import check_arrays
 Rule = Literal["adagrad", "adam", "sgd"]
 
 EPSILON = 1e-6
-"""Beside a root: a gradient of exactly 0 (dropout does that) must not divide by 0."""
+"""Added to a root, since a gradient of exactly 0 (dropout makes them) must not divide by 0."""
 ADAM_FIRST, ADAM_SECOND = 0.9, 0.999
 
 _WHOLE = np.zeros(1, dtype=np.int64)
-"""The only row of a table that is seen as one."""
+"""The row index of a parameter that is updated as one row."""
 
 SLOTS = {"adagrad": ("velocity", "squares"), "adam": ("first", "squares"), "sgd": ("velocity",)}
 
 
 class Rates(NamedTuple):
-    """What a step's update depends on beside the gradient."""
+    """What a step's update depends on besides the gradient."""
 
     learning_rate: float
     momentum: float
-    weight_decay: float
     step: int
-    """Steps so far, this one included: Adam's bias correction."""
+    """Steps so far, including this one: for Adam's bias correction."""
 
 
 class Optimiser:
@@ -44,8 +43,7 @@ class Optimiser:
     `initial_accumulator`: at 0 the first gradient of a weight moves it by lr, however small it is;
     sgd: u = lr * g. Both with momentum as Bengio et al. simplify Nesterov's (arXiv 1212.0901, sec.
     3.5): v <- momentum * v - u; w <- w + momentum * v - u.
-    adam: Kingma & Ba (arXiv 1412.6980), the decay of weights apart from the gradient as in AdamW
-    (Loshchilov & Hutter, arXiv 1711.05101): w <- w - lr * (m / (sqrt(s) + eps) + decay * w).
+    adam: Kingma & Ba (arXiv 1412.6980).
     """
 
     def __init__(
@@ -54,11 +52,10 @@ class Optimiser:
         parameters: Iterable[tuple[str, nn.Parameter]],
         *,
         momentum: float = 0.0,
-        weight_decay: float = 0.0,
         initial_accumulator: float = 0.0,
     ) -> None:
         self._rule: Rule = rule
-        self._momentum, self._weight_decay = momentum, weight_decay
+        self._momentum = momentum
         self.step_count = 0
         self._parameters = {name: parameter.detach() for name, parameter in parameters}
         unused = {"velocity"} if momentum == 0 else set()
@@ -82,7 +79,7 @@ class Optimiser:
     def begin_step(self, learning_rate: float) -> None:
         """Fix what all updates of a step share."""
         self.step_count += 1
-        self._rates = Rates(learning_rate, self._momentum, self._weight_decay, self.step_count)
+        self._rates = Rates(learning_rate, self._momentum, self.step_count)
 
     @torch.no_grad()
     def step(self, name: str, gradient: Float[Tensor, "..."]) -> None:
@@ -148,7 +145,7 @@ def _update(
         slots["squares"].lerp_(gradient.square(), 1 - ADAM_SECOND)
         first, second = _adam_scales(rates)
         change = slots["first"] * first / ((slots["squares"] * second).sqrt() + EPSILON)
-        weight.sub_(change + rates.weight_decay * weight, alpha=lr)
+        weight.sub_(change, alpha=lr)
         return
     change = -lr * gradient
     if rule == "adagrad":
@@ -156,7 +153,7 @@ def _update(
     if rates.momentum:
         velocity = slots["velocity"].mul_(rates.momentum).add_(change)
         change = change.add_(velocity, alpha=rates.momentum)
-    weight.add_(change - lr * rates.weight_decay * weight if rates.weight_decay else change)
+    weight.add_(change)
 
 
 def _adam_scales(rates: Rates) -> tuple[float, float]:
@@ -167,14 +164,14 @@ def _adam_scales(rates: Rates) -> tuple[float, float]:
 def _fused(
     rule: Rule, tables: list[np.ndarray], row: np.ndarray, gradient: np.ndarray, rates: Rates
 ) -> None:
-    lr, momentum, decay = map(np.float32, rates[:3])
+    lr, momentum = np.float32(rates.learning_rate), np.float32(rates.momentum)
     epsilon = np.float32(EPSILON)
     if rule == "adagrad":
         adagrad = kernels.adagrad_momentum if rates.momentum else kernels.adagrad
-        adagrad(*tables, row, gradient, lr, momentum, decay, epsilon)
+        adagrad(*tables, row, gradient, lr, momentum, epsilon)
     elif rule == "adam":
         moments = map(np.float32, (ADAM_FIRST, ADAM_SECOND, *_adam_scales(rates)))
-        kernels.adam(*tables, row, gradient, lr, *moments, decay, epsilon)
+        kernels.adam(*tables, row, gradient, lr, *moments, epsilon)
     else:
         sgd = kernels.sgd_momentum if rates.momentum else kernels.sgd
-        sgd(*tables, row, gradient, lr, momentum, decay)
+        sgd(*tables, row, gradient, lr, momentum)

@@ -1,11 +1,25 @@
-"""Hyperparameters that were searched for on a log's validation sessions, by the log's name.
+"""Hyperparameters found by search on a log's validation sessions, by the log's name.
 
-How they were found, and what did not help, stands in docs/experiments.md.
+docs/experiments.md tells how they were found and what did not help. Each stands for a published
+figure, so it names all that was searched for, whatever the defaults are.
 """
 
-PRESETS: dict[str, dict[str, object]] = {
+import json
+from pathlib import Path
+from typing import Any
+
+from train.network.hyperparameters import Hyperparameters
+
+BESIDES = {"epochs", "patience", "context", "utc_offset_s"}
+"""What a preset may set besides hyperparameters."""
+
+LARGE_LOG = 300_000
+"""Training clicks from which a log counts as large."""
+
+PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "rsc15-100k": {
+        "hidden_size": 100,
         "embedding": "shared",
         "n_negatives": 2048,
         "batch_size": 16,
@@ -19,8 +33,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "order": "time",  # the newest sessions last: on two fifths of the log .4902 became .4998
         "hidden_size": 256,
         "embedding": "shared",
-        "normalise": True,
-        "temperature": 16.0,
+        "normalise": 16.0,
         "loss": "cross-entropy",
         "n_negatives": 2048,
         "sample_alpha": 0.3,
@@ -36,9 +49,10 @@ PRESETS: dict[str, dict[str, object]] = {
         "epochs": 5,
         "patience": 0,
     },
-    "globo-5d": {},
     "foursquare-nyc": {
+        "hidden_size": 100,
         "embedding": "shared",
+        "n_negatives": 512,
         "batch_size": 32,
         "bptt": 2,  # one click a step, 64 sessions: .6140/.2816; two: .6295/.2895
         "dropout_embedding": 0.3,
@@ -47,3 +61,34 @@ PRESETS: dict[str, dict[str, object]] = {
         "epochs": 8,
     },
 }
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The preset of this name, or of a JSON file: an object of values by name.
+
+    In a file that a search wrote it is the value of "preset". Raises ValueError with one sentence
+    if there is no such preset or if it sets anything else.
+    """
+    if name in PRESETS:
+        return PRESETS[name]
+    try:
+        found = json.loads(Path(name).read_text("utf-8"))
+    except OSError:
+        raise ValueError(
+            f"preset={name} is neither a JSON file nor one of {', '.join(PRESETS)}"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"preset={name} is not JSON: {error}") from error
+    values = found.get("preset", found) if isinstance(found, dict) else found
+    if not isinstance(values, dict):
+        raise ValueError(f"preset={name}: found {values!r}, expected an object of hyperparameters")
+    for unknown in values.keys() - Hyperparameters.model_fields.keys() - BESIDES:
+        raise ValueError(f"preset={name}: {unknown!r} is not a hyperparameter")
+    return values
+
+
+def sizes_for(n_clicks: int) -> dict[str, int]:
+    """What `fit` chooses for a log of so many training clicks where nothing else is given."""
+    if n_clicks < LARGE_LOG:
+        return {"batch_size": 32, "hidden_size": 100}
+    return {"batch_size": 64, "hidden_size": 256}

@@ -5,7 +5,6 @@ to the copies, and updates those rows alone: its cost does not grow with the cat
 softmax is the exception: it touches every row.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,7 @@ from train.network.batches import Step, session_parallel
 from train.network.checkpoint import check_arrays, weights_of
 from train.network.hyperparameters import Hyperparameters
 from train.network.memory import keep_freed_memory
-from train.network.model import ModelConfig, SessionModel
+from train.network.model import Architecture, ModelConfig, SessionModel
 from train.network.negatives import NegativeSampler, RowNumbers, has_negative, own_targets
 from train.network.optimiser import Optimiser
 
@@ -63,12 +62,11 @@ class Trainer:
         support: Int64[np.ndarray, "N"],
         *,
         context: Sequence[ContextField] = (),
-        epochs: int = 1,
         device: str = "cpu",
     ) -> None:
         keep_freed_memory()
         self.hyperparameters = h = hyperparameters
-        self._epochs, self._device = epochs, torch.device(device)
+        self._device = torch.device(device)
         self._in_bfloat16 = h.precision == "bfloat16" and computes_bfloat16(device)
         if h.precision == "bfloat16" and not self._in_bfloat16:
             log.warning("float32_instead_of_bfloat16", device=device, note="it has no bfloat16")
@@ -77,7 +75,7 @@ class Trainer:
             ModelConfig(
                 n_items=len(support),
                 context=tuple(context),
-                **{name: getattr(h, name) for name in _MODEL_FIELDS},
+                **h.model_dump(include=set(Architecture.model_fields)),
             )
         ).to(self._device)
         parameters = dict(self.model.named_parameters())
@@ -86,13 +84,12 @@ class Trainer:
             h.optimiser,
             parameters.items(),
             momentum=h.momentum,
-            weight_decay=h.weight_decay,
             initial_accumulator=h.initial_accumulator,
         )
         self.sampler = NegativeSampler(support, h.sample_alpha)
         self._numbers = RowNumbers(len(support))
         self._log_q: Tensor | None = None
-        if h.loss == "cross-entropy" and h.logq:
+        if h.loss == "cross-entropy":
             log_q = self.sampler.log_inclusion(h.n_negatives, h.batch_size * h.bptt)
             self._log_q = torch.from_numpy(log_q.astype(np.float32)).to(self._device)
 
@@ -123,15 +120,13 @@ class Trainer:
             h.n_negatives if h.is_sampled else 0, np.random.default_rng(seeds[2])
         )
         state = self.model.initial_state(h.batch_size)
-        n_predictions = max(1, sessions.n_clicks - len(sessions))
         self.model.train()
         loss_sum, n_clicks, complete, begin = 0.0, 0, True, clock()
         for window in _windows(steps, h.bptt):
             if clock() >= deadline:
                 complete = False
                 break
-            progress = (epoch - 1) + n_clicks / n_predictions
-            self._optimiser.begin_step(h.learning_rate * self._rate(progress))
+            self._optimiser.begin_step(h.learning_rate)
             state, loss = self._step(window, next(negatives), state)
             learnt = sum(len(step.target) for step in window)
             loss_sum += loss * learnt
@@ -139,17 +134,6 @@ class Trainer:
             on_step(learnt, loss)
         self.model.eval()
         return EpochResult(loss_sum / max(1, n_clicks), n_clicks, clock() - begin, complete)
-
-    def _rate(self, progress: float) -> float:
-        """Share of the learning rate after `progress` epochs."""
-        h = self.hyperparameters
-        if progress < h.warmup_epochs:
-            return min(1.0, (progress + 1e-3) / h.warmup_epochs)
-        left = 1 - (progress - h.warmup_epochs) / max(1e-9, self._epochs - h.warmup_epochs)
-        if h.decay == "constant":
-            return 1.0
-        # Never quite 0: the last steps are not for nothing.
-        return max(1e-3, left if h.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
 
     def _step(
         self, window: list[Step], negatives: Int64[np.ndarray, "S"], state: Float[Tensor, "B S"]
@@ -182,8 +166,6 @@ class Trainer:
                 keep = self._tensor((~step.first).astype(np.float32))
                 state = state[: len(keep)] * keep[:, None]
                 query, state = model.step(embedded, self._tensor(step.context), state)
-                if h.peek_context:
-                    query = model.peek(query, self._tensor(step.target_context))
                 queries.append(query)
             query = queries[0] if len(queries) == 1 else torch.cat(queries)
             scores = model.score_rows(query, rows, bias).float()
@@ -268,12 +250,6 @@ class Trainer:
         return Update(name, self._tensor(item), total.index_add_(0, self._tensor(place), gradient))
 
     def _apply(self, updates: list[Update]) -> None:
-        clip = self.hyperparameters.clip_norm
-        if clip:
-            squares = sum(float(update.gradient.square().sum()) for update in updates)
-            if squares > clip**2:
-                for update in updates:
-                    update.gradient.mul_(clip / math.sqrt(squares))
         for name, row, gradient in updates:
             if row is None:
                 self._optimiser.step(name, gradient)
@@ -324,9 +300,6 @@ def computes_bfloat16(device: str) -> bool:
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
-
-
-_MODEL_FIELDS = set(ModelConfig.__dataclass_fields__) & set(Hyperparameters.model_fields)
 
 
 def _windows(steps: Iterator[Step], n_clicks: int) -> Iterator[list[Step]]:

@@ -1,4 +1,4 @@
-"""Trial after trial, each a fit of the same log, and what is said of the best one."""
+"""The trials of a search, each a training on the same log, and the report on the best one."""
 
 import json
 import shutil
@@ -14,12 +14,12 @@ import torch
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from train.fit.loop import FitError, Watch, fit
-from train.fit.settings import FitSettings
+from train.fit.loop import Schedule, Watch, fit
+from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog, read_training_log
 from train.network.checkpoint import CheckpointInfo, EpochRecord
 from train.network.hyperparameters import Hyperparameters
-from train.network.presets import PRESETS
+from train.network.presets import load_preset, sizes_for
 from train.progress import EpochProgress
 from train.search.plot import plot_search
 from train.search.settings import SearchSettings
@@ -46,15 +46,15 @@ log = structlog.get_logger()
 
 
 def run_search(settings: SearchSettings) -> None:
-    """Search until the study has its trials or the time is over; print the best one.
+    """Search until the study has its trials or the time is up; print the best one.
 
-    Raises SearchError for a study of something else, or one without a trial that came to an end.
+    Raises SearchError if the study was made with other settings, or if none of its trials finished.
     """
-    torch.set_num_threads(settings.threads)
+    torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = settings.search_space()
     wanted = made_with(settings, space)
-    with open_study(settings) as study:  # refused before the log is read, if it is to be
+    with open_study(settings) as study:  # refused, if at all, before the log is read
         check_same(settings, study, wanted)
     training_log = read_training_log(settings)
     log.info("log_read", **training_log.description().model_dump())
@@ -77,28 +77,29 @@ def run_search(settings: SearchSettings) -> None:
 
 
 def _start(settings: SearchSettings) -> dict[str, Any]:
-    """The preset, whether or not it goes with what is given."""
+    """The preset, whether or not it can be combined with what is fixed."""
     defaults = {name: field.default for name, field in Hyperparameters.model_fields.items()}
-    return {**defaults, **PRESETS.get(settings.preset, {})}
+    return {**defaults, **load_preset(settings.preset)}
 
 
 def _run_trial(
     settings: SearchSettings, space: Space, training_log: TrainingLog, study: Study
 ) -> None:
-    """One more trial of the study, to its end or until it is pruned."""
+    """Run one more trial, to its end or until it is pruned."""
     study.sampler = sampler(settings.seed, len(ended(study)))
     trial, begin = study.ask(), time.monotonic()
-    fit_settings = settings.fit_settings(space.draw(trial))
-    preset = _preset_entry(fit_settings)
+    sizes = sizes_for(training_log.train.n_clicks)
+    hyperparameters = settings.hyperparameters(space.draw(trial), sizes)
+    preset = _preset_entry(settings, hyperparameters)
     trial.set_user_attr(PRESET, preset)
     log.info("trial_begins", trial=trial.number, **preset)
     folder = trial_folder(settings, trial.number)
     values: list[float] | None = None
     try:
-        infos = _train(settings, fit_settings, training_log, trial, folder)
+        infos = _train(settings, hyperparameters, training_log, trial, folder)
     except optuna.TrialPruned:
         frozen = study.tell(trial, state=TrialState.PRUNED)
-    except FitError as error:  # its loss is no number any more
+    except FitError as error:  # its loss is no longer finite
         log.warning("trial_failed", trial=trial.number, reason=str(error))
         frozen = study.tell(trial, state=TrialState.PRUNED)
     else:
@@ -120,12 +121,12 @@ def _run_trial(
 
 def _train(
     settings: SearchSettings,
-    fit_settings: FitSettings,
+    hyperparameters: Hyperparameters,
     training_log: TrainingLog,
     trial: Trial,
     folder: Path,
 ) -> list[CheckpointInfo]:
-    """Train once a seed. Raises TrialPruned in the first training, if it lags."""
+    """Train once per seed. Raises TrialPruned if the first training falls behind."""
     predictions = training_log.train.n_clicks - len(training_log.train)
     infos: list[CheckpointInfo] = []
     for seed in range(settings.seed, settings.seed + settings.seeds):
@@ -142,8 +143,8 @@ def _train(
             infos.append(
                 fit(
                     training_log,
-                    fit_settings.hyperparameters().model_copy(update={"seed": seed}),
-                    fit_settings.schedule(),
+                    hyperparameters.model_copy(update={"seed": seed}),
+                    settings.schedule(),
                     folder / f"seed-{seed}",
                     watch=Watch(shown.on_step, on_epoch),
                     device=settings.device,
@@ -152,42 +153,29 @@ def _train(
     return infos
 
 
-def _preset_entry(fit_settings: FitSettings) -> dict[str, Any]:
-    """What a preset would say of a fit: all that is not the default, as JSON has it."""
-    names = (*Hyperparameters.model_fields, "epochs", "patience", "context", "utc_offset_s")
-    values = fit_settings.model_dump(include=set(names) - {"seed"})
-    defaults = {name: FitSettings.model_fields[name].default for name in values}
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in values.items()
-        if value != defaults[name]
-    }
-
-
-def flags_of(preset: Mapping[str, Any]) -> str:
-    """The same as flags of `python -m train fit`."""
-    words = []
-    for name, value in preset.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, list):
-            words.append(f"--{flag} {','.join(value)}")
-        else:
-            words.append(f"--{flag} {value}")
-    return " ".join(words)
+def _preset_entry(settings: SearchSettings, hyperparameters: Hyperparameters) -> dict[str, Any]:
+    """The trial as a preset: what is not default, or what the preset or the log's size set."""
+    schedule, defaults = settings.schedule(), Schedule()
+    changed = hyperparameters.model_dump(exclude_defaults=True, exclude={"seed"})
+    always = load_preset(settings.preset).keys() | sizes_for(0).keys()
+    entry = {n: v for n, v in hyperparameters.model_dump().items() if n in changed.keys() | always}
+    for name in ("epochs", "patience"):
+        if getattr(schedule, name) != getattr(defaults, name):
+            entry[name] = getattr(schedule, name)
+    if settings.context:
+        entry |= {"context": list(settings.context), "utc_offset_s": settings.utc_offset_s}
+    return entry
 
 
 def best_of(settings: SearchSettings, study: Study) -> dict[str, Any]:
-    """What best.json says. Raises SearchError where no trial came to an end."""
+    """The content of best.json. Raises SearchError if no trial finished."""
     all_ended = ended(study)
     finished = [trial for trial in all_ended if trial.state == TrialState.COMPLETE]
     if not finished:
         raise SearchError(
-            f"{settings.study}: none of {len(all_ended)} trials came to an end with a finite loss"
+            f"{settings.study}: none of {len(all_ended)} trials finished with a finite loss"
         )
     best = max(finished, key=lambda trial: trial.values[0])
-    preset: dict[str, Any] = best.user_attrs[PRESET]
     return {
         "metric": settings.metric,
         "value": best.value,
@@ -195,20 +183,19 @@ def best_of(settings: SearchSettings, study: Study) -> dict[str, Any]:
         "trial": best.number,
         "trials": len(all_ended),
         "pruned": len(all_ended) - len(finished),
-        "flags": flags_of(preset),
-        "preset": preset,
+        "preset": best.user_attrs[PRESET],
     }
 
 
 def in_words(settings: SearchSettings, best: Mapping[str, Any]) -> str:
-    """The best trial as flags, and as an entry of train/network/presets.py."""
-    name = settings.study.resolve().name if settings.preset == "default" else settings.preset
+    """The best trial, how to train with it, and its entry for train/network/presets.py."""
+    name = settings.study.resolve().name
     entry = "".join(
         f'        "{key}": {_literal(value)},\n' for key, value in best["preset"].items()
     )
     return (
         f"# trial {best['trial']} of {best['trials']}: {settings.metric} {best['value']:.4f}\n"
-        f"{best['flags']}\n"
+        f"python -m train fit --preset {settings.study / BEST} ...\n"
         f'    "{name}": {{\n{entry}    }},'
     )
 

@@ -1,134 +1,133 @@
-"""What a search can be told: what stays as it is, what is drawn, and what a trial is worth."""
+"""Settings of a search: what is drawn, what is fixed, and what a trial is worth."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from train.fit.settings import FitSettings, Preset
+from train.fit.loop import Schedule
 from train.fit.training_log import LogSettings
 from train.measure.metrics import METRICS
 from train.network.hyperparameters import Hyperparameters
-from train.network.presets import PRESETS
+from train.network.presets import load_preset
+from train.pairs import Pairs, from_pairs
 from train.search.space import PARAMETERS, SPACE, Space, space_of
 
 
-class SearchSettings(Hyperparameters, LogSettings):
-    """Search hyperparameters for a click log: those given stay fixed, others are drawn.
+class SearchSettings(LogSettings):
+    """Search hyperparameters for a click log by their figures on its validation sessions.
 
-    The first trial is the preset. Figures are of the validation sessions.
+    The first trial is the preset.
     """
 
     study: Path
-    """Folder of study.db, best.json and search.png; a search goes on where the folder's ended."""
-    preset: Preset = "default"
-    """Where hyperparameters come from that are neither given nor drawn, and the first trial."""
+    """Folder of study.db, best.json and search.png; a search resumes where the folder's ended."""
+    preset: str = "default"
+    """Where hyperparameters come from that are neither fixed nor drawn, and the first trial: a name
+    or a JSON file, as for fit."""
+    fixed: Pairs = Field(default={})
+    """Hyperparameters that no trial changes, such as cell=lstm,hidden_size=256."""
     space: tuple[str, ...] = Field(
         default=(),
-        description="Hyperparameters to draw; unset: all of the space that are not given, which is "
-        "more than 50 trials can tell apart. The space: "
+        description="Hyperparameters to draw. Unset: all of the space that are not fixed, more "
+        "than 50 trials can tell apart. The space: "
         + "; ".join(str(dimension) for dimension in SPACE)
         + ".",
     )
     trials: PositiveInt = 50
-    """Trials of the study, those of earlier runs included."""
+    """Trials of the study, including those of earlier runs."""
     time_budget_s: PositiveFloat | None = None
-    """Begin no trial after so many seconds."""
+    """Start no trial after this many seconds."""
     metric: str = "ndcg_at_20"
-    """Validation figure to raise: recall, mrr or ndcg at 1, 5, 10 or 20. NDCG pays for the hit as
-    Recall does and for its place as MRR does; Recall alone buys hits at the end of the list with a
-    high dropout, MRR alone gives them up."""
+    """Validation figure to maximise: recall, mrr or ndcg at 1, 5, 10 or 20. NDCG rewards the hit as
+    Recall does and its rank as MRR does; Recall alone buys hits at the end of the list with a high
+    dropout, MRR alone gives them up."""
     seeds: PositiveInt = 1
-    """Trainings of a trial, of seed, seed + 1, ...; its value is their mean."""
+    """Trainings per trial, with seed, seed + 1, ...; its value is their mean."""
     seed: NonNegativeInt = 1
     """Of the draws, and of a trial's first training."""
     epochs: PositiveInt = 10
     """Passes over the training sessions, at most."""
-    patience: NonNegativeInt = 3
-    """End a training after so many epochs without a better Recall@20; 0 never does."""
     prune: bool = True
-    """End a trial whose first training, a third of its epochs on, is below the median of those
-    that were finished."""
+    """End a trial whose first training is below the median of finished ones after a third of its
+    epochs."""
     keep_checkpoints: bool = False
-    """Keep every trial's checkpoints in the folder, not only its figures."""
+    """Keep the checkpoints of every trial, not only its figures."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where models are trained."""
-    threads: PositiveInt = 1
-    """Threads of PyTorch."""
+    """Where to train models."""
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        preset = PRESETS.get(given.get("preset", "default"), {})
-        # Hyperparameters of a preset are not given: they may be drawn.
-        other = preset.keys() & cls.model_fields.keys() - Hyperparameters.model_fields.keys()
-        return {**{name: preset[name] for name in other}, **given}
+        preset = load_preset(given.get("preset", "default"))
+        return {**{n: preset[n] for n in preset.keys() & cls.model_fields.keys()}, **given}
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> "SearchSettings":
-        given = self.model_fields_set & set(PARAMETERS)
         if self.metric not in METRICS:
             raise ValueError(f"metric={self.metric} is not one of {', '.join(METRICS)}")
-        if self.validation is None and self.validation_fraction == 0:
-            raise ValueError("validation_fraction=0 without validation: nothing to compare by")
+        if self.validation == 0:
+            raise ValueError("validation=0 leaves nothing to compare trials by")
+        for name in self.fixed.keys() - Hyperparameters.model_fields.keys():
+            raise ValueError(f"fixed={name} is not a hyperparameter")
         for name in self.space:
             if name not in PARAMETERS:
                 raise ValueError(f"space={name} is not one of {', '.join(PARAMETERS)}")
-            if name in given:
+            if name in self.fixed:
                 raise ValueError(
-                    f"space={name} and {name}={getattr(self, name)}: it is drawn or it is fixed"
+                    f"space={name} and fixed={name}={self.fixed[name]}: a hyperparameter is "
+                    "either drawn or fixed"
                 )
-        try:
-            space = self.search_space()
-        except ValidationError as error:  # of the fit that a trial would be
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ValueError(message) from error
+        space = self.search_space()
         never = space.never_drawn()
         for name in set(self.space) & never.keys():
             needed = never[name].parameter
-            raise ValueError(f"space={name} means nothing with {needed}={space.fixed[needed]}")
+            raise ValueError(f"space={name} has no effect with {needed}={space.fixed[needed]}")
         if not space.dimensions:
-            raise ValueError("every hyperparameter of the space is given: nothing to draw")
+            raise ValueError("every hyperparameter of the space is fixed: nothing to draw")
         return self
 
     def search_space(self) -> Space:
-        """What a trial draws, and what stays as it is."""
-        given = self.model_fields_set
-        names = self.space or tuple(name for name in PARAMETERS if name not in given)
+        """What a trial draws, and what it leaves as it is."""
+        names = self.space or tuple(name for name in PARAMETERS if name not in self.fixed)
         defaults = {name: Hyperparameters.model_fields[name].default for name in names}
-        hyperparameters = self.fit_settings(defaults).hyperparameters().model_dump()
+        hyperparameters = self.hyperparameters(defaults).model_dump()
         fixed = {name: value for name, value in hyperparameters.items() if name not in names}
-        surround, gap = any(name != "gap" for name in self.context), "gap" in self.context
+        of_click, gap = any(name != "gap" for name in self.context), "gap" in self.context
         fixed["context"] = {
             (False, False): "none",
             (True, False): "input",
             (False, True): "gap",
             (True, True): "both",
-        }[surround, gap]
+        }[of_click, gap]
 
         def fits(name: str, value: Any) -> bool:
             try:
-                self.fit_settings({**defaults, name: value})
-            except ValidationError:
+                self.hyperparameters({**defaults, name: value})
+            except ValueError:
                 return False
             return True
 
         return space_of(names, fixed, fits)
 
-    def fit_settings(self, values: Mapping[str, Any]) -> FitSettings:
-        """A fit with these hyperparameters, beside those that are given and the preset's."""
-        shared = FitSettings.model_fields.keys() & type(self).model_fields.keys()
-        own = shared - Hyperparameters.model_fields.keys() - {"time_budget_s"}
-        given = self.model_fields_set & Hyperparameters.model_fields.keys()
-        kept = {name: getattr(self, name) for name in own | given}
-        return FitSettings(out=self.study, **{**kept, **values})
+    def hyperparameters(
+        self, drawn: Mapping[str, Any], sizes: Mapping[str, int] | None = None
+    ) -> Hyperparameters:
+        """Those drawn, those fixed and the preset's; `sizes` where none of them says otherwise.
+
+        Raises ValueError if they cannot be combined.
+        """
+        preset = load_preset(self.preset)
+        own = {name: preset[name] for name in preset.keys() & Hyperparameters.model_fields.keys()}
+        values = {**(sizes or {}), **own, "seed": self.seed, **self.fixed, **drawn}
+        found = from_pairs(Hyperparameters, values)
+        found.check_context(self.context)
+        return found
+
+    def schedule(self) -> Schedule:
+        """When a training ends."""
+        patience = load_preset(self.preset).get("patience", Schedule().patience)
+        return Schedule(epochs=self.epochs, patience=patience)

@@ -1,8 +1,8 @@
-"""Which hyperparameters a search draws, from what range, and which of them a trial has use for.
+"""Which hyperparameters a search draws, from which range, and which have an effect in a trial.
 
-The space holds what has won somewhere or may yet. What has not (bpr, top1, sgd), costs by the
-catalogue (softmax, one-hot) or is another kind of network (window) can be given to a search and
-stays fixed. The order is the order of drawing: what a parameter needs stands above it.
+The space contains what has won somewhere or still may. What has not (bpr, top1, sgd), what costs as
+much as the catalogue is long (softmax, one-hot) and another kind of network (window) can be fixed.
+Dimensions are drawn in this order: what one needs comes before it.
 """
 
 import math
@@ -18,7 +18,7 @@ Values: TypeAlias = Mapping[str, Any]
 
 
 class Choice(NamedTuple):
-    """One of these, in no order."""
+    """One of these, unordered."""
 
     values: tuple[Any, ...]
 
@@ -35,12 +35,12 @@ class Choice(NamedTuple):
 
 
 class Rungs(NamedTuple):
-    """One of these whole numbers; 64 and 96 are as far apart as 128 and 192."""
+    """One of these integers on a log scale: 64 and 96 are as far apart as 128 and 192."""
 
     values: tuple[int, ...]
 
     def suggest(self, trial: BaseTrial, name: str) -> int:
-        """The rung nearest to a number drawn between the first and the last one."""
+        """The rung nearest to a number drawn between the first and the last."""
         return self.nearest(trial.suggest_int(name, self.values[0], self.values[-1], log=True))
 
     def nearest(self, value: int) -> int:
@@ -52,7 +52,7 @@ class Rungs(NamedTuple):
 
 
 class Real(NamedTuple):
-    """A number of two digits, which tells trials apart as well as sixteen."""
+    """A number of two digits: more would not tell trials apart any better."""
 
     low: float
     high: float
@@ -63,7 +63,7 @@ class Real(NamedTuple):
         return float(f"{trial.suggest_float(name, self.low, self.high, log=self.log):.2g}")
 
     def nearest(self, value: float) -> float:
-        """The value, or the end of the range it is beyond."""
+        """The value, clipped to the range."""
         return min(max(value, self.low), self.high)
 
     def __str__(self) -> str:
@@ -71,20 +71,20 @@ class Real(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """A parameter means something only where `parameter` is one of `values`."""
+    """A parameter has an effect only if `parameter` is one of `values`."""
 
     parameter: str
     values: tuple[Any, ...]
 
 
 class Dimension(NamedTuple):
-    """A parameter and where it is drawn from."""
+    """A parameter and the range it is drawn from."""
 
     parameter: str
     values: Choice | Rungs | Real
     needs: Needs | None = None
     suffix: str = ""
-    """Tells a parameter's ranges apart where it has several."""
+    """Distinguishes the ranges of a parameter that has several."""
 
     @property
     def name(self) -> str:
@@ -98,33 +98,20 @@ class Dimension(NamedTuple):
         return f"{text} where {self.needs.parameter} is {Choice(self.needs.values)}"
 
 
-SWITCH = Choice((False, True))
-BPR_MAX = Needs("loss", ("bpr-max",))
 SAMPLED = Needs("loss", ("bpr-max", "cross-entropy", "top1-max", "bpr", "top1"))
 RECURRENT = Needs("cell", ("rnn", "gru", "lstm"))
-# Hours and the like come in around the click, the gap on the way from the one before.
 INPUT, TRANSITION = Needs("context", ("input", "both")), Needs("context", ("gap", "both"))
-CONTEXT = Needs("context", ("input", "gap", "both"))
 
 SPACE = (
     Dimension("cell", Choice(("gru", "lstm", "rnn"))),
     Dimension("hidden_size", Rungs((64, 100, 128, 200, 256, 384, 512))),
     Dimension("n_layers", Rungs((1, 2, 3)), RECURRENT),
-    Dimension("window", Rungs((2, 3, 5, 8)), Needs("cell", ("window",))),
-    Dimension("embedding", Choice(("separate", "shared"))),
-    Dimension("residual", SWITCH),
-    Dimension("feed_forward", SWITCH),
-    Dimension("normalise", SWITCH),
-    Dimension("temperature", Real(4, 40, log=True), Needs("normalise", (True,))),
-    Dimension("input_context", Choice(("concat", "multiply", "add", "matrices")), INPUT),
-    Dimension(
-        "transition_context", Choice(("concat", "multiply", "add", "matrices", "decay")), TRANSITION
-    ),
-    Dimension("context_size", Rungs((8, 16, 32)), CONTEXT),
+    Dimension("embedding", Choice(("shared", "separate"))),
+    Dimension("residual", Choice((False, True))),
+    Dimension("normalise", Choice((0.0, 8.0, 12.0, 16.0, 24.0))),
+    Dimension("input_context", Choice(("concat", "multiply")), INPUT),
+    Dimension("transition_context", Choice(("concat", "multiply", "matrices")), TRANSITION),
     Dimension("loss", Choice(("bpr-max", "cross-entropy", "top1-max"))),
-    Dimension("bpreg", Real(0, 3), BPR_MAX),
-    Dimension("elu", Real(0, 1), BPR_MAX),
-    Dimension("logq", SWITCH, Needs("loss", ("cross-entropy",))),
     Dimension("n_negatives", Rungs((128, 256, 512, 1024, 2048, 4096)), SAMPLED),
     Dimension("sample_alpha", Real(0, 1), SAMPLED),
     Dimension("batch_size", Rungs((16, 32, 48, 64, 96, 128, 192, 256))),
@@ -143,7 +130,6 @@ SPACE = (
         Needs("optimiser", ("adagrad",)),
     ),
     Dimension("momentum", Real(0, 0.6), Needs("optimiser", ("adagrad", "sgd"))),
-    Dimension("decay", Choice(("constant", "linear", "cosine"))),
 )
 
 PARAMETERS = tuple(dict.fromkeys(dimension.parameter for dimension in SPACE))
@@ -151,15 +137,14 @@ PARAMETERS = tuple(dict.fromkeys(dimension.parameter for dimension in SPACE))
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The part of SPACE that one search draws from, beside what it leaves as it is."""
+    """The part of SPACE that one search draws from, and what it leaves as it is."""
 
     dimensions: tuple[Dimension, ...]
     fixed: Values
-    """The parameters that are not drawn, and what context there is: input, gap, both or none."""
+    """The parameters that are not drawn, and which context there is: input, gap, both or none."""
 
     def draw(self, trial: BaseTrial) -> dict[str, Any]:
-        """A value for each parameter: one that means nothing beside the others has its default,
-        which goes with everything."""
+        """A value for each parameter: one without effect given the others has its default."""
         drawn = {
             dimension.parameter: Hyperparameters.model_fields[dimension.parameter].default
             for dimension in self.dimensions
@@ -170,7 +155,7 @@ class Space:
         return drawn
 
     def nearest(self, values: Values) -> dict[str, Any]:
-        """What a trial draws, by name in the study, to be as near to `values` as the space goes."""
+        """What a trial must draw, by name in the study, to be as near to `values` as possible."""
         near, point = {**values, **self.fixed}, {}
         for dimension in self.dimensions:
             if _is_met(dimension.needs, near):
@@ -179,7 +164,7 @@ class Space:
         return point
 
     def never_drawn(self) -> dict[str, Needs]:
-        """Parameters that mean nothing in any trial, and what they need."""
+        """Parameters that have no effect in any trial, and what they need."""
         choices: dict[str, Sequence[Any]] = {name: (value,) for name, value in self.fixed.items()}
         never: dict[str, Needs] = {}
         for dimension in self.dimensions:
@@ -194,7 +179,7 @@ class Space:
 
 
 def space_of(names: Sequence[str], fixed: Values, fits: Callable[[str, Any], bool]) -> Space:
-    """The space of these parameters, without the choices that do not fit what is fixed."""
+    """The space of these parameters, without choices that cannot be combined with the fixed."""
     dimensions = []
     for dimension in SPACE:
         if dimension.parameter in names:

@@ -1,7 +1,7 @@
-"""The trials of a search on disk: a SQLite file that a killed search goes on from.
+"""The trials of a search on disk: a SQLite file from which a killed search resumes.
 
-What is drawn next follows from the seed and the trials that ended before, so a search that was
-killed draws what an unbroken one does.
+What is drawn next follows from the seed and the trials that ended before, so a resumed search draws
+what an uninterrupted one would.
 """
 
 import shutil
@@ -28,7 +28,7 @@ from train.search.space import Space
 STUDY = "study.db"
 MADE_WITH = "made with"
 KILLS = 3
-"""A trial that the process was killed in so often (out of memory, say) is given up."""
+"""A trial during which the process was killed this often (out of memory, say) is given up."""
 
 log = structlog.get_logger()
 
@@ -39,7 +39,7 @@ class SearchError(TrainError):
 
 @contextmanager
 def open_study(settings: SearchSettings) -> Iterator[Study]:
-    """The study in the settings' folder, new or gone on with, for this process alone.
+    """The study in the settings' folder, new or resumed, locked against other processes.
 
     Raises TrainError if another process has it, or if the file is something else.
     """
@@ -72,9 +72,10 @@ def open_study(settings: SearchSettings) -> Iterator[Study]:
 
 
 def made_with(settings: SearchSettings, space: Space) -> dict[str, Any]:
-    """What must stay the same for the trials of a study to be comparable, but for the log."""
-    names = ("metric", "seeds", "epochs", "patience")
+    """What must stay the same for trials to be comparable, except the log."""
+    names = ("metric", "seeds", "epochs")
     made_with = {name: getattr(settings, name) for name in names} | dict(space.fixed)
+    made_with["patience"] = settings.schedule().patience
     for parameter in {dimension.parameter: None for dimension in space.dimensions}:
         drawn = [d for d in space.dimensions if d.parameter == parameter]
         made_with[parameter] = "drawn: " + "; ".join(str(d).partition(" ")[2] for d in drawn)
@@ -82,14 +83,14 @@ def made_with(settings: SearchSettings, space: Space) -> dict[str, Any]:
 
 
 def log_fingerprint(training_log: TrainingLog) -> str:
-    """What tells a log from another, wherever it lies."""
+    """Identifies the content of a log, wherever it is stored."""
     figures = training_log.description().model_dump()
     described = ", ".join(f"{name} {value}" for name, value in figures.items())
     return f"{described}, content {training_log.content_hash()}"
 
 
 def check_same(settings: SearchSettings, study: Study, wanted: Mapping[str, Any]) -> None:
-    """Raise SearchError if trials of the study were made with anything else."""
+    """Raise SearchError if the study's trials were made with anything else."""
     if not study.get_trials(deepcopy=False):
         return
     found = study.user_attrs.get(MADE_WITH, {})
@@ -97,22 +98,22 @@ def check_same(settings: SearchSettings, study: Study, wanted: Mapping[str, Any]
         if found.get(name) != value:
             raise SearchError(
                 f"{settings.study / STUDY} was made with {name}={found.get(name)}, not {value}: "
-                "another --study keeps both"
+                "choose another --study"
             )
 
 
 def ended(study: Study) -> list[FrozenTrial]:
-    """The trials that count, finished and pruned; a killed one does not."""
+    """The trials that count: finished or pruned, not killed."""
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
 def trial_folder(settings: SearchSettings, number: int) -> Path:
-    """Where a trial's checkpoints are."""
+    """Folder of a trial's checkpoints."""
     return settings.study / f"trial-{number}"
 
 
 def take_up_killed(settings: SearchSettings, study: Study) -> None:
-    """Queue trials again that a kill has ended, or give them up."""
+    """Queue again the trials that a kill ended, or give them up."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         kills = trial.user_attrs.get("kills", 0) + 1
         shutil.rmtree(trial_folder(settings, trial.number), ignore_errors=True)
@@ -120,14 +121,14 @@ def take_up_killed(settings: SearchSettings, study: Study) -> None:
         if kills < KILLS:
             study.enqueue_trial(trial.params, user_attrs={"kills": kills})
             study.tell(trial.number, state=TrialState.FAIL)
-        else:  # as a bad one, so that it is not drawn again
+        else:  # counted as a bad trial, so that it is not drawn again
             study.tell(trial.number, state=TrialState.PRUNED)
 
 
 def sampler(seed: int, n_ended: int) -> optuna.samplers.BaseSampler:
-    """Its draws follow from the seed and the trials before, however often a search was killed."""
+    """Its draws follow from the seed and the earlier trials, however often a search was killed."""
     (state,) = np.random.SeedSequence([seed, n_ended]).generate_state(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
-        # In groups: a parameter that not every trial draws is still drawn beside its neighbours.
+        # group: parameters that only some trials draw are still modelled jointly with the others.
         return optuna.samplers.TPESampler(seed=int(state), group=True)

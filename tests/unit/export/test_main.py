@@ -48,7 +48,6 @@ def write_checkpoint(tmp_path: Path, **options: Any) -> Path:
     info = CheckpointInfo(
         model=model.config,
         hyperparameters={},
-        epochs=3,
         training=TrainingData(
             first_timestamp_ms=1_000, last_timestamp_ms=9_000, clicks=77, sessions=20, items=N_ITEMS
         ),
@@ -123,14 +122,6 @@ def test_a_failed_check_writes_nothing(
     assert not (tmp_path / "bundles").exists()
 
 
-def test_a_model_that_peeks_at_the_next_clicks_context_is_not_exported(tmp_path: Path) -> None:
-    checkpoint = load_checkpoint(write_checkpoint(tmp_path, context=CONTEXT, peek_context=True))
-    sessions = random_sessions(20, N_ITEMS, SIZES, seed=1)
-    with pytest.raises(BundleError, match="was trained with peek_context: it asks for the context"):
-        export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
-    assert not (tmp_path / "bundles").exists()
-
-
 def test_a_context_column_that_no_click_can_have_is_one_sentence(tmp_path: Path) -> None:
     item_id = ContextField(name="item_id", kind="column", values=("item-1",))
     checkpoint = load_checkpoint(write_checkpoint(tmp_path, context=(item_id,)))
@@ -142,14 +133,14 @@ def test_a_context_column_that_no_click_can_have_is_one_sentence(tmp_path: Path)
     ("options", "words"),
     [
         ({}, "gru, shared embedding"),
-        ({"cell": "window", "window": 4}, "window, 4 clicks, shared embedding"),
+        ({"cell": "window"}, "window, 3 clicks, shared embedding"),
         (
-            {"residual": True, "feed_forward": True, "normalise": True, "embedding": "one-hot"},
-            "gru, one-hot embedding, residual, feed-forward layer, cosine scores",
+            {"residual": True, "normalise": 12.0, "embedding": "one-hot"},
+            "gru, one-hot embedding, residual, cosine scores",
         ),
         (
-            {"context": CONTEXT, "input_context": "matrices", "transition_context": "decay"},
-            "gru, shared embedding, matrices context event_type hour, decay context gap",
+            {"context": CONTEXT, "input_context": "multiply", "transition_context": "matrices"},
+            "gru, shared embedding, multiply context event_type hour, matrices context gap",
         ),
     ],
 )
@@ -218,7 +209,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
 @pytest.mark.parametrize(
     ("file", "sentence"),
     [
-        ("checkpoint.json", "holds no checkpoint: No such file or directory"),
+        ("checkpoint.json", "has no checkpoint: No such file or directory"),
         ("items.txt", "items.txt cannot be read"),
         ("weights-3.npz", "weights-3.npz cannot be read"),
     ],

@@ -22,7 +22,7 @@ SIZES = [field.size for field in CONTEXT]
 @pytest.fixture
 def model() -> SessionModel:
     return random_model(
-        ModelConfig(N_ITEMS, hidden_size=HIDDEN_SIZE, n_layers=N_LAYERS, context=CONTEXT)
+        ModelConfig(n_items=N_ITEMS, hidden_size=HIDDEN_SIZE, n_layers=N_LAYERS, context=CONTEXT)
     )
 
 
@@ -117,7 +117,7 @@ def test_the_error_of_a_number_above_1_is_a_share_of_it() -> None:
 
 def test_graphs_may_be_as_far_off_as_float32_makes_pytorch_itself() -> None:
     """A cell that makes differences larger ends anywhere, on either side."""
-    model = random_model(ModelConfig(N_ITEMS, cell="rnn", hidden_size=32, n_layers=3))
+    model = random_model(ModelConfig(n_items=N_ITEMS, cell="rnn", hidden_size=32, n_layers=3))
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "weight" in name:

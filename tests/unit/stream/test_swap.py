@@ -29,9 +29,9 @@ MODELS: dict[str, dict[str, Any]] = {
         "cell": "lstm",
         "n_layers": 2,
         "context": (GAP, EVENT_TYPE, PRICE),
-        "transition_context": "decay",
+        "transition_context": "matrices",
     },
-    "window with context": {"cell": "window", "window": 4, "context": (EVENT_TYPE, GAP)},
+    "window with context": {"cell": "window", "context": (EVENT_TYPE, GAP)},
 }
 
 

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from train.__main__ import main
 from train.command import TrainError
 from train.data.synthetic import markov_clicks
-from train.fit.loop import FitError, fit
+from train.fit.loop import fit
+from train.fit.resume import FitError
 from train.fit.settings import FitSettings
 from train.network.checkpoint import CheckpointInfo, load_checkpoint
 from train.network.presets import PRESETS
@@ -21,7 +22,7 @@ from train.search import SearchError, SearchSettings, command, run_search
 from train.search.plot import plot_search
 from train.search.study import ended, open_study, take_up_killed
 
-SMALL: dict[str, Any] = {"hidden_size": 8, "n_negatives": 16, "batch_size": 32}
+SMALL = {"hidden_size": "8", "n_negatives": "16", "batch_size": "32"}
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +44,9 @@ without_picture = pytest.mark.usefixtures("no_picture")
 
 
 def settings(clicks: Path, study: Path, **other: Any) -> SearchSettings:
-    few = {"space": ("learning_rate", "momentum"), "trials": 3, "epochs": 2, **SMALL}
-    return SearchSettings(clicks=clicks, study=study, **{**few, **other})
+    few = {"space": ("learning_rate", "momentum"), "trials": 3, "epochs": 2}
+    fixed = SMALL | other.pop("fixed", {})
+    return SearchSettings(clicks=clicks, study=study, fixed=fixed, **{**few, **other})
 
 
 def trials(of: SearchSettings) -> list[optuna.trial.FrozenTrial]:
@@ -57,29 +59,30 @@ def outcomes(of: SearchSettings) -> list[tuple[dict[str, Any], float | None]]:
         return [(trial.params, trial.value) for trial in ended(study)]
 
 
-def test_the_best_trial_comes_as_flags_and_a_preset_that_train_to_its_value(
+def test_the_best_trial_comes_as_a_preset_that_trains_to_its_value(
     clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search = settings(clicks, tmp_path / "mine", context=("gap",), logq=False, seeds=2)
+    search = settings(clicks, tmp_path / "mine", context=("gap",), seeds=2)
     run_search(search)
     best = json.loads((search.study / "best.json").read_text())
     assert matplotlib.image.imread(search.study / "search.png").std() > 0.05
     printed = capsys.readouterr().out
-    comment, flags, entry = printed[printed.index("# trial") :].split("\n", 2)
+    comment, fit_command, entry = printed[printed.index("# trial") :].split("\n", 2)
     assert f"of 3: ndcg_at_20 {best['value']:.4f}" in comment
     assert best["value"] == max(value or 0 for _, value in outcomes(search))
     assert best["value"] == pytest.approx(sum(best["values"]) / 2)
     assert best["values"][0] != best["values"][1]
 
     out = tmp_path / "out"
-    assert main(["fit", "--clicks", str(clicks), "--out", str(out), *shlex.split(flags)]) == 0
+    flags = shlex.split(fit_command.removeprefix("python -m train").removesuffix("..."))
+    assert main([*flags, "--clicks", str(clicks), "--out", str(out)]) == 0
     info = load_checkpoint(out).info
     assert info.metrics["ndcg_at_20"] == best["values"][0]
     assert info.epoch == best["epochs"][0]
 
     preset = eval(f"{{{entry}}}")["mine"]
     assert preset == best["preset"]
-    again = FitSettings(clicks=clicks, out=out, **preset)
+    again = FitSettings(clicks=clicks, out=out, preset=str(search.study / "best.json"))
     assert again.hyperparameters().model_dump() == info.hyperparameters
     assert (again.epochs, again.context) == (2, ("gap",))
 
@@ -124,7 +127,12 @@ def test_the_first_trial_is_the_preset_and_what_is_given_is_never_drawn(
     clicks: Path, tmp_path: Path
 ) -> None:
     search = SearchSettings(
-        clicks=clicks, study=tmp_path, preset="rsc15-100k", trials=2, epochs=1, hidden_size=8
+        clicks=clicks,
+        study=tmp_path,
+        preset="rsc15-100k",
+        trials=2,
+        epochs=1,
+        fixed={"hidden_size": "8"},
     )
     run_search(search)
     first, second = trials(search)
@@ -247,7 +255,7 @@ def test_a_trial_whose_loss_is_no_number_is_a_bad_one_and_the_search_goes_on(
 
     monkeypatch.setattr(command, "fit", diverges_once)
     search = settings(clicks, tmp_path, trials=2, epochs=1)
-    with pytest.raises(SearchError, match="none of 1 trials came to an end with a finite loss"):
+    with pytest.raises(SearchError, match="none of 1 trials finished with a finite loss"):
         run_search(search.model_copy(update={"trials": 1}))
     run_search(search)
     assert [t.state.name for t in trials(search)] == ["PRUNED", "COMPLETE"]
@@ -271,19 +279,21 @@ def test_no_trial_begins_after_the_time_is_over(clicks: Path, tmp_path: Path) ->
         {"optimiser": "sgd"},
         {"momentum": 0.2},
         {"loss": "softmax"},
-        {"loss": "cross-entropy", "normalise": True},
+        {"loss": "cross-entropy", "normalise": 12.0},
     ],
     ids=str,
 )
 def test_every_draw_fits_together_and_stays_in_the_space(fixed: dict[str, Any]) -> None:
-    search = SearchSettings(clicks="log.csv", study=Path("study"), **fixed)
+    others = {name: fixed[name] for name in fixed.keys() & {"context", "preset"}}
+    given = {name: str(value) for name, value in fixed.items() if name not in others}
+    search = SearchSettings(clicks="log.csv", study=Path("study"), fixed=given, **others)
     space = search.search_space()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     drawn: set[str] = set()
     for _ in range(100):
         values = space.draw(trial := study.ask())
         drawn |= trial.params.keys()
-        hyperparameters = search.fit_settings(values).hyperparameters()  # or it raises
+        hyperparameters = search.hyperparameters(values)  # or it raises
         for name, value in {**fixed, **values}.items():
             if name not in ("context", "preset"):
                 assert getattr(hyperparameters, name) == value
@@ -302,13 +312,12 @@ def without_meaning(fixed: dict[str, Any]) -> set[str]:
         never |= {"initial_accumulator"}
     if "momentum" in fixed:
         never |= {"learning_rate@adam"}
-    never |= {"n_layers"} if fixed.get("cell") == "window" else {"window"}
+    if fixed.get("cell") == "window":
+        never |= {"n_layers"}
     if "context" not in fixed:
-        never |= {"input_context", "transition_context", "context_size"}
+        never |= {"input_context", "transition_context"}
     if fixed.get("loss") == "softmax":
-        never |= {"bpreg", "elu", "logq", "n_negatives", "sample_alpha"}
-    if fixed.get("loss") == "cross-entropy":
-        never |= {"bpreg", "elu"}
+        never |= {"n_negatives", "sample_alpha"}
     return never
 
 
@@ -317,19 +326,20 @@ def without_meaning(fixed: dict[str, Any]) -> set[str]:
     [
         ({"space": ("colour",)}, "space=colour is not one of cell, hidden_size"),
         (
-            {"space": ("momentum",), "momentum": 0.1},
-            "space=momentum and momentum=0.1: it is drawn or it is fixed",
+            {"space": ("momentum",), "fixed": {"momentum": "0.1"}},
+            "space=momentum and fixed=momentum=0.1: a hyperparameter is either drawn or fixed",
         ),
         (
-            {"space": ("bpreg",), "loss": "top1-max"},
-            "space=bpreg means nothing with loss=top1-max",
+            {"space": ("sample_alpha",), "fixed": {"loss": "softmax"}},
+            "space=sample_alpha has no effect with loss=softmax",
         ),
-        ({"space": ("input_context",)}, "space=input_context means nothing with context=none"),
+        ({"space": ("input_context",)}, "space=input_context has no effect with context=none"),
         ({"metric": "accuracy"}, "metric=accuracy is not one of recall_at_1"),
-        ({"validation_fraction": 0}, "validation_fraction=0 without validation"),
-        ({"momentum": 0.1, "optimiser": "adam"}, "momentum=0.1 with optimiser=adam"),
+        ({"validation": 0.0}, "validation=0 leaves nothing to compare"),
+        ({"fixed": {"momentum": "0.1", "optimiser": "adam"}}, "momentum=0.1 with optimiser=adam"),
+        ({"fixed": {"colour": "1"}}, "fixed=colour is not a hyperparameter"),
         (
-            {"embedding": "one-hot", "context": ("hour",), "space": ("bptt",)},
+            {"fixed": {"embedding": "one-hot"}, "context": ("hour",), "space": ("bptt",)},
             "input_context=concat with embedding=one-hot",
         ),
         ({"trials": 0}, "greater than 0"),
@@ -353,8 +363,8 @@ def test_a_study_of_something_else_is_refused(clicks: Path, tmp_path: Path) -> N
     refused: tuple[tuple[dict[str, Any], str], ...] = (
         ({"metric": "mrr_at_5"}, r"study.db was made with metric=ndcg_at_20, not mrr_at_5"),
         ({"epochs": 2}, "epochs=1, not 2"),
-        ({"loss": "top1"}, "loss=bpr-max, not top1"),
-        ({"space": ("momentum",)}, "learning_rate=drawn: 0.01 to 0.3 .*, not 0.07"),
+        ({"fixed": {"loss": "top1"}}, "loss=bpr-max, not top1"),
+        ({"space": ("momentum",)}, "learning_rate=drawn: 0.01 to 0.3 .*, not 0.05"),
     )
     for change, sentence in refused:
         # The log is not there: refused before it is looked for.

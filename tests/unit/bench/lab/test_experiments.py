@@ -259,7 +259,7 @@ def test_a_refit_setting_is_asked_what_the_others_are(parts: Parts) -> None:
 def test_a_widened_model_ranks_its_own_items_alike_and_the_others_last(parts: Parts) -> None:
     logs = build_logs(parts, TINY, BASE)
     own = Catalogue(logs.catalogue.item_ids[10:])
-    model = SessionModel(ModelConfig(len(own), hidden_size=8, embedding="separate")).eval()
+    model = SessionModel(ModelConfig(n_items=len(own), hidden_size=8, embedding="separate")).eval()
     wide = widen(model, own, logs.catalogue)
     sessions = logs.splits["test"].sessions
     ranks = rank_targets(ModelPredictor(wide), sessions, len(logs.catalogue))

@@ -213,7 +213,6 @@ def info(model: SessionModel, catalogue: Catalogue, idle_timeout_s: int) -> Chec
     return CheckpointInfo(
         model=model.config,
         hyperparameters={},
-        epochs=1,
         training=TrainingData(
             first_timestamp_ms=0, last_timestamp_ms=0, clicks=0, sessions=0, items=len(catalogue)
         ),

@@ -30,10 +30,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "lstm": {"cell": "lstm", "n_layers": 2, "residual": True, "context": CONTEXT},
     "matrices": {
         "context": CONTEXT,
-        "input_context": "matrices",
-        "transition_context": "decay",
-        "feed_forward": True,
-        "normalise": True,
+        "input_context": "multiply",
+        "transition_context": "matrices",
+        "normalise": 12.0,
     },
     "window": {"cell": "window", "context": CONTEXT, "input_context": "multiply"},
 }

@@ -1,19 +1,18 @@
+from collections.abc import Sequence
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from train.network.cells import GATES, Cell, LayerContext, LowRank, RecurrentLayer, WindowLayer
+from train.network.cells import GATES, Cell, LowRank, RecurrentLayer, WindowLayer
 
-NO_CONTEXT = LayerContext(
-    torch.zeros(3, 0, dtype=torch.int32), torch.zeros(3, 0, dtype=torch.int32)
-)
+NO_CONTEXT = torch.zeros(3, 0, dtype=torch.int32)
 
 
-def a_layer(cell: Cell, **sizes: list[int]) -> RecurrentLayer:
+def a_layer(cell: Cell, transition_sizes: Sequence[int] = ()) -> RecurrentLayer:
     torch.manual_seed(1)
-    none: dict[str, list[int]] = {"input_sizes": [], "transition_sizes": [], "decay_sizes": []}
-    layer = RecurrentLayer(cell, 5, 7, rank=2, **{**none, **sizes})
+    layer = RecurrentLayer(cell, 5, 7, transition_sizes, rank=2)
     for bias in (layer.bias_input, layer.bias_hidden):
         torch.nn.init.normal_(bias)
     return layer
@@ -69,7 +68,7 @@ def test_lstm_computes_what_torch_calls_an_lstm_cell_and_keeps_hidden_and_cell()
 
 def test_a_window_is_one_matrix_over_the_last_inputs_the_newest_first() -> None:
     torch.manual_seed(1)
-    layer = WindowLayer(2, 4, window=3)
+    layer = WindowLayer(2, 4)
     inputs = torch.randn(5, 1, 2)
     state = torch.zeros(1, layer.state_size)
     for x in inputs:
@@ -91,54 +90,35 @@ def test_a_low_rank_matrix_is_a_matrix_of_its_own_for_every_context() -> None:
         torch.testing.assert_close(low_rank(x, context)[row], matrix @ x[row])
 
 
-def gates_alone(layer: RecurrentLayer, x: Tensor, state: Tensor, context: LayerContext) -> Tensor:
+def gates_alone(layer: RecurrentLayer, x: Tensor, state: Tensor, context: Tensor) -> Tensor:
     """The layer's output with its context matrices folded into the shared ones, row by row."""
     rows = []
     for row in range(len(x)):
         plain = a_layer(layer.cell)
         plain.load_state_dict(layer.state_dict(), strict=False)
-        for side, name in (("input", "weight_input"), ("transition", "weight_hidden")):
-            low_rank = getattr(layer, f"{side}_context")
-            index = getattr(context, side)[row, 0]
-            added = low_rank.up @ torch.diag(low_rank.scales[0][index]) @ low_rank.down
-            getattr(plain, name).data += added.detach()
+        low_rank = layer.transition_context
+        scale = torch.diag(low_rank.scales[0][context[row, 0]])
+        plain.weight_hidden.data += (low_rank.up @ scale @ low_rank.down).detach()
         rows.append(plain(x[row : row + 1], state[row : row + 1], NO_CONTEXT)[0])
     return torch.cat(rows)
 
 
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
-def test_context_chooses_input_and_transition_matrices(cell: Cell) -> None:
-    layer = a_layer(cell, input_sizes=[4], transition_sizes=[3])
-    for low_rank in (layer.input_context, layer.transition_context):
-        torch.nn.init.normal_(low_rank.up)
-        torch.nn.init.normal_(low_rank.scales[0])
+def test_context_chooses_transition_matrices(cell: Cell) -> None:
+    layer = a_layer(cell, transition_sizes=[3])
+    torch.nn.init.normal_(layer.transition_context.up)
+    torch.nn.init.normal_(layer.transition_context.scales[0])
     x, state = torch.randn(2, 5), torch.randn(2, layer.state_size)
-    context = LayerContext(
-        torch.tensor([[3], [0]], dtype=torch.int32), torch.tensor([[1], [2]], dtype=torch.int32)
-    )
+    context = torch.tensor([[1], [2]], dtype=torch.int32)
     torch.testing.assert_close(
         layer(x, state, context)[0], gates_alone(layer, x, state, context), atol=1e-5, rtol=1e-5
     )
 
 
-def test_a_long_gap_lets_the_state_fade_before_the_step() -> None:
-    layer, plain = a_layer("gru", decay_sizes=[2]), a_layer("gru")
-    plain.load_state_dict(layer.state_dict(), strict=False)
-    layer.decay_rates[0].data[0] = -100.0  # keeps everything
-    layer.decay_rates[0].data[1] = 100.0  # forgets everything
-    x, state = torch.randn(2, 5), torch.randn(2, 7)
-    context = LayerContext(NO_CONTEXT.input[:2], torch.tensor([[0], [1]], dtype=torch.int32))
-    output, _ = layer(x, state, context)
-    torch.testing.assert_close(output[0], plain(x, state, context)[0][0])
-    torch.testing.assert_close(output[1], plain(x, torch.zeros(2, 7), context)[0][1])
-
-
 @pytest.mark.parametrize("cell", ["rnn", "gru", "lstm"])
 def test_a_one_hot_input_is_the_gates_input_side(cell: Cell) -> None:
     dense = a_layer(cell)
-    one_hot = RecurrentLayer(
-        cell, None, 7, input_sizes=[], transition_sizes=[], decay_sizes=[], rank=2
-    )
+    one_hot = RecurrentLayer(cell, None, 7)
     one_hot.load_state_dict(
         {name: tensor for name, tensor in dense.state_dict().items() if name != "weight_input"}
     )

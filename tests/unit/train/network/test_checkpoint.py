@@ -32,7 +32,6 @@ def an_info(epoch: int = 1) -> CheckpointInfo:
     return CheckpointInfo(
         model=ModelConfig(n_items=len(ITEM_IDS), hidden_size=4),
         hyperparameters={"learning_rate": 0.05},
-        epochs=3,
         training=TrainingData(
             first_timestamp_ms=0, last_timestamp_ms=9, clicks=12, sessions=3, items=6
         ),
@@ -108,9 +107,9 @@ def test_an_array_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("dtype", "value", "sentence"),
     [
-        ("float32", np.nan, r"weights-1\.npz: item_embedding.* holds numbers that are none"),
-        ("float64", 0.0, r"item_embedding.* holds float64, expected float32"),
-        ("str", "x", r"item_embedding.* holds <U1, expected float32"),
+        ("float32", np.nan, r"weights-1\.npz: item_embedding.* contains NaN or infinity"),
+        ("float64", 0.0, r"item_embedding.* is float64, expected float32"),
+        ("str", "x", r"item_embedding.* is <U1, expected float32"),
     ],
 )
 def test_weights_that_are_no_numbers_are_refused(
@@ -139,7 +138,7 @@ def test_a_size_that_no_model_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"{tmp_path} holds no checkpoint"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path} has no checkpoint"):
         load_checkpoint(tmp_path)
 
 
@@ -173,7 +172,7 @@ def test_weights_of_another_shape_are_refused_with_both_shapes(tmp_path: Path) -
 def test_weights_with_an_array_too_few_are_refused(tmp_path: Path) -> None:
     save(tmp_path, a_model())
     np.savez(tmp_path / "weights-1.npz", output_bias=np.zeros(6))
-    with pytest.raises(CheckpointError, match=r"holds \['output_bias'\], expected"):
+    with pytest.raises(CheckpointError, match=r"contains \['output_bias'\], expected"):
         load_checkpoint(tmp_path)
 
 

@@ -1,0 +1,61 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from train.fit.settings import FitSettings
+from train.network.presets import LARGE_LOG, PRESETS, load_preset, sizes_for
+
+
+def settings(**given: object) -> FitSettings:
+    return FitSettings.model_validate({"clicks": "log.csv", "out": "out", **given})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_sets_what_it_names(name: str) -> None:
+    fit = settings(preset=name)
+    found = {**fit.hyperparameters().model_dump(), **fit.schedule().model_dump()}
+    assert {key: found[key] for key in PRESETS[name]} == PRESETS[name]
+
+
+def test_a_flag_overrides_its_preset() -> None:
+    fit = settings(preset="diginetica", learning_rate=0.1, hidden_size=64)
+    hyperparameters = fit.hyperparameters(sizes_for(10**7))
+    assert (hyperparameters.learning_rate, hyperparameters.hidden_size) == (0.1, 64)
+    assert (hyperparameters.batch_size, hyperparameters.momentum) == (64, 0.15)
+
+
+def test_a_preset_can_be_a_file_and_set_what_has_no_flag(tmp_path: Path) -> None:
+    """The published parameters of GRU4Rec for Diginetica, say."""
+    file = tmp_path / "official.json"
+    file.write_text(json.dumps({"bpreg": 0.9, "elu": 1.0, "momentum": 0.15, "patience": 0}))
+    fit = settings(preset=str(file))
+    hyperparameters = fit.hyperparameters()
+    assert (hyperparameters.bpreg, hyperparameters.elu) == (0.9, 1.0)
+    assert (hyperparameters.momentum, fit.schedule().patience) == (0.15, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is not JSON"),
+        ("[1]", r"found \[1\], expected an object"),
+        ('{"preset": {"colour": 1}}', "'colour' is not a hyperparameter"),
+        ('{"momentum": 0.5, "optimiser": "adam"}', "momentum=0.5 with optimiser=adam"),
+    ],
+)
+def test_a_wrong_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "preset.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        settings(preset=str(file))
+    with pytest.raises(ValueError, match="neither a JSON file nor one of default"):
+        load_preset(str(tmp_path / "absent.json"))
+
+
+def test_sizes_that_are_not_given_follow_from_the_log() -> None:
+    small, large = (settings().hyperparameters(sizes_for(n)) for n in (LARGE_LOG - 1, LARGE_LOG))
+    assert (small.batch_size, small.hidden_size) == (32, 100)
+    assert (large.batch_size, large.hidden_size) == (64, 256)
+    given = settings(hidden_size=100)
+    assert given.not_given(sizes_for(LARGE_LOG)) == {"batch_size": 64}

@@ -1,0 +1,96 @@
+"""What a training must have in common with the checkpoint it resumes or begins from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from train.command import TrainError
+from train.data.event_types import EventTypes
+from train.fit.training_log import TrainingLog
+from train.network.checkpoint import Checkpoint
+from train.network.hyperparameters import Hyperparameters
+from train.network.model import Architecture
+
+MAY_CHANGE = {"dropout_embedding", "dropout_hidden"}
+"""What a warm start may change."""
+
+
+class FitError(TrainError):
+    """One sentence on why a training cannot start or go on."""
+
+
+def check_warm_start(warm_start: Checkpoint, hyperparameters: Hyperparameters) -> None:
+    """Raise FitError unless the checkpoint's weights fit a model of these."""
+    for name in Architecture.model_fields.keys() - MAY_CHANGE:
+        found, wanted = getattr(warm_start.info.model, name), getattr(hyperparameters, name)
+        if found != wanted:
+            raise FitError(
+                f"{warm_start.folder} has {name}={found}, this training {wanted}: "
+                "a warm start keeps the architecture"
+            )
+
+
+def check_hyperparameters(resume: Checkpoint, hyperparameters: Hyperparameters) -> None:
+    """Raise FitError unless the checkpoint was trained with these."""
+    wanted = hyperparameters.model_dump()
+    found = resume.info.hyperparameters
+    for name in found.keys() - wanted.keys():
+        raise FitError(
+            f"{resume.folder} was trained with {name}={found[name]}, which this version no longer "
+            "has: begin from it with --warm-start"
+        )
+    for name, value in found.items():
+        _check_equal(resume, name, value, wanted[name], "resume with its own parameters")
+
+
+def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: int | None) -> None:
+    """Raise FitError unless the log is read as it was for the checkpoint."""
+    for name, found, wanted in (
+        ("event_types", resume.info.event_types, event_types),
+        ("idle_timeout_s", resume.info.idle_timeout_s, idle_timeout_s),
+    ):
+        _check_equal(resume, name, found, wanted, "resume with its own")
+
+
+def check_context(resume: Checkpoint, names: Sequence[str], utc_offset_s: int) -> None:
+    """Raise FitError unless the checkpoint's context has these names and this offset."""
+    fields = resume.info.model.context
+    found, wanted = (",".join(n) or "none" for n in ((f.name for f in fields), names))
+    offsets = [field.utc_offset_s for field in fields if field.kind in ("hour", "weekday")]
+    advice = "resume with its own, and with its --warm-start if it had one"
+    _check_equal(resume, "context", found, wanted, advice)
+    offset = offsets[0] if offsets else utc_offset_s
+    _check_equal(resume, "utc_offset_s", offset, utc_offset_s, advice)
+
+
+def check_context_fields(before: Checkpoint, log: TrainingLog) -> None:
+    """Raise FitError unless the checkpoint's context fields have the log's values."""
+    if before.info.model.context != log.context:
+        raise FitError(f"{before.folder} was trained with other context fields or values")
+
+
+def check_same_run(
+    resume: Checkpoint, log: TrainingLog, content_hash: str, hyperparameters: Hyperparameters
+) -> None:
+    """Raise FitError unless training on the log would continue the checkpoint's run."""
+    check_hyperparameters(resume, hyperparameters)
+    check_reading(resume, log.event_types, log.idle_timeout_s)
+    check_context_fields(resume, log)
+    if resume.info.training != log.description() or (
+        resume.catalogue.item_ids != log.catalogue.item_ids
+    ):
+        found = ", ".join(f"{n} {v}" for n, v in resume.info.training.model_dump().items())
+        given = ", ".join(f"{n} {v}" for n, v in log.description().model_dump().items())
+        raise FitError(
+            f"{resume.folder} was trained on another log ({found}), not on ({given}): resume with "
+            "its own, and with its --warm-start if it had one"
+        )
+    if resume.info.content_hash != content_hash:
+        raise FitError(
+            f"{resume.folder} was trained or validated on other sessions: resume with the log and "
+            "the validation it began with"
+        )
+
+
+def _check_equal(resume: Checkpoint, name: str, found: Any, wanted: Any, advice: str) -> None:
+    if found != wanted:
+        raise FitError(f"{resume.folder} was trained with {name}={found}, not {wanted}: {advice}")
