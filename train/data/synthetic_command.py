@@ -29,7 +29,7 @@ def run_synthetic(settings: SyntheticSettings) -> None:
     config = settings.config()
     clicks = generate_synthetic(settings.clicks, config)
     write_clicks(clicks, settings.out)
-    older, newer = split_by_time(clicks, LogSettings.model_fields["validation_fraction"].default)
+    older, newer = split_by_time(clicks, LogSettings.model_fields["validation"].default)
     oracle = score_oracle(config, newer, older["item_id"].unique().to_list())
     result = {
         "clicks": len(clicks),
