@@ -1,7 +1,7 @@
 """A click log sent to the clicks topic in order of time: ``python -m deploy.demo.replay``.
 
-The producer is any shop's: confluent-kafka, JSON, the session as key. It knows nothing of ours,
-and sends all the columns the log has: which of them the model reads is the bundle's affair.
+The producer is like any shop's: confluent-kafka, JSON, the session as key. It sends every column of
+the log; which of them the model reads is up to the bundle.
 """
 
 import json
@@ -30,17 +30,17 @@ class ReplaySettings(BaseSettings):
     model_config = options("deploy.demo.replay")
 
     clicks: Path
-    """Click log with the columns session_id, item_id and timestamp_ms; further ones go along."""
+    """Click log with the columns session_id, item_id and timestamp_ms; others are sent, too."""
     bootstrap_servers: str = "127.0.0.1:9092"
     """Kafka brokers, host:port, separated by commas."""
     topic: str = "clicks"
     """Topic to write to."""
     clicks_per_second: PositiveFloat = 500.0
-    """How fast; the clicks' own times decide their order alone."""
+    """Pace; the clicks' own times only decide their order."""
 
 
 def in_order_of_time(clicks: pl.DataFrame) -> pl.DataFrame:
-    """The log as it happened; clicks of one time stay in the order of the log."""
+    """The log as it happened; clicks of the same time keep the order of the log."""
     return clicks.sort("timestamp_ms", maintain_order=True)
 
 
@@ -58,7 +58,7 @@ def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second:
     producer = Producer(
         {
             "bootstrap.servers": bootstrap_servers,
-            # As Java clients place keys; librdkafka's own default is another one.
+            # As Java clients place keys; librdkafka's own default differs.
             "partitioner": "murmur2_random",
             "enable.idempotence": True,
             "linger.ms": 0,
@@ -79,23 +79,23 @@ def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second:
     n_left = producer.flush(FLUSH_TIMEOUT_S)
     if refused or n_left:
         reason = refused[0] if refused else f"no answer within {FLUSH_TIMEOUT_S} s"
-        raise DeployError(f"{topic} on {bootstrap_servers} did not take every click: {reason}")
+        raise DeployError(f"{topic} on {bootstrap_servers} did not accept every click: {reason}")
     return n_sent
 
 
 def _records(clicks: pl.DataFrame) -> Iterator[tuple[str, bytes]]:
     for click in _as_json(clicks).iter_rows(named=True):
-        value = {name: said for name, said in click.items() if said is not None}
+        value = {name: value for name, value in click.items() if value is not None}
         yield click["session_id"], json.dumps(value).encode()
 
 
 def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
-    """The log with its context columns as JSON can say them, under the names that training knows.
+    """The log with its context columns in JSON's types, so that values get the names training gave.
 
-    Numbers and truths stay what they are; times, decimals and categories become text, as do
-    event_id and event_type, which a click has as text. Lists and structs are left out.
+    Numbers and booleans stay what they are; times, decimals and categories become text, as do
+    event_id and event_type, which are text in a click. Lists and structs are left out.
     """
-    said = []
+    columns = []
     for name, dtype in clicks.drop(TARGET_WEIGHT, strict=False).schema.items():
         column = pl.col(name)
         if dtype.is_nested():
@@ -103,7 +103,7 @@ def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
         if name in ("event_id", "event_type") or not (dtype.is_integer() or dtype.is_float()):
             column = column if dtype == pl.Boolean else column.cast(pl.String)
         elif dtype.is_float():
-            # Fractions through text: 1.1 of 32 bits is no 1.1 of 64. JSON has no NaN, no infinity.
+            # Fractions through text: 1.1 in 32 bits is not 1.1 in 64. JSON has no NaN or infinity.
             finite = pl.when(column.is_finite()).then(column)
             whole = finite.cast(pl.Int64, strict=False)
             column = (
@@ -112,8 +112,8 @@ def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
                 .otherwise(finite.cast(pl.String).cast(pl.Float64))
                 .alias(name)
             )
-        said.append(column)
-    return clicks.select(said)
+        columns.append(column)
+    return clicks.select(columns)
 
 
 def run_replay(settings: ReplaySettings) -> None:

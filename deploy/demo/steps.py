@@ -1,7 +1,7 @@
 """The steps of the demo, from a broker to a summary, each printed with the time since the start."""
 
 import contextlib
-import http.client
+import http
 import json
 import shutil
 import time
@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 from confluent_kafka import KafkaException
 from pydantic import PositiveFloat, PositiveInt
@@ -70,16 +71,16 @@ class Demo:
 
     @property
     def kafka_flags(self) -> list[str]:
-        """The demo's place on the broker as flags of our commands; security is inherited."""
+        """The broker, the application and the topics as flags of our commands.
+
+        Security settings reach them through the environment.
+        """
         k = self.kafka
-        flags = {
-            "--bootstrap-servers": k.bootstrap_servers,
-            "--app-id": k.app_id,
-            "--clicks-topic": k.clicks_topic,
-            "--recommendations-topic": k.recommendations_topic,
-            "--dead-letter-topic": k.dead_letter_topic,
-        }
-        return [word for flag in flags.items() for word in flag]
+        return [
+            *("--bootstrap-servers", k.bootstrap_servers, "--app-id", k.app_id),
+            *("--clicks-topic", k.clicks_topic, "--dead-letter-topic", k.dead_letter_topic),
+            *("--recommendations-topic", k.recommendations_topic),
+        ]
 
 
 def run_demo(settings: DemoSettings) -> None:
@@ -200,18 +201,15 @@ def _worker(demo: Demo, bundle: Path) -> Iterator[Child]:
 
 
 def _is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
     try:
-        connection.request("GET", "/ready")
-        return connection.getresponse().status == http.HTTPStatus.OK
+        with urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
+            return bool(answer.status == http.HTTPStatus.OK)
     except OSError:
         return False
-    finally:
-        connection.close()
 
 
 def _replay_and_watch(demo: Demo, log: Heldout) -> None:
-    """Returns when the last click is acknowledged; the view shows the last answers too."""
+    """Returns once the last click is acknowledged and the view has shown the last answers."""
     per_second = demo.settings.clicks_per_second
     demo.tell(
         f"replay: {len(log.heldout):,} clicks in order of time at {per_second:g}/s, "
@@ -227,7 +225,7 @@ def _replay_and_watch(demo: Demo, log: Heldout) -> None:
     ]
     with running(watch), running(replay) as producer:
         producer.wait()
-        time.sleep(1.0)  # for the eye alone: the view draws the end
+        time.sleep(1.0)  # until the view has drawn the end
 
 
 @contextlib.contextmanager

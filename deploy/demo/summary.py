@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What the topics hold after a replay, and a reader saw of it."""
+    """What the topics hold after a replay, and what a reader saw of it."""
 
     appended_ms: dict[Source, int]
     """Every record of the clicks topic, with its append time."""
@@ -77,7 +77,7 @@ def parse_source(header: str) -> Source:
 
 
 def in_click_order(answers: Iterable[Answer]) -> list[Answer]:
-    """The answers in order of their clicks, one a click: within a session that is its order."""
+    """The answers in the order of their clicks, one per click; within a session, in its order."""
     return [answer for _, answer in sorted({a.source: a for a in answers}.items())]
 
 
@@ -109,10 +109,10 @@ def offline_sessions(
     idle_timeout_s: int | None,
     context: Sequence[ContextField] = (),
 ) -> Sessions:
-    """The sessions that the evaluator is asked about, cut as serving cuts them.
+    """The sessions to evaluate, cut as serving cuts them.
 
-    Serving passes over items it has never seen, so a gap is one between known clicks: they are
-    dropped first and sessions are cut after. ``clicks`` are in the order of ``read_clicks``.
+    Serving ignores unknown items, so gaps are measured between known ones: unknown items are
+    dropped before sessions are cut. ``clicks`` are in the order of ``read_clicks``.
     """
     known = clicks.filter(pl.col("item_id").is_in(catalogue.item_ids))
     if idle_timeout_s is not None:
