@@ -13,11 +13,13 @@ IMAGE_LOCK := -q --universal --python-version 3.11 --generate-hashes --no-emit-i
 	-c deploy/requirements.lock
 
 PYTEST := NEXTCLICK_REQUIRE_PROMETHEUS=1 $(PYTHON) -m pytest
-# Two processes, one a core; integration tests start processes of their own and have the machine to themselves.
-UNIT_TESTS = { $(PYTEST) tests/unit/train >build/unit-train.log 2>&1 & training=$$!; \
-	$(PYTEST) tests/unit --ignore=tests/unit/train && others=0 || others=$$?; \
-	wait $$training && trained=0 || trained=$$?; \
-	cat build/unit-train.log; [ $$others = 0 ] && [ $$trained = 0 ]; }
+# Two commands at a time, one a core; the output of the first is shown after that of the second.
+both = { $(1) >build/background.log 2>&1 & first=$$!; trap "kill $$first 2>/dev/null || true" EXIT; \
+	$(2) && second=0 || second=$$?; wait $$first && first=0 || first=$$?; trap - EXIT; \
+	cat build/background.log; [ $$first = 0 ] && [ $$second = 0 ]; }
+FAULTS := $(patsubst %,tests/integration/test_%.py,faults hanging restart)
+TWO_BY_TWO = $(call both,$(PYTEST) tests/unit/train,$(PYTEST) tests/unit --ignore=tests/unit/train) \
+	&& $(call both,$(PYTEST) $(FAULTS),$(PYTEST) tests/integration $(FAULTS:%=--ignore=%))
 
 .PHONY: help
 help: ## Show the targets
@@ -29,7 +31,7 @@ demo: .venv/installed ## The main job end to end: Kafka, training, export, worke
 
 .PHONY: test
 test: .venv/installed build/prometheus ## All tests, on a real Kafka and a real Prometheus
-	$(if $(TESTS),$(PYTEST) $(TESTS),$(UNIT_TESTS) && $(PYTEST) tests/integration)
+	$(if $(TESTS),$(PYTEST) $(TESTS),$(TWO_BY_TWO))
 
 .PHONY: coverage
 coverage: .venv/installed build/prometheus ## All tests in one process, and the lines they do not reach
