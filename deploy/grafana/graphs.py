@@ -19,7 +19,7 @@ class Graph:
     stacked: bool = False
     highest: float | None = None
     logarithmic: bool = False
-    """For latencies: a backlog of a minute and the objective of milliseconds are both read."""
+    """For latencies: shows a backlog of a minute and an objective of milliseconds."""
 
 
 def quantile(q: float, metric: str, *labels: str) -> str:
@@ -58,7 +58,7 @@ ROWS: dict[str, list[Graph]] = {
         ),
         Graph(
             "The visitor's click to commit",
-            "As the first panel, from the click's own timestamp: what the producers add.",
+            "Like the first panel, but from the click's own timestamp: with the producers' delay.",
             "s",
             {
                 "p50": quantile(0.5, "recs_event_latency_seconds"),
@@ -68,7 +68,7 @@ ROWS: dict[str, list[Graph]] = {
         ),
         Graph(
             "Worker's time by stage",
-            "Seconds that workers spend in each stage, a second; 1 is one worker without a pause.",
+            "Seconds per second spent in each stage; 1 is one worker that never waits.",
             "short",
             {"{{stage}}": per_second("recs_stage_seconds_sum", "stage")},
             stacked=True,
@@ -93,8 +93,8 @@ ROWS: dict[str, list[Graph]] = {
         Graph(
             "Clicks/s by outcome",
             "model: answered by the model; duplicate: a repeated event; unknown_item: an item the "
-            "model has never seen; fallback: popularity, for want of a list; other_event: a type "
-            "of event that does not advance a session.",
+            "model has never seen; fallback: popularity, where there is no list; other_event: a "
+            "type of event that does not advance a session.",
             "cps",
             {"{{outcome}}": per_second("recs_clicks_total", "outcome")},
             stacked=True,
@@ -117,7 +117,7 @@ ROWS: dict[str, list[Graph]] = {
         ),
         Graph(
             "Out of the ordinary",
-            "late: older than the session's last click; redelivered: already applied, passed over; "
+            "late: older than the session's last click; redelivered: already applied, skipped; "
             "no click: offsets of transaction markers or aborted records; lost: removed by "
             "retention before they were processed, which must stay 0.",
             "cps",
@@ -157,7 +157,7 @@ ROWS: dict[str, list[Graph]] = {
         ),
         Graph(
             "Judged lists/s",
-            "How many lists the figures beside stand on; late ones are counted apart.",
+            "How many lists Recall and MRR are based on; late ones are counted separately.",
             "cps",
             {"{{timing}}": per_second("recs_live_predictions_total", "timing")},
         ),
@@ -176,14 +176,14 @@ ROWS: dict[str, list[Graph]] = {
     "State and workers": [
         Graph(
             "Live sessions",
-            "By partition; comes down again when sessions expire.",
+            "By partition; falls when sessions expire.",
             "short",
             {"partition {{partition}}": "sum by (partition) (recs_live_sessions)"},
             stacked=True,
         ),
         Graph(
             "Sessions expired and rebuilt/s",
-            "rebuilt: the model's state was computed anew from the trail, after a new bundle.",
+            "rebuilt: the model's state was recomputed from the trail, after a new bundle.",
             "cps",
             {
                 "expired": per_second("recs_expired_sessions_total"),
@@ -192,7 +192,7 @@ ROWS: dict[str, list[Graph]] = {
         ),
         Graph(
             "Assignments, 15 minutes",
-            "How often each worker got its partitions anew.",
+            "How often each worker was assigned partitions.",
             "short",
             {"{{instance}}": "increase(recs_rebalances_total[15m])"},
         ),
