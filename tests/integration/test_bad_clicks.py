@@ -2,13 +2,17 @@
 
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from stream.contract.click import Reason
+from stream.session import decode_state
+from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment
 from tests.integration.traffic import LOG_BEGIN_MS, click, session_load
+from tests.integration.verdict import sessions_in_changelog, verdict
 
 YEAR_9999_MS = 253_370_764_800_000
 
@@ -55,6 +59,33 @@ def test_every_kind_of_click_goes_where_the_contract_says(deployment: Deployment
     for reason in Reason:
         assert worker.metric(f'recs_rejected_clicks_total{{reason="{reason}"}}') == 1
     assert worker.metric('recs_clicks_total{outcome="duplicate"}') == 1
+
+
+def test_an_event_of_another_type_is_answered_and_leaves_no_trace(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    deployment.bundle = write_tiny_bundle(
+        tmp_path / "typed", n_items=50, hidden_size=8, k=20, event_types=("view",)
+    )
+    load = [("item-1", "cart"), ("item-1", "view"), ("item-2", "cart"), ("item-2", "view")]
+    clicks = [
+        (b"s", click("s", item, LOG_BEGIN_MS + n, event_type=event_type))
+        for n, (item, event_type) in enumerate(load)
+    ]
+    clicks.append((b"t", click("t", "item-3", LOG_BEGIN_MS + 9)))  # of no type
+    deployment.send(clicks, partition=0)
+    worker = deployment.start()
+    deployment.wait_until_answered(len(clicks))
+    answers = [json.loads(r.value or b"") for r in deployment.read(deployment.recommendations)]
+    outcomes = [answer["outcome"] for answer in answers]
+    assert outcomes == ["other_event", "model", "other_event", "model", "other_event"]
+    assert answers[2]["items"] == answers[1]["items"] != answers[0]["items"]
+    assert answers[4]["items"] == answers[0]["items"], "popularity"
+    ((name, raw),) = sessions_in_changelog(deployment).items()
+    assert name == (0, b"s")
+    assert [c.item_id for c in decode_state(raw).trail] == ["item-1", "item-2"]
+    assert worker.metric('recs_clicks_total{outcome="other_event"}') == 3
+    assert verdict(deployment).exact
 
 
 def mutated(value: bytes, random: np.random.Generator) -> bytes:

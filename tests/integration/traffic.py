@@ -29,12 +29,15 @@ class Stored:
     headers: dict[str, bytes]
 
 
-def click(session: str, item: str, timestamp_ms: int, event: str | None = None) -> bytes:
+def click(
+    session: str, item: str, timestamp_ms: int, event: str | None = None, **more: object
+) -> bytes:
     """A click's JSON, as a producer that is not ours would write it."""
     fields: dict[str, object] = {
         "session_id": session,
         "item_id": item,
         "timestamp_ms": timestamp_ms,
+        **more,
     }
     if event is not None:
         fields["event_id"] = event
