@@ -15,16 +15,18 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, which is next
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 from pydantic_settings import CliPositionalArg
 
-from bench.datasets import PUBLIC, check_known, folder_of
+from bench.datasets import check_known, folder_of
 from bench.lab.grid import DATASETS
 from bench.lab.run import SHOWN, train
 from bench.provenance import RESULTS, keep
 from train.command import Settings, run_command
+from train.fit.loop import Schedule
 from train.fit.settings import FitSettings
 from train.fit.training_log import read_training_log
+from train.network.presets import PRESETS, sizes_for
 
 RESULT = RESULTS / "defaults.json"
 NAMES = ["rsc15-100k", "foursquare-nyc", "globo-5d", "diginetica-sessions"]
@@ -37,23 +39,21 @@ class DefaultsSettings(Settings):
     """Folders under NEXTCLICK_DATA."""
     seeds: tuple[PositiveInt, ...] = (1, 2, 3)
     """Seeds to train with."""
-    label: str = ""
-    """Name of a third row: the defaults with `changes`."""
-    changes: dict[str, Any] = Field(default={})
-    """Hyperparameters of that row, as JSON."""
 
 
-def preset_of(dataset: str) -> dict[str, Any]:
-    """The name of a data set's preset, as `fit` is given it."""
-    return {"preset": dataset.removesuffix("-sessions")}
+def given_to_fit(dataset: str) -> dict[str, dict[str, Any]]:
+    """What `fit` is given for each row of a data set; not all of them have a preset."""
+    preset = dataset.removesuffix("-sessions")
+    return {"defaults": {}} | ({"preset": {"preset": preset}} if preset in PRESETS else {})
 
 
 def fit_settings(dataset: str, seed: int, given: dict[str, Any]) -> FitSettings:
     """What `fit` is told: the preset's epochs, all of them, whatever else is given."""
-    log = {"clicks": folder_of(dataset) / "train.tsv.gz", "columns": PUBLIC, "out": Path()}
-    log["validation_fraction"] = DATASETS[dataset].validation_fraction
-    epochs = FitSettings.model_validate(log | preset_of(dataset)).epochs
-    return FitSettings.model_validate(log | {"seed": seed, "epochs": epochs, "patience": 0} | given)
+    log = {"clicks": folder_of(dataset) / "train.tsv.gz", "columns": "public", "out": Path()}
+    log["validation"] = DATASETS[dataset].validation_fraction
+    longest = [*given_to_fit(dataset).values()][-1]
+    epochs = FitSettings.model_validate(log | longest).epochs
+    return FitSettings.model_validate(log | {"seed": seed, "epochs": epochs} | given)
 
 
 def run(settings: DefaultsSettings) -> None:
@@ -63,18 +63,17 @@ def run(settings: DefaultsSettings) -> None:
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     kept = {(row["dataset"], row["label"], row["seed"]): row for row in rows}
     for dataset in settings.datasets:
-        given = {"defaults": {}, "preset": preset_of(dataset)}
-        if settings.label:
-            given[settings.label] = settings.changes
+        given = given_to_fit(dataset)
         log = read_training_log(fit_settings(dataset, 1, {}))
         for seed, label in ((seed, label) for seed in settings.seeds for label in given):
             wanted = fit_settings(dataset, seed, given[label])
             row = {"dataset": dataset, "label": label, "seed": seed, "epochs": wanted.epochs}
             row["clicks_seen"] = wanted.epochs * log.train.n_clicks
-            row["hyperparameters"] = wanted.hyperparameters().model_dump(mode="json")
+            hyperparameters = wanted.hyperparameters(sizes_for(log.train.n_clicks))
+            row["hyperparameters"] = hyperparameters.model_dump(mode="json")
             if row.items() <= kept.get((dataset, label, seed), {}).items():
                 continue
-            _, info = train(log, wanted.hyperparameters(), wanted.schedule())
+            _, info = train(log, hyperparameters, Schedule(epochs=wanted.epochs, patience=0))
             row |= {"epoch": info.epoch} | {name: round(info.metrics[name], 5) for name in SHOWN}
             row["history"] = [[round(epoch.metrics[m], 4) for m in SHOWN] for epoch in info.history]
             row["seconds"] = round(sum(epoch.seconds for epoch in info.history))

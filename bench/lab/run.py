@@ -131,7 +131,7 @@ def widen(model: SessionModel, known: Catalogue, catalogue: Catalogue) -> Sessio
     them tell it nothing."""
     if known.item_ids == catalogue.item_ids:
         return model
-    wide = SessionModel(replace(model.config, n_items=len(catalogue)))
+    wide = SessionModel(model.config.model_copy(update={"n_items": len(catalogue)}))
     row = torch.tensor([catalogue.index[item_id] for item_id in known.item_ids])
     weights = model.state_dict()
     for name, old in weights.items():

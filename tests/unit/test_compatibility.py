@@ -24,7 +24,7 @@ FIT = [
     # What that version took where nothing was said.
     *("--embedding", "separate", "--hidden-size", "8", "--bptt", "1", "--batch-size", "16"),
     *("--n-negatives", "32", "--dropout-embedding", "0", "--dropout-hidden", "0"),
-    *("--loss", "bpr-max", "--learning-rate", "0.07", "--patience", "0"),
+    *("--loss", "bpr-max", "--learning-rate", "0.07"),
 ]
 CONTEXT = ["--context", "event_type,hour,gap", "--input-context", "multiply"]
 
