@@ -25,20 +25,18 @@ def test_defaults_and_preset_see_equally_many_clicks_and_are_kept(
     monkeypatch.setenv("NEXTCLICK_DATA", str(tmp_path))
     monkeypatch.setattr(defaults, "RESULT", result)
     monkeypatch.setitem(PRESETS, DATASET, {"hidden_size": 8, "batch_size": 16, "epochs": 2})
-    settings = DefaultsSettings(
-        datasets=[DATASET], seeds=(1,), label="smaller", changes={"hidden_size": 4}
-    )
+    settings = DefaultsSettings(datasets=[DATASET], seeds=(1,))
     run(settings)
     text = result.read_text()
     rows = json.loads(text)["rows"]
-    assert [row["label"] for row in rows] == ["defaults", "preset", "smaller"]
+    assert [row["label"] for row in rows] == ["defaults", "preset"]
     assert len({row["clicks_seen"] for row in rows}) == 1
-    assert [len(row["history"]) for row in rows] == [2, 2, 2]
-    assert [row["hyperparameters"]["hidden_size"] for row in rows[1:]] == [8, 4]
+    assert [len(row["history"]) for row in rows] == [2, 2]
+    assert [row["hyperparameters"]["hidden_size"] for row in rows] == [100, 8]
 
     run(settings)
     assert result.read_text() == text, "what is kept is not measured again"
     monkeypatch.setitem(PRESETS, DATASET, {"hidden_size": 6, "batch_size": 16, "epochs": 2})
     run(settings)
     rows = json.loads(result.read_text())["rows"]
-    assert [row["hyperparameters"]["hidden_size"] for row in rows[1:]] == [6, 4]
+    assert [row["hyperparameters"]["hidden_size"] for row in rows] == [100, 6]
