@@ -9,7 +9,7 @@ import msgspec
 import onnx
 import structlog
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from export.encode import bundle_graphs
@@ -28,12 +28,13 @@ from stream.model.bundle import (
 )
 from stream.model.scorer import OnnxScorer
 from train.command import run_command
-from train.data.clicks import ClickLogError, Columns, read_clicks
+from train.data.clicks import ClickLogError, read_clicks
 from train.data.sessions import build_sessions
-from train.fit.training_log import check_context_columns
+from train.fit.training_log import check_context_columns, columns_of
 from train.network.cells import WINDOW
 from train.network.checkpoint import Checkpoint, load_checkpoint
 from train.network.model import ModelConfig
+from train.pairs import Pairs
 
 PARITY_SESSIONS = 1000
 
@@ -54,13 +55,19 @@ class ExportConfig(BaseSettings):
     checkpoint: Path
     """Folder that python -m train fit wrote."""
     out: Path = Path("bundles")
-    """Folder that holds one folder for each bundle."""
+    """Folder of bundles, one folder each."""
     clicks: Path | None = None
-    """Click log whose newest 1,000 sessions prove the bundle; default: drawn at random."""
-    columns: Columns = Columns()
-    """How that log names its columns."""
+    """Click log whose newest 1,000 sessions verify the bundle. Unset: random sessions."""
+    columns: Pairs = Field(default={})
+    """Names of that log's columns, as for fit: public, or session=sid,item=sku,time=ts."""
     n_recommendations: PositiveInt = 20
-    """Length of the lists that the bundle's graph gives."""
+    """Length of the lists of recommendations."""
+
+    @field_validator("columns")
+    @classmethod
+    def _are_columns(cls, given: dict[str, str]) -> dict[str, str]:
+        columns_of(given)
+        return given
 
 
 def export_bundle(
@@ -112,7 +119,7 @@ def export_bundle(
 
 
 def describe(config: ModelConfig) -> str:
-    """What kind of model that is, in words: for people who look at a bundle or at its metric."""
+    """The kind of model in words, for people who look at a bundle or its metric."""
     parts: list[str] = [config.cell]
     if config.n_layers > 1:
         parts.append(f"{config.n_layers} layers")
@@ -128,13 +135,15 @@ def describe(config: ModelConfig) -> str:
 
 
 def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[ParitySession]:
-    """1,000 sessions: the newest of the log where one is named, the others drawn at random."""
+    """1,000 sessions: the newest of the log if one is given, filled up with random ones."""
     catalogue, fields = checkpoint.catalogue, checkpoint.info.model.context
     newest = []
     if config.clicks is not None:
         check_context_columns(config.clicks, fields)
         idle_timeout_s = checkpoint.info.idle_timeout_s
-        clicks = read_clicks(config.clicks, config.columns, idle_timeout_s=idle_timeout_s).clicks
+        clicks = read_clicks(
+            config.clicks, columns_of(config.columns), idle_timeout_s=idle_timeout_s
+        ).clicks
         sessions = build_sessions(clicks, catalogue, fields).sessions
         first_click_of = sessions.start.tolist()[-PARITY_SESSIONS - 1 :]
         newest = [

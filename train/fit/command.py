@@ -66,7 +66,7 @@ def run_fit(settings: FitSettings) -> None:
         _fit(settings, training_log, resume, warm_start)
 
 
-def _sizes(n_clicks: int, warm_start: Checkpoint | None) -> dict[str, int]:
+def _sizes(n_clicks: int, warm_start: Checkpoint | None) -> dict[str, float]:
     """Sizes for a log of so many training clicks; a warm start keeps the width of its weights."""
     sizes = sizes_for(n_clicks)
     if warm_start is not None:

@@ -43,17 +43,20 @@ class FitSettings(Architecture, Learning, Budget, LogSettings):
         self.hyperparameters().check_context(self.context)
         return self
 
-    def hyperparameters(self, chosen: Mapping[str, int] | None = None) -> Hyperparameters:
+    def hyperparameters(self, chosen: Mapping[str, float] | None = None) -> Hyperparameters:
         """What determines the weights; `chosen` are values for settings that are not given."""
         own = Architecture.model_fields.keys() | Learning.model_fields.keys()
         preset = load_preset(self.preset)
         values = {name: preset[name] for name in preset.keys() & FineTuning.model_fields.keys()}
-        values |= self.model_dump(include=set(own))
+        values |= self.model_dump(include=set(own), exclude_unset=True)
         return Hyperparameters(**{**values, **self.not_given(chosen or {})})
 
-    def not_given(self, values: Mapping[str, int]) -> dict[str, int]:
+    def not_given(self, values: Mapping[str, float]) -> dict[str, float]:
         """Those of the values whose setting neither a flag nor the preset gives."""
-        return {n: value for n, value in values.items() if n not in self.model_fields_set}
+        given = set(self.model_fields_set)
+        if self.optimiser != "adagrad":  # whose learning rate it is
+            given.add("learning_rate")
+        return {name: value for name, value in values.items() if name not in given}
 
     def schedule(self) -> Schedule:
         """What determines when training ends."""

@@ -72,10 +72,7 @@ class LogSettings(Settings):
     @cached_property
     def log_columns(self) -> Columns:
         """How the log names its columns."""
-        own = {name: value for name, value in self.columns.items() if name != "event_type"}
-        if "public" in own:
-            own["preset"] = own.pop("public") or "public"
-        return from_pairs(Columns, own)
+        return columns_of({n: column for n, column in self.columns.items() if n != "event_type"})
 
     @cached_property
     def log_filters(self) -> Filters:
@@ -121,6 +118,14 @@ class LogSettings(Settings):
         if len(set(names)) < len(names) or len(names) > MAX_FIELDS:
             raise ValueError(f"expected distinct names, at most {MAX_FIELDS}")
         return names
+
+
+def columns_of(pairs: Mapping[str, str]) -> Columns:
+    """How a log names its columns. Raises ValueError with one sentence on the first wrong pair."""
+    own = dict(pairs)
+    if "public" in own:
+        own["preset"] = own.pop("public") or "public"
+    return from_pairs(Columns, own)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class Architecture(Settings):
     cell: Cell = "gru"
     """Recurrent cell; window is a feed-forward network over the last three clicks instead."""
     hidden_size: PositiveInt = 100
-    """Units of each layer, and width of the item embedding. Unset: 100, or 256 from 300,000
+    """Units of each layer, and width of the item embedding. Unset: 100, or 256 from 500,000
     training clicks on."""
     n_layers: PositiveInt = 1
     """Layers, each fed by the one below."""
@@ -47,8 +47,8 @@ class Architecture(Settings):
     residual: bool = False
     """Add each layer's input to its output."""
     normalise: NonNegativeFloat = 0.0
-    """Score by the cosine of session and item, times this number (16, say); 0: by the plain
-    product."""
+    """Score by the cosine of session and item, times this number; 0: by the plain product. Unset:
+    16 for cross-entropy and softmax, 0 for the other losses."""
     dropout_embedding: float = Field(default=0.4, ge=0, lt=1)
     """Share of an item embedding's entries dropped in a training step."""
     dropout_hidden: float = Field(default=0.2, ge=0, lt=1)

@@ -13,21 +13,28 @@ from train.network.hyperparameters import Hyperparameters
 BESIDES = {"epochs", "patience", "context", "utc_offset_s"}
 """What a preset may set besides hyperparameters."""
 
-LARGE_LOG = 300_000
+LARGE_LOG = 500_000
 """Training clicks from which a log counts as large."""
 
+BPR_MAX: dict[str, Any] = {
+    "hidden_size": 100,
+    "embedding": "shared",
+    "normalise": 0.0,
+    "loss": "bpr-max",
+    "bpreg": 1.0,
+    "elu": 0.5,
+    "sample_alpha": 0.5,
+    "order": "random",
+    "bptt": 2,
+    "dropout_hidden": 0.2,
+    "learning_rate": 0.05,
+    "momentum": 0.0,
+    "initial_accumulator": 0.0,
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
-    "rsc15-100k": {
-        "hidden_size": 100,
-        "embedding": "shared",
-        "n_negatives": 2048,
-        "batch_size": 16,
-        "bptt": 2,  # one click a step, 32 sessions: .6846/.3647 after 9 epochs; two: .6918/.3670
-        "dropout_embedding": 0.5,
-        "dropout_hidden": 0.2,
-        "learning_rate": 0.05,
-    },
+    # One click a step and 32 sessions: .6846/.3647 after 9 epochs; two clicks: .6918/.3670.
+    "rsc15-100k": {**BPR_MAX, "n_negatives": 2048, "batch_size": 16, "dropout_embedding": 0.5},
     # Half the units of the authors' published network: twice as many overfit two fifths of the log.
     "diginetica": {
         "order": "time",  # the newest sessions last: on two fifths of the log .4902 became .4998
@@ -49,15 +56,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 5,
         "patience": 0,
     },
+    # One click a step and 64 sessions: .6140/.2816; two clicks: .6295/.2895.
     "foursquare-nyc": {
-        "hidden_size": 100,
-        "embedding": "shared",
+        **BPR_MAX,
         "n_negatives": 512,
         "batch_size": 32,
-        "bptt": 2,  # one click a step, 64 sessions: .6140/.2816; two: .6295/.2895
         "dropout_embedding": 0.3,
-        "dropout_hidden": 0.2,
-        "learning_rate": 0.05,
         "epochs": 8,
     },
 }
@@ -87,8 +91,11 @@ def load_preset(name: str) -> dict[str, Any]:
     return values
 
 
-def sizes_for(n_clicks: int) -> dict[str, int]:
-    """What `fit` chooses for a log of so many training clicks where nothing else is given."""
+def sizes_for(n_clicks: int) -> dict[str, float]:
+    """What `fit` chooses for a log of this many training clicks where nothing is given.
+
+    The learning rate is that of adagrad.
+    """
     if n_clicks < LARGE_LOG:
-        return {"batch_size": 32, "hidden_size": 100}
-    return {"batch_size": 64, "hidden_size": 256}
+        return {"batch_size": 32, "hidden_size": 100, "learning_rate": 0.05}
+    return {"batch_size": 64, "hidden_size": 256, "learning_rate": 0.035}

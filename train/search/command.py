@@ -14,12 +14,12 @@ import torch
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
-from train.fit.loop import Schedule, Watch, fit
+from train.fit.loop import Watch, fit
 from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog, read_training_log
 from train.network.checkpoint import CheckpointInfo, EpochRecord
 from train.network.hyperparameters import Hyperparameters
-from train.network.presets import load_preset, sizes_for
+from train.network.presets import sizes_for
 from train.progress import EpochProgress
 from train.search.plot import plot_search
 from train.search.settings import SearchSettings
@@ -59,12 +59,12 @@ def run_search(settings: SearchSettings) -> None:
     training_log = read_training_log(settings)
     log.info("log_read", **training_log.description().model_dump())
     wanted["log"] = log_fingerprint(training_log)
-    begin = time.monotonic()
+    begin, sizes = time.monotonic(), sizes_for(training_log.train.n_clicks)
     with open_study(settings) as study:
         check_same(settings, study, wanted)
         if not study.get_trials(deepcopy=False):
             study.set_user_attr(MADE_WITH, wanted)
-            study.enqueue_trial(space.nearest(_start(settings)))
+            study.enqueue_trial(space.nearest(settings.hyperparameters({}, sizes).model_dump()))
         take_up_killed(settings, study)
         while len(ended(study)) < settings.trials:
             if settings.time_budget_s and time.monotonic() - begin >= settings.time_budget_s:
@@ -76,23 +76,17 @@ def run_search(settings: SearchSettings) -> None:
     print(in_words(settings, best))
 
 
-def _start(settings: SearchSettings) -> dict[str, Any]:
-    """The preset, whether or not it can be combined with what is fixed."""
-    defaults = {name: field.default for name, field in Hyperparameters.model_fields.items()}
-    return {**defaults, **load_preset(settings.preset)}
-
-
 def _run_trial(
     settings: SearchSettings, space: Space, training_log: TrainingLog, study: Study
 ) -> None:
     """Run one more trial, to its end or until it is pruned."""
     study.sampler = sampler(settings.seed, len(ended(study)))
     trial, begin = study.ask(), time.monotonic()
-    sizes = sizes_for(training_log.train.n_clicks)
-    hyperparameters = settings.hyperparameters(space.draw(trial), sizes)
+    drawn = space.draw(trial)
+    hyperparameters = settings.hyperparameters(drawn, sizes_for(training_log.train.n_clicks))
     preset = _preset_entry(settings, hyperparameters)
     trial.set_user_attr(PRESET, preset)
-    log.info("trial_begins", trial=trial.number, **preset)
+    log.info("trial_begins", trial=trial.number, **drawn)
     folder = trial_folder(settings, trial.number)
     values: list[float] | None = None
     try:
@@ -154,14 +148,9 @@ def _train(
 
 
 def _preset_entry(settings: SearchSettings, hyperparameters: Hyperparameters) -> dict[str, Any]:
-    """The trial as a preset: what is not default, or what the preset or the log's size set."""
-    schedule, defaults = settings.schedule(), Schedule()
-    changed = hyperparameters.model_dump(exclude_defaults=True, exclude={"seed"})
-    always = load_preset(settings.preset).keys() | sizes_for(0).keys()
-    entry = {n: v for n, v in hyperparameters.model_dump().items() if n in changed.keys() | always}
-    for name in ("epochs", "patience"):
-        if getattr(schedule, name) != getattr(defaults, name):
-            entry[name] = getattr(schedule, name)
+    """The trial as a preset that does not depend on defaults."""
+    entry = hyperparameters.model_dump(exclude={"seed"})
+    entry |= settings.schedule().model_dump(exclude_none=True)
     if settings.context:
         entry |= {"context": list(settings.context), "utc_offset_s": settings.utc_offset_s}
     return entry

@@ -93,8 +93,7 @@ class SearchSettings(LogSettings):
     def search_space(self) -> Space:
         """What a trial draws, and what it leaves as it is."""
         names = self.space or tuple(name for name in PARAMETERS if name not in self.fixed)
-        defaults = {name: Hyperparameters.model_fields[name].default for name in names}
-        hyperparameters = self.hyperparameters(defaults).model_dump()
+        hyperparameters = self.hyperparameters({}).model_dump()
         fixed = {name: value for name, value in hyperparameters.items() if name not in names}
         of_click, gap = any(name != "gap" for name in self.context), "gap" in self.context
         fixed["context"] = {
@@ -106,7 +105,7 @@ class SearchSettings(LogSettings):
 
         def fits(name: str, value: Any) -> bool:
             try:
-                self.hyperparameters({**defaults, name: value})
+                self.hyperparameters({name: value})
             except ValueError:
                 return False
             return True
@@ -114,7 +113,7 @@ class SearchSettings(LogSettings):
         return space_of(names, fixed, fits)
 
     def hyperparameters(
-        self, drawn: Mapping[str, Any], sizes: Mapping[str, int] | None = None
+        self, drawn: Mapping[str, Any], sizes: Mapping[str, float] | None = None
     ) -> Hyperparameters:
         """Those drawn, those fixed and the preset's; `sizes` where none of them says otherwise.
 
@@ -122,8 +121,11 @@ class SearchSettings(LogSettings):
         """
         preset = load_preset(self.preset)
         own = {name: preset[name] for name in preset.keys() & Hyperparameters.model_fields.keys()}
-        values = {**(sizes or {}), **own, "seed": self.seed, **self.fixed, **drawn}
-        found = from_pairs(Hyperparameters, values)
+        values = {**own, "seed": self.seed, **self.fixed, **drawn}
+        chosen = dict(sizes or {})
+        if values.get("optimiser", "adagrad") != "adagrad":
+            chosen.pop("learning_rate", None)
+        found = from_pairs(Hyperparameters, {**chosen, **values})
         found.check_context(self.context)
         return found
 

@@ -12,8 +12,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 from optuna.trial import BaseTrial
 
-from train.network.hyperparameters import Hyperparameters
-
 Values: TypeAlias = Mapping[str, Any]
 
 
@@ -144,11 +142,8 @@ class Space:
     """The parameters that are not drawn, and which context there is: input, gap, both or none."""
 
     def draw(self, trial: BaseTrial) -> dict[str, Any]:
-        """A value for each parameter: one without effect given the others has its default."""
-        drawn = {
-            dimension.parameter: Hyperparameters.model_fields[dimension.parameter].default
-            for dimension in self.dimensions
-        }
+        """A value for each parameter that has an effect given the others."""
+        drawn: dict[str, Any] = {}
         for dimension in self.dimensions:
             if _is_met(dimension.needs, {**self.fixed, **drawn}):
                 drawn[dimension.parameter] = dimension.values.suggest(trial, dimension.name)

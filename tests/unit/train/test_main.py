@@ -394,7 +394,7 @@ def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
             ["--context", "gap", "--cell", "window", "--transition-context", "matrices"],
             "transition_context=matrices with cell=window",
         ),
-        (["--batch-size", "1", "--n-negatives", "0"], "loss=bpr-max needs negatives"),
+        (["--batch-size", "1", "--n-negatives", "0"], "loss=cross-entropy needs negatives"),
         (["--seed", "99999999999"], "--seed: Input should be less than or equal to 4294967295"),
         (["--normalise", "inf"], "--normalise: Input should be a finite number (found 'inf')"),
         (["--validation", "1"], "--validation: expected a share from 0 to 1, 1 excluded"),

@@ -22,6 +22,7 @@ from train.network.hyperparameters import Hyperparameters
 from train.network.trainer import Trainer
 
 SMALL = Hyperparameters(
+    loss="bpr-max",
     embedding="separate",
     hidden_size=32,
     n_negatives=64,
@@ -30,6 +31,9 @@ SMALL = Hyperparameters(
     dropout_hidden=0.0,
     learning_rate=0.1,
     bptt=1,
+    order="random",
+    sample_alpha=0.5,
+    momentum=0.0,
 )
 
 
@@ -353,4 +357,4 @@ def test_a_loss_that_is_no_number_stops_the_training_with_its_parameters(tmp_pat
 
 def test_bpr_max_without_any_negative_is_refused() -> None:
     with pytest.raises(ValueError, match="loss=bpr-max needs negatives"):
-        Hyperparameters(batch_size=1, n_negatives=0)
+        Hyperparameters(loss="bpr-max", batch_size=1, n_negatives=0)

@@ -37,14 +37,16 @@ def test_a_training_of_0_1_0_is_resumed(tmp_path: Path) -> None:
     log = markov_clicks(0.9, n_sessions=40, n_items=12, seed=1)
     log = log.with_columns(event_type=pl.Series(["view", "cart"] * (len(log) // 2)))
     log.write_parquet(tmp_path / "log.parquet")
-    (tmp_path / "preset.json").write_text('{"momentum": 0.1}')
+    (tmp_path / "preset.json").write_text(
+        '{"momentum": 0.1, "order": "random", "sample_alpha": 0.5, "initial_accumulator": 0}'
+    )
     words = [
         *("fit", "--clicks", str(tmp_path / "log.parquet"), "--out", str(tmp_path / "out")),
         *("--resume", "--epochs", "3", "--preset", str(tmp_path / "preset.json")),
         *("--hidden-size", "4", "--n-negatives", "8", "--batch-size", "8", "--normalise", "9"),
         *("--context", "event_type,gap", "--input-context", "multiply", "--idle-timeout-s", "1800"),
         # The defaults of 0.1.0:
-        *("--bptt", "1", "--learning-rate", "0.07"),
+        *("--loss", "bpr-max", "--bptt", "1", "--learning-rate", "0.07"),
         *("--dropout-embedding", "0", "--dropout-hidden", "0"),
     ]
     assert main(words) == 0

@@ -55,7 +55,26 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, sentence: str) -> No
 
 def test_sizes_that_are_not_given_follow_from_the_log() -> None:
     small, large = (settings().hyperparameters(sizes_for(n)) for n in (LARGE_LOG - 1, LARGE_LOG))
-    assert (small.batch_size, small.hidden_size) == (32, 100)
-    assert (large.batch_size, large.hidden_size) == (64, 256)
-    given = settings(hidden_size=100)
+    assert (small.batch_size, small.hidden_size, small.learning_rate) == (32, 100, 0.05)
+    assert (large.batch_size, large.hidden_size, large.learning_rate) == (64, 256, 0.035)
+    given = settings(hidden_size=100, optimiser="adam")
     assert given.not_given(sizes_for(LARGE_LOG)) == {"batch_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"normalise": 16, "initial_accumulator": 1e-3, "momentum": 0.15}),
+        ({"loss": "bpr-max"}, {"normalise": 0, "initial_accumulator": 0, "momentum": 0.15}),
+        ({"normalise": 0}, {"normalise": 0, "initial_accumulator": 0}),
+        ({"loss": "bpr-max", "normalise": 8}, {"normalise": 8, "initial_accumulator": 1e-3}),
+        ({"optimiser": "adam"}, {"learning_rate": 0.0015, "momentum": 0, "normalise": 16}),
+        ({"optimiser": "sgd"}, {"learning_rate": 0.5, "initial_accumulator": 0}),
+    ],
+    ids=str,
+)
+def test_what_is_not_given_suits_the_loss_and_the_optimiser(
+    given: dict[str, object], expected: dict[str, float]
+) -> None:
+    hyperparameters = settings(**given).hyperparameters()
+    assert {name: getattr(hyperparameters, name) for name in expected} == expected

@@ -30,6 +30,8 @@ def a_trainer(**change: Any) -> Trainer:
         "learning_rate": 1.0,
         "loss": "bpr-max",
         "bptt": 1,
+        "order": "random",
+        "momentum": 0.0,
         "dropout_embedding": 0.0,
         "dropout_hidden": 0.0,
     }
