@@ -24,6 +24,9 @@ EMBEDDINGS = ("one-hot", "separate", "shared")
 WAYS = ("concat", "multiply")
 """How context enters the network."""
 COMMON: Changes = {
+    "loss": "bpr-max",
+    "normalise": 0.0,
+    "sample_alpha": 0.5,
     "hidden_size": 100,
     "embedding": "shared",
     "n_negatives": 512,

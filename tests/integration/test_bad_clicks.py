@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.serving.bundles import write_tiny_bundle
 from stream.contract.click import Reason
 from stream.session import decode_state
-from tests.bundles import write_tiny_bundle
 from tests.integration.service import Deployment
 from tests.integration.traffic import LOG_BEGIN_MS, click, session_load
 from tests.integration.verdict import sessions_in_changelog, verdict
