@@ -146,7 +146,7 @@ def widen(model: SessionModel, known: Catalogue, catalogue: Catalogue) -> Sessio
     when they are clicked."""
     if known.item_ids == catalogue.item_ids:
         return model
-    wide = SessionModel(replace(model.config, n_items=len(catalogue)))
+    wide = SessionModel(model.config.model_copy(update={"n_items": len(catalogue)}))
     row = torch.from_numpy(rows_in(catalogue, known))
     weights = model.state_dict()
     for name, old in weights.items():
