@@ -51,7 +51,7 @@ class DemoSettings(BaseSettings):
     """Newest clicks, held back from training and replayed; at most a fifth of the log."""
     clicks_per_second: PositiveFloat = 500.0
     """Pace of the replay."""
-    training_s: PositiveFloat = 150.0
+    training_s: PositiveFloat = 180.0
     """Most seconds of training; the made-up shop's is over after some epochs."""
     out: Path = Path("build/demo")
     """Folder of everything that is made; what an earlier demo left there is removed."""
