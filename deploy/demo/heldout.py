@@ -15,13 +15,7 @@ MAX_HELDOUT_SHARE = 0.2
 CONTEXT_COLUMN = "event_type"
 """A log with this column is learned with its context."""
 CONTEXT = ("--context", f"{CONTEXT_COLUMN},hour,gap", "--input-context", "multiply")
-# Chosen on the shop's training days alone, the last of them held out. A number of epochs and not of
-# seconds, so that a slow machine trains the same model.
-SHOP_TRAINING = (
-    *("--epochs", "5", "--embedding", "separate", "--hidden-size", "100", "--bptt", "1"),
-    *("--batch-size", "32", "--learning-rate", "0.05", "--n-negatives", "512"),
-    *("--dropout-embedding", "0.1", "--dropout-hidden", "0.1"),
-)
+SHOP_TRAINING = ("--preset", "synthetic")
 
 
 @dataclass(frozen=True, slots=True)
