@@ -28,9 +28,10 @@ from stream.model.bundle import (
 )
 from stream.model.scorer import OnnxScorer
 from train.command import run_command
-from train.data.clicks import ClickLogError, read_clicks
+from train.data.clicks import ClickLogError
 from train.data.sessions import build_sessions
-from train.fit.training_log import check_context_columns, columns_of
+from train.evaluate import read_as_trained
+from train.fit.training_log import columns_of
 from train.network.cells import WINDOW
 from train.network.checkpoint import Checkpoint, load_checkpoint
 from train.network.model import ModelConfig
@@ -82,12 +83,6 @@ def export_bundle(
     config = info.model
     if k > config.n_items:
         raise BundleError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
-    if info.event_types.inputs is not None:
-        log.warning(
-            "other_event_types_advance_sessions_too",
-            trained_on=info.event_types.inputs,
-            note="a worker reads every good click: write only these types to the clicks topic",
-        )
     context = list(config.context)
     check_context(checkpoint.folder, context)
     manifest = Manifest(
@@ -105,6 +100,8 @@ def export_bundle(
         metrics=Metrics(info.protocol, info.metrics) if info.metrics else None,
         parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(item.item_index, item.score) for item in info.popular[:k]],
+        allowed_lateness_s=info.allowed_lateness_s,
+        event_types=tuple(info.event_types.inputs or ()),
     )
     with tempfile.TemporaryDirectory() as graphs:
         encode, rank = Path(graphs, "encode.onnx"), Path(graphs, "rank.onnx")
@@ -139,11 +136,7 @@ def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Parity
     catalogue, fields = checkpoint.catalogue, checkpoint.info.model.context
     newest = []
     if config.clicks is not None:
-        check_context_columns(config.clicks, fields)
-        idle_timeout_s = checkpoint.info.idle_timeout_s
-        clicks = read_clicks(
-            config.clicks, columns_of(config.columns), idle_timeout_s=idle_timeout_s
-        ).clicks
+        clicks = read_as_trained(config.clicks, columns_of(config.columns), checkpoint.info)
         sessions = build_sessions(clicks, catalogue, fields).sessions
         first_click_of = sessions.start.tolist()[-PARITY_SESSIONS - 1 :]
         newest = [

@@ -139,7 +139,11 @@ def read_as_trained(path: str | Path, columns: Columns, info: CheckpointInfo) ->
     """
     check_context_columns(path, info.model.context)
     return read_clicks(
-        path, columns, idle_timeout_s=info.idle_timeout_s, event_types=info.event_types
+        path,
+        columns,
+        idle_timeout_s=info.idle_timeout_s,
+        event_types=info.event_types,
+        allowed_lateness_s=info.allowed_lateness_s,
     ).clicks
 
 

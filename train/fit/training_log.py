@@ -281,6 +281,7 @@ def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) ->
         idle_timeout_s=settings.idle_timeout_s,
         keep=columns,
         event_types=settings.log_event_types,
+        allowed_lateness_s=settings.allowed_lateness_s,
     ).clicks
 
 

@@ -64,7 +64,9 @@ def test_the_training_image_has_nothing_of_serving() -> None:
     assert names(pins("train.lock")).isdisjoint(serving)
     # import-linter holds that train and export need none of it.
     contracts = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["importlinter"]
-    (contract,) = [c for c in contracts["contracts"] if c.get("source_modules") == ["train", "export"]]
+    (contract,) = [
+        c for c in contracts["contracts"] if c.get("source_modules") == ["train", "export"]
+    ]
     assert set(contract["forbidden_modules"]) >= {"faust", "mode", "aiokafka", "uvloop"}
 
 

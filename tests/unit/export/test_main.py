@@ -1,6 +1,7 @@
 """A checkpoint in, a bundle out; or one sentence and nothing written."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stream.model.bundle import BundleError, load_bundle
 from stream.model.scorer import OnnxScorer
 from train.data.clicks import ClickLogError
 from train.data.context import ContextField
+from train.data.event_types import EventTypes
 from train.data.sessions import Catalogue
 from train.network.checkpoint import (
     Checkpoint,
@@ -73,6 +75,8 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_path: Path) -> None:
     sessions = random_sessions(50, N_ITEMS, SIZES, seed=1)
+    served = {"allowed_lateness_s": 900, "event_types": EventTypes(inputs=("view", "cart"))}
+    checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update=served))
     folder = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
     bundle = load_bundle(folder)
     manifest = bundle.manifest
@@ -85,6 +89,8 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
     assert tuple(manifest.context) == tuple(CONTEXT)
     assert (manifest.n_items, manifest.n_recommendations) == (N_ITEMS, 4)
     assert manifest.idle_timeout_s == 1800
+    assert manifest.allowed_lateness_s == 900
+    assert manifest.event_types == ("view", "cart")
     assert (manifest.training.clicks, manifest.training.last_timestamp_ms) == (77, 9_000)
     assert manifest.metrics is not None
     assert manifest.metrics.protocol == "by hand"
