@@ -6,19 +6,13 @@ nothing: looking changes nothing.
 
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections import deque
+from contextlib import nullcontext
 
 import msgspec
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    OFFSET_END,
-    Consumer,
-    KafkaError,
-    Message,
-    TopicPartition,
-)
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, Message, TopicPartition
 from confluent_kafka.admin import AdminClient
 from rich.live import Live
 
@@ -40,131 +34,73 @@ _decode = msgspec.json.Decoder(Recommendation).decode
 
 def watch(settings: WatchSettings) -> None:
     """Show the topics until SIGINT or SIGTERM. Raises StreamError where there is nothing to see."""
-    ended = False
-
-    def end(*_: object) -> None:
-        nonlocal ended
-        ended = True
-
+    ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, end)
-    trouble = _Trouble()
+        signal.signal(name, lambda *_: ended.set())
+    # The last thing librdkafka complained of, until records come again.
+    trouble: deque[str] = deque(maxlen=1)
     consumer = Consumer(
         confluent_options(settings)
         | {
             "group.id": f"{settings.app_id}-watch",  # asked for, never joined: assign, no commit
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
-            "error_cb": trouble.hear,
+            "error_cb": lambda error: trouble.append(error.str()),
             "log_level": 2,  # what error_cb tells would also tear the view as lines on stderr
         }
     )
     try:
         consumer.assign(_starts(settings))
         tally, judge = Tally(), Judge(settings.idle_timeout_s, MAX_JUDGED_SESSIONS)
-        view = _Screen(settings, tally) if sys.stdout.isatty() else _Lines(settings, tally)
-        with view.open():
-            while not ended:
+        live = Live(auto_refresh=False, vertical_overflow="crop") if sys.stdout.isatty() else None
+        shown, shown_since_s = settings.session, 0.0
+        refreshed_s = time.monotonic()
+        with live or nullcontext():
+            while not ended.is_set():
                 record = consumer.poll(REDRAW_S)
+                now_s = time.monotonic()
                 if record is not None and record.error() is None:
-                    trouble.text = ""
-                    _count(settings, tally, judge, record, view.on_answer)
-                view.refresh(trouble.text)
+                    trouble.clear()
+                    session = _count(settings, tally, judge, record, now_s)
+                    if session and not live and session.session_id == settings.session:
+                        print(session_line(session), flush=True)
+                if now_s - refreshed_s < (REDRAW_S if live else LINE_EVERY_S):
+                    continue
+                refreshed_s = now_s
+                complaint = trouble[0] if trouble else ""
+                if not live:
+                    print(summary_line(tally, now_s, complaint), flush=True)
+                    continue
+                if settings.session is None and now_s - shown_since_s > SHOW_SESSION_S:
+                    busiest = tally.busiest_session()
+                    shown, shown_since_s = busiest.session_id if busiest else None, now_s
+                session = tally.session(shown) if shown is not None else None
+                live.update(draw(settings, tally, session, now_s, complaint), refresh=True)
     finally:
         consumer.close()
 
 
-class _Trouble:
-    """The last thing librdkafka complained of, until records come again."""
-
-    text = ""
-
-    def hear(self, error: KafkaError) -> None:
-        self.text = error.str()
-
-
-class _Screen:
-    """The view in a terminal."""
-
-    def __init__(self, settings: WatchSettings, tally: Tally) -> None:
-        self._settings, self._tally = settings, tally
-        self._live = Live(auto_refresh=False, vertical_overflow="crop")
-        self._drawn_s = 0.0
-        self._shown: str | None = settings.session
-        self._shown_since_s = 0.0
-
-    def open(self) -> AbstractContextManager[object]:
-        return self._live
-
-    def on_answer(self, session: SessionView) -> None:
-        """Nothing: all is drawn at the next refresh."""
-
-    def refresh(self, trouble: str) -> None:
-        now_s = time.monotonic()
-        if now_s - self._drawn_s < REDRAW_S:
-            return
-        self._drawn_s = now_s
-        self._live.update(
-            draw(self._settings, self._tally, self._session(now_s), now_s, trouble), refresh=True
-        )
-
-    def _session(self, now_s: float) -> SessionView | None:
-        if self._settings.session is None and now_s - self._shown_since_s > SHOW_SESSION_S:
-            busiest = self._tally.busiest_session()
-            self._shown = busiest.session_id if busiest else None
-            self._shown_since_s = now_s
-        return self._tally.session(self._shown) if self._shown is not None else None
-
-
-class _Lines:
-    """The view in a file or a pipe: the figures every few seconds, a followed session's clicks."""
-
-    def __init__(self, settings: WatchSettings, tally: Tally) -> None:
-        self._settings, self._tally = settings, tally
-        self._written_s = time.monotonic()
-
-    def open(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def on_answer(self, session: SessionView) -> None:
-        if session.session_id == self._settings.session:
-            print(session_line(session), flush=True)
-
-    def refresh(self, trouble: str) -> None:
-        now_s = time.monotonic()
-        if now_s - self._written_s >= LINE_EVERY_S:
-            self._written_s = now_s
-            print(summary_line(self._tally, now_s, trouble), flush=True)
-
-
 def _count(
-    settings: WatchSettings,
-    tally: Tally,
-    judge: Judge,
-    record: Message,
-    on_answer: Callable[[SessionView], None],
-) -> None:
-    now_s = time.monotonic()
+    settings: WatchSettings, tally: Tally, judge: Judge, record: Message, now_s: float
+) -> SessionView | None:
+    """Count one record; returns the session that a recommendation answers."""
     topic, appended_ms = record.topic(), record.timestamp()[1]
     if topic == settings.clicks_topic:
         tally.add_click(f"{topic}-{record.partition()}-{record.offset()}", appended_ms, now_s)
-        return
-    headers = _headers(record)
+        return None
+    pairs = record.headers() or []
+    assert isinstance(pairs, list)
+    headers = {name: value.decode() for name, value in pairs if isinstance(value, bytes)}
     if topic == settings.dead_letter_topic:
         source = f"{headers['topic']}-{headers['partition']}-{headers['offset']}"
         tally.add_dead_letter(source, headers["reason"])
-        return
+        return None
     value = record.value()
     assert value is not None, "the recommendations topic holds no tombstones"
-    answer, source = _decode(value), headers["source"]
-    on_answer(tally.add_recommendation(source, answer, judge.rank(answer), appended_ms, now_s))
-
-
-def _headers(record: Message) -> dict[str, str]:
-    """The headers of a record that the worker wrote: all of them text."""
-    pairs = record.headers() or []
-    assert isinstance(pairs, list)
-    return {name: value.decode() for name, value in pairs if isinstance(value, bytes)}
+    answer = _decode(value)
+    return tally.add_recommendation(
+        headers["source"], answer, judge.rank(answer), appended_ms, now_s
+    )
 
 
 def _starts(settings: WatchSettings) -> list[TopicPartition]:

@@ -6,17 +6,10 @@ from its own state (batch.py) and can be added up over workers.
 """
 
 from collections import OrderedDict
-from dataclasses import dataclass
 
 from stream.contract.messages import Item, Outcome, Recommendation
 from stream.counts import Quality as Quality
 from stream.counts import rank_in_list
-
-
-@dataclass(frozen=True, slots=True)
-class _Last:
-    items: list[Item]
-    click_ms: int
 
 
 class Judge:
@@ -30,7 +23,7 @@ class Judge:
     def __init__(self, idle_timeout_s: int | None, max_sessions: int | None = None) -> None:
         self._idle_timeout_ms = None if idle_timeout_s is None else idle_timeout_s * 1000
         self._max_sessions = max_sessions
-        self._last: OrderedDict[str, _Last] = OrderedDict()
+        self._last: OrderedDict[str, tuple[list[Item], int]] = OrderedDict()
 
     def rank(self, recommendation: Recommendation) -> int | None:
         """Rank of the answered click in its session's list before; 0: missed, None: no list.
@@ -40,20 +33,15 @@ class Judge:
         """
         if recommendation.outcome != Outcome.MODEL:
             return None
-        click = recommendation.click
-        last = self._last.pop(recommendation.session_id, None)
-        rank = None
+        click, rank = recommendation.click, None
         click_ms = click.timestamp_ms
-        if last is not None:
-            gap_ms = click_ms - last.click_ms
-            click_ms = max(click_ms, last.click_ms)
-            if self._idle_timeout_ms is None or gap_ms <= self._idle_timeout_ms:
-                rank = rank_in_list(
-                    [item.item_id for item in last.items],
-                    [item.score for item in last.items],
-                    click.item_id,
-                )
-        self._last[recommendation.session_id] = _Last(recommendation.items, click_ms)
+        if last := self._last.pop(recommendation.session_id, None):
+            items, last_ms = last
+            if self._idle_timeout_ms is None or click_ms - last_ms <= self._idle_timeout_ms:
+                listed = [item.item_id for item in items]
+                rank = rank_in_list(listed, [item.score for item in items], click.item_id)
+            click_ms = max(click_ms, last_ms)
+        self._last[recommendation.session_id] = (recommendation.items, click_ms)
         if self._max_sessions is not None and len(self._last) > self._max_sessions:
             self._last.popitem(last=False)
         return rank

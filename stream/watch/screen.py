@@ -1,5 +1,7 @@
 """How the watch view looks: a tally in, something rich can draw or a line of text out."""
 
+from typing import Any
+
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -10,21 +12,21 @@ from stream.settings import WatchSettings
 from stream.watch.tally import HISTORY_S, RECENT_S, SHOWN_CLICKS, SessionView, Tally
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_SHOWN_ITEMS = SHOWN_CLICKS
 _PANEL_ROWS = 17  # what the figures need; the session's panel never makes the view jump
+
+
+_RIGHT: dict[str, Any] = {"justify": "right"}
+_DIM: dict[str, Any] = {"style": "dim"}
+_LINE: dict[str, Any] = {"no_wrap": True}
 
 
 def draw(
     settings: WatchSettings, tally: Tally, session: SessionView | None, now_s: float, trouble: str
 ) -> RenderableType:
     """The whole view."""
-    body = Table.grid(expand=True)
-    body.add_column(ratio=9)
-    body.add_column(ratio=13)
-    body.add_row(
-        Panel(_figures(tally, now_s), title="in and out", border_style="cyan", padding=(0, 1)),
-        _session_panel(session, settings),
-    )
+    body = _grid({"ratio": 9}, {"ratio": 13}, expand=True)
+    figures = Panel(_figures(tally, now_s), title="in and out", border_style="cyan", padding=(0, 1))
+    body.add_row(figures, _session_panel(session, settings))
     head = Text.assemble(
         ("nextclick ", "bold cyan"),
         (f"{settings.clicks_topic} → {settings.recommendations_topic}", "bold"),
@@ -35,12 +37,16 @@ def draw(
     return Group(head, body, Text("Ctrl-C ends the view, nothing else", "dim"))
 
 
+def _grid(*columns: dict[str, Any], **options: Any) -> Table:
+    grid = Table.grid(**options)
+    for column in columns:
+        grid.add_column(**column)
+    return grid
+
+
 def _figures(tally: Tally, now_s: float) -> RenderableType:
     in_rate, out_rate = tally.rates(now_s)
-    grid = Table.grid(padding=(0, 1), expand=True)
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(justify="right", no_wrap=True)
-    grid.add_column(justify="right", style="dim", no_wrap=True)
+    grid = _grid(_DIM | _LINE, _RIGHT | _LINE, _RIGHT | _DIM | _LINE, padding=(0, 1), expand=True)
     grid.add_row("clicks in", f"[bold green]{in_rate:,.0f}[/]/s", f"{tally.clicks:,}")
     grid.add_row("lists out", f"[bold green]{out_rate:,.0f}[/]/s", f"{tally.recommendations:,}")
     grid.add_row("waiting for a list", f"{tally.waiting:,}", "")
@@ -55,16 +61,22 @@ def _figures(tally: Tally, now_s: float) -> RenderableType:
     grid.add_row(f"Recall@{quality.k}", f"[bold magenta]{quality.recall:.4f}[/]", judged)
     grid.add_row(f"MRR@{quality.k}", f"[bold magenta]{quality.mrr:.4f}[/]", "")
     for outcome in Outcome:
-        count = tally.outcomes[outcome]
-        grid.add_row(f"  {outcome}", f"{count:,}", _share(count, tally.recommendations))
+        count, total = tally.outcomes[outcome], tally.recommendations
+        share = f"{100 * count / total:.1f} %" if total else ""
+        grid.add_row(f"  {outcome}", f"{count:,}", share)
     rejected = tally.dead_letters.total()
     style = "bold red" if rejected else ""
     reasons = ", ".join(f"{name} {count}" for name, count in tally.dead_letters.most_common(2))
     grid.add_row("dead letters", Text(f"{rejected:,}", style), reasons)
     curve = tally.clicks_by_second(now_s)
-    bars = Text(_curve(curve), "green", no_wrap=True, overflow="crop")
-    peak = Text(f"clicks/s, last {HISTORY_S} s, peak {max(curve):,}", "dim", no_wrap=True)
-    return Group(grid, bars, peak)
+    peak, top = max(curve), len(_BARS) - 1
+    bars = "".join(_BARS[-(-n_clicks * top // max(peak, 1))] for n_clicks in curve)
+    legend = f"clicks/s, last {HISTORY_S} s, peak {peak:,}"
+    return Group(
+        grid,
+        Text(bars, "green", no_wrap=True, overflow="crop"),
+        Text(legend, "dim", no_wrap=True),
+    )
 
 
 def _session_panel(session: SessionView | None, settings: WatchSettings) -> Panel:
@@ -73,29 +85,22 @@ def _session_panel(session: SessionView | None, settings: WatchSettings) -> Pane
         wanted = settings.session
         text = "no session yet" if wanted is None else f"session {wanted} has not clicked yet"
         return Panel(Text(text, "dim"), title=title, border_style="yellow", height=_PANEL_ROWS)
-    clicks = Table.grid(padding=(0, 1))
-    clicks.add_column(justify="right", style="dim")
-    clicks.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    clicks.add_column(justify="right", no_wrap=True)
+    name = _LINE | {"overflow": "ellipsis", "ratio": 1}
+    clicks = _grid(_RIGHT | _DIM, name, _RIGHT | _LINE, padding=(0, 1))
     first = session.n_clicks - len(session.steps) + 1
     clicks.add_row("", Text("its clicks", "dim"), Text("in list before", "dim"))
     for number, step in enumerate(session.steps, start=first):
         clicks.add_row(f"{number}", Text(step.item_id), _verdict(step.outcome, step.rank))
-    listed = Table.grid(padding=(0, 1))
-    listed.add_column(justify="right", style="dim")
-    listed.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
-    listed.add_column(justify="right", style="dim")
+    listed = _grid(_RIGHT | _DIM, name, _RIGHT | _DIM, padding=(0, 1))
     listed.add_row("", Text("its list now", "dim"), Text("score", "dim"))
     clicked = {step.item_id for step in session.steps}
-    for place, item in enumerate(session.items[:_SHOWN_ITEMS], start=1):
+    for place, item in enumerate(session.items[:SHOWN_CLICKS], start=1):
         style = "yellow" if item.item_id in clicked else ""
         listed.add_row(f"{place}", Text(item.item_id, style), f"{item.score:.2f}")
-    columns = Table.grid(expand=True, padding=(0, 2))
-    columns.add_column(ratio=1)
-    columns.add_column(ratio=1)
+    columns = _grid({"ratio": 1}, {"ratio": 1}, padding=(0, 2), expand=True)
     columns.add_row(clicks, listed)
     title = f"session {session.session_id}, {session.n_clicks} clicks seen"
-    more = len(session.items) - _SHOWN_ITEMS
+    more = len(session.items) - SHOWN_CLICKS
     foot = Text(f"yellow: clicked before{f'; {more} more in the list' if more > 0 else ''}", "dim")
     return Panel(Group(columns, foot), title=Text(title), border_style="yellow", height=_PANEL_ROWS)
 
@@ -111,8 +116,7 @@ def _verdict(outcome: str, rank: int | None) -> Text:
 def summary_line(tally: Tally, now_s: float, trouble: str) -> str:
     """The figures of the view in one line."""
     in_rate, out_rate = tally.rates(now_s)
-    latency = tally.latency_ms(now_s, 0.5, 0.99)
-    p50, p99 = latency if latency is not None else ("-", "-")
+    p50, p99 = tally.latency_ms(now_s, 0.5, 0.99) or ("-", "-")
     quality = tally.quality
     parts = [
         f"clicks {tally.clicks} ({in_rate:.0f}/s)",
@@ -134,12 +138,3 @@ def session_line(session: SessionView) -> str:
     listed = ", ".join(item.item_id for item in session.items[:5])
     verdict = _verdict(step.outcome, step.rank)
     return f"{session.session_id} click {session.n_clicks}: {step.item_id} ({verdict}) -> {listed}"
-
-
-def _share(count: int, total: int) -> str:
-    return f"{100 * count / total:.1f} %" if total else ""
-
-
-def _curve(values: list[int]) -> str:
-    top = max(max(values), 1)
-    return "".join(_BARS[-(-value * (len(_BARS) - 1) // top)] for value in values)

@@ -5,6 +5,7 @@ The watch view's memory: bounded, whatever the load and however long it runs.
 
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TypeVar
 
 from stream.contract.messages import Item, Recommendation
@@ -43,7 +44,7 @@ class SessionView:
 @dataclass(slots=True)
 class _Second:
     clicks: int = 0
-    recommendations: int = 0
+    answers: int = 0
     latencies_ms: list[int] = field(default_factory=list)
 
 
@@ -94,7 +95,7 @@ class Tally:
         """
         self.recommendations += 1
         self.outcomes[recommendation.outcome] += 1
-        self._second(now_s).recommendations += 1
+        self._second(now_s).answers += 1
         clicked_ms = self._clicked_ms.pop(source, None)
         if clicked_ms is None:
             _remember(self._answered_ms, source, appended_ms)
@@ -102,7 +103,15 @@ class Tally:
             self._second(now_s).latencies_ms.append(appended_ms - clicked_ms)
         if rank is not None:
             self.quality.add(rank)
-        return self._advance(recommendation, rank)
+        session_id = recommendation.session_id
+        session = self._sessions.pop(session_id, None) or SessionView(session_id)
+        self._sessions[session_id] = session
+        if len(self._sessions) > MAX_TRAILS:
+            self._sessions.popitem(last=False)
+        session.n_clicks += 1
+        session.items = recommendation.items
+        session.steps.append(Step(recommendation.click.item_id, recommendation.outcome, rank))
+        return session
 
     def add_dead_letter(self, source: str, reason: str) -> None:
         """Count a record of the dead-letter topic."""
@@ -119,10 +128,8 @@ class Tally:
         """Clicks/s and recommendations/s over the last whole seconds."""
         recent = self._recent(now_s)
         n_seconds = max(1, min(RECENT_S, int(now_s) - min(self._seconds, default=int(now_s))))
-        return (
-            sum(second.clicks for second in recent) / n_seconds,
-            sum(second.recommendations for second in recent) / n_seconds,
-        )
+        n_clicks, n_answers = sum(s.clicks for s in recent), sum(s.answers for s in recent)
+        return n_clicks / n_seconds, n_answers / n_seconds
 
     def latency_ms(self, now_s: float, *quantiles: float) -> list[int] | None:
         """Nearest-rank quantiles over the last whole seconds; None where nothing was answered."""
@@ -133,11 +140,8 @@ class Tally:
 
     def clicks_by_second(self, now_s: float) -> list[int]:
         """Clicks of the last whole seconds, oldest first."""
-        nothing = _Second()
-        return [
-            self._seconds.get(second, nothing).clicks
-            for second in range(int(now_s) - HISTORY_S, int(now_s))
-        ]
+        end, nothing = int(now_s), _Second()
+        return [self._seconds.get(s, nothing).clicks for s in range(end - HISTORY_S, end)]
 
     def session(self, session_id: str) -> SessionView | None:
         """One session, if it clicked lately."""
@@ -145,33 +149,18 @@ class Tally:
 
     def busiest_session(self) -> SessionView | None:
         """Of the sessions that clicked last, the first with several clicks: one worth a look."""
-        newest = list(reversed(self._sessions.values()))[:200]
-        return max(
-            newest, key=lambda session: min(session.n_clicks, SHOWN_CLICKS // 2), default=None
-        )
+        newest = islice(reversed(self._sessions.values()), 200)
+        return max(newest, key=lambda s: min(s.n_clicks, SHOWN_CLICKS // 2), default=None)
 
     def _second(self, now_s: float) -> _Second:
-        key = int(now_s)
-        if key not in self._seconds:
-            self._seconds[key] = _Second()
-            while len(self._seconds) > HISTORY_S + 1:
-                self._seconds.popitem(last=False)
-        return self._seconds[key]
+        second = self._seconds.setdefault(int(now_s), _Second())
+        while len(self._seconds) > HISTORY_S + 1:
+            self._seconds.popitem(last=False)
+        return second
 
     def _recent(self, now_s: float) -> list[_Second]:
         end = int(now_s)
         return [self._seconds[s] for s in range(end - RECENT_S, end) if s in self._seconds]
-
-    def _advance(self, recommendation: Recommendation, rank: int | None) -> SessionView:
-        session_id = recommendation.session_id
-        session = self._sessions.pop(session_id, None) or SessionView(session_id)
-        self._sessions[session_id] = session
-        if len(self._sessions) > MAX_TRAILS:
-            self._sessions.popitem(last=False)
-        session.n_clicks += 1
-        session.items = recommendation.items
-        session.steps.append(Step(recommendation.click.item_id, recommendation.outcome, rank))
-        return session
 
 
 def _remember(waiting: OrderedDict[str, T], source: str, appended_ms: T) -> None:
