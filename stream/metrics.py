@@ -6,7 +6,8 @@ Faust's own sensors stay off: they are in milliseconds and cost 40 us a click.
 """
 
 from collections import Counter as Tally
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
@@ -26,6 +27,7 @@ STAGE_BUCKETS = (
     *(0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.010, 0.015, 0.020, 0.030),
     *(0.050, 0.100, 0.250, 1.0),
 )
+TIMINGS = ("in_order", "late")
 RESTORE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -35,24 +37,18 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(name, text, labels, registry=registry)
-
-        def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(name, text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, text, labels, registry=registry, buckets=buckets)
-
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
         self.clicks = counter(
             "recs_clicks_total",
             f"Good clicks answered, by outcome: {', '.join(Outcome)}.",
-            "outcome",
+            ["outcome"],
         )
         self.rejected = counter(
             "recs_rejected_clicks_total",
             "Bad clicks sent to the dead-letter topic, by reason.",
-            "reason",
+            ["reason"],
         )
         self.late = counter(
             "recs_late_clicks_total", "Good clicks older than their session's last click."
@@ -60,8 +56,7 @@ class Metrics:
         self.published = counter(
             "recs_recommendations_total",
             "Recommendations committed, by model (bundle id) and outcome.",
-            "model",
-            "outcome",
+            ["model", "outcome"],
         )
         self.skipped = counter(
             "recs_skipped_clicks_total",
@@ -72,37 +67,36 @@ class Metrics:
             "Offsets that hold no click (transaction markers, aborted or compacted records).",
         )
         self.lost = counter(
-            "recs_lost_clicks_total",
-            "Clicks that retention removed before they were processed.",
+            "recs_lost_clicks_total", "Clicks that retention removed before they were processed."
         )
         self.latency = histogram(
             "recs_latency_seconds",
             "From the click's append to the broker to the commit of its recommendation.",
-            LATENCY_BUCKETS,
+            buckets=LATENCY_BUCKETS,
         )
         self.event_latency = histogram(
             "recs_event_latency_seconds",
             "From the click's own timestamp to the commit of its recommendation.",
-            LATENCY_BUCKETS,
+            buckets=LATENCY_BUCKETS,
         )
         self.stage = histogram(
             "recs_stage_seconds",
             "Wall time of one micro-batch by stage: plan, score, finish, deliver, apply.",
-            STAGE_BUCKETS,
-            "stage",
+            ["stage"],
+            buckets=STAGE_BUCKETS,
         )
         self.inference = histogram(
             "recs_inference_seconds",
             "Wall time of the model on one micro-batch, by graph: encode (all waves), rank.",
-            STAGE_BUCKETS,
-            "graph",
+            ["graph"],
+            buckets=STAGE_BUCKETS,
         )
         self.batch_size = histogram(
             "recs_batch_clicks",
             "Clicks in one micro-batch.",
-            (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0),
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         )
-        self.sessions = gauge("recs_live_sessions", "Sessions held, by partition.", "partition")
+        self.sessions = gauge("recs_live_sessions", "Sessions held, by partition.", ["partition"])
         self.expired = counter(
             "recs_expired_sessions_total", "Sessions removed after their idle timeout."
         )
@@ -114,7 +108,7 @@ class Metrics:
         self.restore = histogram(
             "recs_restore_seconds",
             "Wall time of a restore: fencing, reading the changelog, seeking.",
-            RESTORE_BUCKETS,
+            buckets=RESTORE_BUCKETS,
         )
         self.restored = counter(
             "recs_restored_records_total", "Changelog records read by restores."
@@ -122,7 +116,7 @@ class Metrics:
         self.lag = gauge(
             "recs_consumer_lag_clicks",
             "Clicks appended and not yet processed, by partition.",
-            "partition",
+            ["partition"],
         )
         self.ready = gauge("recs_ready", "1 when partitions are assigned and restored, else 0.")
         self.bundle = Info(
@@ -131,34 +125,31 @@ class Metrics:
         self.live_predictions = counter(
             "recs_live_predictions_total",
             "Lists judged by the session's next click, by timing: in_order, late.",
-            "timing",
+            ["timing"],
         )
         self.live_hits = counter(
             "recs_live_hits_total",
             f"Judged lists with the next click among the first {QUALITY_K}, by timing.",
-            "timing",
+            ["timing"],
         )
         self.live_reciprocal_rank = counter(
             "recs_live_reciprocal_rank_total",
             f"Sum of 1/rank of the next click within the first {QUALITY_K}, by timing.",
-            "timing",
+            ["timing"],
         )
-        self._create_series()
-
-    def _create_series(self) -> None:
-        """Begin every series with a closed label at 0: Prometheus' rate() misses a first step."""
-        for outcome in Outcome:
-            self.clicks.labels(outcome)
-        for reason in Reason:
-            self.rejected.labels(reason)
-        for timing in ("in_order", "late"):
-            self.live_predictions.labels(timing)
-            self.live_hits.labels(timing)
-            self.live_reciprocal_rank.labels(timing)
-        for stage in ("plan", "score", "finish", "deliver", "apply"):
-            self.stage.labels(stage)
-        for graph in ("encode", "rank"):
-            self.inference.labels(graph)
+        # Begin every series with a closed label at 0: Prometheus' rate() misses a first step.
+        closed: tuple[tuple[Counter | Histogram, Iterable[str]], ...] = (
+            (self.clicks, Outcome),
+            (self.rejected, Reason),
+            (self.live_predictions, TIMINGS),
+            (self.live_hits, TIMINGS),
+            (self.live_reciprocal_rank, TIMINGS),
+            (self.stage, ("plan", "score", "finish", "deliver", "apply")),
+            (self.inference, ("encode", "rank")),
+        )
+        for instrument, labels in closed:
+            for label in labels:
+                instrument.labels(label)
 
     def count_batch(
         self, counts: BatchCounts, scores: Collection[Scores], committed_ms: int
@@ -176,7 +167,7 @@ class Metrics:
             self.event_latency.observe(max(0, committed_ms - timestamp_ms) / 1000)
         for _, reason in counts.rejected:
             self.rejected.labels(reason).inc()
-        for late, timing in ((False, "in_order"), (True, "late")):
+        for late, timing in enumerate(TIMINGS):
             quality = Quality()
             for judgement in counts.judgements:
                 if judgement.late == late:
