@@ -15,9 +15,9 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from export.encode import bundle_graphs
 from export.graph import OPSET
 from export.parity import ParityError, ParitySession, check_parity, random_sessions
+from stream.errors import StreamError
 from stream.model.bundle import (
     Bundle,
-    BundleError,
     Manifest,
     Metrics,
     Parity,
@@ -77,12 +77,12 @@ def export_bundle(
     """The folder of the bundle below ``root`` that serves the checkpoint's best model.
 
     ``sessions`` are replayed through the very graphs and scorer that production runs. Raises
-    ParityError or BundleError, and then nothing is written.
+    ParityError or StreamError, and then nothing is written.
     """
     info, model = checkpoint.info, checkpoint.model
     config = info.model
     if k > config.n_items:
-        raise BundleError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
+        raise StreamError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
     context = list(config.context)
     check_context(checkpoint.folder, context)
     manifest = Manifest(
@@ -164,7 +164,7 @@ def run_export(config: ExportConfig) -> None:
 
 def main() -> int:
     """Exit code 0 and the folder on stdout, or 2 and one sentence on stderr."""
-    return run_command(ExportConfig, run_export, errors=(BundleError, ParityError))
+    return run_command(ExportConfig, run_export, errors=(StreamError, ParityError))
 
 
 if __name__ == "__main__":

@@ -12,28 +12,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 
-from stream.contract.context import (
-    MAX_FIELDS,
-    MAX_VALUE_BYTES,
-    RESERVED,
-    ContextField,
-    column_key,
-)
+from stream.contract.context import MAX_FIELDS, MAX_VALUE_BYTES, RESERVED, ContextField, column_key
 from stream.errors import StreamError
+
+T = TypeVar("T")
 
 FORMAT = 2
 ENCODE, RANK, ITEMS, MANIFEST = "encode.onnx", "rank.onnx", "items.txt", "manifest.json"
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
-
-
-class BundleError(StreamError):
-    """A bundle that must not be served: one sentence naming the file, the found, the expected."""
 
 
 class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,48 +115,38 @@ def load_bundle(folder: Path) -> Bundle:
     """The bundle in ``folder``, every hash and count checked against its manifest.
 
     ``OnnxScorer``, which opens the graphs, checks their inputs and outputs. Raises
-    ``BundleError``. The folder's own name does not matter, so a bundle may be mounted anywhere.
+    ``StreamError``. The folder's own name does not matter, so a bundle may be mounted anywhere.
     """
     manifest = _parse_manifest(folder / MANIFEST, _read(folder / MANIFEST))
     if sorted(manifest.sha256) != sorted((ENCODE, RANK, ITEMS)):
-        raise BundleError(
-            f"{folder / MANIFEST} lists {sorted(manifest.sha256)}, "
-            f"expected {sorted((ENCODE, RANK, ITEMS))}"
-        )
+        found, expected = sorted(manifest.sha256), sorted((ENCODE, RANK, ITEMS))
+        raise StreamError(f"{folder / MANIFEST} lists {found}, expected {expected}")
     content = {name: _read(folder / name) for name in manifest.sha256}
-    for name, expected in manifest.sha256.items():
-        found = hashlib.sha256(content[name]).hexdigest()
-        if found != expected:
-            raise BundleError(
-                f"{folder / name} has sha256 {found[:16]}..., manifest says {expected[:16]}..."
-            )
+    for name, says in manifest.sha256.items():
+        has = hashlib.sha256(content[name]).hexdigest()
+        if has != says:
+            path = folder / name
+            raise StreamError(f"{path} has sha256 {has[:16]}..., manifest says {says[:16]}...")
     item_ids = _parse_items(folder / ITEMS, content[ITEMS], manifest.n_items)
     check_context(folder / MANIFEST, manifest.context)
     _check_lists(folder / MANIFEST, manifest)
-    return Bundle(
-        manifest=manifest,
-        item_ids=item_ids,
-        item_index={item_id: index for index, item_id in enumerate(item_ids)},
-        encode_path=folder / ENCODE,
-        rank_path=folder / RANK,
-    )
+    item_index = {item_id: index for index, item_id in enumerate(item_ids)}
+    return Bundle(manifest, item_ids, item_index, folder / ENCODE, folder / RANK)
 
 
 def write_bundle(
     root: Path, manifest: Manifest, item_ids: Sequence[str], encode: Path, rank: Path
 ) -> Path:
-    """The folder ``root/<bundle_id>`` that now holds the bundle.
+    """The folder ``root/<bundle_id>`` that now holds the bundle; one of the same content stays.
 
-    ``bundle_id`` and ``sha256`` are filled in here; ``encode`` and ``rank`` are copied. The folder
-    is loaded as a worker would before it gets its name, so a bundle that a worker would refuse is
-    never seen: ``BundleError``, and nothing is left behind. The same content written again keeps
-    the folder that stands.
+    ``bundle_id`` and ``sha256`` are filled in here; ``encode`` and ``rank`` are copied. A bundle
+    that a worker would refuse raises ``StreamError`` and leaves nothing behind.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=".bundle-", dir=root))
     except OSError as error:
-        raise BundleError(f"{root} cannot be written: {error.strerror}") from error
+        raise StreamError(f"{root} cannot be written: {error.strerror}") from error
     try:
         staged.chmod(0o755)  # mkdtemp makes 0700, which a worker of another user cannot read
         shutil.copyfile(encode, staged / ENCODE)
@@ -173,7 +155,7 @@ def write_bundle(
         sha256 = {n: hashlib.sha256(_read(staged / n)).hexdigest() for n in (ENCODE, RANK, ITEMS)}
         manifest = msgspec.structs.replace(manifest, sha256=sha256, bundle_id="")
         # Through JSON once before hashing: a figure given as 1 is read back as 1.0.
-        manifest = _decode(staged / MANIFEST, msgspec.json.encode(manifest))
+        manifest = _decode(staged / MANIFEST, msgspec.json.encode(manifest), Manifest)
         manifest = msgspec.structs.replace(manifest, bundle_id=content_id(manifest))
         text = msgspec.json.format(encode_manifest(manifest), indent=2)
         (staged / MANIFEST).write_bytes(text + b"\n")
@@ -189,27 +171,26 @@ def write_bundle(
 
 
 def check_context(path: Path, fields: Sequence[ContextField]) -> None:
-    """Raise BundleError if fields cannot be served; ``path`` is the file that declares them."""
+    """Raise StreamError if fields cannot be served; ``path`` is the file that declares them."""
     if len(fields) > MAX_FIELDS:
-        raise BundleError(f"{path} has {len(fields)} context fields, expected at most {MAX_FIELDS}")
+        raise StreamError(f"{path} has {len(fields)} context fields, expected at most {MAX_FIELDS}")
     names = Counter((f.kind, f.name) for f in fields)
     keys = Counter(column_key(f.name) for f in fields if f.kind == "column")
     for f in fields:
-        wrong = None
+        is_column, texts = f.kind == "column", [value.encode() for value in f.values]
         if names[f.kind, f.name] > 1:
             wrong = "is declared twice"
-        elif f.kind == "column" and f.name in RESERVED:
+        elif is_column and f.name in RESERVED:
             wrong = f"has a reserved name; {', '.join(RESERVED)} are every click's own"
-        elif f.kind == "column" and keys[column_key(f.name)] > 1:
+        elif is_column and keys[column_key(f.name)] > 1:
             wrong = "has a name with the same CRC-32 as another column's; rename it"
-        elif len(set(f.values)) < len(f.values) or any(
-            not 1 <= len(value.encode()) <= MAX_VALUE_BYTES for value in f.values
-        ):
+        elif len({t for t in texts if 1 <= len(t) <= MAX_VALUE_BYTES}) < len(texts):
             wrong = f"must have values that are distinct strings of 1 to {MAX_VALUE_BYTES} bytes"
         elif any(a >= b for a, b in pairwise(f.edges_s)):
             wrong = "must have edges_s that increase"
-        if wrong:
-            raise BundleError(f"{path}: context field {f.name!r} of kind {f.kind} {wrong}")
+        else:
+            continue
+        raise StreamError(f"{path}: context field {f.name!r} of kind {f.kind} {wrong}")
 
 
 class _Version(msgspec.Struct):
@@ -218,29 +199,24 @@ class _Version(msgspec.Struct):
 
 def _parse_manifest(path: Path, text: bytes) -> Manifest:
     # The format is read alone first: the fields of another format are unknown here.
-    try:
-        version = msgspec.json.decode(text, type=_Version)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a valid manifest: {error}") from error
+    version = _decode(path, text, _Version)
     if version.format != FORMAT:
-        raise BundleError(
+        raise StreamError(
             f"{path} has format {version.format}, this version reads {FORMAT}; "
             "export the checkpoint again"
         )
-    manifest = _decode(path, text)
-    expected_id = content_id(manifest)
-    if manifest.bundle_id != expected_id:
-        raise BundleError(
-            f"{path} has content {expected_id}, manifest says bundle_id={manifest.bundle_id}"
-        )
+    manifest = _decode(path, text, Manifest)
+    bundle_id, expected = manifest.bundle_id, content_id(manifest)
+    if bundle_id != expected:
+        raise StreamError(f"{path} has content {expected}, manifest says bundle_id={bundle_id}")
     return manifest
 
 
-def _decode(path: Path, text: bytes) -> Manifest:
+def _decode(path: Path, text: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(text, type=Manifest)
+        return msgspec.json.decode(text, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} is not a valid manifest: {error}") from error
+        raise StreamError(f"{path} is not a valid manifest: {error}") from error
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -264,37 +240,32 @@ def content_id(manifest: Manifest) -> str:
 
 
 def _check_lists(path: Path, manifest: Manifest) -> None:
-    if manifest.n_recommendations > manifest.n_items:
-        raise BundleError(
-            f"{path} has n_recommendations={manifest.n_recommendations}, "
-            f"expected at most n_items={manifest.n_items}"
+    popular, n_items, k = manifest.popular, manifest.n_items, manifest.n_recommendations
+    listed = {item.item_index for item in popular}
+    if k > n_items:
+        wrong = f"n_recommendations={k}, expected at most n_items={n_items}"
+    elif not len(listed) == len(popular) == k:
+        wrong = (
+            f"{len(listed)} popular items in {len(popular)} entries, expected n_recommendations={k}"
         )
-    popular = {item.item_index for item in manifest.popular}
-    if not len(popular) == len(manifest.popular) == manifest.n_recommendations:
-        raise BundleError(
-            f"{path} has {len(popular)} popular items in {len(manifest.popular)} entries, "
-            f"expected n_recommendations={manifest.n_recommendations}"
-        )
-    if max(popular) >= manifest.n_items:
-        raise BundleError(
-            f"{path} has popular item_index {max(popular)}, "
-            f"expected less than n_items={manifest.n_items}"
-        )
+    elif max(listed) >= n_items:
+        wrong = f"popular item_index {max(listed)}, expected less than n_items={n_items}"
+    else:
+        return
+    raise StreamError(f"{path} has {wrong}")
 
 
 def _parse_items(path: Path, text: bytes, n_items: int) -> list[str]:
     try:
         *item_ids, rest = text.decode().split("\n")
     except UnicodeDecodeError as error:
-        raise BundleError(f"{path} is not UTF-8: {error}") from error
+        raise StreamError(f"{path} is not UTF-8: {error}") from error
     if rest:
-        raise BundleError(f"{path} ends with {rest[:80]!r}, expected a newline")
+        raise StreamError(f"{path} ends with {rest[:80]!r}, expected a newline")
     if len(item_ids) != n_items:
-        raise BundleError(f"{path} has {len(item_ids)} lines, manifest says n_items={n_items}")
-    if len(set(item_ids)) != n_items or "" in item_ids:
-        raise BundleError(
-            f"{path} has {len(set(item_ids) - {''})} distinct item ids, expected {n_items}"
-        )
+        raise StreamError(f"{path} has {len(item_ids)} lines, manifest says n_items={n_items}")
+    if (n_distinct := len(set(item_ids) - {""})) != n_items:
+        raise StreamError(f"{path} has {n_distinct} distinct item ids, expected {n_items}")
     return item_ids
 
 
@@ -302,4 +273,4 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from error
+        raise StreamError(f"{path} cannot be read: {error.strerror}") from error

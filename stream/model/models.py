@@ -30,7 +30,7 @@ class Model:
 
 
 def load_model(folder: Path, threads: int = 1) -> Model:
-    """Return the model of a bundle, its graphs opened and tried. Raises BundleError."""
+    """Return the model of a bundle, its graphs opened and tried. Raises StreamError."""
     bundle = load_bundle(folder)
     return Model(bundle, OnnxScorer(bundle, threads))
 

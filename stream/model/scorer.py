@@ -16,7 +16,8 @@ import onnxruntime
 from jaxtyping import Float32, Int32, Int64
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
-from stream.model.bundle import Bundle, BundleError
+from stream.errors import StreamError
+from stream.model.bundle import Bundle
 
 # ONNX Runtime's exceptions have no base of their own below Exception.
 _OnnxError = (
@@ -65,30 +66,24 @@ class OnnxScorer:
 
     A call blocks for one pass through a graph, with the interpreter's lock released, and may be
     made from any thread. Row b of a result depends on row b of the arguments alone. Raises
-    ``BundleError`` if a graph does not have the shapes of the manifest.
+    ``StreamError`` if a graph does not have the shapes of the manifest.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         manifest = bundle.manifest
-        self.state_size = manifest.state_size
-        self.query_size = manifest.query_size
-        self.n_recommendations = manifest.n_recommendations
+        self.state_size, self.query_size = manifest.state_size, manifest.query_size
+        self.n_recommendations = k = manifest.n_recommendations
         self._n_fields = len(manifest.context)
-        k = self.n_recommendations
         query, state = f"float[B,{self.query_size}]", f"float[B,{self.state_size}]"
         context = {"context": f"int32[B,{self._n_fields}]"} if self._n_fields else {}
         self._encode = _open_graph(
             bundle.encode_path,
             threads,
-            inputs={"item_index": "int64[B]", **context, "state": state},
-            outputs={"query": query, "state_out": state},
+            {"item_index": "int64[B]", **context, "state": state},
+            {"query": query, "state_out": state},
         )
-        self._rank = _open_graph(
-            bundle.rank_path,
-            threads,
-            inputs={"query": query},
-            outputs={"top_index": f"int32[B,{k}]", "top_score": f"float[B,{k}]"},
-        )
+        top = {"top_index": f"int32[B,{k}]", "top_score": f"float[B,{k}]"}
+        self._rank = _open_graph(bundle.rank_path, threads, {"query": query}, top)
         self._check_sizes(bundle)
 
     def encode(
@@ -117,22 +112,19 @@ class OnnxScorer:
         """Run the last item and each field's last value through both graphs; warms them up too."""
         n_items = bundle.manifest.n_items
         last = [field.size - 1 for field in bundle.manifest.context]
-        context = np.array([last], np.int32).reshape(1, len(last))
+        context, state = np.array([last], np.int32), np.zeros((1, self.state_size), np.float32)
+        where = (
+            f"{bundle.encode_path} fails on item_index {n_items - 1} and context {last}, "
+            f"manifest says n_items={n_items} and fields of these sizes"
+        )
         try:
-            query, _ = self.encode(
-                np.array([n_items - 1]), context, np.zeros((1, self.state_size), np.float32)
-            )
-        except _OnnxError as error:
-            raise BundleError(
-                f"{bundle.encode_path} fails on item_index {n_items - 1} and context {last}, "
-                f"manifest says n_items={n_items} and fields of these sizes: {_first_line(error)}"
-            ) from error
-        try:
+            query, _ = self.encode(np.array([n_items - 1]), context, state)
+            where = f"{bundle.rank_path} fails"
             top_index, _ = self.rank(query)
         except _OnnxError as error:
-            raise BundleError(f"{bundle.rank_path} fails: {_first_line(error)}") from error
+            raise StreamError(f"{where}: {_first_line(error)}") from error
         if not 0 <= top_index.min() <= top_index.max() < n_items:
-            raise BundleError(
+            raise StreamError(
                 f"{bundle.rank_path} gives item_index {top_index.min()} to {top_index.max()}, "
                 f"manifest says n_items={n_items}"
             )
@@ -150,11 +142,11 @@ def _open_graph(
     try:
         graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except _OnnxError as error:
-        raise BundleError(f"{path} cannot be opened: {_first_line(error)}") from error
+        raise StreamError(f"{path} cannot be opened: {_first_line(error)}") from error
     for found, expected in ((graph.get_inputs(), inputs), (graph.get_outputs(), outputs)):
         signature = {argument.name: _shape(argument) for argument in found}
         if signature != expected:
-            raise BundleError(f"{path} has {signature}, manifest says {expected}")
+            raise StreamError(f"{path} has {signature}, manifest says {expected}")
     return graph
 
 
@@ -223,10 +215,8 @@ class Waves:
         wave.rows.append(row)
         wave.items.append(item_index)
         wave.contexts.extend(context)
-        rank_row = -1
-        if ranked:
-            rank_row = self._n_ranks
-            self._n_ranks += 1
+        rank_row = self._n_ranks if ranked else -1
+        self._n_ranks += ranked
         wave.rank_rows.append(rank_row)
         return rank_row
 

@@ -12,7 +12,8 @@ import torch
 
 from export.__main__ import ExportConfig, describe, export_bundle, main, parity_sessions
 from export.parity import ParityError, random_sessions
-from stream.model.bundle import BundleError, load_bundle
+from stream.errors import StreamError
+from stream.model.bundle import load_bundle
 from stream.model.scorer import OnnxScorer
 from train.data.clicks import ClickLogError
 from train.data.context import ContextField
@@ -131,7 +132,7 @@ def test_a_failed_check_writes_nothing(
 def test_a_context_column_that_no_click_can_have_is_one_sentence(tmp_path: Path) -> None:
     item_id = ContextField(name="item_id", kind="column", values=("item-1",))
     checkpoint = load_checkpoint(write_checkpoint(tmp_path, context=(item_id,)))
-    with pytest.raises(BundleError, match=r"checkpoint: context field 'item_id' of kind column"):
+    with pytest.raises(StreamError, match=r"checkpoint: context field 'item_id' of kind column"):
         export_bundle(checkpoint, tmp_path / "bundles", 4, [])
 
 
@@ -157,7 +158,7 @@ def test_a_bundle_says_in_words_what_its_model_is(options: dict[str, Any], words
 def test_more_recommendations_than_items_is_one_sentence(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(BundleError, match="n_recommendations is 31, the catalogue has 30 items"):
+    with pytest.raises(StreamError, match="n_recommendations is 31, the catalogue has 30 items"):
         export_bundle(checkpoint, tmp_path / "bundles", 31, [])
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from bench.serving.bundles import write_tiny_bundle
 from stream.contract.context import Context
+from stream.errors import StreamError
 from stream.model.bundle import (
-    BundleError,
     Manifest,
     PopularItem,
     content_id,
@@ -130,21 +130,21 @@ def test_one_changed_byte_is_refused(folder: Path, name: str) -> None:
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(BundleError, match=rf"{name} has sha256 .*, manifest says "):
+    with pytest.raises(StreamError, match=rf"{name} has sha256 .*, manifest says "):
         load_bundle(folder)
 
 
 @pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx", "items.txt", "manifest.json"])
 def test_a_half_written_folder_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(BundleError, match=rf"{name} cannot be read: No such file"):
+    with pytest.raises(StreamError, match=rf"{name} cannot be read: No such file"):
         load_bundle(folder)
 
 
 def test_a_changed_manifest_is_refused(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"idle_timeout_s": 1800', '"idle_timeout_s": 1801'))
-    with pytest.raises(BundleError, match=r"has content [0-9a-f]{16}, manifest says bundle_id="):
+    with pytest.raises(StreamError, match=r"has content [0-9a-f]{16}, manifest says bundle_id="):
         load_bundle(folder)
 
 
@@ -209,14 +209,14 @@ def test_a_manifest_that_does_not_fit_is_refused(
     folder: Path, field: str, value: object, sentence: str
 ) -> None:
     rewrite(folder, lambda manifest: manifest.update({field: value}))
-    with pytest.raises(BundleError, match=sentence):
+    with pytest.raises(StreamError, match=sentence):
         load_bundle(folder)
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": "1"}', b"\xff", b"{}" * 9])
 def test_an_invalid_manifest_is_refused(folder: Path, text: bytes) -> None:
     (folder / "manifest.json").write_bytes(text)
-    with pytest.raises(BundleError, match=r"manifest.json is not a valid manifest"):
+    with pytest.raises(StreamError, match=r"manifest.json is not a valid manifest"):
         load_bundle(folder)
 
 
@@ -227,7 +227,7 @@ def test_a_graph_that_is_no_onnx_model_is_refused(
     path = folder / "rank.onnx"
     path.write_bytes(change(path.read_bytes()))
     rewrite(folder, lambda manifest: None)
-    with pytest.raises(BundleError, match=r"rank.onnx cannot be opened: "):
+    with pytest.raises(StreamError, match=r"rank.onnx cannot be opened: "):
         OnnxScorer(load_bundle(folder))
 
 
@@ -245,7 +245,7 @@ def test_a_bundle_that_would_be_refused_is_not_written(
 ) -> None:
     bundle = load_bundle(folder)
     root = tmp_path / "refused"
-    with pytest.raises(BundleError, match=sentence):
+    with pytest.raises(StreamError, match=sentence):
         write_bundle(root, bundle.manifest, item_ids, bundle.encode_path, bundle.rank_path)
     assert list(root.iterdir()) == []
 
@@ -254,19 +254,19 @@ def test_a_catalogue_cut_off_in_its_last_line_is_refused(folder: Path) -> None:
     path = folder / "items.txt"
     path.write_bytes(path.read_bytes()[:-1])
     rewrite(folder, lambda manifest: None)
-    with pytest.raises(BundleError, match=r"items.txt ends with 'item-49', expected a newline"):
+    with pytest.raises(StreamError, match=r"items.txt ends with 'item-49', expected a newline"):
         load_bundle(folder)
 
 
 def test_a_damaged_bundle_is_not_taken_for_the_one_written_again(tmp_path: Path) -> None:
     folder = write_tiny_bundle(tmp_path, seed=1)
     (folder / "items.txt").write_text("damaged")
-    with pytest.raises(BundleError, match=r"items.txt has sha256"):
+    with pytest.raises(StreamError, match=r"items.txt has sha256"):
         write_tiny_bundle(tmp_path, seed=1)
     assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_root_that_is_a_file_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(BundleError, match=r"file cannot be written: File exists"):
+    with pytest.raises(StreamError, match=r"file cannot be written: File exists"):
         write_tiny_bundle(tmp_path / "file")

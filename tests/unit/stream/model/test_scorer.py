@@ -13,7 +13,8 @@ from onnx import helper, numpy_helper
 
 from bench.serving.bundles import write_tiny_bundle
 from export.graph import BLOCK, rank_graph
-from stream.model.bundle import Bundle, BundleError, load_bundle
+from stream.errors import StreamError
+from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer
 from train.data.context import ContextField
 
@@ -229,7 +230,7 @@ def test_a_graph_of_another_shape_is_refused(
     model = onnx.load(bundle.encode_path.parent / name)
     change(model.graph)
     onnx.save(model, bundle.encode_path.parent / name)
-    with pytest.raises(BundleError, match=rf"{name} has \{{.*\}}, manifest says \{{"):
+    with pytest.raises(StreamError, match=rf"{name} has \{{.*\}}, manifest says \{{"):
         OnnxScorer(bundle)
 
 
@@ -253,7 +254,7 @@ def test_graphs_of_another_bundle_are_refused(
     graphs = load_bundle(write_tiny_bundle(tmp_path / "a", n_items=50, hidden_size=8, k=5))
     sizes: dict[str, Any] = {"n_items": 50, "hidden_size": 8, "k": 5} | {size: value}
     other = load_bundle(write_tiny_bundle(tmp_path / "b", **sizes))
-    with pytest.raises(BundleError, match=sentence):
+    with pytest.raises(StreamError, match=sentence):
         OnnxScorer(
             Bundle(
                 other.manifest,
@@ -272,7 +273,7 @@ def test_a_field_with_more_values_than_the_graph_has_is_refused(tmp_path: Path) 
         for f in bundle.manifest.context
     ]
     with pytest.raises(
-        BundleError, match=r"encode.onnx fails on item_index 49 and context \[4, 25"
+        StreamError, match=r"encode.onnx fails on item_index 49 and context \[4, 25"
     ):
         OnnxScorer(dataclasses.replace(bundle, manifest=replace(bundle.manifest, context=fields)))
 
@@ -283,7 +284,7 @@ def test_a_rank_graph_that_names_items_behind_the_catalogue_is_refused(tmp_path:
     bias = np.arange(51, dtype=np.float32)  # the best item is number 50
     onnx.save(rank_graph(embedding, bias, 5), bundle.rank_path)
     with pytest.raises(
-        BundleError, match=r"rank.onnx gives item_index 46 to 50, manifest says n_items=50"
+        StreamError, match=r"rank.onnx gives item_index 46 to 50, manifest says n_items=50"
     ):
         OnnxScorer(bundle)
 
@@ -291,6 +292,6 @@ def test_a_rank_graph_that_names_items_behind_the_catalogue_is_refused(tmp_path:
 def test_a_file_that_is_no_graph_is_one_sentence(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path))
     bundle.rank_path.write_bytes(b"no graph")
-    with pytest.raises(BundleError, match=r"rank.onnx cannot be opened: ") as refused:
+    with pytest.raises(StreamError, match=r"rank.onnx cannot be opened: ") as refused:
         OnnxScorer(bundle)
     assert "\n" not in str(refused.value)
