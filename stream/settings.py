@@ -5,7 +5,7 @@ a setting: the bundle's manifest has it.
 """
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     Field,
@@ -17,6 +17,8 @@ from pydantic import (
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
 
 class KafkaSettings(BaseSettings):
@@ -51,34 +53,27 @@ class KafkaSettings(BaseSettings):
 
     app_id: str = Field(default="nextclick", pattern=r"^[a-zA-Z0-9._-]{1,200}$")
     """Consumer group, and prefix of the transactional ids and of the changelog topic."""
-    clicks_topic: str = Field(default="clicks", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    clicks_topic: Topic = "clicks"
     """Topic the clicks are read from."""
-    recommendations_topic: str = Field(
-        default="recommendations", pattern=r"^[a-zA-Z0-9._-]{1,249}$"
-    )
+    recommendations_topic: Topic = "recommendations"
     """Topic the recommendations are written to."""
-    dead_letter_topic: str = Field(default="clicks-dead-letter", pattern=r"^[a-zA-Z0-9._-]{1,249}$")
+    dead_letter_topic: Topic = "clicks-dead-letter"
     """Topic the bad clicks are written to."""
 
     @model_validator(mode="after")
-    def _check_topics_differ(self) -> Self:
-        roles = {
-            "clicks_topic": self.clicks_topic,
-            "recommendations_topic": self.recommendations_topic,
-            "dead_letter_topic": self.dead_letter_topic,
-            "the changelog of app_id": self.changelog_topic,
-        }
-        for role, name in roles.items():
-            others = [other for other in roles if other != role and roles[other] == name]
-            if others:
-                raise ValueError(f"{role} and {others[0]} are both {name}; expected two topics")
-        return self
-
-    @model_validator(mode="after")
-    def _check_sasl(self) -> Self:
-        if self.security_protocol.startswith("SASL_") and not (
-            self.sasl_username and self.sasl_password
+    def _check(self) -> Self:
+        roles: dict[str, str] = {}
+        for role, name in (
+            ("clicks_topic", self.clicks_topic),
+            ("recommendations_topic", self.recommendations_topic),
+            ("dead_letter_topic", self.dead_letter_topic),
+            ("the changelog of app_id", self.changelog_topic),
         ):
+            if name in roles:
+                raise ValueError(f"{roles[name]} and {role} are both {name}; expected two topics")
+            roles[name] = role
+        is_sasl = self.security_protocol.startswith("SASL_")
+        if is_sasl and not (self.sasl_username and self.sasl_password):
             raise ValueError(
                 f"security_protocol is {self.security_protocol}, which needs sasl_username and "
                 "sasl_password; one of them is not set"
