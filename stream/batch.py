@@ -5,6 +5,7 @@ thread: ``Planner.plan`` parses clicks and resumes sessions, ``Plan.score`` runs
 ``Planner.finish`` writes the records.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -45,22 +46,18 @@ class Rules:
     @classmethod
     def of(cls, manifest: Manifest, limit: BadClickLimit) -> "Rules":
         """Return the rules that a manifest sets, with the operator's limit."""
-        idle_timeout_s = manifest.idle_timeout_s
-        idle_timeout_ms = None if idle_timeout_s is None else idle_timeout_s * 1000
-        return cls(idle_timeout_ms, manifest.allowed_lateness_s * 1000, limit)
+        idle_s = manifest.idle_timeout_s
+        idle_ms = None if idle_s is None else idle_s * 1000
+        return cls(idle_ms, manifest.allowed_lateness_s * 1000, limit)
 
     def is_dead(self, last_click_ms: int, watermark_ms: int) -> bool:
         """Whether no click after the watermark can find this session any more."""
-        return (
-            self.idle_timeout_ms is not None
-            and watermark_ms - last_click_ms > self.idle_timeout_ms + self.allowed_lateness_ms
-        )
+        return self.is_past_gap(last_click_ms, watermark_ms - self.allowed_lateness_ms)
 
     def is_past_gap(self, last_click_ms: int, timestamp_ms: int) -> bool:
         """Whether a click comes too long after its session's last one to continue it."""
-        return (
-            self.idle_timeout_ms is not None and timestamp_ms - last_click_ms > self.idle_timeout_ms
-        )
+        idle_timeout_ms = self.idle_timeout_ms
+        return idle_timeout_ms is not None and timestamp_ms - last_click_ms > idle_timeout_ms
 
 
 class _Stored(msgspec.Struct, frozen=True):
@@ -118,17 +115,10 @@ class Plan:
     counts: BatchCounts = field(default_factory=BatchCounts)
     holes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
     touched: dict[int, set[bytes]] = field(default_factory=dict)
-    waves: dict[Model, Waves] = field(default_factory=dict)
+    waves: defaultdict[Model, Waves] = field(default_factory=lambda: defaultdict(Waves))
     answers: list[_Answer] = field(default_factory=list)
     questions: list[_Question] = field(default_factory=list)
     sessions: dict[tuple[int, bytes], _Session] = field(default_factory=dict)
-
-    def waves_of(self, model: Model) -> Waves:
-        """Return the waves of a model in this batch."""
-        waves = self.waves.get(model)
-        if waves is None:
-            waves = self.waves[model] = Waves()
-        return waves
 
     def score(self) -> dict[Model, Scores]:
         """Run the models. Blocks; the interpreter's lock is released inside ONNX Runtime."""
@@ -203,10 +193,10 @@ class Planner:
         )
         del session.trail[:-TRAIL_CLICKS]
         if index is None:
-            known_list = before is not None
-            session.last_outcome = LastOutcome.UNKNOWN_ITEM if known_list else LastOutcome.FALLBACK
-            outcome = Outcome.UNKNOWN_ITEM if known_list else Outcome.FALLBACK
-            plan.answers.append(_Answer(record, click, model, outcome, before))
+            last = session.last_outcome = (
+                LastOutcome.FALLBACK if before is None else LastOutcome.UNKNOWN_ITEM
+            )
+            plan.answers.append(_Answer(record, click, model, Outcome[last.name], before))
             return
         if session.last_outcome is LastOutcome.MODEL:
             assert before is not None, "only a list of the model is judged"
@@ -220,49 +210,40 @@ class Planner:
         self, plan: Plan, model: Model, partition: int, click: Click, watermark_ms: int
     ) -> _Session | None:
         """Return the click's live session, rebuilt if need be; None: there is none or it ended."""
-        session = plan.sessions.get((partition, click.session))
-        state = None
-        if session is None:
-            raw = plan.lookup(partition, click.session)
-            if raw is None:
-                return None
-            state = decode_state(raw)
-        past = session or state
-        assert past is not None
+        name = (partition, click.session)
+        past: _Session | SessionState | None = plan.sessions.get(name)
+        if past is None and (raw := plan.lookup(*name)) is not None:
+            past = decode_state(raw)
         # The order of the rules makes the outcome a function of the log alone, whether or not
         # expiry has collected the session: first what the watermark calls dead, then a repeated
         # event (whatever its timestamp), then the click's own gap.
-        if self.rules.is_dead(past.last_click_ms, watermark_ms) or (
-            self.rules.is_past_gap(past.last_click_ms, click.timestamp_ms)
-            and not _is_repeated(click, past.trail)
+        if (
+            past is None
+            or self.rules.is_dead(past.last_click_ms, watermark_ms)
+            or (
+                self.rules.is_past_gap(past.last_click_ms, click.timestamp_ms)
+                and not _is_repeated(click, past.trail)
+            )
         ):
             return None
-        if session is None:
-            assert state is not None
-            session = _from_state(plan, model, state)
-            plan.sessions[partition, click.session] = session
-        return session
+        if isinstance(past, SessionState):
+            past = plan.sessions[name] = _from_state(plan, model, past)
+        return past
 
     def _begin(self, plan: Plan, model: Model, partition: int, click: Click) -> _Session:
         """Return a new session, in the place of one that ended if there was one."""
         name = (partition, click.session)
         plan.counts.expired += name in plan.sessions or plan.lookup(*name) is not None
-        waves = plan.waves_of(model)
-        row, outcome = waves.add_session(None), LastOutcome.FALLBACK
-        session = _Session(model, waves, row, click.timestamp_ms, 0, outcome, [], current=None)
-        plan.sessions[name] = session
-        return session
+        waves, fallback = plan.waves[model], LastOutcome.FALLBACK
+        row = waves.add_session(None)
+        plan.sessions[name] = _Session(model, waves, row, click.timestamp_ms, 0, fallback, [], None)
+        return plan.sessions[name]
 
     def finish(self, plan: Plan, scores: Mapping[Model, Scores], published_ms: int) -> None:
         """Complete the plan's transaction and counts with what the models have computed."""
-        lists = {
-            model: (of_model.top_index.tolist(), of_model.top_score.tolist())
-            for model, of_model in scores.items()
-        }
-        popular = {
-            model: [Item(*entry) for entry in model.popular]
-            for model in {answer.model for answer in plan.answers}
-        }
+        lists = {m: (s.top_index.tolist(), s.top_score.tolist()) for m, s in scores.items()}
+        models = {answer.model for answer in plan.answers}
+        popular = {model: [Item(*entry) for entry in model.popular] for model in models}
 
         def list_of(model: Model, listed: int | _Stored) -> tuple[list[int], list[float]]:
             if isinstance(listed, int):
@@ -300,7 +281,7 @@ def _is_repeated(click: Click, trail: Sequence[TrailClick]) -> bool:
 
 def _from_state(plan: Plan, model: Model, state: SessionState) -> _Session:
     """Return a stored session; under another model than the stored one, rebuilt from its trail."""
-    waves, same_model = plan.waves_of(model), state.bundle_id == model.model_id
+    waves, same_model = plan.waves[model], state.bundle_id == model.model_id
     session = _Session(
         model,
         waves,
@@ -339,12 +320,11 @@ def _step(
 
 
 def _state_of(session: _Session, scores: Scores) -> SessionState:
-    if session.current is None:
-        top_index, top_score = np.empty(0, np.int32), np.empty(0, np.float32)
-    elif isinstance(session.current, int):
-        top_index, top_score = scores.top_index[session.current], scores.top_score[session.current]
-    else:
-        top_index, top_score = session.current.top_index, session.current.top_score
+    listed = session.current
+    if listed is None:
+        listed = _Stored(np.empty(0, np.int32), np.empty(0, np.float32))
+    elif isinstance(listed, int):
+        listed = _Stored(scores.top_index[listed], scores.top_score[listed])
     return SessionState(
         session.model.model_id,
         session.last_click_ms,
@@ -352,6 +332,6 @@ def _state_of(session: _Session, scores: Scores) -> SessionState:
         session.last_outcome,
         tuple(session.trail),
         scores.state[session.row],
-        top_index,
-        top_score,
+        listed.top_index,
+        listed.top_score,
     )

@@ -41,7 +41,6 @@ def configure_logging(level: str) -> None:
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # Faust and aiokafka narrate at info; what an operator needs of it we log ourselves.
+    least = max(logging.WARNING, logging.getLevelName(level.upper()))
     for chatty in ("faust", "mode", "aiokafka", "kafka"):
-        logging.getLogger(chatty).setLevel(
-            max(logging.WARNING, logging.getLevelName(level.upper()))
-        )
+        logging.getLogger(chatty).setLevel(least)

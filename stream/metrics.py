@@ -193,6 +193,5 @@ class Metrics:
         self.set_sessions(sessions_by_partition)
 
     def set_sessions(self, sessions_by_partition: Mapping[int, int]) -> None:
-        """Set the sessions held, by partition."""
         for partition, n_sessions in sessions_by_partition.items():
             self.sessions.labels(partition).set(n_sessions)

@@ -5,6 +5,8 @@ that is delivered again is skipped. It also carries what must survive a restart 
 be a function of the log alone: the watermark and the count of bad clicks.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
 import msgspec
@@ -47,15 +49,14 @@ class Position(msgspec.Struct, array_like=True):
         return msgspec.structs.replace(self)
 
 
+@dataclass(frozen=True, slots=True)
 class BadClickLimit:
     """The limit of one start: bad clicks in a row, or their share of the last 2,000."""
 
-    def __init__(self, run: int, share: float) -> None:
-        self.run = run
-        self.share = share
+    run: int
+    share: float
 
     def count_good(self, position: Position) -> None:
-        """Note a good click."""
         position.bad_run = 0
         if position.bad_window:
             position.bad_window = _push(position.bad_window, 0)
@@ -88,13 +89,9 @@ def _push(window: bytes, bit: int) -> bytes:
     return bits.to_bytes((bits.bit_length() + 7) // 8, "little")
 
 
-_encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Position)
-
-
-def encode_position(position: Position) -> bytes:
-    """Return the record's bytes: about 50 without recent bad clicks."""
-    return _encoder.encode(position)
+encode_position: Callable[[Position], bytes] = msgspec.msgpack.Encoder().encode
+"""About 50 bytes without recent bad clicks."""
 
 
 def decode_position(raw: bytes) -> Position:
@@ -103,8 +100,6 @@ def decode_position(raw: bytes) -> Position:
         position = _decoder.decode(raw)
     except msgspec.DecodeError as error:
         raise StreamError(f"position record of format {FORMAT} expected: {error}") from error
-    if position.format != FORMAT:
-        raise StreamError(
-            f"position record has format {position.format}, this version reads {FORMAT}"
-        )
+    if (found := position.format) != FORMAT:
+        raise StreamError(f"position record has format {found}, this version reads {FORMAT}")
     return position

@@ -23,14 +23,12 @@ def reset_positions(settings: ResetSettings) -> dict[int, int]:
     """
     facts = check_topics(settings)
     _check_stopped(settings)
-    if settings.partition is not None and settings.partition >= facts.click_partitions:
-        raise StreamError(
-            f"partition is {settings.partition}, "
-            f"{settings.clicks_topic} has {facts.click_partitions} partitions"
-        )
-    partitions = range(facts.click_partitions)
-    if settings.partition is not None:
-        partitions = partitions[settings.partition : settings.partition + 1]
+    partitions, only = range(facts.click_partitions), settings.partition
+    if only is not None and only not in partitions:
+        topic = f"{settings.clicks_topic} has {facts.click_partitions} partitions"
+        raise StreamError(f"partition is {only}, {topic}")
+    if only is not None:
+        partitions = range(only, only + 1)
     delivery = Delivery(settings, facts)
     return asyncio.run(_write(settings, partitions, delivery, facts.clicks_topic_id))
 
@@ -38,8 +36,7 @@ def reset_positions(settings: ResetSettings) -> dict[int, int]:
 def _check_stopped(settings: ResetSettings) -> None:
     admin = AdminClient(confluent_options(settings))
     future = admin.describe_consumer_groups([settings.app_id])[settings.app_id]
-    members = future.result(TIMEOUT_S).members
-    if members:
+    if members := future.result(TIMEOUT_S).members:
         raise StreamError(
             f"group {settings.app_id} has {len(members)} members: stop the workers first "
             "(a worker that was killed counts until its session timeout)"

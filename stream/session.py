@@ -37,10 +37,7 @@ class LastOutcome(IntEnum):
 
 
 class TrailClick(msgspec.Struct, frozen=True):
-    """One past click.
-
-    ``context``: its values in the columns that its bundle declared (see context.py).
-    """
+    """One past click; ``context``: its values in its bundle's columns (see context.py)."""
 
     item_id: str
     timestamp_ms: int
@@ -82,14 +79,9 @@ def encode_state(state: SessionState) -> bytes:
     ]
     for click in state.trail:
         item = click.item_id.encode()
-        parts.append(
-            _ENTRY.pack(click.timestamp_ms, click.event_hash, len(item), len(click.context))
-        )
-        parts.append(item)
-        parts.append(click.context)
-    parts.append(state.model_state.tobytes())
-    parts.append(state.top_index.tobytes())
-    parts.append(state.top_score.tobytes())
+        entry = _ENTRY.pack(click.timestamp_ms, click.event_hash, len(item), len(click.context))
+        parts += (entry, item, click.context)
+    parts += (state.model_state.tobytes(), state.top_index.tobytes(), state.top_score.tobytes())
     return b"".join(parts)
 
 
@@ -112,8 +104,7 @@ def decode_state(raw: bytes) -> SessionState:
     model_state = np.frombuffer(raw, np.float32, n_state, at)
     at += 4 * n_state
     top_index = np.frombuffer(raw, np.int32, n_top, at)
-    at += 4 * n_top
-    top_score = np.frombuffer(raw, np.float32, n_top, at)
+    top_score = np.frombuffer(raw, np.float32, n_top, at + 4 * n_top)
     return SessionState(
         bundle.hex(),
         last_click_ms,
@@ -217,16 +208,13 @@ class Sessions:
         self.partitions[partition].finish_restore()
 
     def apply(self, changelog: Mapping[int, Mapping[bytes, bytes | None]]) -> None:
-        """Take what a committed transaction has written, by partition."""
         for partition, changes in changelog.items():
             self.partitions[partition].apply(changes)
 
     def get(self, partition: int, key: bytes) -> bytes | None:
-        """Return a session's bytes."""
         return self.partitions[partition].states.get(key)
 
     def sizes(self) -> dict[int, int]:
-        """Return the number of sessions by partition."""
         return {p: len(of_partition.states) for p, of_partition in self.partitions.items()}
 
     def __len__(self) -> int:

@@ -36,6 +36,13 @@ way to the scoring thread and back costs 1 to 2 ms where two cores are busy. Mor
 the fetching of the next batch."""
 
 
+_ENDS = (
+    (BadClickLimitError, "bad_click_limit", EXIT_BAD_CLICKS),
+    (StreamError, "bad_deployment", EXIT_DEPLOYMENT),
+    (TransactionLostError, "transaction_lost", EXIT_BUG),
+)
+
+
 class DroppedClickError(Exception):
     """The transport passed over a click that the topic holds."""
 
@@ -138,13 +145,9 @@ class Worker:
             self._on_error(error)
         seconds = time.perf_counter() - started
         self._metrics.count_restore(self._sessions.sizes(), restored, seconds)
-        log.info(
-            "restored",
-            partitions=list(self._transport.partitions),
-            records=restored.n_records,
-            sessions=len(self._sessions),
-            seconds=round(seconds, 3),
-        )
+        partitions, n_sessions = list(self._transport.partitions), len(self._sessions)
+        counts = {"records": restored.n_records, "sessions": n_sessions}
+        log.info("restored", partitions=partitions, **counts, seconds=round(seconds, 3))
 
     # -- what operators see -----------------------------------------------------------------
 
@@ -179,15 +182,11 @@ class Worker:
         No graceful stop: other partitions of the batch may have committed and are not applied
         here, so nothing may be written any more.
         """
-        if isinstance(error, BadClickLimitError):
-            log.critical("bad_click_limit", detail=str(error))
-            code = EXIT_BAD_CLICKS
-        elif isinstance(error, StreamError):
-            log.critical("bad_deployment", detail=str(error))
-            code = EXIT_DEPLOYMENT
-        elif isinstance(error, TransactionLostError):
-            log.critical("transaction_lost", detail=str(error))
-            code = EXIT_BUG
+        for kind, event, exit_code in _ENDS:
+            if isinstance(error, kind):
+                log.critical(event, detail=str(error))
+                code = exit_code
+                break
         else:
             log.critical("worker_failed", exc_info=error)
             code = EXIT_BUG

@@ -17,6 +17,7 @@ from stream.contract.decoders import Reason as Reason
 from stream.contract.records import Record as Record
 
 MAX_ID_BYTES = 256
+_EXPECTED_ID = f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8"
 MAX_FUTURE_MS = 5 * 60 * 1000
 """How far a click's own clock may run ahead of the broker's."""
 TRAIL_CLICKS = 50
@@ -49,7 +50,6 @@ class ClickParser:
         self._keys = [column_key(name) for name in columns]
 
     def __call__(self, record: Record) -> Click | BadClick:
-        """The click of a record, or why there is none. Raises nothing on any bytes."""
         wire = self.wire_click(record)
         if isinstance(wire, BadClick):
             return wire
@@ -76,19 +76,13 @@ class ClickParser:
         session = wire.session_id.encode()
         item = wire.item_id.encode()
         if not 1 <= len(session) <= MAX_ID_BYTES or session[0] == 0:
-            return BadClick(
-                Reason.BAD_SESSION_ID,
-                f"session_id has {len(session)} bytes or begins with NUL; "
-                f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8",
-            )
+            found = f"session_id has {len(session)} bytes or begins with NUL"
+            return BadClick(Reason.BAD_SESSION_ID, f"{found}; {_EXPECTED_ID}")
         if record.key != session:
             return BadClick(Reason.KEY_MISMATCH, "the record's key is not the session_id")
         if not 1 <= len(item) <= MAX_ID_BYTES or _has_control_character(wire.item_id):
-            return BadClick(
-                Reason.BAD_ITEM_ID,
-                f"item_id has {len(item)} bytes or contains a control character; "
-                f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8",
-            )
+            found = f"item_id has {len(item)} bytes or contains a control character"
+            return BadClick(Reason.BAD_ITEM_ID, f"{found}; {_EXPECTED_ID}")
         if not 0 <= wire.timestamp_ms <= record.timestamp_ms + MAX_FUTURE_MS:
             return BadClick(
                 Reason.BAD_TIMESTAMP,
@@ -99,9 +93,8 @@ class ClickParser:
 
 
 def _has_control_character(text: str) -> bool:
-    if text.isprintable():  # the fast path: no control character is printable
-        return False
-    return any(unicodedata.category(character) == "Cc" for character in text)
+    # The first test is the fast path: no control character is printable.
+    return not text.isprintable() and any(unicodedata.category(c) == "Cc" for c in text)
 
 
 def event_hash(event_id: str | None) -> int:

@@ -53,12 +53,8 @@ class ContextField:
     @property
     def size(self) -> int:
         """Numbers a click can have here."""
-        own = {
-            "column": len(self.values),
-            "hour": HOURS,
-            "weekday": WEEKDAYS,
-            "gap": len(self.edges_s) + 1,
-        }
+        n_values, n_bins = len(self.values), len(self.edges_s) + 1
+        own = {"column": n_values, "hour": HOURS, "weekday": WEEKDAYS, "gap": n_bins}
         return FIRST_VALUE + own[self.kind]
 
 

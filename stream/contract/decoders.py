@@ -82,7 +82,6 @@ class JsonDecoder:
         self._decode = msgspec.json.Decoder(cast(type[WireClick], json_click)).decode
 
     def __call__(self, value: bytes) -> WireClick | BadClick:
-        """The click in ``value``, or why there is none."""
         try:
             return self._decode(value)
         except msgspec.ValidationError as error:
@@ -133,12 +132,10 @@ def text_of(
     match decoded:
         case None:
             return ""
-        case bool():
-            return "true" if decoded else "false"
         case str():
             return decoded
-        case int():
-            return str(decoded)
+        case bool() | int():
+            return str(decoded).lower()
         case float():
             return _float_text(decoded)
     return None

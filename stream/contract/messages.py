@@ -61,30 +61,19 @@ def recommendation(
     published_ms: int,
 ) -> Message:
     """Return the message that answers a click; its header ``source`` names the click's record."""
-    value = _encode(
-        Recommendation(
-            click.session.decode(),
-            items,
-            bundle_id,
-            outcome,
-            ClickRef(click.item_id, click.timestamp_ms),
-            published_ms,
-        )
-    )
+    session_id, answered = click.session.decode(), ClickRef(click.item_id, click.timestamp_ms)
+    value = Recommendation(session_id, items, bundle_id, outcome, answered, published_ms)
     source = f"{topic}-{record.partition}-{record.offset}".encode()
-    return Message(click.session, value, (("source", source),))
+    return Message(click.session, _encode(value), (("source", source),))
 
 
 def dead_letter(topic: str, record: Record, bad: BadClick) -> Message:
     """Return the message that keeps a bad click: its own key and value, and why it is bad."""
-    return Message(
-        record.key,
-        record.value,
-        (
-            ("reason", bad.reason.encode()),
-            ("topic", topic.encode()),
-            ("partition", str(record.partition).encode()),
-            ("offset", str(record.offset).encode()),
-            ("detail", bad.detail.encode(errors="replace")[:_DETAIL_BYTES]),
-        ),
+    headers = (
+        ("reason", bad.reason.encode()),
+        ("topic", topic.encode()),
+        ("partition", str(record.partition).encode()),
+        ("offset", str(record.offset).encode()),
+        ("detail", bad.detail.encode(errors="replace")[:_DETAIL_BYTES]),
     )
+    return Message(record.key, record.value, headers)

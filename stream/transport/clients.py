@@ -1,4 +1,4 @@
-"""The one place that turns settings into the options of every Kafka client we make."""
+"""Settings as the options of every Kafka client we make: address and security."""
 
 import ssl
 from typing import Any
@@ -12,7 +12,6 @@ CLIENT_ID = "nextclick"
 
 
 def confluent_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the options of a confluent-kafka client: address and security."""
     options: dict[str, Any] = {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": CLIENT_ID,
@@ -38,7 +37,6 @@ def confluent_options(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def aiokafka_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the options of an aiokafka client: address and security."""
     options: dict[str, Any] = {
         "bootstrap_servers": settings.servers,
         "client_id": CLIENT_ID,
@@ -56,7 +54,6 @@ def aiokafka_options(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def faust_options(settings: KafkaSettings) -> dict[str, Any]:
-    """Return the options of a Faust app: address and security."""
     options: dict[str, Any] = {
         "broker": [URL(f"kafka://{server}") for server in settings.servers],
         "broker_client_id": CLIENT_ID,
@@ -84,9 +81,7 @@ def _has_sasl(settings: KafkaSettings) -> bool:
 
 
 def _ssl_context(settings: KafkaSettings) -> ssl.SSLContext:
-    context = ssl.create_default_context(
-        cafile=str(settings.ssl_cafile) if settings.ssl_cafile else None
-    )
+    context = ssl.create_default_context(cafile=settings.ssl_cafile)
     if settings.ssl_certfile:
         context.load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
     return context

@@ -25,7 +25,6 @@ from stream.transport.patches import LeanMonitor
 from stream.transport.protocol import Processor, Restored, Table, Transaction
 from stream.transport.reader import CommittedReader
 from stream.transport.restore import Progress, restore_partitions
-from stream.transport.store import STORE_URL
 from stream.transport.topics import TopicFacts
 from stream.transport.transactions import Delivery
 
@@ -52,7 +51,7 @@ def build_app(settings: WorkerSettings) -> WorkerApp:
     return WorkerApp(
         settings.app_id,
         **faust_options(settings),
-        store=STORE_URL,
+        store="memory://",  # stays empty: the table is the processor's, and restore.py fills it
         # Faust makes a folder that nothing is ever written to; not in the current one.
         datadir=Path(tempfile.gettempdir()) / "nextclick-faust",
         # The topics are made by `topics create`: the principal of a worker needs no CREATE.
@@ -190,16 +189,9 @@ class FaustTransport:
             events.append(queue.get_nowait())
         records: dict[int, list[Record]] = {}
         for event in events:
-            message = event.message
-            records.setdefault(message.partition, []).append(
-                Record(
-                    message.partition,
-                    message.offset,
-                    round(message.timestamp * 1000),
-                    message.key,
-                    message.value,
-                )
-            )
+            m = event.message
+            record = Record(m.partition, m.offset, round(m.timestamp * 1000), m.key, m.value)
+            records.setdefault(m.partition, []).append(record)
         return records
 
     async def commit(self, transaction: Transaction) -> None:
@@ -215,10 +207,8 @@ class FaustTransport:
         self._events.clear()  # Faust counts a message as unacknowledged while it is referenced
 
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> AsyncIterator[Record]:
-        async for record in self._reader.read(self._topic, start, end):
-            yield Record(
-                record.partition, record.offset, record.timestamp, record.key, record.value
-            )
+        async for r in self._reader.read(self._topic, start, end):
+            yield Record(r.partition, r.offset, r.timestamp, r.key, r.value)
 
     async def lag(self) -> dict[int, int]:
         consumer, lag = self.app.consumer, {}

@@ -110,12 +110,7 @@ async def _check_positions(
             )
         elif position.next_offset < begin:
             n_lost += begin - position.next_offset
-            log.error(
-                "clicks_lost_to_retention",
-                topic=topic,
-                partition=partition,
-                first=position.next_offset,
-                last=begin - 1,
-            )
+            lost = {"first": position.next_offset, "last": begin - 1}
+            log.error("clicks_lost_to_retention", topic=topic, partition=partition, **lost)
             position.next_offset = begin
     return n_lost

@@ -59,13 +59,10 @@ class TopicFacts:
 
 def create_topics(settings: TopicsSettings) -> list[str]:
     """Make the topics that are missing; returns their names. Existing ones are left alone."""
-    size = str(settings.max_message_bytes)
+    size = {"max.message.bytes": str(settings.max_message_bytes)}
     wanted = {
         # The append time is what latency is counted from, and no producer's clock can forge it.
-        settings.clicks_topic: {
-            "message.timestamp.type": "LogAppendTime",
-            "max.message.bytes": size,
-        },
+        settings.clicks_topic: {"message.timestamp.type": "LogAppendTime"} | size,
         settings.recommendations_topic: {"message.timestamp.type": "LogAppendTime"},
         settings.dead_letter_topic: {
             "cleanup.policy": "delete",
@@ -85,9 +82,8 @@ def create_topics(settings: TopicsSettings) -> list[str]:
             try:
                 future.result(TIMEOUT_S)
             except KafkaException as error:
-                raise StreamError(
-                    f"topic {name} cannot be created: {error.args[0].str()}"
-                ) from error
+                why = error.args[0].str()
+                raise StreamError(f"topic {name} cannot be created: {why}") from error
     names = [topic.topic for topic in missing]
     _wait_until_known(admin, settings, names)
     return names
@@ -105,33 +101,23 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
     partitions = existing_topics(admin, settings, names)
     config = _configs(admin, names)
     least_bytes = int(config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
+    batch = f"at least {BATCH_BYTES}, what a batch of the worker may take"
+    append_time = "LogAppendTime (latency is counted from it)"
+    compact = "compact alone (retention would delete the position)"
+    delete = "delete (compaction keeps one record a session, and refuses records without a key)"
+    larger = f"at least {least_bytes}, 64 KiB more than {clicks}"
     requirements: list[tuple[str, str, Callable[[str], bool], str]] = [
-        (
-            changelog,
-            "cleanup.policy",
-            lambda policy: policy == "compact",
-            "compact alone (retention would delete the position)",
-        ),
-        (
-            clicks,
-            "message.timestamp.type",
-            lambda kind: kind == "LogAppendTime",
-            "LogAppendTime (latency is counted from it)",
-        ),
-        (
-            dead_letter,
-            "max.message.bytes",
-            lambda size: int(size) >= least_bytes,
-            f"at least {least_bytes}, 64 KiB more than {clicks}",
-        ),
+        (changelog, "cleanup.policy", lambda policy: policy == "compact", compact),
+        (clicks, "message.timestamp.type", lambda kind: kind == "LogAppendTime", append_time),
+        (dead_letter, "max.message.bytes", lambda size: int(size) >= least_bytes, larger),
     ]
     for topic in (clicks, recommendations, dead_letter):
-        why = "delete (compaction keeps one record a session, and refuses records without a key)"
-        requirements.append((topic, "cleanup.policy", lambda policy: "compact" not in policy, why))
-    for topic in (recommendations, changelog):
-        why = f"at least {BATCH_BYTES}, what a batch of the worker may take"
         requirements.append(
-            (topic, "max.message.bytes", lambda size: int(size) >= BATCH_BYTES, why)
+            (topic, "cleanup.policy", lambda policy: "compact" not in policy, delete)
+        )
+    for topic in (recommendations, changelog):
+        requirements.append(
+            (topic, "max.message.bytes", lambda size: int(size) >= BATCH_BYTES, batch)
         )
     wrong = [
         f"{topic} has {key}={config[topic][key]}, expected {expected}"
@@ -145,12 +131,9 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
         )
     if wrong:
         raise StreamError("; ".join(wrong))
+    counts = (partitions[clicks], partitions[recommendations], partitions[dead_letter])
     return TopicFacts(
-        _topic_id(admin, clicks),
-        partitions[clicks],
-        partitions[recommendations],
-        partitions[dead_letter],
-        int(config[dead_letter]["max.message.bytes"]),
+        _topic_id(admin, clicks), *counts, int(config[dead_letter]["max.message.bytes"])
     )
 
 
@@ -218,9 +201,8 @@ def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:
     try:
         topics = admin.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
-        raise StreamError(
-            f"no broker answers at {settings.bootstrap_servers}: {error.args[0].str()}"
-        ) from error
+        servers, why = settings.bootstrap_servers, error.args[0].str()
+        raise StreamError(f"no broker answers at {servers}: {why}") from error
     return {name: len(topic.partitions) for name, topic in topics.items()}
 
 

@@ -114,12 +114,9 @@ class Delivery:
         try:
             await producer.begin_transaction()
             futures = []
-            for (topic, to), of_topic in zip(
-                self._topics(partition),
-                (*(transaction.messages[target][partition] for target in Target), changelog),
-                strict=True,
-            ):
-                futures += await _send(producer, topic, to, of_topic)
+            messages = [transaction.messages[target][partition] for target in Target]
+            for to, of_topic in zip(self._topics(partition), [*messages, changelog], strict=True):
+                futures += await _send(producer, *to, of_topic)
             # commit_transaction() would succeed with the rest when one batch has failed.
             sent = await asyncio.gather(*futures)
         except _FENCED as error:

@@ -82,19 +82,14 @@ class Tally:
             self._second(now_s).latencies_ms.append(answered_ms - appended_ms)
 
     def add_recommendation(
-        self,
-        source: str,
-        recommendation: Recommendation,
-        rank: int | None,
-        appended_ms: int,
-        now_s: float,
+        self, source: str, answer: Recommendation, rank: int | None, appended_ms: int, now_s: float
     ) -> SessionView:
         """Count a record of the recommendations topic, its click ranked by the session's ``Judge``.
 
         Returns its session.
         """
         self.recommendations += 1
-        self.outcomes[recommendation.outcome] += 1
+        self.outcomes[answer.outcome] += 1
         self._second(now_s).answers += 1
         clicked_ms = self._clicked_ms.pop(source, None)
         if clicked_ms is None:
@@ -103,14 +98,14 @@ class Tally:
             self._second(now_s).latencies_ms.append(appended_ms - clicked_ms)
         if rank is not None:
             self.quality.add(rank)
-        session_id = recommendation.session_id
+        session_id = answer.session_id
         session = self._sessions.pop(session_id, None) or SessionView(session_id)
         self._sessions[session_id] = session
         if len(self._sessions) > MAX_TRAILS:
             self._sessions.popitem(last=False)
         session.n_clicks += 1
-        session.items = recommendation.items
-        session.steps.append(Step(recommendation.click.item_id, recommendation.outcome, rank))
+        session.items = answer.items
+        session.steps.append(Step(answer.click.item_id, answer.outcome, rank))
         return session
 
     def add_dead_letter(self, source: str, reason: str) -> None:
