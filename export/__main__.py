@@ -27,8 +27,7 @@ from stream.model.bundle import (
     write_bundle,
 )
 from stream.model.scorer import OnnxScorer
-from train.command import run_command
-from train.data.clicks import ClickLogError
+from train.command import TrainError, run_command
 from train.data.sessions import build_sessions
 from train.evaluate import read_as_trained
 from train.fit.training_log import columns_of
@@ -144,7 +143,7 @@ def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Parity
             for a, b in pairwise(first_click_of)
         ]
         if not newest:
-            raise ClickLogError(
+            raise TrainError(
                 f"{config.clicks} has no session of two items that {config.checkpoint} knows: "
                 "expected the log the checkpoint was trained on, or a newer one"
             )

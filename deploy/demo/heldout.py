@@ -6,7 +6,8 @@ from pathlib import Path
 import polars as pl
 
 from deploy.demo.summary import Figures
-from train.data.clicks import ClickLogError, Columns, read_clicks
+from train.command import TrainError
+from train.data.clicks import Columns, read_clicks
 from train.data.oracle import score_oracle
 from train.data.synthetic import SyntheticConfig, generate_synthetic
 
@@ -59,7 +60,7 @@ def read_log(
     n_heldout: int,
     rejected_path: Path,
 ) -> Heldout:
-    """Any log. Raises ClickLogError for one that cannot be read or is too short."""
+    """Any log. Raises TrainError for one that cannot be read or is too short."""
     log = read_clicks(
         path,
         columns or detect_columns(path),
@@ -91,7 +92,7 @@ def hold_out(clicks: pl.DataFrame, n_heldout: int) -> tuple[pl.DataFrame, pl.Dat
     """The log without its newest sessions, and the first ``n_heldout`` clicks of those.
 
     Sessions are taken from the end until they have that many clicks, at most a fifth of the log;
-    the clicks they have beyond that, the latest, are left out. Raises ClickLogError if either
+    the clicks they have beyond that, the latest, are left out. Raises TrainError if either
     part would be empty.
     """
     n_heldout = min(n_heldout, int(MAX_HELDOUT_SHARE * len(clicks)))
@@ -100,7 +101,7 @@ def hold_out(clicks: pl.DataFrame, n_heldout: int) -> tuple[pl.DataFrame, pl.Dat
     newest = int((clicks_from_here >= n_heldout).sum()) - 1
     first_row = len(clicks) - int(clicks_from_here[newest]) if n_heldout and newest > 0 else 0
     if first_row == 0:
-        raise ClickLogError(
+        raise TrainError(
             f"a log of {len(clicks)} clicks in {len(session)} sessions is too short to hold "
             "back the newest fifth and learn from the rest"
         )

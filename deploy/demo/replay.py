@@ -117,7 +117,7 @@ def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
 
 
 def run_replay(settings: ReplaySettings) -> None:
-    """Replay the log. Raises DeployError, or ClickLogError for a log that cannot be read."""
+    """Replay the log. Raises DeployError, or TrainError for a log that cannot be read."""
     clicks = with_own_times(in_order_of_time(read_clicks(settings.clicks).clicks))
     replay(clicks, settings.bootstrap_servers, settings.topic, settings.clicks_per_second)
 

@@ -17,9 +17,10 @@ from confluent_kafka.cimpl import NewTopic
 
 from deploy.processes import wait_for
 from tests.integration.traffic import click, produce
+from train.command import TrainError
 from train.data.clicks import read_clicks
 from train.data.collect import CollectSettings, collect
-from train.data.parts import STATE, CollectError, CollectState
+from train.data.parts import STATE, CollectState
 
 ROOT = Path(__file__).parents[2]
 BEGIN_MS = 1_700_000_000_000
@@ -81,7 +82,7 @@ def test_a_topic_that_was_made_anew_is_refused_however_long_it_has_become(
     wait_for(lambda: topic not in admin.list_topics(timeout=10).topics, 30, "the deletion")
     admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
     produce(kafka, topic, clicks_of(range(100, 150)), partition=0)
-    with pytest.raises(CollectError, match="created again; choose another folder"):
+    with pytest.raises(TrainError, match="created again; choose another folder"):
         collect(wanted)
     assert items(tmp_path) == list(range(20))
 
@@ -130,11 +131,11 @@ def test_a_range_of_offsets_or_of_time_is_all_that_is_read(
     assert items(tmp_path / "b") == list(range(50, 60))
     collect(settings(kafka, topic, tmp_path / "c", until=between))
     assert items(tmp_path / "c") == list(range(50))
-    with pytest.raises(CollectError, match="from_offsets"):
+    with pytest.raises(TrainError, match="from_offsets"):
         collect(settings(kafka, topic, tmp_path / "a"))
-    with pytest.raises(CollectError, match="ends at 60, before 61"):
+    with pytest.raises(TrainError, match="ends at 60, before 61"):
         collect(settings(kafka, topic, tmp_path / "d", from_offsets={0: 61}))
-    with pytest.raises(CollectError, match="to_offsets names partition 2"):
+    with pytest.raises(TrainError, match="to_offsets names partition 2"):
         collect(settings(kafka, topic, tmp_path / "d", to_offsets={2: 1}))
 
 
@@ -192,16 +193,16 @@ def test_a_killed_run_goes_on_and_gives_the_rows_of_an_unbroken_one(
 
 
 def test_what_cannot_be_collected_is_one_sentence(kafka: str, topic: str, tmp_path: Path) -> None:
-    with pytest.raises(CollectError, match="topic absent"):
+    with pytest.raises(TrainError, match="topic absent"):
         collect(settings(kafka, "absent", tmp_path))
     properties = tmp_path / "client.properties"
     properties.write_text("# ours\nsecurity.protocol=PLAINTEXT\nno.such.option=1\n")
-    with pytest.raises(CollectError, match=r"client\.properties.*no\.such\.option"):
+    with pytest.raises(TrainError, match=r"client\.properties.*no\.such\.option"):
         collect(settings(kafka, topic, tmp_path, client_properties=properties))
     properties.write_text(f"bootstrap.servers = {kafka}\n")
     found = CollectSettings(topic=topic, out=tmp_path / "log", client_properties=properties)
     assert collect(found).clicks == 0
     properties.write_text("secret\n")
-    with pytest.raises(CollectError, match="option 1 is not of the form name=value") as raised:
+    with pytest.raises(TrainError, match="option 1 is not of the form name=value") as raised:
         collect(settings(kafka, topic, tmp_path, client_properties=properties))
     assert "secret" not in str(raised.value)

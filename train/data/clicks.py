@@ -6,7 +6,6 @@ Sessions are in order of their first click, ties by name; the clicks of a sessio
 ties as in the file, or in a collected log in the order in which the stream saw them.
 """
 
-import gzip
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,10 @@ import numpy as np
 import polars as pl
 import structlog
 
-from train.data.event_types import EventTypes, weigh_events
-from train.data.filters import DAY_MS, Filtered, Filters, filter_clicks
+from train.command import TrainError
+from train.data.filters import DAY_MS, EventTypes, weigh_events
+from train.data.filters import Filters as Filters
+from train.data.filters import filter_clicks as filter_clicks
 from train.data.order import (
     SESSION_ID,
     WATERMARK_MS,
@@ -26,24 +27,10 @@ from train.data.order import (
     n_names,
     session_starts,
     with_own_times,
-    with_watermarks,
 )
-from train.data.rows import ClickLogError, Columns, Reason, read_rows
-
-__all__ = [
-    "ClickLogError",
-    "Columns",
-    "Filtered",
-    "Filters",
-    "Log",
-    "Reason",
-    "Split",
-    "cut_sessions",
-    "filter_clicks",
-    "read_clicks",
-    "split_by_time",
-    "write_clicks",
-]
+from train.data.rows import Columns as Columns
+from train.data.rows import Reason as Reason
+from train.data.rows import read_rows
 
 NAMES_AT_ONCE = 1_000_000
 EPOCH_SECONDS = (1_000_000_000, 4_000_000_000)
@@ -86,11 +73,11 @@ def read_clicks(
     by ``event_types``, and those of types that do not advance a session are dropped. Then sessions
     are cut at gaps longer than ``idle_timeout_s``, which a log of visitors needs; those of a
     collected log also where the stream ended them, by its watermark and ``allowed_lateness_s``.
-    Raises ClickLogError for a log that is unreadable, lacks a column or has no good click.
+    Raises TrainError for a log that is unreadable, lacks a column or has no good click.
     """
     columns = columns or Columns()
     if columns.visitor and idle_timeout_s is None:
-        raise ClickLogError(
+        raise TrainError(
             f"{path}: columns.visitor={columns.visitor} needs an idle timeout to cut sessions at"
         )
     rows = read_rows(path, columns, keep)
@@ -100,12 +87,15 @@ def read_clicks(
         log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rows.n_bad)
         if rows.good.is_empty():
             counts = ", ".join(f"{name} {count}" for name, count in rows.n_bad.items())
-            raise ClickLogError(f"{path} has no good click ({counts}), see {rejected_path}")
+            raise TrainError(f"{path} has no good click ({counts}), see {rejected_path}")
     n_bad, clicks, unwanted = rows.n_bad, rows.good, rows.unwanted
     del rows
     _warn_of_seconds(path, clicks["timestamp_ms"], columns)
     if unwanted is not None and idle_timeout_s is not None:
-        clicks = with_watermarks(clicks)
+        # The partition's latest time before each click: of all types of event.
+        latest = pl.col("timestamp_ms").cum_max().shift(1, fill_value=0)
+        by_offset = latest.over("kafka_partition", order_by="kafka_offset")
+        clicks = clicks.with_columns(by_offset.alias(WATERMARK_MS))
     if event_types is not None:
         clicks = weigh_events(clicks, event_types)
     if unwanted is not None:
@@ -123,7 +113,7 @@ def cut_sessions(
     """The log with a new session after every gap longer than ``idle_timeout_s``.
 
     A session that is cut becomes session-1, session-2 and so on; others keep their names, unless
-    ``number_all``. Raises ClickLogError if a new name is another session's.
+    ``number_all``. Raises TrainError if a new name is another session's.
     """
     if clicks.is_empty():
         return clicks
@@ -145,14 +135,11 @@ def cut_sessions(
     whole_name = pl.col("name").cast(pl.String)
     name = pl.when("renamed").then(pl.format("{}-{}", whole_name, "part")).otherwise(whole_name)
     # In pieces: the texts of twenty million names would be 4 GB at once.
-    pieces = [
-        piece.select(name.cast(SESSION_ID)).to_series()
-        for piece in parts.iter_slices(NAMES_AT_ONCE)
-    ]
-    names = pl.concat(pieces).rechunk()
+    pieces = [piece.select(name.cast(SESSION_ID)) for piece in parts.iter_slices(NAMES_AT_ONCE)]
+    names = pl.concat(pieces).to_series().rechunk()
     del parts, pieces
     if n_names(names) != len(names):
-        raise ClickLogError(
+        raise TrainError(
             "cutting sessions at idle gaps makes names such as session-2 that other sessions "
             "already have; rename those first"
         )
@@ -165,25 +152,23 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None 
 
     With ``days`` the test sessions are those whose first click is less than so many days before the
     log's last click. Test clicks on items that are not in training stay: build_sessions drops and
-    counts them, a replay sends them. Raises ClickLogError if one side would be empty.
+    counts them, a replay sends them. Raises TrainError if one side would be empty.
     """
     start, first_ms = session_starts(clicks)
-    n_sessions = len(start)
-    if n_sessions < 2:
-        raise ClickLogError(
-            f"a log of {n_sessions} session{'s' * (n_sessions != 1)} cannot be split by time: "
-            "each side needs one"
-        )
+    if (n_sessions := len(start)) < 2:
+        sessions = "1 session" if n_sessions else "0 sessions"
+        raise TrainError(f"a log of {sessions} cannot be split by time: each side needs one")
     if days is None:
         n_train = n_sessions - round(n_sessions * fraction)
     else:
-        latest_ms = int(clicks["timestamp_ms"].max())  # type: ignore[arg-type]  # int64, no null
+        latest_ms = clicks["timestamp_ms"].to_numpy().max()
         n_train = int(np.searchsorted(first_ms, latest_ms - days * DAY_MS, "right"))
     if not 0 < n_train < n_sessions:
-        part = f"the last {fraction:g} of the sessions" if days is None else f"the last {days} days"
-        found = "all" if n_train == 0 else "none"
-        raise ClickLogError(
-            f"{part} contain {found} of the log's {n_sessions} sessions; each side needs some"
+        part = f"{fraction:g} of the sessions" if days is None else f"{days} days"
+        found = "none" if n_train else "all"
+        raise TrainError(
+            f"the last {part} contain {found} of the log's {n_sessions} sessions; "
+            "each side needs some"
         )
     first_row = int(start[n_train])
     # A copy, since a view of these few clicks would keep the log in memory.
@@ -200,10 +185,9 @@ def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
     elif name.endswith(".csv"):
         clicks.write_csv(path)
     elif name.endswith(".csv.gz"):
-        with gzip.open(path, "wb", compresslevel=6) as file:
-            file.write(clicks.write_csv().encode())
+        clicks.write_csv(path, compression="gzip", compression_level=6)
     else:
-        raise ClickLogError(f"{path}: expected a name ending in .parquet, .csv or .csv.gz")
+        raise TrainError(f"{path}: expected a name ending in .parquet, .csv or .csv.gz")
 
 
 def _rejected_path(path: str | Path) -> Path:
@@ -222,7 +206,7 @@ def _write_rejected(bad: pl.LazyFrame, path: Path) -> None:
         with path.open("wb") as file:
             bad.sink_csv(file, engine="streaming")
     except OSError as error:
-        raise ClickLogError(
+        raise TrainError(
             f"{path}, for the bad rows of the log, cannot be written: {error.strerror}"
         ) from error
 

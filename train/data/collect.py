@@ -22,12 +22,13 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
-from pydantic import AwareDatetime, BaseModel, ConfigDict, NonNegativeInt, model_validator
+from pydantic import AwareDatetime, Field, NonNegativeInt, model_validator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from stream.contract.click import Record
-from train.data.parts import Begin, CollectError, CollectState, Parts, load_state
+from train.command import Settings, TrainError
+from train.data.parts import Begin, CollectState, Parts, load_state
 
 PART_CLICKS = 500_000
 """Clicks of a file, all in memory until it is written: some 500 MB."""
@@ -35,16 +36,11 @@ BATCH_RECORDS = 10_000
 STALLED_S = 60.0
 ANSWER_S = 10.0
 
-Options = dict[str, str | int | float | bool]
-"""librdkafka's, by name, as its clients want them typed."""
-
 log = structlog.get_logger()
 
 
-class CollectSettings(BaseModel):
+class CollectSettings(Settings):
     """Write the clicks topic to a folder of Parquet files; run again, it adds what is new."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     out: Path
     """Folder of the Parquet files and of collect.json, which says how far they reach."""
@@ -60,9 +56,9 @@ class CollectSettings(BaseModel):
     """Only clicks appended from this time on, ISO 8601 with a time zone."""
     until: AwareDatetime | None = None
     """Only clicks appended before this time; unset: all that are there when the run starts."""
-    from_offsets: dict[NonNegativeInt, NonNegativeInt] = {}
+    from_offsets: dict[NonNegativeInt, NonNegativeInt] = Field(default={})
     """First offset by partition, such as 0=1200; other partitions are read from their start."""
-    to_offsets: dict[NonNegativeInt, NonNegativeInt] = {}
+    to_offsets: dict[NonNegativeInt, NonNegativeInt] = Field(default={})
     """Offset to stop before by partition; other partitions are read as far as until says."""
 
     @model_validator(mode="after")
@@ -87,7 +83,7 @@ class Span(NamedTuple):
 
 
 def run_collect(settings: CollectSettings) -> None:
-    """Collect, and print what the folder holds as JSON. Raises CollectError."""
+    """Collect, and print what the folder holds as JSON. Raises TrainError."""
     state = collect(settings)
     print(state.model_dump_json(indent=1, exclude={"format", "begin"}))
 
@@ -95,10 +91,22 @@ def run_collect(settings: CollectSettings) -> None:
 def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> CollectState:
     """Write what the folder lacks of the wanted offsets, in files of about ``part_clicks``.
 
-    Returns what it holds then. Raises CollectError.
+    Returns what it holds then. Raises TrainError.
     """
     options = _options(settings)
-    consumer = _consumer(settings, options)
+    reading = {
+        "group.id": "nextclick-collect",  # required, never joined: nothing is committed to Kafka
+        "enable.auto.commit": "false",
+        "isolation.level": "read_committed",
+        "enable.partition.eof": "true",
+        "auto.offset.reset": "error",
+    }
+    try:
+        consumer = Consumer(options | reading)
+    except KafkaException as error:
+        raise TrainError(
+            f"{settings.client_properties}: librdkafka refuses an option: {error.args[0].str()}"
+        ) from error
     try:
         cluster, partitions = _partitions(consumer, settings)
         begin = Begin(
@@ -111,15 +119,11 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
         settings.out.mkdir(parents=True, exist_ok=True)
         parts = Parts(settings.out, load_state(settings.out, begin))
         spans = [_span(consumer, settings, parts.state, partition) for partition in partitions]
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=(console := Console(stderr=True)),
-            disable=not console.is_terminal,
-        )
-        with bar:
+        console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(
+            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        ) as bar:
             total = sum(span.end - span.first for span in spans)
             task = bar.add_task(settings.topic, total=total)
             for span in spans:
@@ -130,52 +134,34 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
             parts.commit()
         return parts.state
     except KafkaException as error:
-        raise CollectError(f"topic {settings.topic}: {error.args[0].str()}") from error
+        raise TrainError(f"topic {settings.topic}: {error.args[0].str()}") from error
     except OSError as error:
-        raise CollectError(f"{settings.out} cannot be written: {error}") from error
+        raise TrainError(f"{settings.out} cannot be written: {error}") from error
     finally:
         consumer.close()
 
 
-def _options(settings: CollectSettings) -> Options:
-    """The options of every client."""
-    options: Options = {"bootstrap.servers": "127.0.0.1:9092"}
-    if settings.client_properties is not None:
-        options |= _read_properties(settings.client_properties)
+def _options(settings: CollectSettings) -> dict[str, str | int | float | bool]:
+    """librdkafka's options of every client, typed as its clients want them.
+
+    Of a file, empty lines and those that begin with # are skipped.
+    """
+    options: dict[str, str | int | float | bool] = {"bootstrap.servers": "127.0.0.1:9092"}
+    if (path := settings.client_properties) is not None:
+        try:
+            lines = [line.strip() for line in path.read_text().splitlines()]
+        except OSError as error:
+            raise TrainError(f"{path} cannot be read: {error.strerror}") from error
+        pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
+        for number, (name, equals, value) in enumerate(pairs, 1):
+            if not name or not equals:
+                # The line itself may be a password.
+                raise TrainError(f"{path}: option {number} is not of the form name=value")
+            options[name.strip()] = value.strip()
     if settings.bootstrap_servers is not None:
         options["bootstrap.servers"] = settings.bootstrap_servers
     # Without a broker librdkafka would print hundreds of lines before our one.
     return options | {"log_level": "2"}
-
-
-def _consumer(settings: CollectSettings, options: Options) -> Consumer:
-    options = options | {
-        "group.id": "nextclick-collect",  # required, never joined: nothing is committed to Kafka
-        "enable.auto.commit": "false",
-        "isolation.level": "read_committed",
-        "enable.partition.eof": "true",
-        "auto.offset.reset": "error",
-    }
-    try:
-        return Consumer(options)
-    except KafkaException as error:
-        raise CollectError(
-            f"{settings.client_properties}: librdkafka refuses an option: {error.args[0].str()}"
-        ) from error
-
-
-def _read_properties(path: Path) -> dict[str, str]:
-    """Lines name=value; empty lines and those that begin with # are skipped."""
-    try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
-    except OSError as error:
-        raise CollectError(f"{path} cannot be read: {error.strerror}") from error
-    pairs = [line.partition("=") for line in lines if line and not line.startswith("#")]
-    for number, (name, equals, _) in enumerate(pairs, 1):
-        if not name or not equals:
-            # The line itself may be a password.
-            raise CollectError(f"{path}: option {number} is not of the form name=value")
-    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _partitions(consumer: Consumer, settings: CollectSettings) -> tuple[str | None, list[int]]:
@@ -183,11 +169,11 @@ def _partitions(consumer: Consumer, settings: CollectSettings) -> tuple[str | No
     metadata = consumer.list_topics(settings.topic, timeout=ANSWER_S)
     topic = metadata.topics[settings.topic]
     if topic.error is not None:
-        raise CollectError(f"topic {settings.topic}: {topic.error.str()}")
+        raise TrainError(f"topic {settings.topic}: {topic.error.str()}")
     for name in ("from_offsets", "to_offsets"):
         unknown = sorted(getattr(settings, name).keys() - topic.partitions.keys())
         if unknown:
-            raise CollectError(
+            raise TrainError(
                 f"{name} names partition {unknown[0]}; topic {settings.topic} has "
                 f"{len(topic.partitions)}, numbered from 0"
             )
@@ -217,14 +203,14 @@ def _span(
     if first is None:
         first = settings.from_offsets.get(partition, low)
         if first > high:
-            raise CollectError(
+            raise TrainError(
                 f"from_offsets: partition {partition} of topic {settings.topic} ends at {high}, "
                 f"before {first}"
             )
         if settings.since is not None:
             first = max(first, offset_at(settings.since))
     elif first > high:
-        raise CollectError(
+        raise TrainError(
             f"{settings.out} holds partition {partition} of topic {settings.topic} up to offset "
             f"{first}, but the topic ends at {high}: it was created again; choose another folder"
         )
@@ -251,7 +237,7 @@ def _read(
         if messages:
             heard = time.monotonic()
         elif time.monotonic() - heard > STALLED_S:
-            raise CollectError(
+            raise TrainError(
                 f"topic {topic}: partition {span.partition} gave nothing at offset {position} for "
                 f"{STALLED_S:.0f} s; run again to continue"
             )

@@ -15,24 +15,13 @@ from stream.contract.context import (
     FIRST_VALUE,
     HOURS,
     MAX_VALUE_BYTES,
-    MISSING,
     UNKNOWN,
     WEEKDAYS,
-    ContextField,
 )
+from stream.contract.context import MISSING as MISSING
+from stream.contract.context import ContextField as ContextField
 from train.command import TrainError
 from train.data.order import OWN_MS
-
-__all__ = [
-    "MISSING",
-    "TIME_FIELDS",
-    "ContextError",
-    "ContextField",
-    "context_indices",
-    "learn_fields",
-    "text_column",
-    "texts",
-]
 
 TIME_FIELDS = ("hour", "weekday", "gap")
 """Fields computed from the clicks' times; every other name is a column's."""
@@ -44,17 +33,13 @@ GAP_BIN_EDGES_S = (1.0, *(float(2**n) for n in range(1, 18)))
 """Upper edges of the gap's bins: 1 s, 2 s, 4 s, ... 36 h; one more bin lies above them."""
 
 
-class ContextError(TrainError):
-    """One sentence on why a log does not have the wanted context."""
-
-
 def learn_fields(
     clicks: pl.DataFrame, names: Sequence[str], *, utc_offset_s: int = 0
 ) -> tuple[ContextField, ...]:
     """The fields of these names: hour, weekday, gap, or a column of the log.
 
     A column's values are its most frequent ones in this log, the first 1,000 with at least 20
-    clicks each. Raises ContextError for a column that the log lacks.
+    clicks each. Raises TrainError for a column that the log lacks.
     """
     return tuple(_learn_field(clicks, name, utc_offset_s) for name in names)
 
@@ -67,18 +52,15 @@ def _learn_field(clicks: pl.DataFrame, name: str, utc_offset_s: int) -> ContextF
     if name == "weekday":
         return ContextField("weekday", "weekday", utc_offset_s=utc_offset_s)
     if name not in clicks.columns:
-        raise ContextError(
+        raise TrainError(
             f"context {name!r} is not a column of the log, whose columns are "
             f"{', '.join(clicks.columns)}; {', '.join(TIME_FIELDS)} come from the time"
         )
-    counts = texts(clicks[name]).drop_nulls().value_counts(name="clicks")
-    text = counts.columns[0]
-    frequent = counts.filter(
-        (pl.col("clicks") >= MIN_SUPPORT) & (pl.col(text).str.len_bytes() <= MAX_VALUE_BYTES)
-    ).sort(["clicks", text], descending=[True, False])
-    return ContextField(
-        name=name, kind="column", values=tuple(frequent[text].head(MAX_VALUES).to_list())
-    )
+    text, n_clicks = pl.col("text"), pl.col("clicks")
+    counts = texts(clicks[name]).alias("text").drop_nulls().value_counts(name="clicks")
+    frequent = counts.filter(n_clicks >= MIN_SUPPORT, text.str.len_bytes() <= MAX_VALUE_BYTES)
+    values = frequent.sort("clicks", "text", descending=[True, False])["text"].head(MAX_VALUES)
+    return ContextField(name=name, kind="column", values=tuple(values))
 
 
 def context_indices(
@@ -96,15 +78,14 @@ def context_indices(
 
 
 def _field_indices(clicks: pl.DataFrame, field: ContextField) -> Int32[np.ndarray, "T"]:
-    timestamp_ms = clicks["timestamp_ms"].to_numpy()
-    own_ms = clicks[OWN_MS].to_numpy() if OWN_MS in clicks.columns else timestamp_ms
     if field.kind == "gap":
-        gap_s = np.maximum(np.diff(timestamp_ms, prepend=0), 0) / 1000
+        gap_s = np.maximum(np.diff(clicks["timestamp_ms"].to_numpy(), prepend=0), 0) / 1000
         index = FIRST_VALUE + np.searchsorted(np.array(field.edges_s), gap_s, side="left")
         first = (clicks["session_id"] != clicks["session_id"].shift()).fill_null(True)
         return np.where(first.to_numpy(), MISSING, index).astype(np.int32)
     if field.kind == "column":
         return _column_indices(clicks, field)
+    own_ms = clicks.get_column(OWN_MS, default=clicks["timestamp_ms"]).to_numpy()
     hours = (own_ms // 1000 + field.utc_offset_s) // 3600
     if field.kind == "hour":
         return (FIRST_VALUE + hours % HOURS).astype(np.int32)

@@ -1,22 +1,26 @@
-"""Which clicks of a log are worth learning from."""
+"""Which clicks of a log are worth learning from, and which types of event are to be predicted."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int, UInt32
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from train.command import Settings, TrainError
+from train.data.context import texts
 from train.data.order import codes, number_ids, session_starts
+from train.data.sessions import TARGET_WEIGHT
 
 DAY_MS = 86_400_000
+MAX_TARGET = 1e6
+"""Far above any use, and far below the limits of a sum in float32."""
+_KIND = "\0event_type"
 
 
-class Filters(BaseModel):
+class Filters(Settings):
     """Which clicks are worth learning from."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     last_days: PositiveFloat | None = None
     """Only sessions that begin less than so many days before the newest one; applied before the
@@ -46,45 +50,37 @@ def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
     the support of items.
     """
     n_before = len(clicks)
-    if filters.last_days is not None:
-        clicks = _last_days(clicks, filters.last_days)
-    old_clicks = n_before - len(clicks)
-    left = _Left(
-        row=np.arange(len(clicks), dtype=np.uint32),
-        session=clicks["session_id"].rle_id().to_numpy(),
-        item=codes(number_ids(clicks.select("item_id"))["item_id"]),
-    )
-    keeps: dict[str, Callable[[_Left], np.ndarray]] = {
-        "rare": lambda left: _counts(left.item) >= filters.min_item_support,
-        "short": lambda left: _counts(left.session) >= filters.min_session_length,
+    if filters.last_days is not None and n_before:
+        # Sessions that begin less than so many days before the newest one does.
+        start, first_ms = session_starts(clicks)
+        oldest_ms = first_ms[-1] - filters.last_days * DAY_MS
+        clicks = clicks[int(start[np.searchsorted(first_ms, oldest_ms, "right")]) :]
+    session = clicks["session_id"].rle_id().to_numpy()
+    item = codes(number_ids(clicks.select("item_id"))["item_id"])
+    keeps: dict[str, Callable[[], Bool[np.ndarray, T]]] = {
+        "repeat": lambda: ~_is_repeat(session, item),
+        "rare": lambda: _counts(item) >= filters.min_item_support,
+        "short": lambda: _counts(session) >= filters.min_session_length,
     }
-    if filters.drop_repeats:
-        keeps = {"repeat": _is_no_repeat} | keeps
-    dropped = {"repeat": 0, "rare": 0, "short": 0}
-    before = -1
-    while before != len(left.row):
-        before = len(left.row)
+    dropped = dict.fromkeys(keeps, 0)
+    if not filters.drop_repeats:
+        del keeps["repeat"]
+    row, before = np.arange(len(clicks), dtype=np.uint32), -1
+    while before != len(row):
+        before = len(row)
         for name, keep in keeps.items():
-            passes = keep(left)
+            passes = keep()
             n_dropped = len(passes) - int(np.count_nonzero(passes))
             if n_dropped:
                 dropped[name] += n_dropped
-                left = _Left(left.row[passes], left.session[passes], left.item[passes])
+                row, session, item = row[passes], session[passes], item[passes]
     return Filtered(
-        clicks=clicks if len(left.row) == len(clicks) else clicks[pl.Series(left.row)],
+        clicks=clicks if len(row) == len(clicks) else clicks[pl.Series(row)],
         rare_item_clicks=dropped["rare"],
         short_session_clicks=dropped["short"],
         repeat_clicks=dropped["repeat"],
-        old_clicks=old_clicks,
+        old_clicks=n_before - len(clicks),
     )
-
-
-class _Left(NamedTuple):
-    """What is left of a log while it is filtered."""
-
-    row: UInt32[np.ndarray, "T"]
-    session: UInt32[np.ndarray, "T"]
-    item: UInt32[np.ndarray, "T"]
 
 
 def _counts(code: UInt32[np.ndarray, "T"]) -> Int[np.ndarray, "T"]:
@@ -92,14 +88,67 @@ def _counts(code: UInt32[np.ndarray, "T"]) -> Int[np.ndarray, "T"]:
     return np.asarray(np.bincount(code)[code])
 
 
-def _is_no_repeat(left: _Left) -> Bool[np.ndarray, "T"]:
-    repeat = (left.item[1:] == left.item[:-1]) & (left.session[1:] == left.session[:-1])
-    return np.asarray(np.r_[True, ~repeat][: len(left.row)])
+def _is_repeat(
+    session: UInt32[np.ndarray, "T"], item: UInt32[np.ndarray, "T"]
+) -> Bool[np.ndarray, "T"]:
+    """Clicks on the item of the click before them in their session."""
+    repeat = (item[1:] == item[:-1]) & (session[1:] == session[:-1])
+    return np.asarray(np.r_[False, repeat][: len(item)])
 
 
-def _last_days(clicks: pl.DataFrame, days: float) -> pl.DataFrame:
-    """The sessions that begin less than so many days before the newest one does."""
-    if clicks.is_empty():
+class EventTypes(Settings):
+    """What a click's type decides; by default nothing."""
+
+    column: str = Field(default="event_type", min_length=1)
+    """Column of the type; numbers are compared as text."""
+    inputs: tuple[str, ...] | None = None
+    """Types that advance a session; clicks of other types, or without one, are dropped first.
+    Unset: all do."""
+    targets: dict[str, Annotated[float, Field(ge=0, le=MAX_TARGET)]] | None = None
+    """Weight of a type's clicks as targets, such as purchase=3; other types have weight 0: they are
+    read but never predicted. Unset: every click has weight 1."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "EventTypes":
+        if self.inputs is not None and not self.inputs:
+            raise ValueError("inputs is empty: no click would be left")
+        if self.targets is not None and not any(self.targets.values()):
+            raise ValueError("targets has no weight above 0: nothing would be predicted")
+        unread = sorted(set(self.targets or ()) - set(self.inputs or self.targets or ()))
+        if unread:
+            raise ValueError(f"targets has {unread[0]!r}, which is not one of the inputs")
+        return self
+
+
+def weigh_events(clicks: pl.DataFrame, types: EventTypes) -> pl.DataFrame:
+    """The log without the clicks that do not advance a session, each with its target_weight.
+
+    Without ``targets`` there is no such column, which means 1. Raises TrainError if the log has
+    no column of types, no click of any input type or none of any target type.
+    """
+    if types.inputs is None and types.targets is None:
         return clicks
-    start, first_ms = session_starts(clicks)
-    return clicks[int(start[np.searchsorted(first_ms, first_ms[-1] - days * DAY_MS, "right")]) :]
+    if types.column not in clicks.columns:
+        raise TrainError(
+            f"the log has no column {types.column!r} of event types; its columns are "
+            f"{', '.join(clicks.columns)}"
+        )
+    kinds = texts(clicks[types.column]).alias(_KIND)
+    found = kinds.unique().drop_nulls().sort().to_list()
+
+    def check(wanted: Iterable[str], role: str) -> None:
+        if not set(wanted) & set(found):
+            raise TrainError(
+                f"no click of the log has one of the {role} {', '.join(sorted(wanted))}; "
+                f"the values of {types.column} are {', '.join(found[:20]) or 'all empty'}"
+            )
+
+    clicks, kind = clicks.with_columns(kinds), pl.col(_KIND)
+    if types.inputs is not None:
+        check(types.inputs, "input types")
+        clicks = clicks.filter(kind.is_in(sorted(types.inputs)))
+    if types.targets is not None:
+        check([name for name, weight in types.targets.items() if weight], "target types")
+        weight = kind.replace_strict(types.targets, default=0.0, return_dtype=pl.Float32)
+        clicks = clicks.with_columns(weight.alias(TARGET_WEIGHT))
+    return clicks.drop(_KIND)

@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int, Int64, UInt32
 
-from train.data.source import ClickLogError
+from train.command import TrainError
 
 SESSION_ID = pl.Categorical(pl.Categories("session_id", namespace="nextclick"))
 ITEM_ID = pl.Categorical(pl.Categories("item_id", namespace="nextclick"))
@@ -49,7 +49,7 @@ def session_starts(
     clicks: pl.DataFrame,
 ) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
     """The first row of every session of an ordered log, and its time, which never decreases."""
-    length = clicks.select(pl.col("session_id").rle().struct.field("len")).to_series().to_numpy()
+    length = clicks["session_id"].rle().struct.field("len").to_numpy()
     start = np.cumsum(length, dtype=np.int64) - length
     return start, clicks["timestamp_ms"].to_numpy()[start]
 
@@ -80,14 +80,6 @@ def in_order(log: pl.DataFrame) -> pl.DataFrame:
     return log[pl.Series(rows)]
 
 
-def with_watermarks(log: pl.DataFrame) -> pl.DataFrame:
-    """A collected log with the partition's latest time before each click, in WATERMARK_MS."""
-    latest = pl.col("timestamp_ms").cum_max().shift(1, fill_value=0)
-    return log.with_columns(
-        latest.over("kafka_partition", order_by="kafka_offset").alias(WATERMARK_MS)
-    )
-
-
 def as_served(
     log: pl.DataFrame, idle_timeout_s: int | None, allowed_lateness_s: int
 ) -> pl.DataFrame:
@@ -99,7 +91,7 @@ def as_served(
     ``idle_timeout_s`` and ``allowed_lateness_s`` together: what follows is called session+2,
     session+3 and so on. Gaps longer than the timeout are left to ``cut_sessions``.
     The log itself where a session's rows are not in the order of their offsets, in which they were
-    collected. With a timeout it needs the column of ``with_watermarks``. Raises ClickLogError if a
+    collected. With a timeout it needs the column WATERMARK_MS. Raises TrainError if a
     new name is another session's.
     """
     code, timestamp_ms = codes(log["session_id"]), log["timestamp_ms"].to_numpy(writable=True)
@@ -131,8 +123,9 @@ def _serve(
 
     None where a session's clicks are not in the order of their offsets.
     """
-    idle_ms = NEVER_MS if idle_timeout_s is None else 1000 * idle_timeout_s
-    dead_ms = NEVER_MS if idle_timeout_s is None else idle_ms + 1000 * allowed_lateness_s
+    idle_ms = dead_ms = NEVER_MS
+    if idle_timeout_s is not None:
+        idle_ms, dead_ms = 1000 * idle_timeout_s, 1000 * (idle_timeout_s + allowed_lateness_s)
     # By partition too: where partitions were added, a session's older clicks may come later.
     last: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
     parts: dict[int, int] = {}
@@ -164,12 +157,10 @@ def _with_parts(
     """The log with the sessions of these rows renamed by their part."""
     if not len(rows):
         return log
-    names = pl.DataFrame({"name": log["session_id"].gather(rows), "part": part}).select(
-        pl.format("{}+{}", pl.col("name").cast(pl.String), "part").cast(SESSION_ID)
-    )
-    new = names.to_series()
+    old = log["session_id"].gather(rows).cast(pl.String)
+    new = pl.select(pl.format("{}+{}", old, pl.Series(part)).cast(SESSION_ID)).to_series()
     if np.isin(codes(new), codes(log["session_id"])).any():
-        raise ClickLogError(
+        raise TrainError(
             "ending sessions at the allowed lateness makes names such as session+2 that other "
             "sessions already have; rename those first"
         )
@@ -203,12 +194,8 @@ def _by_first_click(
 
 def _stable_order(key: Int[np.ndarray, "T"]) -> UInt32[np.ndarray, "T"]:
     """The rows in order of their keys. Sorting by one key takes a third of the memory of two."""
-    return (
-        pl.DataFrame({"key": key})
-        .select(pl.arg_sort_by("key", maintain_order=True))
-        .to_series()
-        .to_numpy()
-    )
+    rows = pl.DataFrame({"key": key}).select(pl.arg_sort_by("key", maintain_order=True))
+    return rows.to_series().to_numpy()
 
 
 def _is_sorted(session: UInt32[np.ndarray, "T"], timestamp_ms: Int[np.ndarray, "T"]) -> bool:

@@ -5,6 +5,7 @@ clicks count. What a killed run leaves behind is removed by the next one.
 """
 
 import re
+from collections import deque
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -12,26 +13,23 @@ from typing import Literal
 import msgspec
 import polars as pl
 import structlog
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from stream.contract.click import TRAIL_CLICKS, BadClick, ClickParser, Reason, Record
-from stream.contract.decoders import JsonDecoder
+from stream.contract.click import TRAIL_CLICKS, BadClick, ClickParser, Reason, Record, event_hash
+from stream.contract.decoders import JsonDecoder, WireClick
+from train.command import Settings, TrainError
 from train.data.order import KAFKA_COLUMNS
-from train.data.repeats import TRAIL_MS, Repeats
-from train.data.source import ClickLogError
 
 STATE = "collect.json"
+TRAIL_MS = 86_400_000
+"""How far behind the watermark an event is remembered."""
 MAX_FIELDS = 200
 """Further fields of clicks that become columns, the first ones seen."""
 NAMELESS = "an array, an object, or a number or text that cannot be read: unknown to every model"
 """Stands for a value without a text. It is longer than any that a context field learns, so that
 training takes it for UNKNOWN, as the stream does."""
-_WIRE_TYPES = {
-    "session_id": pl.String(),
-    "item_id": pl.String(),
-    "timestamp_ms": pl.Int64(),
-    "event_id": pl.String(),
-    "event_type": pl.String(),
+_WIRE_TYPES = {name: pl.String() for name in WireClick.__struct_fields__} | {
+    "timestamp_ms": pl.Int64()
 }
 _KAFKA_TYPES = dict(zip(KAFKA_COLUMNS, (pl.String(), pl.Int32(), pl.Int64()), strict=True))
 _PART = re.compile(r"clicks-(\d{6,})\.parquet(\.begun)?")
@@ -39,14 +37,8 @@ _PART = re.compile(r"clicks-(\d{6,})\.parquet(\.begun)?")
 log = structlog.get_logger()
 
 
-class CollectError(ClickLogError):
-    """One sentence on why clicks cannot be collected."""
-
-
-class Begin(BaseModel):
+class Begin(Settings):
     """Where a collection began; a run that continues it must begin there too."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     cluster: str | None
     topic: str
@@ -63,26 +55,26 @@ class CollectState(BaseModel):
 
     format: Literal[1] = 1
     begin: Begin
-    next_offset: dict[int, int] = Field(default_factory=dict)
+    next_offset: dict[int, int] = {}
     parts: int = 0
     clicks: int = 0
     repeated: int = 0
-    refused: dict[Reason, int] = Field(default_factory=dict)
-    fields: list[str] = Field(default_factory=list)
+    refused: dict[Reason, int] = {}
+    fields: list[str] = []
     """Further fields that became columns, in the order in which they were first seen."""
 
 
 def load_state(out: Path, begin: Begin) -> CollectState:
     """What the folder holds, by its collect.json; leftovers of a killed run are removed.
 
-    Raises CollectError if it was collected from another beginning or from a topic that has been
+    Raises TrainError if it was collected from another beginning or from a topic that has been
     deleted and created again since, or if it holds Parquet files but no collect.json.
     """
     path = out / STATE
     if path.exists():
         state = _continued(path, begin)
     elif any(out.glob("*.parquet")):
-        raise CollectError(f"{out} holds Parquet files but no {STATE}; choose another folder")
+        raise TrainError(f"{out} holds Parquet files but no {STATE}; choose another folder")
     else:
         state = CollectState(begin=begin)
         _save_state(out, state)  # before the first file, which it shows to be ours
@@ -97,19 +89,19 @@ def _continued(path: Path, begin: Begin) -> CollectState:
     try:
         state = CollectState.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise CollectError(
+        raise TrainError(
             f"{path} does not describe a collected log: {error.errors()[0]['msg']}"
         ) from error
     for name, found in state.begin.model_dump(exclude={"topic_id"}).items():
         if found != getattr(begin, name):
-            raise CollectError(
+            raise TrainError(
                 f"{path.parent} was collected with {name}={found}, not {getattr(begin, name)}: "
                 "continue with that, or choose another folder"
             )
     if state.begin.topic_id is None:
         state.begin = begin  # has the topic's id from now on
     elif begin.topic_id not in (None, state.begin.topic_id):
-        raise CollectError(
+        raise TrainError(
             f"{path.parent} holds clicks of topic {begin.topic} with id {state.begin.topic_id}, "
             f"but its id is {begin.topic_id} now: it was created again; choose another folder"
         )
@@ -120,6 +112,41 @@ def _save_state(out: Path, state: CollectState) -> None:
     begun = out / (STATE + ".begun")
     begun.write_text(state.model_dump_json(indent=1) + "\n")
     begun.rename(out / STATE)
+
+
+class Repeats:
+    """Finds the events of one partition whose event_id is in their session's trail.
+
+    The trail is the session's last 50 clicks that are not repeats themselves and not a day older
+    than the watermark, the partition's latest timestamp. The stream forgets a session at its idle
+    timeout instead, which a collector does not know. All of this follows from the clicks that were
+    kept, so it can be restored from them.
+    """
+
+    def __init__(self) -> None:
+        self._trails: dict[str, deque[tuple[int, int]]] = {}
+        self._watermark_ms = 0
+
+    def keep(self, session_id: str, event_id: str | None, timestamp_ms: int) -> bool:
+        """Add a click to its session's trail unless it is a repeat; returns whether it was not."""
+        if (trail := self._trails.get(session_id)) is None:
+            trail = self._trails[session_id] = deque(maxlen=TRAIL_CLICKS)
+        event = event_hash(event_id)
+        oldest_ms = self._watermark_ms - TRAIL_MS
+        if event and any(known == event and at >= oldest_ms for known, at in trail):
+            return False
+        trail.append((event, timestamp_ms))
+        self._watermark_ms = max(self._watermark_ms, timestamp_ms)
+        return True
+
+    def forget(self) -> None:
+        """Free the memory of sessions in which no repeat can be found any more."""
+        oldest_ms = self._watermark_ms - TRAIL_MS
+        self._trails = {
+            session: trail
+            for session, trail in self._trails.items()
+            if any(at >= oldest_ms for _, at in trail)
+        }
 
 
 class Parts:
@@ -142,10 +169,8 @@ class Parts:
         """Forget the events of another partition, and restore this one's from its files."""
         self._repeats = Repeats()
         if self.state.parts and partition in self.state.next_offset:
-            for session_id, event_id, timestamp_ms in _newest_trails(
-                self._out, partition
-            ).iter_rows():
-                self._repeats.keep(session_id, event_id, timestamp_ms)
+            for click in _newest_trails(self._out, partition).iter_rows():
+                self._repeats.keep(*click)
 
     def take(self, record: Record) -> None:
         """Keep the record's click, or count why there is none."""
@@ -158,11 +183,8 @@ class Parts:
             assert record.value is not None
             further = self._columns(self._decode.further_texts(record.value))
             source = (self.state.begin.topic, record.partition, record.offset)
-            self._rows.append(
-                msgspec.structs.asdict(click)
-                | further
-                | dict(zip(KAFKA_COLUMNS, source, strict=True))
-            )
+            kafka = dict(zip(KAFKA_COLUMNS, source, strict=True))
+            self._rows.append(msgspec.structs.asdict(click) | further | kafka)
 
     def _columns(self, texts: dict[str, str | None]) -> dict[str, str]:
         """The fields that are columns; new names become columns while there is room for them."""
@@ -175,11 +197,7 @@ class Parts:
             elif not self._warned:
                 self._warned = True
                 log.warning("fields_left_out", first=name, most=MAX_FIELDS)
-        return {
-            name: NAMELESS if text is None else text
-            for name, text in texts.items()
-            if name in known
-        }
+        return {n: NAMELESS if text is None else text for n, text in texts.items() if n in known}
 
     def reach(self, partition: int, offset: int) -> None:
         """All records of the partition below this offset were taken."""
@@ -205,14 +223,12 @@ class Parts:
 
 def _newest_trails(out: Path, partition: int) -> pl.DataFrame:
     """The clicks among which repeats are looked for: session_id, event_id, timestamp_ms."""
-    clicks = pl.scan_parquet(sorted(out.glob("clicks-*.parquet")), extra_columns="ignore").filter(
-        pl.col("kafka_partition") == partition
-    )
+    clicks = pl.scan_parquet(sorted(out.glob("clicks-*.parquet")), extra_columns="ignore")
+    clicks = clicks.filter(pl.col("kafka_partition") == partition)
     newest = pl.col("timestamp_ms") >= pl.col("timestamp_ms").max() - TRAIL_MS
     alive = clicks.filter(newest).select("session_id").unique()
     return (
         clicks.join(alive, on="session_id", how="semi")
-        .select("session_id", "event_id", "timestamp_ms", "kafka_offset")
         .sort("kafka_offset")
         .group_by("session_id", maintain_order=True)
         .tail(TRAIL_CLICKS)

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import model_validator
 
 from stream.contract.click import MAX_FUTURE_MS, MAX_ID_BYTES
+from train.command import Settings, TrainError
 from train.data.context import text_column
 from train.data.order import ITEM_ID, KAFKA_COLUMNS, SESSION_ID, VISITOR_ID
-from train.data.source import FILE, MALFORMED, ClickLogError, Source, open_log, reading
-
-__all__ = ["ClickLogError", "Columns", "Reason", "Rows", "read_rows"]
+from train.data.source import FILE, MALFORMED, Source, open_log, reading
 
 WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
 MAX_VISITOR_BYTES = 240  # leaves room for the "-k" that makes a visitor a session
@@ -45,10 +44,8 @@ class Reason(StrEnum):
     """Not readable in the declared unit, before 1970, or more than 5 minutes in the future."""
 
 
-class Columns(BaseModel):
+class Columns(Settings):
     """The columns of a click log; those that are not given come from the preset."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     preset: Literal["wire", "public"] = "wire"
     """wire: session_id, item_id, timestamp_ms in milliseconds, as clicks come through Kafka.
@@ -98,7 +95,7 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
     """The rows of a log, which is anything that ``train/data/source.py`` opens.
 
     ``keep`` names the further columns to read, of those that the log has; None reads them all.
-    Raises ClickLogError if the log is unreadable, lacks a column or has no rows.
+    Raises TrainError if the log is unreadable, lacks a column or has no rows.
     """
     source = open_log(path)
     with reading(path):
@@ -109,7 +106,11 @@ def _read_rows(
     path: str | Path, source: Source, columns: Columns, keep: Sequence[str] | None
 ) -> Rows:
     schema = source.table.collect_schema()
-    further = _further_columns(path, schema, columns)
+    further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
+    if reserved := [name for name in WIRE_COLUMNS if name in further]:
+        raise TrainError(
+            f"{path}: column {reserved[0]!r} has a reserved name but is not read as such; rename it"
+        )
     context = [name for name in further if keep is None or name in keep]
     is_collected = columns.sources() == WIRE_COLUMNS and all(
         name in further and schema[name].is_integer() for name in KAFKA_COLUMNS[1:]
@@ -132,20 +133,16 @@ def _read_rows(
         if not (dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object))
         and name not in ("row", "reason", "file", MALFORMED, FILE)
     ]
+    renamed = {"\0row": "row", _REASON: "reason"} | ({FILE: "file"} if FILE in schema else {})
     bad = (
         judged.with_row_index("\0row", offset=1)
         .filter(pl.col(_REASON).is_not_null())
-        .select(
-            pl.col("\0row").alias("row"),
-            pl.col(_REASON).alias("reason"),
-            *([pl.col(FILE).alias("file")] if FILE in schema else []),
-            *shown,
-        )
+        .select(*(pl.col(name).alias(new) for name, new in renamed.items()), *shown)
     )
     clicks = good.collect(engine="streaming").rechunk()
     n_rows = int(source.table.select(pl.len()).collect(engine="streaming").item())
     if n_rows == 0:
-        raise ClickLogError(f"{path} is empty: it has a header but no clicks")
+        raise TrainError(f"{path} is empty: it has a header but no clicks")
     n_bad: dict[Reason, int] = {}
     if len(clicks) < n_rows:
         reasons = bad.select("reason").collect(engine="streaming")["reason"]
@@ -153,36 +150,20 @@ def _read_rows(
     return Rows(clicks, n_bad, bad, offset if is_collected else None)
 
 
-def _further_columns(path: str | Path, schema: pl.Schema, columns: Columns) -> list[str]:
-    further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
-    for name in WIRE_COLUMNS:
-        if name in further:
-            raise ClickLogError(
-                f"{path}: column {name!r} has a reserved name but is not read as such; rename it"
-            )
-    return further
-
-
 def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
     """The three columns of a click; null where a value cannot be read."""
     for name, wire in zip(columns.sources(), WIRE_COLUMNS, strict=True):
         if name in source.conflicts:
-            raise ClickLogError(
+            raise TrainError(
                 f"{path}: column {name!r} has types {source.conflicts[name]} in its files; "
                 "expected one type"
             )
         if name not in schema:
             own = ", ".join(column for column in schema if column not in (MALFORMED, FILE))
-            raise ClickLogError(f"{path} has no column {name!r}; its columns are {own}")
-        dtype = schema[name]
-        if dtype.is_nested() or (
-            wire == "timestamp_ms"
-            and columns.time_unit == "iso"
-            and dtype not in (pl.String, pl.Datetime, pl.Date)
-        ):
-            raise ClickLogError(
-                f"{path}: column {name!r} has type {dtype}, which cannot be a {wire}"
-            )
+            raise TrainError(f"{path} has no column {name!r}; its columns are {own}")
+        dtype, is_iso = schema[name], wire == "timestamp_ms" and columns.time_unit == "iso"
+        if dtype.is_nested() or (is_iso and dtype not in (pl.String, pl.Datetime, pl.Date)):
+            raise TrainError(f"{path}: column {name!r} has type {dtype}, which cannot be a {wire}")
     session, item, at = columns.sources()
     return [
         text_column(session, schema[session]).alias(_SESSION),
@@ -215,19 +196,15 @@ def _reason(source: Source, schema: pl.Schema, columns: Columns) -> pl.Expr:
 
     latest_ms = time.time_ns() // 1_000_000 + MAX_FUTURE_MS
     max_session_bytes = MAX_VISITOR_BYTES if columns.visitor else MAX_ID_BYTES
-    malformed = pl.col(MALFORMED) if MALFORMED in schema else pl.lit(False)
+    session, item = pl.col(_SESSION), pl.col(_ITEM)
     # Bytes that are not UTF-8 were read as U+FFFD.
     broken = pl.any_horizontal(pl.col(_SESSION, _ITEM).str.contains("\ufffd", literal=True))
-    return (
-        pl.when(malformed)
-        .then(pl.lit(Reason.BAD_FIELD.value))
-        .when(broken if source.is_text else pl.lit(False))
-        .then(pl.lit(Reason.NOT_UTF8.value))
-        .when(bad_id(_SESSION, max_session_bytes) | pl.col(_SESSION).str.starts_with("\0"))
-        .then(pl.lit(Reason.BAD_SESSION_ID.value))
-        .when(bad_id(_ITEM, MAX_ID_BYTES) | pl.col(_ITEM).str.contains(r"\p{Cc}"))
-        .then(pl.lit(Reason.BAD_ITEM_ID.value))
-        .when(~pl.col(_TIME).is_between(0, latest_ms).fill_null(False))
-        .then(pl.lit(Reason.BAD_TIMESTAMP.value))
-        .alias(_REASON)
-    )
+    is_bad = {
+        Reason.BAD_FIELD: pl.col(MALFORMED) if MALFORMED in schema else pl.lit(False),
+        Reason.NOT_UTF8: broken if source.is_text else pl.lit(False),
+        Reason.BAD_SESSION_ID: bad_id(_SESSION, max_session_bytes) | session.str.starts_with("\0"),
+        Reason.BAD_ITEM_ID: bad_id(_ITEM, MAX_ID_BYTES) | item.str.contains(r"\p{Cc}"),
+        Reason.BAD_TIMESTAMP: ~pl.col(_TIME).is_between(0, latest_ms).fill_null(False),
+    }
+    first = [pl.when(bad).then(pl.lit(reason.value)) for reason, bad in is_bad.items()]
+    return pl.coalesce(first).alias(_REASON)

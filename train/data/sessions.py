@@ -66,7 +66,6 @@ class Sessions:
 
     @property
     def n_targets(self) -> int:
-        """Clicks to predict."""
         return int(np.count_nonzero(self.is_target))
 
     @property
@@ -147,6 +146,8 @@ def build_sessions(
     if not long_enough.all():
         kept = np.repeat(long_enough.to_numpy(), sessions["len"].to_numpy())
         clicks, sessions = clicks.filter(pl.Series(kept)), sessions.filter(long_enough)
+    ones = pl.repeat(1.0, len(clicks), dtype=pl.Float32, eager=True)
+    weight = clicks.get_column(TARGET_WEIGHT, default=ones)
     return Indexed(
         sessions=Sessions(
             # writable: torch.from_numpy warns about arrays that are not
@@ -155,11 +156,7 @@ def build_sessions(
             start=np.concatenate([[0], np.cumsum(sessions["len"].to_numpy())]).astype(np.int64),
             session_id=sessions["value"].alias("session_id"),
             context=context_indices(clicks, context),
-            target_weight=(
-                clicks[TARGET_WEIGHT].cast(pl.Float32).to_numpy(writable=True)
-                if TARGET_WEIGHT in clicks.columns
-                else np.ones(len(clicks), dtype=np.float32)
-            ),
+            target_weight=weight.cast(pl.Float32).to_numpy(writable=True),
         ),
         catalogue=catalogue,
         dropped_clicks=len(log) - n_known,

@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import polars as pl
 
@@ -27,13 +28,11 @@ _AT_ONCE = 16
 """Files whose schemas are read at the same time: a remote store takes some 50 ms for each."""
 _MOST_LINES = 100
 """Of a quoted field: a stray quote would otherwise make one of the rest of the log."""
-_SIGNED = (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64())
-_UNSIGNED = (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64())
-_FLOATS = (pl.Float32(), pl.Float64())
-
-
-class ClickLogError(TrainError):
-    """A click log that cannot be used: one sentence with the file, the found and the expected."""
+_WIDENINGS = (
+    (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64()),
+    (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
+    (pl.Float32(), pl.Float64()),
+)
 
 
 class Source(NamedTuple):
@@ -54,7 +53,7 @@ def open_log(path: str | Path) -> Source:
     glob of Parquet files, in order of their names; a URL (s3://, gs://, az://, https://, file://)
     of such a file, glob or, ending in a slash, folder. Files of a folder whose names begin with a
     dot or underscore are skipped. A column that a file lacks is null there.
-    Raises ClickLogError.
+    Raises TrainError.
     """
     if "://" in str(path):
         with reading(path):
@@ -69,32 +68,26 @@ def open_log(path: str | Path) -> Source:
             return Source(_read_text(path, separator).lazy(), is_text=True, conflicts={})
         if path.name.lower().endswith(_PARQUET):
             return Source(pl.scan_parquet(path, glob=False), is_text=False, conflicts={})
-    raise ClickLogError(f"{path}: a click log is .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
+    raise TrainError(f"{path}: a click log is .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
 
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn what opening or collecting the log raises into a ClickLogError of one sentence."""
+    """Turn what opening or collecting the log raises into a TrainError of one sentence."""
     try:
         yield
     except pl.exceptions.NoDataError:
-        raise ClickLogError(f"{path} is empty: it has no header") from None
+        raise TrainError(f"{path} is empty: it has no header") from None
     except FileNotFoundError:
-        raise ClickLogError(f"{path} does not exist") from None
+        raise TrainError(f"{path} does not exist") from None
     except (OSError, EOFError, csv.Error, pl.exceptions.PolarsError) as error:
-        raise unreadable(path, error) from error
-
-
-def unreadable(path: str | Path, error: Exception) -> ClickLogError:
-    """The first line of a reader's message as one sentence."""
-    return ClickLogError(f"{path} cannot be read: {(str(error) or repr(error)).splitlines()[0]}")
+        first_line = (str(error) or repr(error)).splitlines()[0]
+        raise TrainError(f"{path} cannot be read: {first_line}") from error
 
 
 def _scan_url(url: str) -> Source:
     if not url.lower().endswith(_PARQUET) and not url.endswith("/"):
-        raise ClickLogError(
-            f"{url}: expected a URL of .parquet files, or of a folder that ends in /"
-        )
+        raise TrainError(f"{url}: expected a URL of .parquet files, or of a folder that ends in /")
     if not url.endswith("/") and not any(c in url for c in "*?["):
         return _scan_files([url])
     # Only Polars can list files there. It skips empty files, which object stores have for folders.
@@ -120,31 +113,28 @@ def _files(path: Path) -> list[Path]:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - ** too
     files = sorted(file for file in found if file.name.lower().endswith(_PARQUET))
     if not files:
-        raise ClickLogError(f"{path} contains no .parquet file")
+        raise TrainError(f"{path} contains no .parquet file")
     return files
 
 
 def _scan_files(files: Iterable[Path | str]) -> Source:
     """The files as one table with every column that any of them has."""
     names = [str(file) for file in files]
-    found: dict[str, dict[pl.DataType, None]] = {}  # a set in the order of the files
+    found: dict[str, set[pl.DataType]] = {}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        schemas = list(pool.map(_read_schema, names))
-    for columns in schemas:
-        for name, dtype in columns.items():
-            found.setdefault(name, {})[dtype] = None
-    schema: dict[str, pl.DataType] = {}
-    conflicts: dict[str, str] = {}
-    for name, dtypes in found.items():
-        widest = _widest(list(dtypes))
-        if widest is None:
-            conflicts[name] = " and ".join(sorted(map(str, dtypes)))
-        else:
-            schema[name] = widest
+        for columns in pool.map(_read_schema, names):
+            for name, dtype in columns.items():
+                found.setdefault(name, set()).add(dtype)
+    widest = {name: _widest(dtypes) for name, dtypes in found.items()}
+    conflicts = {
+        name: " and ".join(sorted(map(str, found[name])))
+        for name, dtype in widest.items()
+        if dtype is None
+    }
     table = pl.scan_parquet(
         names,
         glob=False,
-        schema=schema,
+        schema={name: dtype for name, dtype in widest.items() if dtype is not None},
         cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
         missing_columns="insert",
         extra_columns="ignore",
@@ -154,23 +144,21 @@ def _scan_files(files: Iterable[Path | str]) -> Source:
 
 
 def _read_schema(file: str) -> Mapping[str, pl.DataType]:
-    try:
+    with reading(file):
         return pl.read_parquet_schema(file)
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise unreadable(file, error) from error
 
 
-def _widest(dtypes: Sequence[pl.DataType]) -> pl.DataType | None:
+def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:
     """The type that holds all values of these without a loss; None where there is none.
 
     In a file without a single value the column's type is Null, whatever it is in the others.
     """
-    said = [dtype for dtype in dtypes if dtype != pl.Null] or [pl.Null()]
-    if len(said) == 1:
-        return said[0]
-    for narrow_to_wide in (_SIGNED, _UNSIGNED, _FLOATS):
-        if all(dtype in narrow_to_wide for dtype in said):
-            return max(said, key=narrow_to_wide.index)
+    found = dtypes - {pl.Null()} or {pl.Null()}
+    if len(found) == 1:
+        return found.pop()
+    for narrow_to_wide in _WIDENINGS:
+        if found <= set(narrow_to_wide):
+            return max(found, key=narrow_to_wide.index)
     return None
 
 
@@ -178,26 +166,19 @@ def _read_text(path: Path, separator: str) -> pl.DataFrame:
     with path.open("rb") as file:
         magic = file.read(2)
     if path.suffix.lower() == ".gz" and magic and magic != b"\x1f\x8b":
-        raise ClickLogError(f"{path} is not a gzip file, though its name ends in .gz")
+        raise TrainError(f"{path} is not a gzip file, though its name ends in .gz")
     quote = '"' if separator == "," else None  # tab-separated logs have no quotes
+    read = partial(
+        pl.read_csv,
+        path,
+        separator=separator,
+        quote_char=quote,
+        infer_schema=False,
+        encoding="utf8-lossy",
+    )
     try:
-        header = pl.read_csv(
-            path,
-            separator=separator,
-            quote_char=quote,
-            has_header=False,
-            n_rows=1,
-            infer_schema=False,
-            encoding="utf8-lossy",
-        )
-        _check_header(path, [name or "" for name in header.row(0)])
-        return pl.read_csv(
-            path,
-            separator=separator,
-            quote_char=quote,
-            infer_schema=False,
-            encoding="utf8-lossy",
-        )
+        _check_header(path, [name or "" for name in read(has_header=False, n_rows=1).row(0)])
+        return read()
     except pl.exceptions.ComputeError:
         # Polars refuses a file in which one row has more fields than the header or a stray quote.
         # Reading it row by row finds such rows, many times slower.
@@ -208,19 +189,21 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     """Polars would silently rename the second of two columns."""
     twice = [name for name, count in Counter(header).items() if count > 1 and name]
     if twice:
-        raise ClickLogError(f"{path} has the column {twice[0]!r} twice; rename one of them")
+        raise TrainError(f"{path} has the column {twice[0]!r} twice; rename one of them")
 
 
 def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
     opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
+    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
+    dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
     with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = next(csv.reader(file, delimiter=separator, quoting=_quoting(separator)))
+        header = next(csv.reader(file, **dialect))
         lines = list(file)
     _check_header(path, header)
     last = len(header) - 1
     rows: list[list[str | None]] = []
     malformed: list[bool] = []
-    for row, is_quoted_well in _records(lines, separator, len(header)):
+    for row, is_quoted_well in _records(lines, dialect, len(header)):
         fields = [*row[:last], separator.join(row[last:])]  # surplus fields stay visible
         rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
         malformed.append(len(row) > len(header) or not is_quoted_well)
@@ -229,7 +212,7 @@ def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
 
 
 def _records(
-    lines: Sequence[str], separator: str, n_fields: int
+    lines: Sequence[str], dialect: dict[str, Any], n_fields: int
 ) -> Iterator[tuple[list[str], bool]]:
     """Every record's fields, and whether its quotes are closed.
 
@@ -239,7 +222,7 @@ def _records(
     row = 0
     while row < len(lines):
         ahead = lines[row : row + _MOST_LINES]
-        reader = csv.reader(ahead, delimiter=separator, quoting=_quoting(separator), strict=True)
+        reader = csv.reader(ahead, **dialect, strict=True)
         try:
             record, n_lines = next(reader), reader.line_num
         except csv.Error:
@@ -248,9 +231,5 @@ def _records(
             yield record, True
             row += n_lines
         else:
-            yield lines[row].rstrip("\r\n").split(separator), False
+            yield lines[row].rstrip("\r\n").split(dialect["delimiter"]), False
             row += 1
-
-
-def _quoting(separator: str) -> Literal[0, 3]:
-    return csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE

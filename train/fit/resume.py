@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from train.command import TrainError
-from train.data.event_types import EventTypes
+from train.data.filters import EventTypes
 from train.fit.training_log import TrainingLog
 from train.network.checkpoint import Checkpoint
 from train.network.hyperparameters import Hyperparameters

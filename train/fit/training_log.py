@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -12,17 +13,16 @@ import structlog
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
 
 from stream.contract.context import MAX_FIELDS, RESERVED
-from train.command import Settings
+from train.command import Settings, TrainError
 from train.data.clicks import (
-    ClickLogError,
     Columns,
     Filters,
     filter_clicks,
     read_clicks,
     split_by_time,
 )
-from train.data.context import TIME_FIELDS, ContextError, ContextField, learn_fields
-from train.data.event_types import EventTypes
+from train.data.context import TIME_FIELDS, ContextField, learn_fields
+from train.data.filters import EventTypes
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.data.source import open_log, reading
 from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
@@ -82,11 +82,10 @@ class LogSettings(Settings):
     @cached_property
     def log_event_types(self) -> EventTypes:
         """Which types of event advance a session, and which are to be predicted."""
-        column = {"column": self.columns["event_type"]} if "event_type" in self.columns else {}
+        given: dict[str, Any] = {"column": self.columns.get("event_type", "event_type")}
         weights = {name: weight or 1 for name, weight in self.event_types.items()}
-        if not weights:
-            return from_pairs(EventTypes, dict(column))
-        given = {**column, "inputs": tuple(weights), "targets": weights}
+        if weights:
+            given |= {"inputs": tuple(weights), "targets": weights}
         found = from_pairs(EventTypes, given)
         if found.targets is not None and set(found.targets.values()) == {1}:
             return found.model_copy(update={"targets": None})
@@ -150,16 +149,10 @@ class TrainingLog:
     def content_hash(self) -> str:
         """Of all that is learnt from and measured on, clicks in their order."""
         content = hashlib.sha256()
-        for sessions in (self.train, self.validation):
-            if sessions is not None:
-                for array in (
-                    sessions.item_index,
-                    sessions.timestamp_ms,
-                    sessions.start,
-                    sessions.context,
-                    sessions.target_weight,
-                ):
-                    content.update(np.ascontiguousarray(array).tobytes())
+        for part in filter(None, (self.train, self.validation)):
+            arrays = (part.item_index, part.timestamp_ms, part.start, part.context)
+            for array in (*arrays, part.target_weight):
+                content.update(np.ascontiguousarray(array).tobytes())
         return content.hexdigest()[:16]
 
     def description(self) -> TrainingData:
@@ -183,23 +176,21 @@ def read_training_log(
 
     `known`: items that keep their index whether or not the log has them, as the items of a
     checkpoint do that is trained on; new ones come behind. `fields`: context fields that are
-    learnt already. Raises ClickLogError or ContextError, for a column that is missing before
+    learnt already. Raises TrainError, for a column that is missing before
     anything is read.
     """
     names = settings.context
     if fields is not None:
         names = tuple(field.name for field in fields)
         if settings.context not in ((), names):
-            raise ContextError(
+            raise TrainError(
                 f"context={','.join(settings.context)}, but the checkpoint has "
                 f"{','.join(names) or 'none'}: leave it out, or begin without a warm start"
             )
         for field in fields:
-            if field.kind in ("hour", "weekday") and settings.utc_offset_s not in (
-                0,
-                field.utc_offset_s,
-            ):
-                raise ContextError(
+            same = settings.utc_offset_s in (0, field.utc_offset_s)
+            if field.kind in ("hour", "weekday") and not same:
+                raise TrainError(
                     f"utc_offset_s={settings.utc_offset_s}, but the checkpoint's {field.name} has "
                     f"{field.utc_offset_s}: leave it out, or begin without a warm start"
                 )
@@ -211,36 +202,40 @@ def read_training_log(
     for setting, given in wanted.items():
         for name in given:
             if name in settings.log_columns.sources():
-                raise ContextError(
+                raise TrainError(
                     f"{setting}={name}: that column is the log's session, item or time"
                 )
     newer_log = None if isinstance(settings.validation, float) else settings.validation
-    for path in (settings.clicks, newer_log):
-        if path is not None:
-            _check_columns(path, wanted)
+    logs = [settings.clicks] if newer_log is None else [settings.clicks, newer_log]
+    for path in logs:
+        _check_columns(path, wanted)
     columns = [name for of_setting in wanted.values() for name in of_setting]
-    clicks = read_log(settings.clicks, settings, columns)
-    newer: pl.DataFrame | None = None
-    if not isinstance(settings.validation, float):
-        newer = read_log(settings.validation, settings, columns)
-    elif settings.validation > 0:
+    clicks, *others = (
+        read_clicks(
+            path,
+            settings.log_columns,
+            idle_timeout_s=settings.idle_timeout_s,
+            keep=columns,
+            event_types=settings.log_event_types,
+            allowed_lateness_s=settings.allowed_lateness_s,
+        ).clicks
+        for path in logs
+    )
+    newer = others[0] if others else None
+    if isinstance(settings.validation, float) and settings.validation > 0:
         clicks, newer = split_by_time(clicks, settings.validation)
+    del others
     # After the split, so that no item is kept for the clicks it is yet to have.
     filtered = filter_clicks(clicks, settings.log_filters)
     del clicks  # of a large log each stage is gigabytes
-    log.info(
-        "log_filtered",
-        old_clicks=filtered.old_clicks,
-        rare_item_clicks=filtered.rare_item_clicks,
-        short_session_clicks=filtered.short_session_clicks,
-        repeat_clicks=filtered.repeat_clicks,
-    )
+    figures = filtered._asdict()
+    log.info("log_filtered", **{name: n for name, n in figures.items() if name != "clicks"})
     if fields is None:
         fields = learn_fields(filtered.clicks, settings.context, utc_offset_s=settings.utc_offset_s)
     catalogue = build_catalogue(filtered.clicks, known)
     train = build_sessions(filtered.clicks, catalogue, fields)
     if len(train.sessions) == 0:
-        raise ClickLogError(f"{settings.clicks} has no session of two clicks to learn from")
+        raise TrainError(f"{settings.clicks} has no session of two clicks to learn from")
     validation, lost = None, NOTHING_LOST
     if newer is not None:
         indexed = build_sessions(newer, catalogue, fields)
@@ -252,15 +247,14 @@ def read_training_log(
             dropped_sessions=indexed.dropped_sessions,
         )
         if not validation.n_targets:
-            raise ClickLogError(
+            raise TrainError(
                 f"{newer_log or 'the newest sessions of ' + str(settings.clicks)}: "
                 f"nothing to predict in {len(newer)} clicks to validate on, "
                 f"{indexed.dropped_clicks} of them on items that are not learnt from; "
                 "validation=0 validates nothing"
             )
         if newer_log is not None:
-            last_ms = int(train.sessions.timestamp_ms.max())
-            warn_unless_newer(newer_log, validation, last_ms)
+            warn_unless_newer(newer_log, validation, int(train.sessions.timestamp_ms.max()))
     return TrainingLog(
         train.sessions,
         validation,
@@ -271,18 +265,6 @@ def read_training_log(
         lost,
         settings.allowed_lateness_s,
     )
-
-
-def read_log(path: str | Path, settings: LogSettings, columns: Sequence[str]) -> pl.DataFrame:
-    """The good clicks of one log with these further columns, weighed by their type."""
-    return read_clicks(
-        path,
-        settings.log_columns,
-        idle_timeout_s=settings.idle_timeout_s,
-        keep=columns,
-        event_types=settings.log_event_types,
-        allowed_lateness_s=settings.allowed_lateness_s,
-    ).clicks
 
 
 def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: int) -> None:
@@ -296,32 +278,27 @@ def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: i
 
 
 def check_context_columns(path: str | Path, fields: Sequence[ContextField]) -> None:
-    """Raise ContextError unless the log has the columns that the fields are read from."""
+    """Raise TrainError unless the log has the columns that the fields are read from."""
     columns = [field.name for field in fields if field.kind == "column"]
     _check_columns(path, {"context": columns})
 
 
 def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
-    """Raise ContextError unless the log has the columns that a setting names."""
+    """Raise TrainError unless the log has the columns that a setting names."""
     if not any(wanted.values()):
         return
     source = open_log(path)
     with reading(path):
         schema = source.table.collect_schema()
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))
-    for setting, names in wanted.items():
-        for name in names:
-            if name in source.conflicts:
-                raise ContextError(
-                    f"{setting}={name}: {source.conflicts[name]} in the files of {path}"
-                )
-            if name not in schema:
-                raise ContextError(
-                    f"{setting}={name}: {path} has no such column, only {found}; "
-                    f"{', '.join(TIME_FIELDS)} come from the time"
-                )
-            if schema[name].is_nested() or schema[name] in _NO_NAMES:
-                raise ContextError(
-                    f"{setting}={name}: {path} has {schema[name]} there; expected text, numbers "
-                    "or truth values"
-                )
+    for setting, name in ((setting, name) for setting, names in wanted.items() for name in names):
+        problem = None
+        if name in source.conflicts:
+            problem = f"{source.conflicts[name]} in the files of {path}"
+        elif name not in schema:
+            times = ", ".join(TIME_FIELDS)
+            problem = f"{path} has no such column, only {found}; {times} come from the time"
+        elif schema[name].is_nested() or schema[name] in _NO_NAMES:
+            problem = f"{path} has {schema[name]} there; expected text, numbers or truth values"
+        if problem:
+            raise TrainError(f"{setting}={name}: {problem}")

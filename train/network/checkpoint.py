@@ -17,7 +17,7 @@ from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
 
 from train.command import TrainError
-from train.data.event_types import EventTypes
+from train.data.filters import EventTypes
 from train.data.sessions import Catalogue
 from train.network.model import ModelConfig, SessionModel
 

@@ -15,9 +15,9 @@ from export.parity import ParityError, random_sessions
 from stream.errors import StreamError
 from stream.model.bundle import load_bundle
 from stream.model.scorer import OnnxScorer
-from train.data.clicks import ClickLogError
+from train.command import TrainError
 from train.data.context import ContextField
-from train.data.event_types import EventTypes
+from train.data.filters import EventTypes
 from train.data.sessions import Catalogue
 from train.network.checkpoint import (
     Checkpoint,
@@ -185,7 +185,7 @@ def test_a_log_that_proves_nothing_is_one_sentence(checkpoint: Checkpoint, tmp_p
     log = tmp_path / "clicks.csv"
     log.write_text("session_id,item_id,timestamp_ms,event_type\ns,new,1000,\ns,newer,2000,\n")
     config = ExportConfig(checkpoint=checkpoint.folder, clicks=log)
-    with pytest.raises(ClickLogError, match="has no session of two items that"):
+    with pytest.raises(TrainError, match="has no session of two items that"):
         parity_sessions(config, checkpoint)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.unit.train.fit.test_loop import SMALL, a_log
 from tests.unit.train.network.test_model import FIELDS, a_model
 from train.__main__ import main
-from train.data.event_types import EventTypes
+from train.data.filters import EventTypes
 from train.ensemble import joined, write_ensemble
 from train.fit.loop import Schedule, fit
 from train.measure.predictor import ModelPredictor

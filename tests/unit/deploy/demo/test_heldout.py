@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deploy.demo.heldout import MAX_HELDOUT_SHARE, detect_columns, hold_out, read_log, shop_log
 from deploy.demo.replay import in_order_of_time
-from train.data.clicks import ClickLogError
+from train.command import TrainError
 from train.data.synthetic import FIRST_DAY_MS, generate_synthetic
 
 
@@ -48,7 +48,7 @@ def test_no_session_stands_on_both_sides_and_none_begins_before_training_ends(
 
 
 def test_a_log_of_one_session_is_too_short() -> None:
-    with pytest.raises(ClickLogError, match="a log of 5 clicks in 1 sessions is too short"):
+    with pytest.raises(TrainError, match="a log of 5 clicks in 1 sessions is too short"):
         hold_out(log_of(("s", [1, 2, 3, 4, 5])), 2)
 
 
@@ -106,7 +106,7 @@ def test_the_presets_are_found_by_the_header(name: str, tmp_path: Path) -> None:
 
 def test_an_unreadable_log_is_left_to_its_reader_to_report(tmp_path: Path) -> None:
     path = tmp_path / "none.csv"
-    with pytest.raises(ClickLogError, match=r"none\.csv does not exist"):
+    with pytest.raises(TrainError, match=r"none\.csv does not exist"):
         read_log(path, None, None, 10, tmp_path / "rejected.csv")
 
 

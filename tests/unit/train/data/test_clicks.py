@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from structlog.testing import capture_logs
 
+from train.command import TrainError
 from train.data.clicks import (
-    ClickLogError,
     Columns,
     Filters,
     Reason,
@@ -271,7 +271,7 @@ def test_arbitrary_bytes_are_clicks_or_one_sentence(tmp_path: Path, data: bytes)
         path.write_bytes(data)
         try:
             assert len(read_clicks(path).clicks) > 0
-        except ClickLogError as error:
+        except TrainError as error:
             assert str(path) in str(error)
             assert "\n" not in str(error)
 
@@ -318,7 +318,7 @@ def test_an_unusable_log_is_one_sentence(
     path = tmp_path / name
     if data is not None:
         path.write_bytes(data)
-    with pytest.raises(ClickLogError) as raised:
+    with pytest.raises(TrainError) as raised:
         read_clicks(path)
     assert sentence in str(raised.value)
     assert str(path) in str(raised.value)
@@ -328,14 +328,14 @@ def test_an_unusable_log_is_one_sentence(
 def test_a_column_of_lists_is_no_item(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     pl.DataFrame({"session_id": ["s"], "item_id": [[1]], "timestamp_ms": [1]}).write_parquet(path)
-    with pytest.raises(ClickLogError, match="column 'item_id' has type List"):
+    with pytest.raises(TrainError, match="column 'item_id' has type List"):
         read_clicks(path)
 
 
 def test_a_context_column_may_not_take_a_wire_name(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("SessionId,ItemId,Time,item_id\n1,2,3,4\n")
-    with pytest.raises(ClickLogError, match="'item_id' has a reserved name"):
+    with pytest.raises(TrainError, match="'item_id' has a reserved name"):
         read_clicks(path, PUBLIC)
 
 
@@ -377,7 +377,7 @@ def test_bad_rows_of_a_relative_glob_come_beside_its_folder_under_the_folders_na
 def test_an_unwritable_place_for_bad_rows_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("session_id,item_id,timestamp_ms\ns,a,1\ns,a,x\n")
-    with pytest.raises(ClickLogError, match="for the bad rows of the log, cannot be written"):
+    with pytest.raises(TrainError, match="for the bad rows of the log, cannot be written"):
         read_clicks(path, rejected_path=tmp_path / "absent" / "bad.csv")
 
 
@@ -396,7 +396,7 @@ def test_visitors_are_cut_at_gaps_longer_than_the_timeout(tmp_path: Path) -> Non
         ("v-2", "c", 3_601_000),
         ("v-3", "e", 9_000_000),
     ]
-    with pytest.raises(ClickLogError, match="idle timeout"):
+    with pytest.raises(TrainError, match="idle timeout"):
         read_clicks(path, columns)
 
 
@@ -415,7 +415,7 @@ def test_a_session_without_a_long_gap_keeps_its_name() -> None:
 
 def test_a_cut_session_never_takes_the_name_of_another() -> None:
     clicks = log([("s", "a", 0), ("s", "b", 5001), ("s-2", "c", 0)])
-    with pytest.raises(ClickLogError, match="other sessions"):
+    with pytest.raises(TrainError, match="other sessions"):
         cut_sessions(clicks, 5)
 
 
@@ -531,12 +531,12 @@ def test_the_last_day_is_counted_from_the_last_click() -> None:
 
 def test_a_split_without_a_test_side_is_one_sentence() -> None:
     clicks = log([("s", "a", 0), ("s", "b", 1)])
-    with pytest.raises(ClickLogError, match="a log of 1 session cannot be split"):
+    with pytest.raises(TrainError, match="a log of 1 session cannot be split"):
         split_by_time(clicks)
     clicks = log([("s", "a", 0), ("s", "b", 1), ("t", "a", 2), ("t", "b", 3)])
-    with pytest.raises(ClickLogError, match="none of the log's 2 sessions"):
+    with pytest.raises(TrainError, match="none of the log's 2 sessions"):
         split_by_time(clicks, fraction=0.1)
-    with pytest.raises(ClickLogError, match="all of the log's 2 sessions"):
+    with pytest.raises(TrainError, match="all of the log's 2 sessions"):
         split_by_time(clicks, days=1)
 
 
@@ -555,7 +555,7 @@ def test_a_split_is_a_partition_by_time(
 ) -> None:
     try:
         split = split_by_time(clicks, fraction, days)
-    except ClickLogError:
+    except TrainError:
         return
     assert pl.concat([split.train, split.test]).equals(clicks)
     assert not set(split.train["session_id"]) & set(split.test["session_id"])

@@ -3,7 +3,8 @@ import polars as pl
 import pytest
 
 from stream.contract.context import FIRST_VALUE, MISSING, UNKNOWN
-from train.data.context import ContextError, context_indices, learn_fields
+from train.command import TrainError
+from train.data.context import context_indices, learn_fields
 from train.data.sessions import TARGET_WEIGHT, build_catalogue, build_sessions
 
 HOUR_S = 3600
@@ -56,7 +57,7 @@ def test_a_gap_falls_into_the_bin_that_ends_at_it_and_a_first_click_has_none() -
 
 def test_a_column_the_log_lacks_is_an_error_to_learn_and_missing_to_read() -> None:
     clicks = log(device=["tv"] * 20)
-    with pytest.raises(ContextError, match="'colour' is not a column"):
+    with pytest.raises(TrainError, match="'colour' is not a column"):
         learn_fields(clicks, ["colour"])
     fields = learn_fields(clicks, ["device"])
     assert context_indices(log(item_id=["1", "2"]), fields).tolist() == [[MISSING], [MISSING]]

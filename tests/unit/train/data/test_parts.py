@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from stream.contract.click import BadClick, Click, ClickParser, Reason, Record
 from stream.contract.context import FIRST_VALUE, Context
+from train.command import TrainError
 from train.data.clicks import read_clicks
 from train.data.context import MIN_SUPPORT, context_indices, learn_fields
 from train.data.parts import (
@@ -22,7 +23,6 @@ from train.data.parts import (
     NAMELESS,
     STATE,
     Begin,
-    CollectError,
     CollectState,
     Parts,
     load_state,
@@ -132,13 +132,13 @@ def test_a_click_cannot_say_where_it_stands_in_kafka(tmp_path: Path) -> None:
 
 def test_a_folder_of_another_beginning_or_of_other_files_is_refused(tmp_path: Path) -> None:
     take(tmp_path, [record(0)])
-    with pytest.raises(CollectError, match="with topic=clicks, not other"):
+    with pytest.raises(TrainError, match="with topic=clicks, not other"):
         load_state(tmp_path, BEGIN.model_copy(update={"topic": "other"}))
     (tmp_path / STATE).write_text("{}")
-    with pytest.raises(CollectError, match=f"{STATE} does not describe a collected log"):
+    with pytest.raises(TrainError, match=f"{STATE} does not describe a collected log"):
         load_state(tmp_path, BEGIN)
     (tmp_path / STATE).unlink()
-    with pytest.raises(CollectError, match="holds Parquet files but no"):
+    with pytest.raises(TrainError, match="holds Parquet files but no"):
         load_state(tmp_path, BEGIN)
 
 

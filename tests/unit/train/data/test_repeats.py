@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.contract.click import TRAIL_CLICKS
-from train.data.repeats import TRAIL_MS, Repeats
+from train.data.parts import TRAIL_MS, Repeats
 
 
 def test_an_event_is_repeated_within_its_session_alone() -> None:

@@ -13,7 +13,8 @@ import polars as pl
 import pytest
 from structlog.testing import capture_logs
 
-from train.data.clicks import ClickLogError, Columns, Reason, read_clicks
+from train.command import TrainError
+from train.data.clicks import Columns, Reason, read_clicks
 from train.data.rows import read_rows
 from train.data.source import open_log
 
@@ -64,9 +65,9 @@ def test_a_url_is_a_file_a_glob_or_with_a_slash_a_folder(folder: Path) -> None:
     assert len(read_clicks(f"{url}/a.parquet").clicks) == 3
     assert len(read_clicks(f"{url}/*.parquet").clicks) == 3
     assert len(read_clicks(f"{url}/").clicks) == 6
-    with pytest.raises(ClickLogError, match="of a folder that ends in /"):
+    with pytest.raises(TrainError, match="of a folder that ends in /"):
         read_clicks(url)
-    with pytest.raises(ClickLogError, match=r"file://.*cannot be read|does not exist"):
+    with pytest.raises(TrainError, match=r"file://.*cannot be read|does not exist"):
         read_clicks(f"{url}/absent.parquet")
 
 
@@ -142,7 +143,7 @@ def test_files_may_disagree_about_a_column_that_nobody_needs(
     frame(6, page=5).write_parquet(folder / "z.parquet")
     assert read_clicks(folder, keep=keep).clicks.columns == [*frame(0).columns]
     frame(9).with_columns(item_id=pl.Series([1, 2, 3])).write_parquet(folder / "y.parquet")
-    with pytest.raises(ClickLogError, match="'item_id' has types Int64 and String in"):
+    with pytest.raises(TrainError, match="'item_id' has types Int64 and String in"):
         read_clicks(folder, keep=keep)
 
 
@@ -180,17 +181,17 @@ def test_a_text_file_with_a_wrong_name_or_header_is_one_sentence(
     tmp_path: Path, name: str, data: bytes, sentence: str
 ) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ClickLogError, match=sentence) as raised:
+    with pytest.raises(TrainError, match=sentence) as raised:
         read_clicks(tmp_path / name)
     assert "\n" not in str(raised.value)
 
 
 def test_a_folder_without_parquet_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("session_id,item_id,timestamp_ms\n")
-    with pytest.raises(ClickLogError, match=r"contains no \.parquet file"):
+    with pytest.raises(TrainError, match=r"contains no \.parquet file"):
         read_clicks(tmp_path)
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ClickLogError, match=r"broken\.parquet cannot be read"):
+    with pytest.raises(TrainError, match=r"broken\.parquet cannot be read"):
         read_clicks(tmp_path)
 
 

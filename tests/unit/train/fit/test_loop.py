@@ -9,7 +9,7 @@ import torch
 from train.baselines.named import build_baselines
 from train.baselines.support import item_support
 from train.data.context import ContextField, learn_fields
-from train.data.event_types import EventTypes
+from train.data.filters import EventTypes
 from train.data.sessions import build_catalogue, build_sessions
 from train.data.synthetic import markov_clicks
 from train.fit.loop import Schedule, Watch, fit
