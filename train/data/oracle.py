@@ -5,29 +5,15 @@ given the prefix (Bayes' rule); the list that maximises Recall@K and MRR@K is th
 probable next items.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Float64, Int64
 
-from train.data.synthetic import (
-    CHAIN_SHARES,
-    DAY_MS,
-    EVENT_SHARES,
-    EVENT_TYPES,
-    FIRST_DAY_MS,
-    HOUR_MS,
-    HOUR_SHARES,
-    PART_OF_DAY_HOURS,
-    REPEAT_WINDOW,
-    STEP_SHARES,
-    UNHURRIED_MS,
-    UNHURRIED_SHARE,
-    Process,
-    SyntheticConfig,
-    build_process,
-)
+from train.data import synthetic as shop
+from train.data.synthetic import Process, SyntheticConfig, build_process
 from train.measure.metrics import gain
 from train.measure.ranks import conservative_rank
 
@@ -100,29 +86,33 @@ def score_oracle(
 
 
 def _read(process: Process, clicks: pl.DataFrame, context: bool) -> _Clicks:
+    def number(name: str, values: Sequence[str]) -> pl.Expr:
+        numbers = np.arange(len(values))
+        return pl.col(name).replace_strict(values, numbers, return_dtype=pl.Int64)
+
+    session = pl.col("session_id").rle_id()
     columns = clicks.select(
-        item=pl.col("item_id").replace_strict(
-            process.item_ids, np.arange(len(process.item_ids)), return_dtype=pl.Int64
-        ),
-        position=pl.int_range(pl.len()).over(pl.col("session_id").rle_id()),
-        first_ms=pl.col("timestamp_ms").first().over(pl.col("session_id").rle_id()),
-        event=pl.col("event_type").replace_strict(
-            EVENT_TYPES, np.arange(len(EVENT_TYPES)), return_dtype=pl.Int64
-        ),
-        dwell_ms=pl.col("dwell_ms").cast(pl.Int64),
+        number("item_id", process.item_ids),
+        pl.int_range(pl.len()).over(session).alias("position"),
+        pl.col("timestamp_ms").first().over(session),
+        number("event_type", shop.EVENT_TYPES),
+        pl.col("dwell_ms").cast(pl.Int64),
     )
     item, position, first_ms, event, dwell_ms = (column.to_numpy() for column in columns)
-    day, in_day_ms = np.divmod(first_ms - FIRST_DAY_MS, DAY_MS)
-    unhurried = dwell_ms >= UNHURRIED_MS
+    day, in_day_ms = np.divmod(first_ms - shop.FIRST_DAY_MS, shop.DAY_MS)
+    unhurried = dwell_ms >= shop.UNHURRIED_MS
     if context:
-        prior = process.intent_shares[in_day_ms // (PART_OF_DAY_HOURS * HOUR_MS)]
-        shares = STEP_SHARES[event, unhurried.astype(np.int64)]
+        prior = process.intent_shares[in_day_ms // (shop.PART_OF_DAY_HOURS * shop.HOUR_MS)]
+        shares = shop.STEP_SHARES[event, unhurried.astype(np.int64)]
     else:
-        parts = HOUR_SHARES.reshape(-1, PART_OF_DAY_HOURS).sum(axis=1) / HOUR_SHARES.sum()
+        parts = (
+            shop.HOUR_SHARES.reshape(-1, shop.PART_OF_DAY_HOURS).sum(axis=1)
+            / shop.HOUR_SHARES.sum()
+        )
         prior = np.tile(parts @ process.intent_shares, (len(item), 1))
         # The first click of a session never has a pause before it, the others often enough.
-        by_pace = np.tensordot(EVENT_SHARES, STEP_SHARES, axes=1)
-        pace = np.where(position == 0, 0.0, UNHURRIED_SHARE)[:, None]
+        by_pace = np.tensordot(shop.EVENT_SHARES, shop.STEP_SHARES, axes=1)
+        pace = np.where(position == 0, 0.0, shop.UNHURRIED_SHARE)[:, None]
         shares = (1.0 - pace) * by_pace[0] + pace * by_pace[1]
     return _Clicks(item, position, day, prior, shares)
 
@@ -143,10 +133,12 @@ def _filter_intents(process: Process, seen: _Clicks) -> Float64[np.ndarray, "T Z
     item, last, shares = seen.item[at], seen.item[at - 1], seen.shares[at - 1]
     category = process.category[last]
     same = (process.category[item] == category)[:, None] * appeal[at]
-    repeats = sum((_nth_last(seen, at - 1, n) == item).astype(float) for n in range(REPEAT_WINDOW))
-    chain = (process.successors[last] == item[:, None]) @ CHAIN_SHARES
+    repeats = sum(
+        (_nth_last(seen, at - 1, n) == item).astype(float) for n in range(shop.REPEAT_WINDOW)
+    )
+    chain = (process.successors[last] == item[:, None]) @ shop.CHAIN_SHARES
     likelihood[at] = (
-        (shares[:, 0] * repeats / np.minimum(seen.position[at], REPEAT_WINDOW))[:, None]
+        (shares[:, 0] * repeats / np.minimum(seen.position[at], shop.REPEAT_WINDOW))[:, None]
         + (shares[:, 1] * chain)[:, None]
         + shares[:, 2, None] * same / process.category_appeal[seen.day[at], :, category]
         + shares[:, 3, None] * appeal[at]
@@ -177,10 +169,10 @@ def _predict(
         chances[on] = anything + (within @ appeal) * (process.category == category[on, None])
     # Within one of these steps a row appears once, so += adds all there is to add.
     row = np.arange(len(rows))
-    for n, share in enumerate(CHAIN_SHARES):
+    for n, share in enumerate(shop.CHAIN_SHARES):
         chances[row, process.successors[item, n]] += shares[:, 1] * share
-    of_repeats = shares[:, 0] / np.minimum(seen.position[rows] + 1, REPEAT_WINDOW)
-    for n in range(REPEAT_WINDOW):
+    of_repeats = shares[:, 0] / np.minimum(seen.position[rows] + 1, shop.REPEAT_WINDOW)
+    for n in range(shop.REPEAT_WINDOW):
         repeated = _nth_last(seen, rows, n)
         there = repeated >= 0
         chances[row[there], repeated[there]] += of_repeats[there]

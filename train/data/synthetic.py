@@ -14,7 +14,9 @@ from statistics import NormalDist
 import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import Field, PositiveInt
+
+from train.command import Settings
 
 CATEGORIES = (  # noqa: SIM905 - a list takes 24 lines
     "bags beds bikes books boots cameras chairs coats desks games guitars hats "
@@ -57,12 +59,8 @@ HOUR_SHARES = np.array(
 )
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Settings):
     """The random process: the same settings give the same one, whatever the number of clicks."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
 
     seed: int = Field(default=0, ge=0)
     """Seed of the items and of the visitors."""
@@ -152,17 +150,15 @@ def generate_synthetic(n_clicks: int, config: SyntheticConfig | None = None) -> 
     # Everything so far has the longest session first; a log has the earliest first.
     earliest = np.argsort(begin_ms, kind="stable")
     length = length[earliest]
-    moved = np.repeat(start[earliest] - (np.cumsum(length) - length), length) + np.arange(n_clicks)
+    first = np.cumsum(length) - length
+    moved = np.repeat(start[earliest] - first, length) + np.arange(n_clicks)
     dwell_ms = dwell_ms[moved]
     since = np.cumsum(dwell_ms)
-    first = np.cumsum(length) - length
-    at_ms = since + np.repeat(begin_ms[earliest] - since[first], length)
-    session = np.repeat(np.arange(n_sessions), length)
     return pl.DataFrame(
         {
-            "session_id": pl.Series(session).cast(pl.String).str.zfill(8),
+            "session_id": _session_ids(length),
             "item_id": pl.Series(process.item_ids)[item[moved]],
-            "timestamp_ms": at_ms,
+            "timestamp_ms": since + np.repeat(begin_ms[earliest] - since[first], length),
             "event_type": pl.Series(EVENT_TYPES)[event_type[moved]],
             "dwell_ms": dwell_ms,
         }
@@ -181,14 +177,18 @@ def markov_clicks(predictability: float, n_sessions: int, n_items: int, seed: in
     for click in range(1, 6):
         follows = rng.random(n_sessions) < predictability
         items[follows, click] = follower[items[follows, click - 1]]
-    session = np.repeat(np.arange(n_sessions), 6)
     return pl.DataFrame(
         {
-            "session_id": pl.Series(session).cast(pl.String).str.zfill(8),
+            "session_id": _session_ids(np.full(n_sessions, 6)),
             "item_id": pl.Series(items.ravel()).cast(pl.String),
-            "timestamp_ms": FIRST_DAY_MS + 1_000 * np.arange(session.size),
+            "timestamp_ms": FIRST_DAY_MS + 1_000 * np.arange(items.size),
         }
     )
+
+
+def _session_ids(length: Int64[np.ndarray, "S"]) -> pl.Series:
+    """The number of every click's session, in eight digits."""
+    return pl.Series(np.repeat(np.arange(len(length)), length)).cast(pl.String).str.zfill(8)
 
 
 def _draw_lengths(rng: np.random.Generator, n_clicks: int) -> Int64[np.ndarray, "S"]:
@@ -230,16 +230,18 @@ def _draw_items(
     row = day * N_INTENTS + intent
 
     def pick(
-        row: Int64[np.ndarray, "B"], first: Int64[np.ndarray, "B"], end: Int64[np.ndarray, "B"]
+        row: Int64[np.ndarray, "B"],
+        first: Int64[np.ndarray, "B"] | int = 0,
+        end: Int64[np.ndarray, "B"] | int = n,
     ) -> Int64[np.ndarray, "B"]:
         """An item from ``first`` up to ``end``, by its appeal in that row."""
-        low = np.where(first > 0, ends[row, first - 1], 0.0)
+        low = np.where(np.greater(first, 0), ends[row, first - 1], 0.0)
         at = row + low + rng.random(len(row)) * (ends[row, end - 1] - low)
         found = np.searchsorted(rising, at, side="right") - row * n
         return np.asarray(np.clip(found, first, end - 1))
 
     item = np.empty(int(length.sum()), dtype=np.int64)
-    item[start] = pick(row, np.zeros_like(row), np.full_like(row, n))
+    item[start] = pick(row)
     shares = STEP_SHARES.reshape(-1, STEP_SHARES.shape[-1])
     for click in range(1, int(length[0])):
         active = np.flatnonzero(length > click)
@@ -251,11 +253,9 @@ def _draw_items(
         successor = rng.choice(len(CHAIN_SHARES), len(chain), p=CHAIN_SHARES)
         drawn[chain] = process.successors[item[last[chain]], successor]
         same = np.flatnonzero(step == 2)
-        category = process.category[item[last[same]]]
-        bounds = process.category_start
+        category, bounds = process.category[item[last[same]]], process.category_start
         drawn[same] = pick(row[active[same]], bounds[category], bounds[category + 1])
         anything = np.flatnonzero(step == 3)
-        anywhere = row[active[anything]]
-        drawn[anything] = pick(anywhere, np.zeros_like(anywhere), np.full_like(anywhere, n))
+        drawn[anything] = pick(row[active[anything]])
         item[last + 1] = drawn
     return item

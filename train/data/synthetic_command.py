@@ -19,22 +19,13 @@ class SyntheticSettings(SyntheticConfig):
     clicks: int = Field(default=1_000_000, ge=1000)
     """Length of the log; fewer than 1,000 would leave too few sessions to measure the oracle on."""
 
-    def config(self) -> SyntheticConfig:
-        """The part that decides what the shop is."""
-        return SyntheticConfig(**self.model_dump(include=set(SyntheticConfig.model_fields)))
-
 
 def run_synthetic(settings: SyntheticSettings) -> None:
     """Write the log, and print what its oracle reaches on the sessions `fit` validates on."""
-    config = settings.config()
-    clicks = generate_synthetic(settings.clicks, config)
+    clicks = generate_synthetic(settings.clicks, settings)
     write_clicks(clicks, settings.out)
     older, newer = split_by_time(clicks, LogSettings.model_fields["validation"].default)
-    oracle = score_oracle(config, newer, older["item_id"].unique().to_list())
-    result = {
-        "clicks": len(clicks),
-        "predictions": oracle.predictions,
-        "oracle_recall_at_20": oracle.recall,
-        "oracle_mrr_at_20": oracle.mrr,
-    }
-    print(json.dumps(result, indent=1))
+    oracle = score_oracle(settings, newer, older["item_id"].unique().to_list())
+    reached = {"oracle_recall_at_20": oracle.recall, "oracle_mrr_at_20": oracle.mrr}
+    counts = {"clicks": len(clicks), "predictions": oracle.predictions}
+    print(json.dumps(counts | reached, indent=1))
