@@ -83,7 +83,13 @@ def read_clicks(
     rows = read_rows(path, columns, keep)
     if rows.n_bad:
         rejected_path = rejected_path or _rejected_path(path)
-        _write_rejected(rows.bad, rejected_path)
+        try:
+            with rejected_path.open("wb") as file:
+                rows.bad.sink_csv(file, engine="streaming")
+        except OSError as error:
+            raise TrainError(
+                f"{rejected_path}, for the bad rows of the log, cannot be written: {error.strerror}"
+            ) from error
         log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rows.n_bad)
         if rows.good.is_empty():
             counts = ", ".join(f"{name} {count}" for name, count in rows.n_bad.items())
@@ -199,16 +205,6 @@ def _rejected_path(path: str | Path) -> Path:
         whole = whole.resolve()
     away = "://" in str(path) or not os.access(whole.parent, os.W_OK)
     return Path("" if away else whole.parent, whole.name + ".rejected.csv")
-
-
-def _write_rejected(bad: pl.LazyFrame, path: Path) -> None:
-    try:
-        with path.open("wb") as file:
-            bad.sink_csv(file, engine="streaming")
-    except OSError as error:
-        raise TrainError(
-            f"{path}, for the bad rows of the log, cannot be written: {error.strerror}"
-        ) from error
 
 
 def _warn_of_seconds(path: str | Path, timestamp_ms: pl.Series, columns: Columns) -> None:

@@ -70,7 +70,6 @@ class Sessions:
 
     @property
     def lengths(self) -> Int64[np.ndarray, "S"]:
-        """Clicks of every session."""
         return np.diff(self.start)
 
     def items(self) -> list[Int64[np.ndarray, "clicks"]]:

@@ -71,17 +71,14 @@ class LogSettings(Settings):
 
     @cached_property
     def log_columns(self) -> Columns:
-        """How the log names its columns."""
         return columns_of({n: column for n, column in self.columns.items() if n != "event_type"})
 
     @cached_property
     def log_filters(self) -> Filters:
-        """Which clicks are worth learning from."""
         return from_pairs(Filters, dict(self.filters))
 
     @cached_property
     def log_event_types(self) -> EventTypes:
-        """Which types of event advance a session, and which are to be predicted."""
         given: dict[str, Any] = {"column": self.columns.get("event_type", "event_type")}
         weights = {name: weight or 1 for name, weight in self.event_types.items()}
         if weights:
@@ -279,8 +276,7 @@ def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: i
 
 def check_context_columns(path: str | Path, fields: Sequence[ContextField]) -> None:
     """Raise TrainError unless the log has the columns that the fields are read from."""
-    columns = [field.name for field in fields if field.kind == "column"]
-    _check_columns(path, {"context": columns})
+    _check_columns(path, {"context": [field.name for field in fields if field.kind == "column"]})
 
 
 def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
