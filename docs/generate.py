@@ -27,7 +27,7 @@ from train.data.synthetic_command import SyntheticSettings
 from train.ensemble import EnsembleSettings
 from train.evaluate import EvaluateSettings
 from train.fit.settings import FitSettings
-from train.report.command import ReportSettings
+from train.report.page import ReportSettings
 from train.search import SearchSettings
 
 FOLDER = Path(__file__).parent

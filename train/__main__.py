@@ -15,7 +15,7 @@ from train.ensemble import EnsembleSettings, run_ensemble
 from train.evaluate import EvaluateSettings, run_evaluate
 from train.fit.command import run_fit
 from train.fit.settings import FitSettings
-from train.report.command import ReportSettings, run_report
+from train.report.page import ReportSettings, run_report
 from train.search import SearchSettings, run_search
 
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {

@@ -71,8 +71,6 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
         return CliApp.run(kind, cli_args=words, cli_exit_on_error=False)
     except ValidationError as error:
         raise TrainError("\n".join(_sentence(kind, found) for found in error.errors())) from error
-    except SettingsError as error:
-        raise TrainError(str(error)) from error
 
 
 def log_to_stderr() -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from pydantic import PositiveInt, model_validator
 
 from train.baselines.named import COMPARED, BaselineName, build_baseline, is_baseline
-from train.baselines.support import item_support
+from train.baselines.popularity import item_support
 from train.blend.blend import load_blend, load_weights
 from train.command import Settings, TrainError
 from train.data.clicks import Columns, read_clicks

@@ -12,16 +12,14 @@ log = structlog.get_logger()
 _SMOOTHING = 0.98  # of the loss shown: about the mean of the last 50 steps
 
 
-class EpochProgress:
+class EpochProgress(Progress):
     """A bar for the current epoch with loss and clicks/s, and a log line for every finished one.
 
-    A context manager. Outside a terminal it writes the log lines only.
+    Outside a terminal it writes the log lines only.
     """
 
     def __init__(self, clicks_per_epoch: int, first_epoch: int, n_epochs: int) -> None:
-        self._n_epochs = n_epochs
-        self._loss: float | None = None
-        self._progress = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -31,7 +29,9 @@ class EpochProgress:
             console=(console := Console(stderr=True)),
             disable=not console.is_terminal,
         )
-        self._task = self._progress.add_task(
+        self._n_epochs = n_epochs
+        self._loss: float | None = None
+        self._task = self.add_task(
             self._title(first_epoch), total=clicks_per_epoch, loss=0.0, rate=0.0
         )
 
@@ -42,34 +42,21 @@ class EpochProgress:
         """The callbacks for `fit`."""
         return Watch(on_step=self._on_step, on_epoch=self._on_epoch)
 
-    def __enter__(self) -> "EpochProgress":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
     def _on_step(self, clicks: int, loss: float) -> None:
         last = loss if self._loss is None else self._loss
         self._loss = _SMOOTHING * last + (1 - _SMOOTHING) * loss
-        task = self._progress.tasks[0]
-        self._progress.update(self._task, advance=clicks, loss=self._loss, rate=task.speed or 0.0)
+        rate = self.tasks[0].speed or 0.0
+        self.update(self._task, advance=clicks, loss=self._loss, rate=rate)
 
     def _on_epoch(self, record: EpochRecord) -> None:
         self._loss = None
-        figures = (
-            {name: round(record.metrics[name], 4) for name in (MONITOR, "mrr_at_20")}
-            if (record.metrics)
-            else {}
-        )
+        shown = [name for name in (MONITOR, "mrr_at_20") if name in record.metrics]
         log.info(
             "epoch_done",
             epoch=record.epoch,
             loss=round(record.loss, 4),
             clicks_per_second=round(record.clicks_per_second),
             seconds=round(record.seconds, 1),
-            **figures,
+            **{name: round(record.metrics[name], 4) for name in shown},
         )
-        self._progress.reset(
-            self._task, description=self._title(min(record.epoch + 1, self._n_epochs))
-        )
+        self.reset(self._task, description=self._title(min(record.epoch + 1, self._n_epochs)))

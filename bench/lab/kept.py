@@ -18,7 +18,7 @@ from bench.lab.experiments import RANKS, chosen, ranks_path
 from bench.lab.grid import BASE, DataSet, Setting, Variant, variants
 from bench.lab.run import SHOWN, Line, build_logs, key_of, load_parts
 from train.fit.loop import MONITOR
-from train.measure.ranks import Ranks, ranks_of
+from train.measure.ranking import Ranks, ranks_of
 from train.measure.significance import compare, estimate
 
 Row = dict[str, Any]

@@ -28,8 +28,7 @@ from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
-from train.measure.ranking import rank_targets
-from train.measure.ranks import Ranks
+from train.measure.ranking import Ranks, rank_targets
 from train.measure.significance import compare, estimate
 from train.network.checkpoint import CheckpointInfo, load_checkpoint
 from train.network.hyperparameters import Hyperparameters

@@ -20,8 +20,8 @@ from bench.lab.run import differences, with_intervals
 from bench.provenance import RESULTS, keep
 from bench.training.fitting import fit_shown
 from train.baselines.named import build_baselines
+from train.baselines.neighbours import vmis_knn
 from train.baselines.rules import decayed_transitions
-from train.baselines.vmis import vmis_knn
 from train.blend.blend import Blend
 from train.blend.fit import fit_blend
 from train.command import Settings, run_command
@@ -30,8 +30,7 @@ from train.data.sessions import Sessions, build_sessions
 from train.fit.loop import Schedule
 from train.fit.training_log import TrainingLog
 from train.measure.predictor import ModelPredictor
-from train.measure.ranking import Predictor, rank_targets
-from train.measure.ranks import Ranks
+from train.measure.ranking import Predictor, Ranks, rank_targets
 from train.network.hyperparameters import Hyperparameters
 from train.network.model import SessionModel
 from train.network.presets import PRESETS

@@ -24,7 +24,7 @@ from bench.lab.kept import merged
 from bench.lab.run import SHOWN, differences, with_intervals
 from bench.provenance import RESULTS, keep
 from bench.training.fitting import fit_shown
-from train.baselines.vmis import vmis_knn
+from train.baselines.neighbours import vmis_knn
 from train.blend.blend import load_blend
 from train.blend.fit import fit_blend
 from train.command import Settings, TrainError, run_command
@@ -35,8 +35,7 @@ from train.fit.settings import FitSettings
 from train.fit.training_log import TrainingLog, read_training_log
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
-from train.measure.ranking import PROTOCOL, Predictor, rank_targets
-from train.measure.ranks import Ranks
+from train.measure.ranking import PROTOCOL, Predictor, Ranks, rank_targets
 from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 
 DATASET, PRESET = "diginetica-sessions", "diginetica"

@@ -24,10 +24,8 @@ from bench.training.fitting import made_up_sessions
 from train.command import Settings, run_command
 from train.data.sessions import Sessions
 from train.measure.lists import count_listed
-from train.measure.matmul import RowProduct
-from train.measure.predictor import ModelPredictor
-from train.measure.ranking import batch_rows, rank_targets, session_batches
-from train.measure.ranks import conservative_rank
+from train.measure.predictor import ModelPredictor, RowProduct
+from train.measure.ranking import batch_rows, conservative_rank, rank_targets, session_batches
 from train.network.model import ModelConfig, SessionModel
 
 BAR = {"predictions_per_second": 8000, "share": 0.75}

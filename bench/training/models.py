@@ -17,19 +17,9 @@ from bench.datasets import folder_of, read_log
 from bench.lab.grid import BASE, DATASETS, SYNTHETIC
 from bench.lab.run import train
 from train.baselines.content import content_based, read_items
-from train.baselines.factors import fit_als, fit_bpr
+from train.baselines.named import BASELINES
 from train.baselines.novel import NovelOnly
-from train.baselines.popularity import Pop, SessionPop, recent_popularity
-from train.baselines.rules import (
-    association_rules,
-    count_transitions,
-    decayed_transitions,
-    item_knn,
-    sequential_rules,
-)
-from train.baselines.stan import stan
-from train.baselines.support import item_support
-from train.baselines.vmis import vmis_knn
+from train.baselines.popularity import item_support
 from train.data.clicks import split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
 from train.fit.loop import Schedule
@@ -89,37 +79,35 @@ def candidates(split: Split) -> dict[str, Candidate]:
     half_lives = [round(split.span_s / 2**halvings) for halvings in (0, 2, 4, 6, 8)]
     scales, epochs = (None, half_lives[0], half_lives[2]), dataset.schedule.epochs
 
-    def counted(builder: Callable[..., Predictor], **choices: list[Any]) -> Candidate:
-        return Candidate(partial(builder, sessions, n_items), _combine(**choices))
+    def counted(name: str, **choices: list[Any]) -> Candidate:
+        return Candidate(partial(BASELINES[name], sessions, n_items), _combine(**choices))
 
     models = {
-        "pop": Candidate(lambda: Pop(support.astype(np.float64)), [{}]),
-        "recent-pop": counted(
-            lambda *log, **p: Pop(recent_popularity(*log, **p)), half_life_s=half_lives
-        ),
-        "s-pop": Candidate(lambda: SessionPop(support), [{}]),
-        "markov": counted(count_transitions),
+        "pop": counted("pop"),
+        "recent-pop": counted("recent-pop", half_life_s=half_lives),
+        "s-pop": counted("s-pop"),
+        "markov": counted("markov"),
         "decayed-markov": counted(
-            decayed_transitions,
+            "decayed-markov",
             half_life_s=half_lives[:4],
             popularity_half_life_s=half_lives[1:],
             popularity_weight=[0.1, 1.0],
         ),
-        "association-rules": counted(association_rules),
-        "sequential-rules": counted(sequential_rules, steps=[3, 10]),
-        "item-knn": counted(item_knn, shrinkage=[0.0, 20.0]),
+        "association-rules": counted("association-rules"),
+        "sequential-rules": counted("sequential-rules", steps=[3, 10]),
+        "item-knn": counted("item-knn", shrinkage=[0.0, 20.0]),
         "vmis-knn": Candidate(
-            partial(vmis_knn, sessions, n_items),
+            partial(BASELINES["vmis-knn"], sessions, n_items),
             [{"m": m, "k": m // 5} for m in (500, 1000, 2500, 5000)],
         ),
         "stan": counted(
-            stan,
+            "stan",
             session_scale_s=[*scales],
             click_scale=[1.0, 4.0],
             distance_scale=[1.0, 4.0, 100.0],
         ),
-        "als": counted(fit_als, alpha=[10.0, 40.0], regularization=[10.0]),
-        "bpr": counted(fit_bpr, learning_rate=[0.1], regularization=[0.001]),
+        "als": counted("als", alpha=[10.0, 40.0], regularization=[10.0]),
+        "bpr": counted("bpr", learning_rate=[0.1], regularization=[0.001]),
         "gru": Candidate(
             partial(fit_network, split), _combine(epochs=[epochs, 3 * epochs // 4, epochs // 2])
         ),

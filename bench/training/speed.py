@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from bench.measuring import in_child
 from bench.provenance import RESULTS, keep
 from bench.training.fitting import made_up_sessions
-from train.baselines.support import item_support
+from train.baselines.popularity import item_support
 from train.command import Settings, TrainError, run_command
 from train.data.sessions import Sessions
 from train.network.hyperparameters import Hyperparameters

@@ -33,7 +33,7 @@ from export.parity import random_sessions
 from stream.contract.messages import Outcome
 from stream.settings import KafkaSettings
 from tests.integration.service import Deployment
-from train.baselines.support import item_support
+from train.baselines.popularity import item_support
 from train.data.clicks import Columns, read_clicks
 from train.data.context import ContextField, learn_fields
 from train.data.sessions import Sessions, build_sessions

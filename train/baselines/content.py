@@ -13,8 +13,8 @@ import polars as pl
 import scipy.sparse  # type: ignore[import-untyped]  # its stubs are a package of their own
 from jaxtyping import Float, Float64, Int64
 
+from train.baselines.popularity import tie_break
 from train.baselines.rules import TIE_BREAK
-from train.baselines.support import tie_break
 from train.command import TrainError
 from train.data.sessions import Catalogue
 from train.measure.ranking import SessionBatch

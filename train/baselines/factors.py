@@ -5,9 +5,8 @@ ICDM 2008) and BPR (Rendle et al., arXiv 1205.2618). What it learns of the train
 dropped: an anonymous session has no row.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import scipy.sparse  # type: ignore[import-untyped]  # its stubs are a package of their own
@@ -79,14 +78,11 @@ def fit_als(
     iterations: int = 10,
 ) -> ALS:
     """ALS over the clicks of the training sessions, an item's clicks in one session added up."""
-    model = _fitted(
-        AlternatingLeastSquares,
-        _clicks(sessions, n_items),
-        factors=factors,
-        regularization=regularization,
-        alpha=alpha,
-        iterations=iterations,
-    )
+    with threadpool_limits(1, "blas"):  # implicit warns of BLAS threads next to its own
+        model = AlternatingLeastSquares(
+            factors, regularization, alpha, iterations=iterations, num_threads=1, random_state=0
+        )
+        model.fit(_clicks(sessions, n_items), show_progress=False)
     return ALS(model.item_factors, regularization, alpha)
 
 
@@ -100,31 +96,23 @@ def fit_bpr(
     iterations: int = 100,
 ) -> BPR:
     """BPR over the clicks of the training sessions, an item counting once in a session."""
-    model = _fitted(
-        BayesianPersonalizedRanking,
-        _clicks(sessions, n_items),
-        factors=factors,
-        learning_rate=learning_rate,
-        regularization=regularization,
-        iterations=iterations,
-    )
+    with threadpool_limits(1, "blas"):  # as above
+        model = BayesianPersonalizedRanking(
+            factors,
+            learning_rate,
+            regularization,
+            iterations=iterations,
+            num_threads=1,
+            random_state=0,
+        )
+        model.fit(_clicks(sessions, n_items), show_progress=False)
     # implicit keeps the bias as the last factor, which is 1 for every user.
     return BPR(model.item_factors[:, :-1].copy(), model.item_factors[:, -1].copy())
-
-
-def _fitted(of: Callable[..., Any], clicks: scipy.sparse.csr_matrix, **options: float) -> Any:
-    """A model of implicit's, trained on one core, with the same result every time."""
-    with threadpool_limits(1, "blas"):  # implicit warns of BLAS threads next to its own
-        model = of(**options, num_threads=1, random_state=0)
-        model.fit(clicks, show_progress=False)
-    return model
 
 
 def _clicks(sessions: Sessions, n_items: int) -> scipy.sparse.csr_matrix:
     session = np.repeat(np.arange(len(sessions)), sessions.lengths)
     ones = np.ones(sessions.n_clicks, dtype=np.float32)
-    clicks = scipy.sparse.csr_matrix(
+    return scipy.sparse.csr_matrix(
         (ones, (session, sessions.item_index)), shape=(len(sessions), n_items)
     )
-    clicks.sum_duplicates()
-    return clicks

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from train.baselines.factors import fit_als, fit_bpr
+from train.baselines.neighbours import stan, vmis_knn
 from train.baselines.popularity import pop, recent_pop, session_pop
 from train.baselines.rules import (
     association_rules,
@@ -15,8 +16,6 @@ from train.baselines.rules import (
     item_knn,
     sequential_rules,
 )
-from train.baselines.stan import stan
-from train.baselines.vmis import vmis_knn
 from train.command import TrainError
 from train.data.sessions import Sessions
 from train.measure.ranking import Predictor
@@ -56,7 +55,7 @@ def build_baseline(text: str, sessions: Sessions, n_items: int) -> Predictor:
 
 def build_baselines(sessions: Sessions, n_items: int) -> dict[str, Predictor]:
     """The three that every training is compared with, by name."""
-    return {name: BASELINES[name](sessions, n_items) for name in COMPARED}
+    return {name: build_baseline(name, sessions, n_items) for name in COMPARED}
 
 
 def is_baseline(text: str) -> bool:
@@ -68,11 +67,8 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
     name, *words = text.split(":")
     if name not in BASELINES:
         raise ValueError(f"{name!r} is not a baseline, expected one of {', '.join(BASELINES)}")
-    known = {
-        parameter.name: parameter
-        for parameter in inspect.signature(BASELINES[name]).parameters.values()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    parameters = inspect.signature(BASELINES[name]).parameters.values()
+    known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     given: dict[str, Any] = {}
     for word in words:
         key, _, value = word.partition("=")

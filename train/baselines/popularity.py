@@ -6,10 +6,19 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from train.baselines.support import item_support, tie_break
 from train.baselines.votes import Votes, vote_scores
 from train.data.sessions import Sessions
 from train.measure.ranking import SessionBatch
+
+
+def item_support(sessions: Sessions, n_items: int) -> Int64[np.ndarray, "N"]:
+    """Clicks on every item."""
+    return np.bincount(sessions.item_index, minlength=n_items)
+
+
+def tie_break(support: Int64[np.ndarray, "N"]) -> Float64[np.ndarray, "N"]:
+    """Support scaled below 1, so that it orders only what counts leave equal."""
+    return np.asarray(support / (support.max(initial=0) + 1.0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +68,16 @@ def _own_clicks(prefix: Int64[np.ndarray, "b t"]) -> Votes:
     )
 
 
-def age_weights(
-    timestamp_ms: Int64[np.ndarray, "T"], end_ms: int, half_life_s: float
-) -> Float64[np.ndarray, "T"]:
-    """What a click counts that much before `end_ms`: 1 then, half as much every half-life."""
-    return np.exp2((timestamp_ms - end_ms) / (1000.0 * half_life_s))
+def age_weights(sessions: Sessions, half_life_s: float) -> Float64[np.ndarray, "T"]:
+    """What a click counts: 1 at the end of the log, half as much every half-life before."""
+    timestamp_ms = sessions.timestamp_ms
+    return np.exp2((timestamp_ms - timestamp_ms.max(initial=0)) / (1000.0 * half_life_s))
 
 
 def recent_popularity(
     sessions: Sessions, n_items: int, half_life_s: float
 ) -> Float64[np.ndarray, "N"]:
     """Every item's share of the clicks, each weighted by its age at the end of the log."""
-    age = age_weights(sessions.timestamp_ms, int(sessions.timestamp_ms.max(initial=0)), half_life_s)
+    age = age_weights(sessions, half_life_s)
     weight = np.bincount(sessions.item_index, weights=age, minlength=n_items)
     return np.asarray(weight / max(weight.sum(), np.finfo(np.float64).tiny))

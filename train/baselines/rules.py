@@ -13,8 +13,7 @@ import numpy as np
 import scipy.sparse  # type: ignore[import-untyped]  # its stubs are a package of their own
 from jaxtyping import Float, Float64, Int64
 
-from train.baselines.popularity import age_weights, recent_popularity
-from train.baselines.support import item_support, tie_break
+from train.baselines.popularity import age_weights, item_support, recent_popularity, tie_break
 from train.baselines.votes import Votes, vote_scores
 from train.data.sessions import Sessions
 from train.measure.ranking import SessionBatch
@@ -42,9 +41,7 @@ class Rules:
 
 def count_transitions(sessions: Sessions, n_items: int) -> Rules:
     """The first-order chain of neighbouring clicks, repeats included; equal counts by support."""
-    last, following = _pairs(sessions, distance=1)
-    base = tie_break(item_support(sessions, n_items))
-    return _rules(base, _matrix(sessions, n_items, last, following, np.ones(len(last))))
+    return Rules(_by_support(sessions, n_items), _followers(sessions, n_items, 1))
 
 
 def decayed_transitions(
@@ -60,13 +57,10 @@ def decayed_transitions(
     The latter is smoothing: as if every item had been followed `popularity_weight` more times, by
     items as popular as they are now.
     """
-    last, following = _pairs(sessions, distance=1)
-    end_ms = int(sessions.timestamp_ms.max(initial=0))
-    weight = age_weights(sessions.timestamp_ms[following], end_ms, half_life_s)
     recent = recent_popularity(sessions, n_items, popularity_half_life_s)
-    equal = TIE_BREAK * tie_break(item_support(sessions, n_items))
-    return _rules(
-        popularity_weight * recent + equal, _matrix(sessions, n_items, last, following, weight)
+    return Rules(
+        popularity_weight * recent + TIE_BREAK * _by_support(sessions, n_items),
+        _followers(sessions, n_items, 1, age_weights(sessions, half_life_s)),
     )
 
 
@@ -77,13 +71,13 @@ def association_rules(sessions: Sessions, n_items: int) -> Rules:
     """
     longest = int(sessions.lengths.max(initial=2))
     later = _later_clicks(sessions, n_items, np.ones(longest - 1))
-    return _rules(tie_break(item_support(sessions, n_items)), (later + later.T).tocsr())
+    return Rules(_by_support(sessions, n_items), (later + later.T).tocsr())
 
 
 def sequential_rules(sessions: Sessions, n_items: int, *, steps: int = 10) -> Rules:
     """Clicks up to `steps` later in the session, each counted 1 / distance."""
     later = _later_clicks(sessions, n_items, 1.0 / np.arange(1, steps + 1))
-    return _rules(TIE_BREAK * tie_break(item_support(sessions, n_items)), later)
+    return Rules(TIE_BREAK * _by_support(sessions, n_items), later)
 
 
 def item_knn(sessions: Sessions, n_items: int, *, shrinkage: float = 20.0) -> Rules:
@@ -105,28 +99,27 @@ def item_knn(sessions: Sessions, n_items: int, *, shrinkage: float = 20.0) -> Ru
     cosine = scipy.sparse.csr_array(
         ((together.data / norm)[other], (row[other], column[other])), shape=(n_items, n_items)
     )
-    return _rules(TIE_BREAK * tie_break(item_support(sessions, n_items)), cosine)
+    return Rules(TIE_BREAK * _by_support(sessions, n_items), cosine)
 
 
-def _pairs(
-    sessions: Sessions, distance: int
-) -> tuple[Int64[np.ndarray, "pairs"], Int64[np.ndarray, "pairs"]]:
-    """Rows of clicks that far apart in one session: of the earlier ones and of the later ones."""
-    session = np.repeat(np.arange(len(sessions)), sessions.lengths)
-    earlier = np.flatnonzero(session[distance:] == session[:-distance])
-    return earlier, earlier + distance
+def _by_support(sessions: Sessions, n_items: int) -> Float64[np.ndarray, "N"]:
+    return tie_break(item_support(sessions, n_items))
 
 
-def _matrix(
+def _followers(
     sessions: Sessions,
     n_items: int,
-    earlier: Int64[np.ndarray, "pairs"],
-    later: Int64[np.ndarray, "pairs"],
-    weight: Float64[np.ndarray, "pairs"],
+    distance: int,
+    weight: float | Float64[np.ndarray, "T"] = 1.0,
 ) -> scipy.sparse.csr_array:
-    """The weights of all pairs of clicks, added up by their items."""
-    item = sessions.item_index
-    return scipy.sparse.csr_array((weight, (item[earlier], item[later])), shape=(n_items, n_items))
+    """Pairs of clicks that far apart in one session, the earlier one's item first; each adds what
+    the later click weighs.
+    """
+    item, session = sessions.item_index, np.repeat(np.arange(len(sessions)), sessions.lengths)
+    earlier = np.flatnonzero(session[distance:] == session[:-distance])
+    later = earlier + distance
+    weights = np.broadcast_to(weight, len(item))[later]
+    return scipy.sparse.csr_array((weights, (item[earlier], item[later])), shape=(n_items, n_items))
 
 
 def _later_clicks(
@@ -135,13 +128,8 @@ def _later_clicks(
     """All pairs of clicks of a session, the earlier one's item first, weighted by distance."""
     total = scipy.sparse.csr_array((n_items, n_items))
     for distance, counted in enumerate(weight.tolist(), start=1):
-        earlier, later = _pairs(sessions, distance)
-        if not len(earlier):
+        followers = _followers(sessions, n_items, distance, counted)
+        if not followers.nnz:
             break
-        total += _matrix(sessions, n_items, earlier, later, np.full(len(earlier), counted))
+        total += followers
     return total
-
-
-def _rules(base: Float64[np.ndarray, "N"], matrix: scipy.sparse.csr_array) -> Rules:
-    matrix.sum_duplicates()
-    return Rules(base, matrix)

@@ -33,35 +33,25 @@ def vote_scores(
 
     The array is the same in every step: what is yielded holds until the next one is asked for.
     """
-    n_rows = np.count_nonzero(batch.lengths > 1)
-    scores = np.empty((n_rows, len(base)), dtype=base.dtype)
-    scores[:] = base
+    scores = np.tile(base, (np.count_nonzero(batch.lengths > 1), 1))
     for prefix in batch.steps():
         votes = vote(prefix)
-        _add_votes(scores, votes.start, votes.item, votes.weight)
+        _add_votes(scores, votes)
         yield scores[: len(prefix)]
-        _take_back(scores, votes.start, votes.item, base)
+        _take_back(scores, votes, base)
 
 
 @compiled
-def _add_votes(
-    scores: Float[np.ndarray, "B N"],
-    start: Int64[np.ndarray, "b_plus_1"],
-    item: Int32[np.ndarray, "votes"],
-    weight: Float64[np.ndarray, "votes"],
-) -> None:
-    for row in range(len(start) - 1):
-        for vote in range(start[row], start[row + 1]):
-            scores[row, item[vote]] += weight[vote]
+def _add_votes(scores: Float[np.ndarray, "B N"], votes: Votes) -> None:
+    for row in range(len(votes.start) - 1):
+        for vote in range(votes.start[row], votes.start[row + 1]):
+            scores[row, votes.item[vote]] += votes.weight[vote]
 
 
 @compiled
 def _take_back(
-    scores: Float[np.ndarray, "B N"],
-    start: Int64[np.ndarray, "b_plus_1"],
-    item: Int32[np.ndarray, "votes"],
-    base: Float[np.ndarray, "N"],
+    scores: Float[np.ndarray, "B N"], votes: Votes, base: Float[np.ndarray, "N"]
 ) -> None:
-    for row in range(len(start) - 1):
-        for vote in range(start[row], start[row + 1]):
-            scores[row, item[vote]] = base[item[vote]]
+    for row in range(len(votes.start) - 1):
+        for vote in range(votes.start[row], votes.start[row + 1]):
+            scores[row, votes.item[vote]] = base[votes.item[vote]]

@@ -12,15 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from train.blend.blend import N_LENGTHS, Blend, BlendWeights
-from train.blend.comparable import LIST_LENGTH, Transform, add_comparable
+from train.blend.blend import LIST_LENGTH, N_LENGTHS, Blend, BlendWeights, Transform, add_comparable
 from train.command import TrainError
 from train.data.sessions import Sessions
 from train.measure.compiled import compiled
 from train.measure.lists import best_items
 from train.measure.metrics import gain
-from train.measure.ranking import Predictor, rank_targets, session_batches
-from train.measure.ranks import Ranks, place_of
+from train.measure.ranking import Predictor, Ranks, place_of, rank_targets, session_batches
 
 FITTED = ("recall_at_20", "mrr_at_20")
 SCORES_PER_STEP = 4_000_000  # 16 MB for each part: with those of the parts they stay few
@@ -154,23 +152,17 @@ def _collect(
     return recipes, Candidates(value, n, n_known, weight)
 
 
-@compiled
 def _distinct(
     item: Int64[np.ndarray, "b C"],
 ) -> tuple[Int64[np.ndarray, "b C"], Int64[np.ndarray, "b"]]:
     """Each row's items once, in their order, then its first one again; how many there are."""
-    distinct = np.empty_like(item)
-    n = np.zeros(len(item), dtype=np.int64)
-    for row in range(len(item)):
-        for candidate in item[row]:
-            seen = candidate < 0
-            for known in range(n[row]):
-                seen = seen or distinct[row, known] == candidate
-            if not seen:
-                distinct[row, n[row]] = candidate
-                n[row] += 1
-        distinct[row, n[row] :] = item[row, 0]
-    return distinct, n
+    order = np.argsort(item, axis=1, kind="stable")
+    ordered = np.take_along_axis(item, order, axis=1)
+    left_out = np.empty(item.shape, dtype=bool)
+    np.put_along_axis(left_out, order, np.diff(ordered, axis=1, prepend=-1) == 0, axis=1)
+    n = np.count_nonzero(~left_out, axis=1)
+    front = np.take_along_axis(item, np.argsort(left_out, axis=1, kind="stable"), axis=1)
+    return np.where(np.arange(item.shape[1]) < n[:, None], front, item[:, :1]), n
 
 
 def _fit_weights(

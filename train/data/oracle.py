@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float64, Int64
 from train.data import synthetic as shop
 from train.data.synthetic import Process, SyntheticConfig, build_process
 from train.measure.metrics import gain
-from train.measure.ranks import conservative_rank
+from train.measure.ranking import conservative_rank
 
 CHUNK = 2048  # prefixes ranked at a time: 50 MB of probabilities at 3,000 items
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from train.baselines.support import item_support
+from train.baselines.popularity import item_support
 from train.command import Settings
 from train.fit.resume import (
     FitError,

@@ -11,7 +11,7 @@ import polars as pl
 from jaxtyping import Float64, Int64
 
 from train.data.sessions import TARGET_WEIGHT, Sessions
-from train.measure.ranks import Ranks
+from train.measure.ranking import Ranks
 
 CUTOFFS = (1, 5, 10, 20)
 METRICS = tuple(f"{name}_at_{k}" for k in CUTOFFS for name in ("recall", "mrr", "ndcg"))

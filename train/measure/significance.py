@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float64, UInt16
 
 from train.measure.metrics import gain
-from train.measure.ranks import Ranks
+from train.measure.ranking import Ranks
 from train.measure.slices import Slicing
 
 RESAMPLES = 1000

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from train.data.sessions import Sessions
-from train.measure.ranks import Ranks
+from train.measure.ranking import Ranks
 
 POPULARITY_SHARES = (0.01, 0.1, 0.5)
 """Where the bands of popularity end, as shares of the catalogue, the most clicked items first."""

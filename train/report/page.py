@@ -1,4 +1,4 @@
-"""The report: kept evaluations as one page of HTML that needs nothing but a browser."""
+"""``python -m train report``: kept evaluations as one page of HTML that needs only a browser."""
 
 import math
 from collections import defaultdict
@@ -10,11 +10,13 @@ from typing import NamedTuple
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from pydantic import Field
 
+from train.command import Settings, TrainError
 from train.measure.lists import list_figures
 from train.measure.metrics import CUTOFFS
-from train.measure.results import Evaluation, LogCounts, compare_kept
-from train.measure.significance import Difference, Estimate, Part, estimate, holm
+from train.measure.results import Evaluation, LogCounts, compare_kept, load_evaluations
+from train.measure.significance import Difference, Estimate, estimate, holm
 from train.measure.slices import slicings
 from train.report.plots import MOST_SERIES, Series, bar, decimals, line_plot, swatch
 
@@ -22,6 +24,27 @@ SHOWN = ("recall_at_20", "mrr_at_20")
 """The figures that have intervals, tests and plots."""
 TITLES = {"recall": "Recall", "mrr": "MRR", "ndcg": "NDCG"}
 _HEADLINE = (*SHOWN, "ndcg_at_20")
+
+
+class ReportSettings(Settings):
+    """Write a page with tables and plots of kept evaluations, for a browser without a network."""
+
+    runs: list[Path] = Field(min_length=1)
+    """Folders with evaluations (*.evaluation.npz), searched with all folders below them; repeat the
+    flag for more."""
+    out: Path = Path("report.html")
+    """Page to write."""
+    title: str = "Next click: evaluation"
+    """Heading of the page."""
+
+
+def run_report(settings: ReportSettings) -> None:
+    """Write the page. Raises TrainError without evaluations, or where it cannot be written."""
+    evaluations = load_evaluations(settings.runs)
+    try:
+        write_report(settings.out, evaluations, settings.title)
+    except OSError as error:
+        raise TrainError(f"out={settings.out} cannot be written: {error.strerror}") from error
 
 
 class Row(NamedTuple):
@@ -187,19 +210,19 @@ def _tests(best: Row, rows: Sequence[Row], metric: str) -> list[Test]:
 
 
 def _slices(rows: Sequence[Row]) -> list[Slice]:
-    parts: dict[str, dict[str, list[Part]]] = defaultdict(dict)
-    for row in rows:
-        ranks = row.evaluation.ranks
-        for slicing in slicings(ranks, row.evaluation.support):
-            parts[slicing.name][row.name] = estimate(ranks, SHOWN, slicing)
     result = []
-    for name, by_model in parts.items():
-        predictions = {model: [p.predictions for p in found] for model, found in by_model.items()}
-        first = next(iter(predictions.values()))
+    every = [slicings(row.evaluation.ranks, row.evaluation.support) for row in rows]
+    for cuts in zip(*every, strict=True):
+        name, labels = cuts[0].name, list(cuts[0].labels)
+        parts = {
+            row.name: estimate(row.evaluation.ranks, SHOWN, cut)
+            for row, cut in zip(rows, cuts, strict=True)
+        }
+        predictions = {model: [p.predictions for p in found] for model, found in parts.items()}
+        first = predictions[rows[0].name]
         is_one = all(counts == first for counts in predictions.values())
-        labels = [part.label for part in by_model[rows[0].name]]
         values = {
-            metric: {model: [p.figures[metric] for p in found] for model, found in by_model.items()}
+            metric: {model: [p.figures[metric] for p in found] for model, found in parts.items()}
             for metric in SHOWN
         }
         plots = [
@@ -213,29 +236,24 @@ def _slices(rows: Sequence[Row]) -> list[Slice]:
             )
             for metric in SHOWN
         ]
-        if is_one:
-            predictions = {rows[0].name: first}
-        result.append(Slice(name, plots, labels, predictions, values))
+        counted = {rows[0].name: first} if is_one else predictions
+        result.append(Slice(name, plots, labels, counted, values))
     return result
 
 
 def _training(trained: Sequence[Row]) -> list[Markup]:
     """Loss and figures by epoch, the measured one ringed."""
+    trainings = [(row, kept) for row in trained if (kept := row.evaluation.info.training)]
+    n_epochs = max((len(kept.history) for _, kept in trainings), default=0)
     plots = []
     for name in ("loss", *SHOWN):
-        series, n_epochs = [], 0
-        for row in trained:
-            training = row.evaluation.info.training
-            assert training is not None
-            values = [
-                record.loss if name == "loss" else record.metrics.get(name, math.nan)
-                for record in training.history
-            ]
+        series = []
+        for row, kept in trainings:
+            values = [{"loss": r.loss, **r.metrics}.get(name, math.nan) for r in kept.history]
             points = [Estimate(value, math.nan, math.nan) for value in values]
-            series.append(Series(row.name, row.colour or 0, points, training.epoch - 1))
-            n_epochs = max(n_epochs, len(points))
-        title = "Training loss" if name == "loss" else f"{_metric(name)} on validation"
+            series.append(Series(row.name, row.colour or 0, points, kept.epoch - 1))
         if any(not math.isnan(point.value) for one in series for point in one.values):
+            title = "Training loss" if name == "loss" else f"{_metric(name)} on validation"
             labels = [str(epoch) for epoch in range(1, n_epochs + 1)]
             plots.append(line_plot(title, "epoch", labels, series))
     return plots

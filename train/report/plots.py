@@ -60,9 +60,8 @@ def bar(value: Estimate, largest: float, best: bool) -> Markup:
     x, low, high = (100 * v / largest if largest > 0 and not math.isnan(v) else 0 for v in value)
     whisker = Markup("")
     if high > 0:
-        whisker = Markup('<path d="M{:.1f} 7H{:.1f}M{:.1f} 4v6M{:.1f} 4v6"/>').format(
-            low, high, low, high
-        )
+        line = Markup('<path d="M{0:.1f} 7H{1:.1f}M{0:.1f} 4v6M{1:.1f} 4v6"/>')
+        whisker = line.format(low, high)
     return Markup(
         '<svg class="bar{}" viewBox="0 0 104 14" preserveAspectRatio="none" aria-hidden="true">'
         '<rect x="0" y="2" width="{:.1f}" height="10"/>{}</svg>'
@@ -140,9 +139,8 @@ def _point(
     whisker = ring = Markup("")
     if not math.isnan(low):
         told += f" ({decimals(low)} to {decimals(high)})"
-        whisker = Markup('<path class="whisker" d="M{:.1f} {:.1f}V{:.1f}"/>').format(
-            x, y(low), y(high)
-        )
+        line = Markup('<path class="whisker" d="M{:.1f} {:.1f}V{:.1f}"/>')
+        whisker = line.format(x, y(low), y(high))
     if is_ringed:
         ring = Markup('<circle class="ring" r="7.5"/>')
     return Markup(

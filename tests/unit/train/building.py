@@ -6,8 +6,7 @@ import numpy as np
 import polars as pl
 
 from train.data.sessions import Sessions
-from train.measure.ranking import SessionBatch
-from train.measure.ranks import Ranks
+from train.measure.ranking import Ranks, SessionBatch
 
 
 def sessions_of(items: Sequence[Sequence[int]]) -> Sessions:

@@ -7,8 +7,7 @@ import pytest
 
 from bench.lab.grid import DATASETS
 from bench.training.models import NAMES, Split, candidates
-from train.baselines.popularity import Pop
-from train.baselines.support import item_support
+from train.baselines.popularity import Pop, item_support
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
 from train.data.synthetic import markov_clicks

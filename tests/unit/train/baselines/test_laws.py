@@ -11,15 +11,14 @@ from tests.unit.train.building import batch_of
 from train.baselines.content import content_based
 from train.baselines.factors import fit_als, fit_bpr
 from train.baselines.named import build_baselines
+from train.baselines.neighbours import stan, vmis_knn
+from train.baselines.popularity import item_support
 from train.baselines.rules import (
     association_rules,
     decayed_transitions,
     item_knn,
     sequential_rules,
 )
-from train.baselines.stan import stan
-from train.baselines.support import item_support
-from train.baselines.vmis import vmis_knn
 from train.data.clicks import split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
 from train.data.synthetic import markov_clicks

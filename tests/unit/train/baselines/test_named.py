@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from tests.unit.train.baselines.asking import scores_after
 from tests.unit.train.building import sessions_of
 from train.baselines.named import BASELINES, BaselineName, build_baseline, is_baseline
-from train.baselines.vmis import vmis_knn
+from train.baselines.neighbours import vmis_knn
 from train.command import TrainError
 from train.evaluate import EvaluateSettings
 

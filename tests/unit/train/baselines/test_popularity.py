@@ -3,8 +3,7 @@ import pytest
 from tests.unit.train.baselines.asking import best_first
 from tests.unit.train.building import sessions_of
 from train.baselines.named import build_baselines
-from train.baselines.popularity import recent_popularity
-from train.baselines.support import item_support
+from train.baselines.popularity import item_support, recent_popularity
 
 # Support: item 0 four clicks, 1 three, 2 two, 3 one, 4 none.
 TRAINING = sessions_of([[0, 1, 0, 1], [0, 2], [2, 0, 1, 3]])

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.train.baselines.asking import scores_after
 from tests.unit.train.building import sessions_of
-from train.baselines.stan import stan
+from train.baselines.neighbours import stan
 
 # The sessions' last clicks are 6, 4 and 0 seconds before the log's end.
 TRAINING = sessions_of([[0, 1, 0, 1], [0, 2], [2, 0, 1, 3]])

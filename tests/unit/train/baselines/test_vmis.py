@@ -5,7 +5,7 @@ import pytest
 
 from tests.unit.train.baselines.asking import best_first, scores_after
 from tests.unit.train.building import sessions_of
-from train.baselines.vmis import vmis_knn
+from train.baselines.neighbours import vmis_knn
 
 # Sessions with 0, 1, 2, 3: 3, 2, 2, 1 of 3, so that 0 is worth ln 1, 1 and 2 ln 1.5, 3 ln 3.
 TRAINING = sessions_of([[0, 1, 0, 1], [0, 2], [2, 0, 1, 3]])

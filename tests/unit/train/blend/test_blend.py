@@ -8,7 +8,7 @@ import pytest
 from jaxtyping import Float
 
 from tests.unit.train.building import batch_of, sessions_of
-from train.baselines.vmis import vmis_knn
+from train.baselines.neighbours import vmis_knn
 from train.blend.blend import Blend, BlendWeights, load_blend
 from train.blend.fit import fit_blend
 from train.command import TrainError

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from train.baselines.named import build_baselines
-from train.baselines.support import item_support
+from train.baselines.popularity import item_support
 from train.data.context import ContextField, learn_fields
 from train.data.filters import EventTypes
 from train.data.sessions import build_catalogue, build_sessions

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from train.measure.matmul import RowProduct
+from train.measure.predictor import RowProduct
 
 
 @pytest.mark.parametrize("n_queries", [0, 1, 3, 40])

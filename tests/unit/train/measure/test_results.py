@@ -12,7 +12,7 @@ from train.baselines.named import build_baselines
 from train.command import TrainError
 from train.data.sessions import TARGET_WEIGHT, Catalogue, Indexed
 from train.measure.metrics import Lost
-from train.measure.ranks import Ranks
+from train.measure.ranking import Ranks
 from train.measure.results import (
     Evaluation,
     LogCounts,

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 
 from tests.unit.train.building import ranks_from
 from train.measure.metrics import figures
-from train.measure.ranks import Ranks
+from train.measure.ranking import Ranks
 from train.measure.significance import compare, estimate, holm
 from train.measure.slices import by_target
 

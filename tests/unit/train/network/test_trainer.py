@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.unit.train.building import sessions_of
-from train.baselines.support import item_support
+from train.baselines.popularity import item_support
 from train.data.context import ContextField
 from train.data.sessions import Sessions
 from train.network.batches import session_parallel

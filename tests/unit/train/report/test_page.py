@@ -8,7 +8,7 @@ import pytest
 
 from tests.unit.train.building import sessions_of
 from train.measure.metrics import Lost
-from train.measure.ranks import ranks_of
+from train.measure.ranking import ranks_of
 from train.measure.results import (
     Evaluation,
     EvaluationInfo,
@@ -17,8 +17,7 @@ from train.measure.results import (
     save_evaluation,
 )
 from train.network.checkpoint import EpochRecord
-from train.report.command import ReportSettings, run_report
-from train.report.page import write_report
+from train.report.page import ReportSettings, run_report, write_report
 
 N_ITEMS = 50
 VOID = {"meta", "br", "link", "img", "hr", "input"}
