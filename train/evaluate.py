@@ -1,6 +1,7 @@
 """``python -m train evaluate``: a checkpoint and baselines measured on a click log."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,15 +9,20 @@ import polars as pl
 import structlog
 import torch
 from jaxtyping import Int64
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from train.baselines.named import COMPARED, BaselineName, build_baseline, is_baseline
 from train.baselines.popularity import item_support
 from train.blend.blend import load_blend, load_weights
 from train.command import Settings, TrainError
-from train.data.clicks import Columns, read_clicks
+from train.data.clicks import read_clicks
 from train.data.sessions import Sessions, build_sessions
-from train.fit.training_log import check_context_columns, warn_unless_newer
+from train.fit.training_log import (
+    ColumnNames,
+    check_context_columns,
+    columns_of,
+    warn_unless_newer,
+)
 from train.folders import make_folder
 from train.measure.metrics import lost_predictions
 from train.measure.predictor import MODEL, ModelPredictor
@@ -43,8 +49,8 @@ class EvaluateSettings(Settings):
     """Folder that python -m train fit wrote."""
     clicks: str | Path
     """Click log to predict, newer than the training's; its sessions are cut as the training's."""
-    columns: Columns = Columns()
-    """Column names of the logs."""
+    columns: ColumnNames = Field(default={})
+    """Names of the logs' columns, as for fit: public, or session=sid,item=sku,time=ts."""
     train_clicks: str | Path | None = None
     """Log the checkpoint was trained on, to measure baselines that learn from it as well."""
     baselines: tuple[BaselineName, ...] = COMPARED
@@ -63,15 +69,13 @@ class EvaluateSettings(Settings):
 
     @model_validator(mode="after")
     def _baselines_have_a_log(self) -> "EvaluateSettings":
-        if "baselines" in self.model_fields_set and self.train_clicks is None:
-            raise ValueError(
-                f"baselines={','.join(self.baselines)} without train_clicks, the log they learn "
-                "from"
-            )
-        if self.blend is not None and self.train_clicks is None:
+        if self.train_clicks is None and self.blend is not None:
             raise ValueError(
                 f"blend={self.blend} without train_clicks, the log its baselines learn from"
             )
+        if self.train_clicks is None and "baselines" in self.model_fields_set:
+            given = ",".join(self.baselines)
+            raise ValueError(f"baselines={given} without train_clicks, the log they learn from")
         return self
 
 
@@ -132,7 +136,9 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     print(json.dumps(result, indent=1))
 
 
-def read_as_trained(path: str | Path, columns: Columns, info: CheckpointInfo) -> pl.DataFrame:
+def read_as_trained(
+    path: str | Path, columns: Mapping[str, str], info: CheckpointInfo
+) -> pl.DataFrame:
     """The good clicks of a log, read as the checkpoint's own was: sessions, event types, context.
 
     Raises TrainError for a log that cannot be read or lacks a column, before anything is read.
@@ -140,7 +146,7 @@ def read_as_trained(path: str | Path, columns: Columns, info: CheckpointInfo) ->
     check_context_columns(path, info.model.context)
     return read_clicks(
         path,
-        columns,
+        columns_of(columns),
         idle_timeout_s=info.idle_timeout_s,
         event_types=info.event_types,
         allowed_lateness_s=info.allowed_lateness_s,

@@ -12,10 +12,10 @@ from pydantic import Field, PositiveInt, model_validator
 from train.baselines.named import BaselineName, build_baseline
 from train.blend.fit import cross_fitted_ranks, fit_blend
 from train.command import Settings, TrainError
-from train.data.clicks import Columns, read_clicks, split_by_time
+from train.data.clicks import read_clicks, split_by_time
 from train.data.sessions import build_catalogue, build_sessions
 from train.evaluate import BLEND, read_as_trained
-from train.fit.training_log import warn_unless_newer
+from train.fit.training_log import ColumnNames, columns_of, warn_unless_newer
 from train.folders import make_folder
 from train.measure.metrics import figures
 from train.measure.predictor import MODEL, ModelPredictor
@@ -35,8 +35,8 @@ class BlendSettings(Settings):
     sessions of clicks, which fit holds back as well."""
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the sessions of clicks that are the newest; as for fit."""
-    columns: Columns = Columns()
-    """Column names of the logs."""
+    columns: ColumnNames = Field(default={})
+    """Names of the logs' columns, as for fit: public, or session=sid,item=sku,time=ts."""
     checkpoints: tuple[Path, ...] = ()
     """Folders that python -m train fit wrote, with the same items and context. Their parts are
     called model, model-2, model-3 and so on."""
@@ -114,7 +114,9 @@ def _read(
 ) -> pl.DataFrame:
     if checkpoints:
         return read_as_trained(path, settings.columns, checkpoints[0].info)
-    return read_clicks(path, settings.columns, idle_timeout_s=settings.idle_timeout_s).clicks
+    return read_clicks(
+        path, columns_of(settings.columns), idle_timeout_s=settings.idle_timeout_s
+    ).clicks
 
 
 def _check_same_log(checkpoints: Sequence[Checkpoint]) -> None:

@@ -5,12 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import polars as pl
 import structlog
-from pydantic import Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from stream.contract.context import MAX_FIELDS, RESERVED
 from train.command import Settings, TrainError
@@ -35,6 +42,23 @@ _NO_NAMES = (pl.Binary, pl.Decimal, pl.Duration, pl.Object)
 ALL_EVENTS = EventTypes()
 
 log = structlog.get_logger()
+
+
+def columns_of(pairs: Mapping[str, str]) -> Columns:
+    """How a log names its columns. Raises ValueError with one sentence on the first wrong pair."""
+    own = dict(pairs)
+    if "public" in own:
+        own["preset"] = own.pop("public") or "public"
+    return from_pairs(Columns, own)
+
+
+def _name_columns(pairs: dict[str, str]) -> dict[str, str]:
+    columns_of(pairs)
+    return pairs
+
+
+ColumnNames: TypeAlias = Annotated[Pairs, AfterValidator(_name_columns)]
+"""A flag with the pairs that `columns_of` takes."""
 
 
 class LogSettings(Settings):
@@ -114,14 +138,6 @@ class LogSettings(Settings):
         if len(set(names)) < len(names) or len(names) > MAX_FIELDS:
             raise ValueError(f"expected distinct names, at most {MAX_FIELDS}")
         return names
-
-
-def columns_of(pairs: Mapping[str, str]) -> Columns:
-    """How a log names its columns. Raises ValueError with one sentence on the first wrong pair."""
-    own = dict(pairs)
-    if "public" in own:
-        own["preset"] = own.pop("public") or "public"
-    return from_pairs(Columns, own)
 
 
 @dataclass(frozen=True, slots=True)

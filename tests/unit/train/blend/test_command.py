@@ -98,9 +98,10 @@ def test_checkpoints_of_one_log_blend_and_of_two_do_not(
         (["--baselines", "markov,markov"], "checkpoints and baselines name 1 different parts"),
         (["--baselines", "markov,vmis"], "--baselines.1: 'vmis' is not a baseline"),
         (["--baselines", "markov,vmis-knn:k=600"], "vmis-knn:k=600: VMIS-kNN takes"),
-        (["--checkpoints", "none,none"], "none holds no checkpoint"),
+        (["--checkpoints", "none,none"], "none has no checkpoint"),
         (["--checkpoints", "a,b", "--idle-timeout-s", "9"], "idle_timeout_s=9 with checkpoints"),
         (["--baselines", "pop,s-pop", "--out", "."], "out=. exists: name another file"),
+        (["--baselines", "pop,s-pop", "--columns", "colour=red"], "--columns: colour is unknown"),
         (["--baselines", "pop,s-pop", "--validation", "no.csv"], "no.csv does not exist"),
     ],
 )
