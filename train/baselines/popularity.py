@@ -71,7 +71,8 @@ def _own_clicks(prefix: Int64[np.ndarray, "b t"]) -> Votes:
 def age_weights(sessions: Sessions, half_life_s: float) -> Float64[np.ndarray, "T"]:
     """What a click counts: 1 at the end of the log, half as much every half-life before."""
     timestamp_ms = sessions.timestamp_ms
-    return np.exp2((timestamp_ms - timestamp_ms.max(initial=0)) / (1000.0 * half_life_s))
+    age_ms = timestamp_ms.max(initial=0) - timestamp_ms
+    return np.asarray(np.exp2(-age_ms / (1000.0 * half_life_s)))
 
 
 def recent_popularity(

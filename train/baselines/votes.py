@@ -33,7 +33,7 @@ def vote_scores(
 
     The array is the same in every step: what is yielded holds until the next one is asked for.
     """
-    scores = np.tile(base, (np.count_nonzero(batch.lengths > 1), 1))
+    scores = np.tile(base, (int(np.count_nonzero(batch.lengths > 1)), 1))
     for prefix in batch.steps():
         votes = vote(prefix)
         _add_votes(scores, votes)
