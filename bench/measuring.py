@@ -27,9 +27,7 @@ def in_child(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tup
     return result, Spent(round(time.perf_counter() - began, 1), cpu_seconds, peak_mib)
 
 
-def _call(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, float, float]:
+def _call(function: Callable[..., T], args: Any, kwargs: Any) -> tuple[T, float, float]:
     result, used = function(*args, **kwargs), resource.getrusage(resource.RUSAGE_SELF)
     return result, round(used.ru_utime + used.ru_stime, 1), round(used.ru_maxrss / 1024, 1)
 

@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -14,17 +15,8 @@ from deploy.jars import KAFKA_VERSION
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (
-    "aiokafka",
-    "confluent-kafka",
-    "faust-streaming",
-    "msgspec",
-    "numpy",
-    "numba",
-    "onnxruntime",
-    "polars",
-    "prometheus-client",
-    "torch",
-    "uvloop",
+    *("aiokafka", "confluent-kafka", "faust-streaming", "msgspec", "numpy", "numba"),
+    *("onnxruntime", "polars", "prometheus-client", "torch", "uvloop"),
 )
 
 
@@ -41,18 +33,14 @@ def keep(path: Path, figures: Mapping[str, Any]) -> None:
 
 def provenance() -> dict[str, Any]:
     """Machine, versions, commit and date."""
-    cpu = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
+    cpu = re.search(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
         "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
         "machine": {
-            "cpu": cpu[0] if cpu else platform.processor(),
+            "cpu": cpu[1].strip() if cpu else platform.processor(),
             "cores": os.cpu_count(),
             "memory_gib": round(memory / 2**30, 1),
             "system": platform.platform(),

@@ -19,8 +19,8 @@ from pydantic import PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from bench.datasets import check_known, folder_of
+from bench.fitting import SHOWN, trained
 from bench.lab.grid import DATASETS
-from bench.lab.run import SHOWN, train
 from bench.provenance import RESULTS, keep
 from train.command import Settings, run_command
 from train.fit.loop import Schedule
@@ -73,7 +73,8 @@ def run(settings: DefaultsSettings) -> None:
             row["hyperparameters"] = hyperparameters.model_dump(mode="json")
             if row.items() <= kept.get((dataset, label, seed), {}).items():
                 continue
-            _, info = train(log, hyperparameters, Schedule(epochs=wanted.epochs, patience=0))
+            schedule = Schedule(epochs=wanted.epochs, patience=0)
+            info = trained(log, hyperparameters, schedule).info
             row |= {"epoch": info.epoch} | {name: round(info.metrics[name], 5) for name in SHOWN}
             row["history"] = [[round(epoch.metrics[m], 4) for m in SHOWN] for epoch in info.history]
             row["seconds"] = round(sum(epoch.seconds for epoch in info.history))

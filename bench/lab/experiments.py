@@ -23,8 +23,9 @@ from pydantic import PositiveFloat
 from pydantic_settings import CliPositionalArg
 
 from bench.datasets import check_known
+from bench.fitting import SHOWN
 from bench.lab.grid import DATASETS, DataSet, Setting, Variant, variants
-from bench.lab.run import SHOWN, Line, Logs, build_logs, key_of, load_parts, measure
+from bench.lab.run import Line, Logs, build_logs, key_of, load_parts, measure
 from bench.provenance import RESULTS, provenance
 from train.command import Settings, TrainError, run_command
 from train.fit.loop import MONITOR

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from bench.fitting import SHOWN
 from bench.lab.experiments import RANKS, chosen, ranks_path
 from bench.lab.grid import BASE, DataSet, Setting, Variant, variants
-from bench.lab.run import SHOWN, Line, build_logs, key_of, load_parts
+from bench.lab.run import Line, build_logs, key_of, load_parts
 from train.fit.loop import MONITOR
 from train.measure.ranking import Ranks, ranks_of
 from train.measure.significance import compare, estimate

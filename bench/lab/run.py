@@ -4,7 +4,6 @@ Figures go into the line that is kept. The weights are thrown away; the targets'
 intervals and paired tests are made, stay outside the repository.
 """
 
-import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,24 +17,19 @@ import torch
 from jaxtyping import Int64, UInt8
 
 from bench.datasets import read_log
+from bench.fitting import SHOWN, shown, trained
 from bench.lab.grid import BASE, SYNTHETIC, SYNTHETIC_CLICKS, DataSet, Setting
 from train.data.clicks import Filters, filter_clicks, split_by_time
 from train.data.context import MISSING, learn_fields
 from train.data.sessions import Catalogue, Indexed, Sessions, build_catalogue, build_sessions
 from train.data.synthetic import SyntheticConfig, generate_synthetic
-from train.fit.loop import Schedule, fit
+from train.fit.loop import Schedule
 from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog
-from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
-from train.measure.ranking import Ranks, rank_targets
-from train.measure.significance import compare, estimate
-from train.network.checkpoint import CheckpointInfo, load_checkpoint
-from train.network.hyperparameters import Hyperparameters
+from train.measure.ranking import rank_targets
 from train.network.model import SessionModel
 
-SHOWN = ("recall_at_20", "mrr_at_20")
-"""What tables and log lines show."""
 KEPT = (*SHOWN, "ndcg_at_20", "novel_recall_at_20", "novel_mrr_at_20")
 LONGEST_LIST = 20
 """Ranks beyond it are kept as one more: no kept metric tells them apart."""
@@ -54,13 +48,12 @@ class Parts(NamedTuple):
 
 def load_parts(data: DataSet) -> Parts:
     """The clicks with all their columns. Raises TrainError where the data set is missing."""
-    known, test = (
-        split_by_time(
-            generate_synthetic(SYNTHETIC_CLICKS, SyntheticConfig(seed=1)), data.validation_fraction
-        )
-        if data.name == SYNTHETIC
-        else read_log(data.name)
-    )
+    test: pl.DataFrame | None
+    if data.name == SYNTHETIC:
+        clicks = generate_synthetic(SYNTHETIC_CLICKS, SyntheticConfig(seed=1))
+        known, test = split_by_time(clicks, data.validation_fraction)
+    else:
+        known, test = read_log(data.name)
     return Parts(*split_by_time(known, data.validation_fraction), test)
 
 
@@ -146,10 +139,9 @@ def key_of(data: DataSet, setting: Setting) -> str:
     """How a setting differs from the data set's base; it names a run, together with the seed."""
     base, own = (of.hyperparameters(data, 0).model_dump() for of in (BASE, setting))
     words = [f"{name}={value}" for name, value in own.items() if value != base[name]]
-    if setting.context:
-        words.append(f"context={','.join(setting.context)}")
-    if setting.shuffled:
-        words.append(f"shuffled={','.join(setting.shuffled)}")
+    for name in ("context", "shuffled"):
+        if fields := getattr(setting, name):
+            words.append(f"{name}={','.join(fields)}")
     if setting.last_days is not None:
         words.append(f"last_days={setting.last_days:g}")
     if setting.refit:
@@ -167,13 +159,12 @@ def measure(
     """
     begin, hyperparameters = time.process_time(), setting.hyperparameters(data, seed)
     line: Line = {"key": key_of(data, setting), "seed": seed}
-    ranked: list[tuple[Logs, SessionModel]] = []
     try:
-        model, info = train(logs.training, hyperparameters, data.schedule)
-        ranked.append((logs, model))
+        first = trained(logs.training, hyperparameters, data.schedule)
+        info, ranked = first.info, [(logs, first.model)]
         if logs.again is not None:
-            model, _ = train(logs.again.training, hyperparameters, Schedule(epochs=info.epoch))
-            ranked.append((logs.again, model))
+            again = trained(logs.again.training, hyperparameters, Schedule(epochs=info.epoch))
+            ranked.append((logs.again, again.model))
     except FitError as error:
         return {**line, "failed": str(error), "seconds": round(time.process_time() - begin, 1)}
     line |= {
@@ -195,33 +186,3 @@ def measure(
 def shortened(rank: Int64[np.ndarray, "P"]) -> UInt8[np.ndarray, "P"]:
     """The ranks in a byte each, those beyond LONGEST_LIST as one more."""
     return np.asarray(np.minimum(rank, LONGEST_LIST + 1), dtype=np.uint8)
-
-
-def train(
-    log: TrainingLog, hyperparameters: Hyperparameters, schedule: Schedule
-) -> tuple[SessionModel, CheckpointInfo]:
-    """The model of the best epoch, and what its training reached; nothing stays on disk."""
-    with tempfile.TemporaryDirectory() as name:
-        info = fit(log, hyperparameters, schedule, Path(name), clock=time.process_time)
-        return load_checkpoint(Path(name)).model, info
-
-
-def shown(ranks: Ranks, metrics: Iterable[str] = SHOWN) -> dict[str, float]:
-    """Metrics to five digits, and how many predictions they are over."""
-    reached = figures(ranks)
-    return {"predictions": len(ranks)} | {name: round(reached[name], 5) for name in metrics}
-
-
-def with_intervals(ranks: Ranks) -> dict[str, Any]:
-    """The shown metrics with their intervals, and how many predictions they are over."""
-    (whole,) = estimate(ranks, SHOWN)
-    result: dict[str, Any] = {"predictions": len(ranks)}
-    for name, found in whole.figures.items():
-        result[name] = round(found.value, 4)
-        result[f"{name}_interval"] = [round(found.low, 4), round(found.high, 4)]
-    return result
-
-
-def differences(a: Ranks, b: Ranks) -> dict[str, Any]:
-    """`a` less `b` in the shown metrics, by a paired test."""
-    return {metric: compare(a, b, metric)._asdict() for metric in SHOWN}

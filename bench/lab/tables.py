@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bench.fitting import SHOWN
 from bench.lab.experiments import RUNS, load_lines
 from bench.lab.grid import DATASETS, DataSet, variants
 from bench.lab.kept import Kept, Row, load_rows, measure_rows, write_rows
-from bench.lab.run import SHOWN
 from bench.provenance import RESULTS
 from train.command import Settings, TrainError, run_command
 from train.measure.significance import holm

@@ -12,6 +12,7 @@ import asyncio
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import faust
 import numpy as np
@@ -23,7 +24,7 @@ from onnx import compose, helper
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from stream.contract.click import BadClick, Click, ClickParser, Reason, Record
-from stream.contract.messages import Item, Outcome, dead_letter, recommendation
+from stream.contract.messages import Item, Message, Outcome, dead_letter, recommendation
 from stream.logs import configure_logging
 from stream.model.bundle import Bundle, load_bundle
 from stream.session import (
@@ -98,15 +99,10 @@ def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) ->
     """Return the session's state after a click."""
     idle_timeout_s = bundle.manifest.idle_timeout_s
     before = decode_state(stored) if stored else None
-    if (
-        before is not None
-        and idle_timeout_s is not None
-        and click.timestamp_ms - before.last_click_ms > idle_timeout_s * 1000
-    ):
-        before = None
-    state, top_index, top_score = model.step(
-        bundle.item_index[click.item_id], before.model_state if before else None
-    )
+    if before and idle_timeout_s is not None:
+        idle_ms = click.timestamp_ms - before.last_click_ms
+        before = before if idle_ms <= idle_timeout_s * 1000 else None
+    listed = model.step(bundle.item_index[click.item_id], before.model_state if before else None)
     trail = before.trail if before else ()
     now = TrailClick(click.item_id, click.timestamp_ms, click.event_hash)
     return SessionState(
@@ -115,9 +111,7 @@ def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) ->
         before.n_clicks + 1 if before else 1,
         LastOutcome.MODEL,
         (*trail, now)[-TRAIL_CLICKS:],
-        state,
-        top_index,
-        top_score,
+        *listed,
     )
 
 
@@ -137,19 +131,18 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
         worker_redirect_stdouts=False,
     )
 
-    def raw_topic(name: str) -> faust.TopicT:
-        return app.topic(
-            name, key_type=bytes, value_type=bytes, key_serializer="raw", value_serializer="raw"
-        )
-
-    clicks = raw_topic(settings.clicks_topic)
-    recommendations = raw_topic(settings.recommendations_topic)
-    dead_letters = raw_topic(settings.dead_letter_topic)
+    raw: dict[str, Any] = {"key_type": bytes, "value_type": bytes}
+    raw |= {"key_serializer": "raw", "value_serializer": "raw"}
+    names = settings.clicks_topic, settings.recommendations_topic, settings.dead_letter_topic
+    clicks, recommendations, dead_letters = (app.topic(name, **raw) for name in names)
     sessions = app.Table(
         "sessions", partitions=settings.partitions, key_type=bytes, value_type=bytes
     )
 
     parse_click = ClickParser()
+
+    async def send(topic: faust.TopicT, message: Message) -> None:
+        await topic.send(key=message.key, value=message.value, headers=dict(message.headers))
 
     @app.agent(clicks)
     async def recommend(stream: faust.StreamT[bytes]) -> None:
@@ -157,42 +150,22 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
             event = stream.current_event
             assert event is not None
             message = event.message
-            record = Record(
-                message.partition,
-                message.offset,
-                round(message.timestamp * 1000),
-                message.key,
-                value,
-            )
+            appended_ms = round(message.timestamp * 1000)
+            record = Record(message.partition, message.offset, appended_ms, message.key, value)
             click = parse_click(record)
             if isinstance(click, Click) and click.item_id not in bundle.item_index:
                 click = BadClick(Reason.BAD_ITEM_ID, "the model has never seen this item")
             if isinstance(click, BadClick):
                 letter = dead_letter(settings.clicks_topic, record, click)
-                await dead_letters.send(
-                    key=letter.key, value=letter.value, headers=dict(letter.headers)
-                )
+                await send(dead_letters, letter)
                 continue
             state = advance(bundle, model, click, sessions.get(click.session))
             sessions[click.session] = encode_state(state)
-            items = [
-                Item(bundle.item_ids[index], score)
-                for index, score in zip(
-                    state.top_index.tolist(), state.top_score.tolist(), strict=True
-                )
-            ]
-            answer = recommendation(
-                settings.clicks_topic,
-                record,
-                click,
-                items,
-                state.bundle_id,
-                Outcome.MODEL,
-                time.time_ns() // 1_000_000,
-            )
-            await recommendations.send(
-                key=answer.key, value=answer.value, headers=dict(answer.headers)
-            )
+            listed = zip(state.top_index.tolist(), state.top_score.tolist(), strict=True)
+            items = [Item(bundle.item_ids[index], score) for index, score in listed]
+            now_ms, what = time.time_ns() // 1_000_000, (state.bundle_id, Outcome.MODEL)
+            answer = recommendation(settings.clicks_topic, record, click, items, *what, now_ms)
+            await send(recommendations, answer)
 
     return app
 

@@ -8,17 +8,18 @@ figure over the older one's, round by round; the median counts.
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 from pydantic import PositiveInt
 
 from bench.provenance import RESULTS, keep
-from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, BenchError, K
+from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, K
 from bench.serving.stream import Effort, Runs, measure, summary
 from bench.serving.workers import Contender
 from deploy.command import DeployError
-from train.command import Settings, run_command
+from train.command import Settings, TrainError, run_command
 
 ROOT = Path(__file__).parents[2]
 COMMITS = ROOT / "build" / "commits"
@@ -53,10 +54,10 @@ class PairedSettings(Settings):
 
 
 def checked_out(commit: str) -> Path:
-    """A folder with the files of a commit. Raises BenchError if there is no such commit."""
+    """A folder with the files of a commit. Raises TrainError if there is no such commit."""
     archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True)
     if archive.returncode:
-        raise BenchError(f"--against {commit}: {archive.stderr.decode().strip()}")
+        raise TrainError(f"--against {commit}: {archive.stderr.decode().strip()}")
     folder = COMMITS / commit
     folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
@@ -69,28 +70,21 @@ def bundle_of(checkout: Path, folder: Path) -> Path:
     command = [sys.executable, "-c", WRITE_BUNDLE, *arguments]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
     if done.returncode:
-        raise BenchError(f"{checkout} wrote no bundle: {done.stderr.strip().splitlines()[-1]}")
+        raise TrainError(f"{checkout} wrote no bundle: {done.stderr.strip().splitlines()[-1]}")
     return Path(done.stdout.splitlines()[-1])
 
 
 def ratios(runs: dict[str, Runs]) -> dict[str, list[float]]:
     """Each figure now over that before, by round."""
-    pairs = {
-        "clicks_per_second": [
-            [backlog.clicks_per_second for backlog in runs[name].backlogs] for name in (NOW, BEFORE)
-        ],
-        "cpu_us_per_click": [
-            [backlog.cpu_us["cpu"] for backlog in runs[name].backlogs] for name in (NOW, BEFORE)
-        ],
+    figures: dict[str, Callable[[Runs], list[float]]] = {
+        "clicks_per_second": lambda own: [b.clicks_per_second for b in own.backlogs],
+        "cpu_us_per_click": lambda own: [b.cpu_us["cpu"] for b in own.backlogs],
+        "latency_p50_ms": lambda own: [latency.quantiles["p50"] for latency in own.latencies],
+        "latency_p99_ms": lambda own: [latency.quantiles["p99"] for latency in own.latencies],
     }
-    for quantile in ("p50", "p99"):
-        pairs[f"latency_{quantile}_ms"] = [
-            [latency.quantiles[quantile] for latency in runs[name].latencies]
-            for name in (NOW, BEFORE)
-        ]
     return {
-        name: [round(a / b, 3) for a, b in zip(now, before, strict=True)]
-        for name, (now, before) in pairs.items()
+        name: [round(a / b, 3) for a, b in zip(of(runs[NOW]), of(runs[BEFORE]), strict=True)]
+        for name, of in figures.items()
     }
 
 

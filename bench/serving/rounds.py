@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from jaxtyping import Float64
 
@@ -33,10 +33,6 @@ from train.command import TrainError
 STUCK_S = 60.0
 N_ITEMS, HIDDEN_SIZE, K = 43_000, 100, 20
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
-
-
-class BenchError(TrainError):
-    """A measurement that means nothing: answers are missing, or a process has ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +67,10 @@ class Measurement:
     folder: Path
     web_port: int
 
-    def file(self, ending: str) -> Path:
-        return self.folder / f"{self.name}{ending}"
-
     @property
     def log(self) -> Path:
         """The worker's output."""
-        return self.file(".log")
+        return self.folder / f"{self.name}.log"
 
     def worker(self) -> AbstractContextManager["subprocess.Popen[bytes]"]:
         settings = self.contender.settings(self.kafka, self.web_port)
@@ -102,7 +95,7 @@ class Rounds:
         """Measure clicks/s over a backlog, from the append times of the answers.
 
         All clicks are there before the contender starts; nothing else reads or writes meanwhile.
-        Raises BenchError unless each click was answered once.
+        Raises TrainError unless each click was answered once.
         """
         with self._measurement(contender) as run:
             send_backlog(run.kafka, N_ITEMS, n_clicks, seed)
@@ -124,16 +117,15 @@ class Rounds:
                     if n_now > n_before:
                         changed = time.monotonic()
                     if worker.poll() is not None or time.monotonic() - changed > STUCK_S:
-                        raise BenchError(
+                        raise TrainError(
                             f"{run.name} answered {n_now} of {n_clicks} clicks; see {run.log}"
                         )
                 usage = run.usage(worker, n_now)
             reader.close()
-            times_ms = np.concatenate(
-                [rows[:, 1] for rows in append_times_ms(run.kafka, topic).values()]
-            )
+            appended = append_times_ms(run.kafka, topic).values()
+            times_ms = np.concatenate([rows[:, 1] for rows in appended])
         if len(times_ms) != n_clicks:
-            raise BenchError(
+            raise TrainError(
                 f"{run.name} answered {len(times_ms)} of {n_clicks} clicks; see {run.log}"
             )
         first_ms, last_ms = int(times_ms.min()), int(times_ms.max())
@@ -143,15 +135,17 @@ class Rounds:
     def latency(self, contender: Contender, warm_up_s: int, measure_s: int, seed: int) -> Latency:
         """Measure each click's way from its append to a read_committed reader's hands.
 
-        Raises BenchError unless each click was answered once.
+        Raises TrainError unless each click was answered once.
         """
         with self._measurement(contender) as run:
             names, rate = run.kafka.model_dump(exclude_none=True), contender.rate
             seconds = warm_up_s + measure_s
             load = ProducerSettings(**names, rate=rate, seconds=seconds, n_items=N_ITEMS, seed=seed)
-            arrivals = run.file(".npy")
+            arrivals = self._folder / f"{run.name}.npy"
             reader = ReaderSettings(**names, records=load.n_clicks, out=arrivals)
-            reader_log, load_log = run.file("-reader.log"), run.file("-producer.log")
+            reader_log, load_log = (
+                self._folder / f"{run.name}-{process}.log" for process in ("reader", "producer")
+            )
             with run.worker() as worker:
                 _probe(run, worker, seed)
                 with program(command(reader), reader_log) as reading:
@@ -167,7 +161,7 @@ class Rounds:
             appended = append_times_ms(run.kafka, run.kafka.clicks_topic)
         ms, missing, repeated = latencies_ms(np.load(arrivals), appended, warm_up_s * 1000)
         if missing or repeated or report.refused:
-            raise BenchError(
+            raise TrainError(
                 f"{run.name}: {missing} clicks without an answer, {repeated} answered again, "
                 f"{report.refused} refused by the broker; see {run.log}"
             )
@@ -188,9 +182,9 @@ class Rounds:
         yield Measurement(name, contender, kafka, self._folder, free_port())
         topics = [kafka.clicks_topic, kafka.recommendations_topic]
         topics += [kafka.dead_letter_topic, kafka.changelog_topic]
-        admin = AdminClient(confluent_options(kafka))
-        for deleted in admin.delete_topics(topics, operation_timeout=20).values():
-            deleted.result()
+        deleted = AdminClient(confluent_options(kafka)).delete_topics(topics, operation_timeout=20)
+        for done in deleted.values():
+            done.result()
 
 
 def _probe(run: Measurement, worker: "subprocess.Popen[bytes]", seed: int) -> None:
@@ -199,20 +193,21 @@ def _probe(run: Measurement, worker: "subprocess.Popen[bytes]", seed: int) -> No
     sender.send(*ClickStream(N_ITEMS, seed + 1_000_000).click(time.time_ns() // 1_000_000))
     sender.flush()
     reader = committed_reader(run.kafka, run.kafka.recommendations_topic, from_end=False)
-    _wait(lambda: _is_record(reader.poll(0.2)), worker, run.log)
+
+    def answered() -> bool:
+        message = reader.poll(0.2)
+        return message is not None and message.error() is None
+
+    _wait(answered, worker, run.log)
     reader.close()
 
 
-def _is_record(message: Message | None) -> bool:
-    return message is not None and message.error() is None
-
-
 def _wait(condition: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
-    """Wait for what a process does. Raises BenchError if it ends or takes too long."""
+    """Wait for what a process does. Raises TrainError if it ends or takes too long."""
     deadline = time.monotonic() + STUCK_S
     while not condition():
         if process.poll() is not None:
-            raise BenchError(f"process ended with code {process.returncode}; see {log}")
+            raise TrainError(f"process ended with code {process.returncode}; see {log}")
         if time.monotonic() > deadline:
-            raise BenchError(f"nothing happened within {STUCK_S:g} s; see {log}")
+            raise TrainError(f"nothing happened within {STUCK_S:g} s; see {log}")
         time.sleep(0.02)

@@ -7,7 +7,7 @@ result.
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -79,30 +79,36 @@ def measure(contenders: Sequence[Contender], effort: Effort, folder: Path) -> di
     runs = {contender.name: Runs([], []) for contender in contenders}
     with EmbeddedKafka(folder / "kafka") as kafka:
         rounds = Rounds(kafka.bootstrap_servers, folder)
-        for seed in range(1, 1 + effort.backlogs):
-            for contender in contenders[:: 1 if seed % 2 else -1]:
-                n_clicks = round(contender.backlog_clicks * effort.backlog_share)
-                backlog = rounds.backlog(contender, n_clicks, seed)
-                runs[contender.name].backlogs.append(backlog)
-                log.info(
-                    "backlog",
-                    contender=contender.name,
-                    clicks_per_second=round(backlog.clicks_per_second),
-                    cpu_us_per_click=backlog.cpu_us,
-                )
-        for seed in range(1, 1 + effort.latencies):
-            for contender in contenders[:: 1 if seed % 2 else -1]:
-                latency = rounds.latency(contender, effort.warm_up_s, effort.measure_s, seed)
-                runs[contender.name].latencies.append(latency)
-                log.info(
-                    "latency",
-                    contender=contender.name,
-                    rate=contender.rate,
-                    **latency.quantiles,
-                    producer_behind_ms=latency.producer_behind_ms,
-                    cpu_us_per_click=latency.cpu_us,
-                )
+        for seed, contender in in_turn(contenders, effort.backlogs):
+            n_clicks = round(contender.backlog_clicks * effort.backlog_share)
+            backlog = rounds.backlog(contender, n_clicks, seed)
+            runs[contender.name].backlogs.append(backlog)
+            rate = round(backlog.clicks_per_second)
+            log.info(
+                "backlog",
+                contender=contender.name,
+                clicks_per_second=rate,
+                cpu_us_per_click=backlog.cpu_us,
+            )
+        for seed, contender in in_turn(contenders, effort.latencies):
+            latency = rounds.latency(contender, effort.warm_up_s, effort.measure_s, seed)
+            runs[contender.name].latencies.append(latency)
+            figures: dict[str, float] = {
+                "rate": contender.rate,
+                "producer_behind_ms": latency.producer_behind_ms,
+            }
+            figures |= latency.quantiles
+            log.info(
+                "latency", contender=contender.name, **figures, cpu_us_per_click=latency.cpu_us
+            )
     return runs
+
+
+def in_turn(contenders: Sequence[Contender], n_rounds: int) -> Iterator[tuple[int, Contender]]:
+    """Every contender once a round, with the round's seed; every other round backwards."""
+    for seed in range(1, 1 + n_rounds):
+        for contender in contenders[:: 1 if seed % 2 else -1]:
+            yield seed, contender
 
 
 def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:

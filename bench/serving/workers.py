@@ -78,20 +78,16 @@ def program(
             child.wait()
 
 
-def cpu_seconds(pid: int) -> float:
-    """CPU time that all threads of a process have used, in user and kernel mode."""
-    return _cpu_seconds(Path(f"/proc/{pid}/stat"))
+def cpu_seconds(pid: int, thread: str = "") -> float:
+    """CPU time that all threads of a process, or one, have used in user and kernel mode."""
+    # The second field is the program's name in brackets, which may hold spaces.
+    fields = Path(f"/proc/{pid}{thread}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def loop_cpu_seconds(pid: int) -> float:
     """CPU time of a process's first thread, which is the event loop's."""
-    return _cpu_seconds(Path(f"/proc/{pid}/task/{pid}/stat"))
-
-
-def _cpu_seconds(stat: Path) -> float:
-    # The second field is the program's name in brackets, which may hold spaces.
-    fields = stat.read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return cpu_seconds(pid, f"/task/{pid}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +116,8 @@ class Usage:
         loop_us = (self.loop_cpu_s - before.loop_cpu_s) / clicks * 1e6
         figures = {"cpu": cpu_us, "event_loop": loop_us}
         if us:
-            figures |= {stage: us[stage] for stage in WORKER_STAGES}
-            figures["kafka_and_faust"] = cpu_us - sum(us[stage] for stage in WORKER_STAGES)
+            computing = {stage: us[stage] for stage in WORKER_STAGES}
+            figures |= computing | {"kafka_and_faust": cpu_us - sum(computing.values())}
             figures["deliver_wall"] = us["deliver"]
             figures["clicks_a_batch"] = clicks / (self.batches - before.batches)
         return {name: round(value, 1) for name, value in figures.items()}

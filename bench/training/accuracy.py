@@ -8,7 +8,6 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ import structlog
 import torch
 
 from bench.datasets import read_log
-from bench.lab.run import differences, with_intervals
+from bench.fitting import differences, trained, with_intervals
 from bench.provenance import RESULTS, keep
-from bench.training.fitting import fit_shown
 from train.baselines.named import build_baselines
 from train.baselines.neighbours import vmis_knn
 from train.baselines.rules import decayed_transitions
@@ -65,11 +63,6 @@ def blend_parts(model: SessionModel, sessions: Sessions) -> dict[str, Predictor]
     }
 
 
-def parts_of(blend: str, parts: Mapping[str, Predictor]) -> dict[str, Predictor]:
-    """Those that a blend is made of."""
-    return {name: parts[name] for name in BLENDS[blend]}
-
-
 def run(settings: AccuracySettings) -> None:
     """Train, evaluate, and keep one row per model."""
     torch.set_num_threads(1)
@@ -82,10 +75,11 @@ def run(settings: AccuracySettings) -> None:
         part = build_sessions(older)
         validation = build_sessions(newer, part.catalogue).sessions
         training_log = TrainingLog(part.sessions, validation, part.catalogue, None)
-        validated = fit_shown(training_log, hyperparameters, SCHEDULE, Path(folder, "validated"))
+        validated = trained(training_log, hyperparameters, SCHEDULE, Path(folder, "validated"))
         parts, weights = blend_parts(validated.model, part.sessions), {}
-        for blend in BLENDS:
-            fitted = fit_blend(parts_of(blend, parts), validation, len(part.catalogue))
+        for blend, names in BLENDS.items():
+            own_parts = {name: parts[name] for name in names}
+            fitted = fit_blend(own_parts, validation, len(part.catalogue))
             weights[blend] = fitted.weights
             log.info("blend_fitted", **fitted.weights.model_dump())
         epochs = validated.info.epoch
@@ -94,14 +88,14 @@ def run(settings: AccuracySettings) -> None:
         whole = build_sessions(clicks)
         training_log = TrainingLog(whole.sessions, None, whole.catalogue, None)
         schedule = Schedule(epochs=epochs)
-        model = fit_shown(training_log, hyperparameters, schedule, Path(folder, "whole")).model
+        model = trained(training_log, hyperparameters, schedule, Path(folder, "whole")).model
     log.info("trained", seconds=round(time.monotonic() - begin))
 
     n_items = len(whole.catalogue)
     test = build_sessions(test_clicks, whole.catalogue)
     log.info("test", dropped_clicks=test.dropped_clicks, dropped_sessions=test.dropped_sessions)
     parts = blend_parts(model, whole.sessions)
-    blends = {blend: Blend(parts_of(blend, parts), weights[blend]) for blend in BLENDS}
+    blends = {blend: Blend(parts, weights[blend]) for blend in BLENDS}
     rows: list[dict[str, Any]] = []
     ranks: dict[str, Ranks] = {}
     for name, predictor in (parts | blends | build_baselines(whole.sessions, n_items)).items():

@@ -1,4 +1,4 @@
-"""What a million clicks cost to generate, read, filter and split, by the log's format.
+"""What a million clicks cost to generate, read, split, filter and index, by the log's format.
 
 ``python -m bench.training.click_log``.
 """
@@ -6,7 +6,6 @@
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,13 @@ from pydantic import PositiveInt
 
 from bench.measuring import in_child, timed
 from bench.provenance import RESULTS, keep
+from bench.training.prepare import measure
 from train.command import Settings, run_command
-from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time, write_clicks
-from train.data.sessions import build_sessions
+from train.data.clicks import Columns, write_clicks
 from train.data.synthetic import generate_synthetic
 
 BAR = {"seconds": 5.0, "peak_mib": 1024}
+"""Of each format, reading to indexing."""
 FORMATS = ("parquet", "csv", "csv.gz")
 
 
@@ -34,47 +34,26 @@ class ClickLogSettings(Settings):
 
 def run(settings: ClickLogSettings) -> None:
     """Measure each format in a process of its own."""
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        measured, spent = in_child(generate, settings.clicks)
-        result = {"generate": measured | {"peak_mib": spent.peak_mib}}
-        in_child(write, Path(folder), settings.clicks)
+        seconds, spent = in_child(write, Path(folder), settings.clicks)
+        result["generate"] = {"seconds": seconds, "peak_mib": spent.peak_mib}
         for name in FORMATS:
-            measured, spent = in_child(measure, Path(folder, f"log.{name}"))
-            result[name] = measured | {"peak_mib": spent.peak_mib}
+            measured, spent = in_child(measure, Path(folder, f"log.{name}"), Columns())
+            seconds = round(sum(measured["parts_seconds"].values()), 3)
+            result[name] = {"seconds": seconds, "peak_mib": spent.peak_mib} | measured
     keep(settings.out, {"bar": BAR} | result)
     print(json.dumps(result, indent=1))
 
 
-def generate(n_clicks: int) -> dict[str, float]:
-    """What generating the log takes."""
+def write(folder: Path, n_clicks: int) -> float:
+    """Write the log in every format; the seconds of generating it."""
     seconds: dict[str, float] = {}
-    with timed(seconds, "seconds"):
-        generate_synthetic(n_clicks)
-    return seconds
-
-
-def write(folder: Path, n_clicks: int) -> None:
-    """Write the log in every format."""
-    clicks = generate_synthetic(n_clicks)
+    with timed(seconds, "generate"):
+        clicks = generate_synthetic(n_clicks)
     for name in FORMATS:
         write_clicks(clicks, folder / f"log.{name}")
-
-
-def measure(path: Path) -> dict[str, Any]:
-    """What it takes to read, filter, split and index this log."""
-    seconds: dict[str, float] = {}
-    began_cpu = time.process_time()
-    with timed(seconds, "read_seconds"):
-        log = read_clicks(path, idle_timeout_s=1800)
-    with timed(seconds, "filter_seconds"):
-        filtered = filter_clicks(log.clicks, Filters(min_item_support=5))
-    with timed(seconds, "split_seconds"):
-        split = split_by_time(filtered.clicks, days=1)
-    seconds["seconds"] = round(sum(seconds.values()), 3)
-    seconds["cpu_seconds"] = round(time.process_time() - began_cpu, 3)
-    with timed(seconds, "index_seconds"):
-        build_sessions(split.train)
-    return seconds | {"clicks": len(log.clicks)}
+    return seconds["generate"]
 
 
 if __name__ == "__main__":

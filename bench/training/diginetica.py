@@ -10,8 +10,6 @@ what OUT reaches on any file of the same format.
 import json
 import shutil
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -19,23 +17,21 @@ import torch
 from pydantic import PositiveInt
 from pydantic_settings import CliPositionalArg, CliSubCommand, get_subcommand
 
-from bench.datasets import PUBLIC, folder_of
-from bench.lab.kept import merged
-from bench.lab.run import SHOWN, differences, with_intervals
+from bench.datasets import PUBLIC, folder_of, read_log
+from bench.fitting import SHOWN, differences, trained, with_intervals
 from bench.provenance import RESULTS, keep
-from bench.training.fitting import fit_shown
 from train.baselines.neighbours import vmis_knn
 from train.blend.blend import load_blend
-from train.blend.fit import fit_blend
+from train.blend.fit import cross_fitted_ranks, fit_blend
 from train.command import Settings, TrainError, run_command
 from train.data.clicks import read_clicks
-from train.data.sessions import Sessions, build_sessions
+from train.data.sessions import build_sessions
 from train.ensemble import write_ensemble
 from train.fit.settings import FitSettings
 from train.fit.training_log import TrainingLog, read_training_log
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor
-from train.measure.ranking import PROTOCOL, Predictor, Ranks, rank_targets
+from train.measure.ranking import PROTOCOL, Predictor, rank_targets
 from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
 
 DATASET, PRESET = "diginetica-sessions", "diginetica"
@@ -88,26 +84,21 @@ def run(settings: Diginetica) -> None:
     if isinstance(command, Measure):
         measure(command)
     elif isinstance(command, Train):
-        ensemble(training_log(0.0), command.out, seed=1)
+        ensemble(read_training_log(fit_settings(0.0, command.out, 1)), command.out, seed=1)
         shutil.copyfile(BLEND, command.out / BLEND.name)
     elif isinstance(command, Score):
         print(json.dumps(score(command)))
 
 
-def training_file() -> Path:
-    """Of the data set."""
-    return folder_of(DATASET) / "train.tsv.gz"
-
-
 def fit_settings(validation_fraction: float, out: Path, seed: int) -> FitSettings:
-    """The preset's."""
-    given = {"clicks": training_file(), "columns": "public", "out": out, "preset": PRESET}
+    """The preset's, for the data set's training file."""
+    given = {
+        "clicks": folder_of(DATASET) / "train.tsv.gz",
+        "columns": "public",
+        "out": out,
+        "preset": PRESET,
+    }
     return FitSettings.model_validate(given | {"validation": validation_fraction, "seed": seed})
-
-
-def training_log(validation_fraction: float) -> TrainingLog:
-    """Read once for all seeds."""
-    return read_training_log(fit_settings(validation_fraction, Path(), seed=1))
 
 
 def ensemble(data: TrainingLog, out: Path, seed: int) -> Checkpoint:
@@ -117,15 +108,15 @@ def ensemble(data: TrainingLog, out: Path, seed: int) -> Checkpoint:
         folder = out / f"{MEMBER}-{n}"
         wanted = fit_settings(0.0, folder, (seed - 1) * MEMBERS + n)
         resume = load_checkpoint(folder) if (folder / INFO).exists() else None
-        hyperparameters, schedule = wanted.hyperparameters(), wanted.schedule()
-        members.append(fit_shown(data, hyperparameters, schedule, folder, resume))
+        given = data, wanted.hyperparameters(), wanted.schedule(), folder
+        members.append(trained(*given, resume=resume))
     write_ensemble(members, out)
     return load_checkpoint(out)
 
 
 def measure(command: Measure) -> None:
     """Train every seed, blend, and keep figures with intervals."""
-    data = training_log(0.1)
+    data = read_training_log(fit_settings(0.1, command.out, seed=1))
     validation, n_items = data.validation, len(data.catalogue)
     assert validation is not None
     neighbours = vmis_knn(data.train, n_items, **NEIGHBOURS)
@@ -138,7 +129,7 @@ def measure(command: Measure) -> None:
         parts: dict[str, Predictor] = {MODEL: model, VMIS: neighbours}
         ranks[MEMBER] = rank_targets(member, validation, n_items)
         ranks[MODEL] = rank_targets(model, validation, n_items)
-        ranks[BLENDED] = cross_fitted(parts, validation, n_items)
+        ranks[BLENDED] = cross_fitted_ranks(parts, validation, n_items)
         for name in (MEMBER, MODEL, BLENDED):
             row = {"model": name, "seed": seed, **with_intervals(ranks[name])}
             if name == BLENDED:
@@ -154,23 +145,12 @@ def measure(command: Measure) -> None:
     keep(RESULT, {"protocol": PROTOCOL, "split": split, "rows": rows})
 
 
-def cross_fitted(parts: Mapping[str, Predictor], validation: Sessions, n_items: int) -> Ranks:
-    """The blend's ranks, each half of the sessions by weights fitted on the other."""
-    middle = len(validation) // 2
-    halves = validation.slice(0, middle), validation.slice(middle, len(validation))
-    first, second = (
-        rank_targets(fit_blend(parts, fitted, n_items), measured, n_items)
-        for measured, fitted in (halves, halves[::-1])
-    )
-    return merged([first, replace(second, session=second.session + middle)])
-
-
 def score(command: Score) -> dict[str, dict[str, float]]:
     """What the folder's model and blend reach on a file."""
     checkpoint = load_checkpoint(command.out)
     catalogue = checkpoint.catalogue
     n_items = len(catalogue)
-    known = build_sessions(read_clicks(training_file(), PUBLIC).clicks, catalogue).sessions
+    known = build_sessions(read_log(DATASET)[0], catalogue).sessions
     asked = build_sessions(read_clicks(command.test, PUBLIC).clicks, catalogue).sessions
     if not asked.n_targets:
         raise TrainError(f"{command.test} has no session with two items of the training file")
@@ -178,9 +158,11 @@ def score(command: Score) -> dict[str, dict[str, float]]:
         MODEL: ModelPredictor(checkpoint.model),
         VMIS: vmis_knn(known, n_items, **NEIGHBOURS),
     }
-    predictors = {MODEL: parts[MODEL], BLENDED: load_blend(command.out / BLEND.name, parts)}
     result = {}
-    for name, predictor in predictors.items():
+    for name, predictor in (
+        (MODEL, parts[MODEL]),
+        (BLENDED, load_blend(command.out / BLEND.name, parts)),
+    ):
         found = figures(rank_targets(predictor, asked, n_items))
         result[name] = {metric: found[metric] for metric in SHOWN}
         result[name]["predictions"] = int(found["predictions"])

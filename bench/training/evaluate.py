@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when numpy is loaded, which is next
@@ -19,8 +20,8 @@ import numpy as np
 import torch
 from pydantic import PositiveInt
 
+from bench.fitting import made_up_sessions
 from bench.provenance import RESULTS, keep
-from bench.training.fitting import made_up_sessions
 from train.command import Settings, run_command
 from train.data.sessions import Sessions
 from train.measure.lists import count_listed
@@ -55,7 +56,8 @@ def run(settings: EvaluateBenchSettings) -> None:
     sessions = random_sessions(settings.sessions, settings.n_items)
     predictor = ModelPredictor(model)
     listed = np.zeros(settings.n_items, dtype=np.int64)
-    rows = step_rows(sessions, settings.n_items)
+    batches = session_batches(sessions, batch_rows(settings.n_items))
+    rows = [len(prefix) for _, batch in batches for prefix in batch.steps()]  # of every step
     measured: dict[str, Callable[[], object]] = {
         "ranked": lambda: rank_targets(predictor, sessions, settings.n_items),
         "ranked_with_lists": lambda: rank_targets(predictor, sessions, settings.n_items, listed),
@@ -93,19 +95,24 @@ def random_sessions(n_sessions: int, n_items: int) -> Sessions:
     return made_up_sessions(rng.integers(0, n_items, int(lengths.sum())), lengths)
 
 
-def step_rows(sessions: Sessions, n_items: int) -> list[int]:
-    """Rows of every step the evaluator will take."""
-    batches = session_batches(sessions, batch_rows(n_items))
-    return [len(prefix) for _, batch in batches for prefix in batch.steps()]
-
-
 def products(model: SessionModel, rows: list[int]) -> dict[str, Callable[[], object]]:
     """The matrix products of these steps, and of the gates, by three libraries."""
     table, bias = model.item_embedding.detach(), model.output_bias.detach()
     query, size = torch.randn(max(rows), table.shape[1]), table.shape[1]
-    gates = torch.randn(3 * size, size)
-    scores = torch.empty(max(rows), len(table))
+    gates, scores = torch.randn(3 * size, size), torch.empty(max(rows), len(table))
     packed, packed_gates = RowProduct(table, bias), RowProduct(gates, torch.zeros(3 * size))
+    q, g, t, out = (tensor.numpy() for tensor in (query, gates, table, scores))
+    one_step: dict[str, tuple[Callable[[int], object], Callable[[int], object]]] = {
+        "onednn": (lambda b: packed_gates(query[:b]), lambda b: packed(query[:b])),
+        "mkl": (
+            lambda b: torch.mm(query[:b], gates.T),
+            lambda b: torch.mm(query[:b], table.T, out=scores[:b]),
+        ),
+        "openblas": (
+            lambda b: np.matmul(q[:b], g.T),
+            lambda b: np.matmul(q[:b], t.T, out=out[:b]),
+        ),
+    }
 
     def repeated(gate: Callable[[int], object], score: Callable[[int], object]) -> None:
         with torch.inference_mode():
@@ -114,19 +121,7 @@ def products(model: SessionModel, rows: list[int]) -> dict[str, Callable[[], obj
                 gate(b)
                 score(b)
 
-    return {
-        "product_onednn": lambda: repeated(
-            lambda b: packed_gates(query[:b]), lambda b: packed(query[:b])
-        ),
-        "product_mkl": lambda: repeated(
-            lambda b: torch.mm(query[:b], gates.T),
-            lambda b: torch.mm(query[:b], table.T, out=scores[:b]),
-        ),
-        "product_openblas": lambda: repeated(
-            lambda b: np.matmul(query[:b].numpy(), gates.numpy().T),
-            lambda b: np.matmul(query[:b].numpy(), table.numpy().T, out=scores[:b].numpy()),
-        ),
-    }
+    return {f"product_{name}": partial(repeated, *step) for name, step in one_step.items()}
 
 
 def counting(rows: list[int], n_items: int) -> dict[str, Callable[[], object]]:

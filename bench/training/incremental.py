@@ -10,7 +10,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,17 @@ from pydantic import Field, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from bench.datasets import check_known
+from bench.fitting import shown, trained
 from bench.lab.grid import BASE, DATASETS, DataSet
-from bench.lab.run import Parts, load_parts, shown, widen
+from bench.lab.run import Parts, load_parts, widen
 from bench.provenance import RESULTS, keep
 from train.command import Settings, run_command
 from train.data.clicks import split_by_time
 from train.data.sessions import build_catalogue, build_sessions
-from train.fit.loop import fit
 from train.fit.training_log import TrainingLog
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import rank_targets
-from train.network.checkpoint import Checkpoint, load_checkpoint
+from train.network.checkpoint import Checkpoint
 
 RESULT = RESULTS / "incremental.json"
 
@@ -85,22 +84,26 @@ def compare(data: DataSet, parts: Parts, seed: int, new_fraction: float) -> Iter
         ):
             known = before if goes_on else None
             catalogue = build_catalogue(clicks, None if known is None else known.catalogue)
-            sessions = build_sessions(clicks, catalogue).sessions
-            own_validation = build_sessions(validation, catalogue).sessions
+            sessions, own_validation = (
+                build_sessions(part, catalogue).sessions for part in (clicks, validation)
+            )
             log, out = TrainingLog(sessions, own_validation, catalogue, None), Path(folder, way)
-            clock = time.process_time
-            fit(log, hyperparameters, data.schedule, out, warm_start=known, clock=clock)
-            checkpoint = load_checkpoint(out)
-            before = before or checkpoint
-            history = checkpoint.info.history
+            checkpoint = trained(log, hyperparameters, data.schedule, out, warm_start=known)
+            before, history = before or checkpoint, checkpoint.info.history
             model = ModelPredictor(widen(checkpoint.model, catalogue, whole))
-            row: Row = {"dataset": data.name, "seed": seed, "way": way}
-            row |= {"clicks": sessions.n_clicks, "items": len(catalogue)}
-            row |= {"epoch": checkpoint.info.epoch, "epochs": len(history)}
-            row["seconds"] = round(sum(record.seconds for record in history), 1)
-            for split, asked in later.items():
-                row[split] = shown(rank_targets(model, asked, len(whole)))
-            yield row
+            yield {
+                "dataset": data.name,
+                "seed": seed,
+                "way": way,
+                "clicks": sessions.n_clicks,
+                "items": len(catalogue),
+                "epoch": checkpoint.info.epoch,
+                "epochs": len(history),
+                "seconds": round(sum(record.seconds for record in history), 1),
+            } | {
+                split: shown(rank_targets(model, asked, len(whole)))
+                for split, asked in later.items()
+            }
 
 
 if __name__ == "__main__":

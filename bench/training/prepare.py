@@ -83,12 +83,12 @@ def run(settings: PrepareSettings) -> None:
         shutil.rmtree(settings.folder)
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Prepare the log; the seconds of each step, and the size of the result."""
+def measure(path: Path, columns: Columns = COLUMNS) -> dict[str, Any]:
+    """Prepare a log; the seconds of each step, and the size of the result."""
     seconds: dict[str, float] = {}
     with timed(seconds, "read_and_cut"):
-        log = read_clicks(folder, COLUMNS, idle_timeout_s=IDLE_TIMEOUT_S, keep=())
-    n_clicks, n_sessions = len(log.clicks), log.clicks["session_id"].n_unique()
+        log = read_clicks(path, columns, idle_timeout_s=IDLE_TIMEOUT_S, keep=())
+    sizes = {"clicks": len(log.clicks), "sessions": log.clicks["session_id"].n_unique()}
     with timed(seconds, "split"):
         older, newer = split_by_time(log.clicks, days=1)
     del log
@@ -98,9 +98,7 @@ def measure(folder: Path) -> dict[str, Any]:
     with timed(seconds, "index"):
         train = build_sessions(clicks)
         validation = build_sessions(newer, train.catalogue)
-    return {
-        "clicks": n_clicks,
-        "sessions": n_sessions,
+    return sizes | {
         "parts_seconds": seconds,
         "train": _size(train) | {"items": len(train.catalogue)},
         "validation": _size(validation),
@@ -114,26 +112,19 @@ def _size(log: Indexed) -> dict[str, int]:
 def make_file(number: int, n_files: int, n_clicks: int, n_items: int) -> pl.DataFrame:
     """The clicks of one stretch of time: of the visits that begin in it, and in the one before."""
     stretch_ms = PERIOD_MS // n_files
-    end_ms = FIRST_MS + (number + 1) * stretch_ms
-    visits = [
-        _make_visits(begun, n_files, n_clicks, n_items)
-        for begun in (number - 1, number)
-        if begun >= 0
-    ]
-    clicks = pl.concat(visits).filter(
-        pl.col("timestamp_ms").is_between(end_ms - stretch_ms, end_ms, closed="left")
-    )
+    begin_ms = FIRST_MS + number * stretch_ms
+    begun = range(max(0, number - 1), number + 1)
+    visits = pl.concat(_make_visits(stretch, n_files, n_clicks, n_items) for stretch in begun)
+    in_stretch = pl.col("timestamp_ms").is_between(begin_ms, begin_ms + stretch_ms, closed="left")
     # 64 bits of hash twice, about as long as a UUID: a prefix says nothing about the rest
     halves = [pl.col("visitor").hash(seed).cast(pl.String) for seed in (1, 2)]
-    return (
-        clicks.with_columns(
-            visitor_id=pl.concat_str(halves),
-            item_id=pl.format("item-{}", "item"),
-            event_type=pl.lit("view"),
-        )
-        .select("visitor_id", "item_id", "timestamp_ms", "event_type")
-        .sort("timestamp_ms", maintain_order=True)
+    clicks = visits.filter(in_stretch).select(
+        pl.concat_str(halves).alias("visitor_id"),
+        pl.format("item-{}", "item").alias("item_id"),
+        "timestamp_ms",
+        pl.lit("view").alias("event_type"),
     )
+    return clicks.sort("timestamp_ms", maintain_order=True)
 
 
 def _make_visits(number: int, n_files: int, n_clicks: int, n_items: int) -> pl.DataFrame:

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import Timer
 
+from bench.fitting import made_up_sessions
 from bench.measuring import in_child
 from bench.provenance import RESULTS, keep
-from bench.training.fitting import made_up_sessions
 from train.baselines.popularity import item_support
 from train.command import Settings, TrainError, run_command
 from train.data.sessions import Sessions
@@ -154,19 +155,10 @@ def gemm_seconds(h: Hyperparameters, n_candidates: float, precision: str, device
         (1, lambda: scores @ rows),
         (1, lambda: scores.T @ query),
     ]
-    return sum(times * median_seconds(product, device) for times, product in products)
-
-
-def median_seconds(call: Callable[[], torch.Tensor], device: str) -> float:
-    """Of 25 calls, after 3 to warm up."""
-    seconds = []
-    for _ in range(28):
-        begin = time.perf_counter()
-        call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-    return median(seconds[3:])
+    timers = [
+        (times, Timer("product()", globals={"product": product})) for times, product in products
+    ]
+    return sum(times * timer.blocked_autorange().median for times, timer in timers)
 
 
 def stages_ms(trainer: Trainer, sessions: Sessions) -> dict[str, float]:

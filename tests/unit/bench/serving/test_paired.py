@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from bench.serving.paired import BEFORE, NOW, ROOT, checked_out, ratios
-from bench.serving.rounds import Backlog, BenchError, Latency
+from bench.serving.rounds import Backlog, Latency
 from bench.serving.stream import Runs
+from train.command import TrainError
 
 
 def test_a_ratio_is_the_figure_now_over_the_one_before_in_the_same_round() -> None:
@@ -27,7 +28,7 @@ def test_a_ratio_is_the_figure_now_over_the_one_before_in_the_same_round() -> No
 
 
 def test_an_unknown_commit_is_one_sentence() -> None:
-    with pytest.raises(BenchError, match=r"^--against no-commit: .*no-commit"):
+    with pytest.raises(TrainError, match=r"^--against no-commit: .*no-commit"):
         checked_out("no-commit")
 
 

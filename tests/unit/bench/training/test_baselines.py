@@ -2,12 +2,11 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from bench.lab.grid import DATASETS
-from bench.training.models import NAMES, Split, candidates
-from train.baselines.popularity import Pop, item_support
+from bench.training.baselines import NAMES, Split, candidates
+from train.baselines.popularity import pop
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
 from train.data.synthetic import markov_clicks
@@ -25,10 +24,9 @@ def split() -> Split:
 
 def test_the_network_learns_from_the_sessions_that_baselines_count(split: Split) -> None:
     build, choices = candidates(split)["gru"]
-    pop = Pop(item_support(split.train, split.n_items).astype(np.float64))
     reached, popular = (
         figures(rank_targets(predictor, split.asked, split.n_items))["mrr_at_20"]
-        for predictor in (build(**choices[0]), pop)
+        for predictor in (build(**choices[0]), pop(split.train, split.n_items))
     )
     assert reached > 2 * popular
 

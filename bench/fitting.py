@@ -1,0 +1,82 @@
+"""What the benchmarks of models share: a training, made-up sessions, and figures as they are kept.
+
+A training counts the process's own seconds, without those in which it waited for a core.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Int64
+
+from train.data.sessions import Sessions
+from train.fit.loop import Schedule, fit
+from train.fit.training_log import TrainingLog
+from train.measure.metrics import figures
+from train.measure.ranking import Ranks
+from train.measure.significance import compare, estimate
+from train.network.checkpoint import Checkpoint, load_checkpoint
+from train.network.hyperparameters import Hyperparameters
+from train.progress import EpochProgress
+
+SHOWN = ("recall_at_20", "mrr_at_20")
+"""What tables and log lines show."""
+
+
+def trained(
+    log: TrainingLog,
+    hyperparameters: Hyperparameters,
+    schedule: Schedule,
+    folder: Path | None = None,
+    *,
+    resume: Checkpoint | None = None,
+    warm_start: Checkpoint | None = None,
+) -> Checkpoint:
+    """The best epoch's checkpoint; with a folder it stays there, and the training is shown."""
+    start = partial(fit, log, hyperparameters, schedule, clock=time.process_time)
+    if folder is None:
+        with tempfile.TemporaryDirectory() as name:
+            start(Path(name))
+            return load_checkpoint(Path(name))
+    with EpochProgress(log.train.n_clicks - len(log.train), 1, schedule.epochs) as bar:
+        start(folder, resume=resume, warm_start=warm_start, watch=bar.watch())
+    return load_checkpoint(folder)
+
+
+def made_up_sessions(
+    item_index: Int64[np.ndarray, "T"], lengths: Int64[np.ndarray, "S"]
+) -> Sessions:
+    """Sessions of these lengths, one after the other, without context."""
+    return Sessions(
+        item_index=item_index,
+        timestamp_ms=np.arange(len(item_index)),
+        start=np.concatenate([[0], np.cumsum(lengths)]),
+        session_id=pl.Series(np.arange(len(lengths))).cast(pl.String),
+        context=np.zeros((len(item_index), 0), dtype=np.int32),
+        target_weight=np.ones(len(item_index), dtype=np.float32),
+    )
+
+
+def shown(ranks: Ranks, metrics: Iterable[str] = SHOWN) -> dict[str, float]:
+    """Metrics to five digits, and how many predictions they are over."""
+    reached = figures(ranks)
+    return {"predictions": len(ranks)} | {name: round(reached[name], 5) for name in metrics}
+
+
+def with_intervals(ranks: Ranks) -> dict[str, Any]:
+    """The shown metrics with their intervals, and how many predictions they are over."""
+    result: dict[str, Any] = {"predictions": len(ranks)}
+    for name, found in estimate(ranks, SHOWN)[0].figures.items():
+        result[name] = round(found.value, 4)
+        result[f"{name}_interval"] = [round(found.low, 4), round(found.high, 4)]
+    return result
+
+
+def differences(a: Ranks, b: Ranks) -> dict[str, Any]:
+    """`a` less `b` in the shown metrics, by a paired test."""
+    return {metric: compare(a, b, metric)._asdict() for metric in SHOWN}
