@@ -57,7 +57,6 @@ def fit_settings(dataset: str, seed: int, given: dict[str, Any]) -> FitSettings:
 
 
 def run(settings: DefaultsSettings) -> None:
-    """Measure what is missing; print a line per run and the means over seeds."""
     torch.set_num_threads(1)
     check_known("data set", settings.datasets, NAMES)
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []

@@ -76,8 +76,8 @@ def plan(
     rows = [variant for variant in variants(data) if not only or variant.factor in only]
     for seed in dict.fromkeys((CHOOSING_SEED, *(seeds or data.seeds))):
         for variant in rows:
-            choosing = seed == CHOOSING_SEED
-            for setting in variant.settings if choosing else [chosen(data, variant, lines)]:
+            every = seed == CHOOSING_SEED
+            for setting in variant.settings if every else [chosen(data, variant, lines)]:
                 key = key_of(data, setting)
                 if not any(line["key"] == key and line["seed"] == seed for line in lines):
                     yield Run(variant, setting, seed)
@@ -115,7 +115,6 @@ def load_lines(path: Path, data: DataSet) -> list[Line]:
 
 
 def append_line(path: Path, data: DataSet, line: Line) -> None:
-    """Keep one more run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         for content in (line,) if file.tell() else (data.frozen, line):
@@ -134,7 +133,6 @@ class Budget:
         return time.monotonic() + self._longest <= self._end
 
     def spend(self, seconds: float) -> None:
-        """A run took this long."""
         self._longest = max(self._longest, seconds)
 
 
@@ -149,11 +147,9 @@ def run_missing(
     path = results / f"{data.name}.jsonl"
     lines = load_lines(path, data)
     if settings.ranks:
-        lines = [
-            line
-            for line in lines
-            if "failed" in line or ranks_path(data, line["key"], line["seed"], ranks).exists()
-        ]
+        paths = [ranks_path(data, line["key"], line["seed"], ranks) for line in lines]
+        both = zip(lines, paths, strict=True)
+        lines = [line for line, path in both if "failed" in line or path.exists()]
     parts, commit = load_parts(data), provenance()["commit"]
     logs: dict[tuple[object, ...], Logs] = {}
     for variant, setting, seed in plan(data, lines, settings.seeds, settings.only):

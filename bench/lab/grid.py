@@ -69,7 +69,6 @@ class DataSet:
 
     @property
     def base(self) -> Changes:
-        """The base's hyperparameters."""
         return COMMON | self.own
 
     @property
@@ -105,7 +104,6 @@ class Setting:
         return self.context, self.shuffled, self.last_days, self.refit
 
     def hyperparameters(self, data: DataSet, seed: int) -> Hyperparameters:
-        """Of the training."""
         return Hyperparameters.model_validate({**data.base, **self.changes, "seed": seed})
 
 
@@ -234,15 +232,15 @@ def _learning(data: DataSet) -> Iterator[Variant]:
 
 def _regularisation(data: DataSet) -> Iterator[Variant]:
     embedding, hidden = ("dropout_embedding", (0.4, 0.2)), ("dropout_hidden", (0.2, 0.4))
+    off: Changes = dict.fromkeys((embedding[0], hidden[0]), 0.0)
     for name, places in (
         ("none", []),
         ("of the embedding", [embedding]),
         ("of the hidden state", [hidden]),
         ("of both", [embedding, hidden]),
     ):
-        off: Changes = {"dropout_embedding": 0.0, "dropout_hidden": 0.0}
-        shares = product(*(values for _, values in places))
         names = [place for place, _ in places]
+        shares = product(*(values for _, values in places))
         dropouts: list[Changes] = [dict(zip(names, share, strict=True)) for share in shares]
         if name == "of both":
             dropouts.insert(0, {place: data.base[place] for place in names})
@@ -276,11 +274,12 @@ def _context(data: DataSet) -> Iterator[Variant]:
 
 
 def _recency(data: DataSet) -> Iterator[Variant]:
+    factor = "training on the last"
     for days in data.last_days:
         period = f"{days:g} days" if days > 1 else f"{24 * days:g} hours"
-        yield Variant("training on the last", period, Setting(last_days=days))
+        yield Variant(factor, period, Setting(last_days=days))
     if data.last_days:
-        yield Variant("training on the last", "whole log", BASE)
+        yield Variant(factor, "whole log", BASE)
 
 
 def _crossed(data: DataSet) -> Iterator[Variant]:
@@ -292,16 +291,16 @@ def _crossed(data: DataSet) -> Iterator[Variant]:
         changes = {"loss": loss, "embedding": embedding}
         yield Variant("loss and embedding", f"{loss}, {embedding}", Setting(changes))
     both = data.input_context + data.transition_context
-    for cell, fields in product((*CELLS, "window"), ((), both)):
-        name = f"{cell}, {'both' if fields else 'none'}"
-        without = Setting({"cell": cell}) if fields else BASE
-        setting = Setting({"cell": cell}, fields)
-        yield Variant("cell and context", name, setting, against=without)
+    for cell in (*CELLS, "window"):
+        without = Setting({"cell": cell})
+        yield Variant("cell and context", f"{cell}, none", without)
+        setting = replace(without, context=both)
+        yield Variant("cell and context", f"{cell}, both", setting, against=without)
     factor, again = "the training file's newest part", Setting(refit=True)
     yield Variant(factor, "chooses the epoch", BASE)
     yield Variant(factor, "then is learnt from too", again)
-    name = "the same, both contexts"
-    yield Variant(factor, name, Setting(context=both, refit=True), against=again)
+    setting = replace(again, context=both)
+    yield Variant(factor, "the same, both contexts", setting, against=again)
 
 
 def _rates(data: DataSet, *factors: float) -> tuple[Changes, ...]:

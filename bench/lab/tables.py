@@ -4,20 +4,30 @@
 `bench/results/baselines.json`, which are all it takes. With ``--measure`` those rows are first made
 again whose ranks `python -m bench.lab.experiments` has left in build/ranks; ``--ranks`` there
 repeats the runs whose ranks are gone.
+
+A figure's interval and test are over sessions with the seeds as they are; how far seeds lie apart
+is shown by the least and the most.
 """
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
 
 from bench.fitting import SHOWN
-from bench.lab.experiments import RUNS, load_lines
-from bench.lab.grid import DATASETS, DataSet, variants
-from bench.lab.kept import Kept, Row, load_rows, measure_rows, write_rows
+from bench.lab.experiments import RANKS, RUNS, chosen, load_lines, ranks_path
+from bench.lab.grid import BASE, DATASETS, DataSet, Setting, variants
+from bench.lab.run import Line, build_logs, key_of, load_parts
 from bench.provenance import RESULTS
 from train.command import Settings, TrainError, run_command
-from train.measure.significance import holm
+from train.fit.loop import MONITOR
+from train.measure.ranking import Ranks, ranks_of
+from train.measure.significance import compare, estimate, holm
 
 PAGES = Path(__file__).parents[2] / "docs" / "results"
 ROWS = RESULTS / "tables"
@@ -45,6 +55,8 @@ LEGEND = (
     "with one that has the same fields without peeking."
 )
 
+Row = dict[str, Any]
+
 
 class TablesSettings(Settings):
     """Write the tables of the experiments."""
@@ -55,15 +67,16 @@ class TablesSettings(Settings):
     """Write nothing; exit with code 1 if a page differs from what would be written."""
 
 
-def run(settings: TablesSettings) -> int:
-    """Write or check the page of every data set."""
+def run(settings: TablesSettings) -> None:
     stale = []
+    baselines = json.loads(BASELINES.read_text(encoding="utf-8"))["rows"]
     for name, data in DATASETS.items():
+        path, page = ROWS / f"{name}.jsonl", PAGES / f"{name}.md"
         if settings.measure:
-            path = ROWS / f"{name}.jsonl"
             lines = load_lines(RUNS / f"{name}.jsonl", data)
             write_rows(path, load_rows(path), [*measure_rows(Kept(data, lines))])
-        page, text = PAGES / f"{name}.md", rendered(data)
+        own = [row for row in baselines if row["dataset"] == name]
+        text = render(data, load_rows(path), own)
         if not settings.check:
             PAGES.mkdir(exist_ok=True)
             page.write_text(text, encoding="utf-8")
@@ -71,14 +84,6 @@ def run(settings: TablesSettings) -> int:
             stale.append(str(page))
     if stale:
         raise TrainError(f"not current, run `python -m bench.lab.tables`: {', '.join(stale)}")
-    return 0
-
-
-def rendered(data: DataSet) -> str:
-    """The page of a data set from the kept figures."""
-    baselines = json.loads(BASELINES.read_text(encoding="utf-8"))["rows"]
-    own = [row for row in baselines if row["dataset"] == data.name]
-    return render(data, load_rows(ROWS / f"{data.name}.jsonl"), own)
 
 
 def render(data: DataSet, rows: Sequence[Row], baselines: Sequence[Row]) -> str:
@@ -162,6 +167,107 @@ def _short(share: float) -> str:
 
 def _range(low: float, high: float) -> str:
     return f"{_short(low)}, {_short(high)}"
+
+
+def load_rows(path: Path) -> list[Row]:
+    """The kept rows, in the order of the tables."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path: Path, kept: Sequence[Row], measured: Sequence[Row]) -> None:
+    """Replace the rows that were measured again, and add those that are new."""
+    rows = {(row["factor"], row["name"]): row for row in (*kept, *measured)}
+    factors = list(dict.fromkeys(factor for factor, _ in rows))
+    ordered = sorted(rows.values(), key=lambda row: factors.index(row["factor"]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in ordered), encoding="utf-8")
+
+
+def merged(seeds: Sequence[Ranks]) -> Ranks:
+    """The predictions of several seeds as those of one model that is right as often as their mean.
+
+    A session's predictions are neighbours, so that a resampled session brings those of all seeds.
+    """
+    order = np.argsort(np.concatenate([ranks.session for ranks in seeds]), kind="stable")
+    names = (field.name for field in fields(Ranks))
+    return Ranks(**{n: np.concatenate([getattr(r, n) for r in seeds])[order] for n in names})
+
+
+class Kept:
+    """The runs of a data set, and the ranks of those that were made here."""
+
+    def __init__(self, data: DataSet, lines: Sequence[Line], folder: Path = RANKS) -> None:
+        self.data, self.lines, self._folder = data, lines, folder
+        logs = build_logs(load_parts(data), data, BASE)
+        splits = logs.splits if logs.again is None else logs.again.splits
+        self.split = list(splits)[-1]
+        """What the tables are of: the test, or else the validation."""
+        sessions = splits[self.split].sessions
+        self._predictions = ranks_of(sessions, np.zeros_like(sessions.item_index))
+
+    def succeeded(self, setting: Setting) -> dict[int, Line]:
+        """The lines of a setting's runs that did not fail, by seed."""
+        key = key_of(self.data, setting)
+        own = [line for line in self.lines if line["key"] == key and "failed" not in line]
+        return {line["seed"]: line for line in sorted(own, key=lambda line: int(line["seed"]))}
+
+    def paths(self, setting: Setting, seeds: Iterable[int]) -> list[Path]:
+        """The files of the ranks."""
+        key = key_of(self.data, setting)
+        return [ranks_path(self.data, key, seed, self._folder) for seed in seeds]
+
+    def ranks(self, setting: Setting, seeds: Iterable[int]) -> Ranks:
+        """Of all those seeds together."""
+        ranks = [np.load(path).astype(np.int64) for path in self.paths(setting, seeds)]
+        return merged([replace(self._predictions, rank=rank) for rank in ranks])
+
+
+def measure_rows(kept: Kept) -> Iterator[Row]:
+    """A row for each variant whose runs, and those it is compared with, have their ranks here."""
+    for variant in variants(kept.data):
+        if variant.factor == "base":
+            continue
+        setting = chosen(kept.data, variant, kept.lines)
+        row: Row = {"factor": variant.factor, "name": variant.name}
+        if len(variant.tries) > 1:
+            row["tried"] = dict(variant.tries[variant.settings.index(setting)])
+        row["key"] = key_of(kept.data, setting)
+        runs, others = kept.succeeded(setting), kept.succeeded(variant.against)
+        common = [seed for seed in runs if seed in others]
+        paths = kept.paths(setting, runs) + kept.paths(variant.against, common)
+        keys = {key_of(kept.data, tried) for tried in variant.settings}
+        tried = [line for line in kept.lines if line["key"] in keys]
+        if tried and all("failed" in line for line in tried):
+            yield row | {"failed": True}
+        elif runs and all(path.exists() for path in paths):
+            yield row | _figures(kept, setting, variant.against, runs, common)
+
+
+def _figures(
+    kept: Kept, setting: Setting, against: Setting, runs: dict[int, Line], common: list[int]
+) -> Row:
+    row: Row = {
+        "seeds": list(runs),
+        "split": kept.split,
+        "seconds": round(mean(line["seconds"] for line in runs.values()), 1),
+        "validation": round(mean(line["validation"][MONITOR] for line in runs.values()), 5),
+    }
+    figures = estimate(kept.ranks(setting, runs), SHOWN)[0].figures
+    compared = common and key_of(kept.data, setting) != key_of(kept.data, against)
+    for metric in SHOWN:
+        of_seeds = [line[kept.split][metric] for line in runs.values()]
+        spread = {"least": min(of_seeds), "most": max(of_seeds)}
+        row[metric] = _rounded(figures[metric]._asdict() | spread)
+        if compared:
+            own, other = (kept.ranks(s, common) for s in (setting, against))
+            row[metric]["difference"] = _rounded(compare(own, other, metric)._asdict())
+    return row
+
+
+def _rounded(figures: dict[str, float]) -> dict[str, float]:
+    return {name: round(figure, 5) for name, figure in figures.items()}
 
 
 if __name__ == "__main__":

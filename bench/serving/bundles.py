@@ -59,10 +59,8 @@ def write_tiny_bundle(
     always answers items 0 to k - 1 with scores k to 1. ``item_ids`` default to item-0, item-1, and
     so on.
     """
-    model = random_model(
-        ModelConfig(n_items=n_items, hidden_size=hidden_size, n_layers=n_layers, **config), seed
-    )
-    context = list(model.config.context)
+    config |= {"n_items": n_items, "hidden_size": hidden_size, "n_layers": n_layers}
+    model = random_model(ModelConfig(**config), seed)
     if constant:
         encode, rank = _counting_encode(model.state_size, hidden_size), _fixed_rank(hidden_size, k)
     else:
@@ -78,7 +76,7 @@ def write_tiny_bundle(
         idle_timeout_s=idle_timeout_s,
         allowed_lateness_s=allowed_lateness_s,
         event_types=event_types,
-        context=context,
+        context=list(model.config.context),
         opset=OPSET,
         training=TrainingData(0, 0, 0, 0, n_items),
         metrics=None,
@@ -98,15 +96,11 @@ def _counting_encode(state_size: int, query_size: int) -> onnx.ModelProto:
     after = graph.add("Add", "state", np.array([1], np.float32), output="state_out")
     first, end, axis = np.array([0]), np.array([query_size]), np.array([1])
     graph.add("Slice", after, first, end, axis, output="query")
+    state = TensorProto.FLOAT, "B", state_size
+    query = value_info("query", TensorProto.FLOAT, "B", query_size)
+    item = value_info("item_index", TensorProto.INT64, "B")
     return graph.model(
-        [
-            value_info("item_index", TensorProto.INT64, "B"),
-            value_info("state", TensorProto.FLOAT, "B", state_size),
-        ],
-        [
-            value_info("query", TensorProto.FLOAT, "B", query_size),
-            value_info("state_out", TensorProto.FLOAT, "B", state_size),
-        ],
+        [item, value_info("state", *state)], [query, value_info("state_out", *state)]
     )
 
 

@@ -73,8 +73,6 @@ def one_graph(bundle: Bundle) -> onnx.ModelProto:
 
 
 class Model:
-    """The one graph in ONNX Runtime."""
-
     def __init__(self, bundle: Bundle, threads: int) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -96,7 +94,6 @@ class Model:
 
 
 def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) -> SessionState:
-    """Return the session's state after a click."""
     idle_timeout_s = bundle.manifest.idle_timeout_s
     before = decode_state(stored) if stored else None
     if before and idle_timeout_s is not None:
@@ -116,7 +113,6 @@ def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) ->
 
 
 def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.App:
-    """Return the app with its one agent."""
     app = faust.App(
         settings.app_id,
         **faust_options(settings),
@@ -171,7 +167,6 @@ def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.Ap
 
 
 def run(settings: NaiveSettings) -> int:
-    """Serve until a signal."""
     configure_logging("info")
     bundle = load_bundle(settings.bundle)
     ProducerBuffer.max_messages = settings.producer_buffer_messages

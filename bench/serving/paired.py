@@ -89,7 +89,6 @@ def ratios(runs: dict[str, Runs]) -> dict[str, list[float]]:
 
 
 def run(settings: PairedSettings) -> None:
-    """Measure, print and keep."""
     checkout = checked_out(settings.against)
     effort = Effort(settings.rounds, 1.0, settings.rounds, 10, settings.seconds)
     with tempfile.TemporaryDirectory(prefix="nextclick-bench-") as name:

@@ -6,25 +6,61 @@ Prints one line of JSON at the end.
 
 import sys
 import time
+from random import Random
 
 import msgspec
 from confluent_kafka import KafkaError, Message, Producer
 from pydantic import PositiveFloat, PositiveInt
 
-from bench.serving.clicks import ClickStream
 from stream.settings import KafkaSettings
 from stream.transport.clients import confluent_options
 from train.command import TrainError, run_command
 
-PRODUCER_OPTIONS = {
-    "enable.idempotence": True,
-    "partitioner": "murmur2_random",
-    "linger.ms": 0,
-}
-BACKLOG_OPTIONS = PRODUCER_OPTIONS | {
-    "linger.ms": 20,
-    "queue.buffering.max.messages": 1_000_000,
-}
+OPEN_SESSIONS = 10_000
+"""As many as at 1,000 clicks/s with ten seconds between a visitor's clicks."""
+LONGEST_SESSION = 50
+PRODUCER_OPTIONS = {"enable.idempotence": True, "partitioner": "murmur2_random", "linger.ms": 0}
+BACKLOG_OPTIONS = PRODUCER_OPTIONS | {"linger.ms": 20, "queue.buffering.max.messages": 1_000_000}
+
+
+class ClickStream:
+    """An endless stream of clicks, the same for the same seed.
+
+    A session has 2 to 50 clicks by a power law (exponent 2, 5.6 on average, as the demo's shop).
+    Each click goes to one of the open sessions, chosen evenly; a session that ends is replaced by
+    a new one. Items are ``item-0`` to ``item-<n_items - 1>``, the lower the more popular.
+    """
+
+    def __init__(self, n_items: int, seed: int, open_sessions: int = OPEN_SESSIONS) -> None:
+        self._random = Random(seed)
+        self._n_items = n_items
+        lengths = range(2, LONGEST_SESSION + 1)
+        self._lengths, self._odds = list(lengths), [n**-2.0 for n in lengths]
+        self._session_ids = [self._new_id() for _ in range(open_sessions)]
+        self._clicks_left = [self._new_length() for _ in range(open_sessions)]
+
+    def click(self, timestamp_ms: int) -> tuple[bytes, bytes]:
+        random = self._random
+        at = random.randrange(len(self._session_ids))
+        session_id = self._session_ids[at]
+        self._clicks_left[at] -= 1
+        if not self._clicks_left[at]:
+            self._session_ids[at] = self._new_id()
+            self._clicks_left[at] = self._new_length()
+        value = {
+            "session_id": session_id,
+            "item_id": f"item-{int(self._n_items * random.random() ** 3)}",
+            "timestamp_ms": timestamp_ms,
+            "event_id": f"{random.getrandbits(64):016x}",
+            "event_type": "view",
+        }
+        return session_id.encode(), msgspec.json.encode(value)
+
+    def _new_id(self) -> str:
+        return f"{self._random.getrandbits(128):032x}"
+
+    def _new_length(self) -> int:
+        return self._random.choices(self._lengths, self._odds)[0]
 
 
 class ProducerSettings(KafkaSettings):
@@ -41,7 +77,6 @@ class ProducerSettings(KafkaSettings):
 
     @property
     def n_clicks(self) -> int:
-        """How many that are in all."""
         return round(self.rate * self.seconds)
 
 
@@ -62,12 +97,10 @@ class Sender:
         self.refused = 0
 
     def send(self, key: bytes, value: bytes) -> None:
-        """Hand a click over to the producer's thread."""
         self._producer.produce(self._topic, value, key, on_delivery=self._delivered)
         self._producer.poll(0)
 
     def flush(self) -> None:
-        """Wait until the broker has everything."""
         self._producer.flush()
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
@@ -104,7 +137,6 @@ def send_paced(settings: ProducerSettings) -> ProducerReport:
 
 
 def run(settings: ProducerSettings) -> None:
-    """Send, and print the report."""
     print(msgspec.json.encode(send_paced(settings)).decode())
 
 

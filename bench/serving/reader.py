@@ -120,10 +120,7 @@ def latencies_ms(
         repeated += len(of_partition) - len(offsets)
         measured = rows[rows[:, 1] >= begin_ms]
         at = np.searchsorted(offsets, measured[:, 0])
-        at[at == len(offsets)] = 0
-        answered = (
-            offsets[at] == measured[:, 0] if offsets.size else np.zeros(len(measured), np.bool_)
-        )
+        answered = np.isin(measured[:, 0], offsets)
         missing += int((~answered).sum())
         received_ns = of_partition[first[at[answered]], 2]
         found.append(received_ns / 1e6 - measured[answered, 1])
@@ -131,7 +128,6 @@ def latencies_ms(
 
 
 def run(settings: ReaderSettings) -> None:
-    """Read, and write the arrivals."""
     np.save(settings.out, note_arrivals(settings))
 
 

@@ -14,9 +14,9 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
 from jaxtyping import Float64
 
-from bench.serving.clicks import ClickStream
 from bench.serving.producer import (
     PRODUCER_OPTIONS,
+    ClickStream,
     ProducerReport,
     ProducerSettings,
     Sender,
@@ -53,7 +53,6 @@ class Latency:
 
     @property
     def quantiles(self) -> dict[str, float]:
-        """Those we report, in milliseconds."""
         return {name: round(float(np.quantile(self.ms, q)), 2) for name, q in QUANTILES.items()}
 
 
@@ -69,7 +68,6 @@ class Measurement:
 
     @property
     def log(self) -> Path:
-        """The worker's output."""
         return self.folder / f"{self.name}.log"
 
     def worker(self) -> AbstractContextManager["subprocess.Popen[bytes]"]:

@@ -112,7 +112,6 @@ def in_turn(contenders: Sequence[Contender], n_rounds: int) -> Iterator[tuple[in
 
 
 def medians(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The median of each figure over the runs."""
     return {name: round(median(row[name] for row in rows), 2) for name in rows[0]}
 
 
@@ -145,7 +144,6 @@ def summary(contenders: Sequence[Contender], runs: dict[str, Runs]) -> dict[str,
 
 
 def report(result: dict[str, Any]) -> str:
-    """What a reader wants to see first."""
     lines = [
         f"{name:>10}  {rate:8,.0f} clicks/s   "
         + "   ".join(
@@ -165,7 +163,6 @@ def report(result: dict[str, Any]) -> str:
 
 
 def run(settings: BenchSettings) -> None:
-    """Measure, print and keep."""
     effort = QUICK if settings.quick else FULL
     with tempfile.TemporaryDirectory(prefix="nextclick-bench-") as folder:
         measured = contenders(Path(folder))

@@ -37,7 +37,6 @@ class Contender:
     """Folder whose code it runs; default: this one."""
 
     def settings(self, kafka: KafkaSettings, web_port: int) -> KafkaSettings:
-        """Everything that the process runs with."""
         names = kafka.model_dump(exclude_none=True)
         if self.naive:
             return NaiveSettings(**names, bundle=self.bundle, partitions=PARTITIONS)
@@ -53,7 +52,6 @@ MODULES: dict[type[KafkaSettings], list[str]] = {
 
 
 def command(settings: KafkaSettings) -> list[str]:
-    """The command line that runs a process with these settings."""
     flags = []
     for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
         flags += [f"--{name.replace('_', '-')}", str(value)]

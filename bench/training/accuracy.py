@@ -64,7 +64,6 @@ def blend_parts(model: SessionModel, sessions: Sessions) -> dict[str, Predictor]
 
 
 def run(settings: AccuracySettings) -> None:
-    """Train, evaluate, and keep one row per model."""
     torch.set_num_threads(1)
     clicks, test_clicks = read_log(DATASET)
     assert test_clicks is not None
@@ -87,8 +86,8 @@ def run(settings: AccuracySettings) -> None:
 
         whole = build_sessions(clicks)
         training_log = TrainingLog(whole.sessions, None, whole.catalogue, None)
-        schedule = Schedule(epochs=epochs)
-        model = trained(training_log, hyperparameters, schedule, Path(folder, "whole")).model
+        again = Path(folder, "whole")
+        model = trained(training_log, hyperparameters, Schedule(epochs=epochs), again).model
     log.info("trained", seconds=round(time.monotonic() - begin))
 
     n_items = len(whole.catalogue)

@@ -238,7 +238,6 @@ def measure_missing(dataset: str, rows: dict[tuple[str, str, str], Row]) -> None
 
 
 def run(settings: BaselinesSettings) -> None:
-    """Measure what is missing, data set by data set."""
     torch.set_num_threads(1)
     check_known("data set", settings.datasets, NAMES)
     for dataset in settings.datasets:

@@ -33,7 +33,6 @@ class ClickLogSettings(Settings):
 
 
 def run(settings: ClickLogSettings) -> None:
-    """Measure each format in a process of its own."""
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         seconds, spent = in_child(write, Path(folder), settings.clicks)

@@ -78,7 +78,6 @@ class Diginetica(Settings):
 
 
 def run(settings: Diginetica) -> None:
-    """Run one of the commands."""
     torch.set_num_threads(1)
     command = get_subcommand(settings)
     if isinstance(command, Measure):
@@ -91,7 +90,6 @@ def run(settings: Diginetica) -> None:
 
 
 def fit_settings(validation_fraction: float, out: Path, seed: int) -> FitSettings:
-    """The preset's, for the data set's training file."""
     given = {
         "clicks": folder_of(DATASET) / "train.tsv.gz",
         "columns": "public",
@@ -115,7 +113,6 @@ def ensemble(data: TrainingLog, out: Path, seed: int) -> Checkpoint:
 
 
 def measure(command: Measure) -> None:
-    """Train every seed, blend, and keep figures with intervals."""
     data = read_training_log(fit_settings(0.1, command.out, seed=1))
     validation, n_items = data.validation, len(data.catalogue)
     assert validation is not None
@@ -146,7 +143,6 @@ def measure(command: Measure) -> None:
 
 
 def score(command: Score) -> dict[str, dict[str, float]]:
-    """What the folder's model and blend reach on a file."""
     checkpoint = load_checkpoint(command.out)
     catalogue = checkpoint.catalogue
     n_items = len(catalogue)
@@ -159,10 +155,8 @@ def score(command: Score) -> dict[str, dict[str, float]]:
         VMIS: vmis_knn(known, n_items, **NEIGHBOURS),
     }
     result = {}
-    for name, predictor in (
-        (MODEL, parts[MODEL]),
-        (BLENDED, load_blend(command.out / BLEND.name, parts)),
-    ):
+    blend = load_blend(command.out / BLEND.name, parts)
+    for name, predictor in ((MODEL, parts[MODEL]), (BLENDED, blend)):
         found = figures(rank_targets(predictor, asked, n_items))
         result[name] = {metric: found[metric] for metric in SHOWN}
         result[name]["predictions"] = int(found["predictions"])

@@ -48,7 +48,6 @@ class EvaluateBenchSettings(Settings):
 
 
 def run(settings: EvaluateBenchSettings) -> None:
-    """Measure, print and keep."""
     torch.set_num_threads(1)
     torch.manual_seed(1)
     config = ModelConfig(n_items=settings.n_items, hidden_size=settings.hidden_size)

@@ -50,7 +50,6 @@ class IncrementalBench(Settings):
 
 
 def run(settings: IncrementalBench) -> None:
-    """Print a line per model, and keep them in bench/results/incremental.json."""
     torch.set_num_threads(1)
     check_known("data set", settings.datasets, list(DATASETS))
     rows: list[Row] = []

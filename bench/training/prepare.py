@@ -55,7 +55,6 @@ class PrepareSettings(Settings):
 
 
 def run(settings: PrepareSettings) -> None:
-    """Make the log where it is missing, and measure its preparation."""
     n_files = -(-settings.clicks // CLICKS_PER_FILE)
     settings.folder.mkdir(parents=True, exist_ok=True)
     for number in range(n_files):

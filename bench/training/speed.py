@@ -105,7 +105,6 @@ def measure(precision: str, settings: TrainingBench) -> dict[str, object]:
 
 
 def a_trainer(sessions: Sessions, n_items: int, device: str, **change: object) -> Trainer:
-    """The official setting, with changes."""
     hyperparameters = Hyperparameters.model_validate(OFFICIAL | change)
     return Trainer(hyperparameters, item_support(sessions, n_items), device=device)
 
@@ -118,7 +117,6 @@ def popular_sessions(n_items: int, n_clicks: int) -> Sessions:
 
 
 def train_for(trainer: Trainer, sessions: Sessions, epoch: int, seconds: float) -> float:
-    """Clicks per second of a part of an epoch."""
     result = trainer.train_epoch(sessions, epoch, deadline=time.monotonic() + seconds)
     return result.clicks / result.seconds
 

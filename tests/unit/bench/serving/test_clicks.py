@@ -3,7 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
-from bench.serving.clicks import LONGEST_SESSION, ClickStream
+from bench.serving.producer import LONGEST_SESSION, ClickStream
 from stream.contract.click import Click, ClickParser, Record
 
 N_ITEMS = 1_000
