@@ -28,11 +28,7 @@ class Step(NamedTuple):
 
 
 def session_parallel(
-    sessions: Sessions,
-    batch_size: int,
-    rng: np.random.Generator,
-    *,
-    in_time_order: bool = False,
+    sessions: Sessions, batch_size: int, rng: np.random.Generator, *, in_time_order: bool = False
 ) -> Iterator[Step]:
     """Every click with a successor once, `batch_size` sessions at a time.
 

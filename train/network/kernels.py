@@ -1,6 +1,6 @@
 """Compiled loops of a training step, each one pass over memory that PyTorch has no operation for.
 
-One function a case, as LLVM vectorises a loop without branches; float32 throughout, as a single
+One loop a case, as LLVM vectorises a loop without branches; float32 throughout, as a single
 float64 constant halves the speed. `row` are distinct; `gradient[u]` belongs to `row[u]`.
 """
 
@@ -33,26 +33,14 @@ def adagrad(
     momentum: np.float32,
     epsilon: np.float32,
 ) -> None:
-    """Adagrad without momentum."""
-    for u in range(len(row)):
-        w, a, g = weight[row[u]], squares[row[u]], gradient[u]
-        for j in range(len(g)):
-            a[j] += g[j] * g[j]
-            w[j] = w[j] - lr * g[j] / (math.sqrt(a[j]) + epsilon)
-
-
-@_compiled
-def adagrad_momentum(
-    weight: Table,
-    velocity: Table,
-    squares: Table,
-    row: np.ndarray,
-    gradient: Table,
-    lr: np.float32,
-    momentum: np.float32,
-    epsilon: np.float32,
-) -> None:
-    """Adagrad with Nesterov momentum."""
+    """Adagrad, with Nesterov momentum unless it is 0."""
+    if momentum == 0:
+        for u in range(len(row)):
+            w, a, g = weight[row[u]], squares[row[u]], gradient[u]
+            for j in range(len(g)):
+                a[j] += g[j] * g[j]
+                w[j] = w[j] - lr * g[j] / (math.sqrt(a[j]) + epsilon)
+        return
     for u in range(len(row)):
         w, v, a, g = weight[row[u]], velocity[row[u]], squares[row[u]], gradient[u]
         for j in range(len(g)):
@@ -96,23 +84,13 @@ def sgd(
     lr: np.float32,
     momentum: np.float32,
 ) -> None:
-    """Gradient descent."""
-    for u in range(len(row)):
-        w, g = weight[row[u]], gradient[u]
-        for j in range(len(g)):
-            w[j] = w[j] - lr * g[j]
-
-
-@_compiled
-def sgd_momentum(
-    weight: Table,
-    velocity: Table,
-    row: np.ndarray,
-    gradient: Table,
-    lr: np.float32,
-    momentum: np.float32,
-) -> None:
-    """Gradient descent with Nesterov momentum."""
+    """Gradient descent, with Nesterov momentum unless it is 0."""
+    if momentum == 0:
+        for u in range(len(row)):
+            w, g = weight[row[u]], gradient[u]
+            for j in range(len(g)):
+                w[j] = w[j] - lr * g[j]
+        return
     for u in range(len(row)):
         w, v, g = weight[row[u]], velocity[row[u]], gradient[u]
         for j in range(len(g)):

@@ -189,10 +189,7 @@ class SessionModel(nn.Module):
         return self.score_rows(query, self.item_embedding[item_index], self.output_bias[item_index])
 
     def score_rows(
-        self,
-        query: Float[Tensor, "B H"],
-        rows: Float[Tensor, "C H"],
-        bias: Float[Tensor, "C"],
+        self, query: Float[Tensor, "B H"], rows: Float[Tensor, "C H"], bias: Float[Tensor, "C"]
     ) -> Float[Tensor, "B C"]:
         """`scores` from output rows already looked up."""
         return F.linear(query, self.output_rows(rows), bias)

@@ -45,14 +45,6 @@ class EpochResult(NamedTuple):
     """False if the deadline came first."""
 
 
-class Update(NamedTuple):
-    """A gradient on its way to a parameter; `row` None: to the whole of it."""
-
-    name: str
-    row: Int64[Tensor, "U"] | None
-    gradient: Float[Tensor, "..."]
-
-
 class Trainer:
     """A model in training with all that changes from step to step."""
 
@@ -81,10 +73,7 @@ class Trainer:
         parameters = dict(self.model.named_parameters())
         self._dense = [(name, p) for name, p in parameters.items() if name not in _TABLES]
         self._optimiser = Optimiser(
-            h.optimiser,
-            parameters.items(),
-            momentum=h.momentum,
-            initial_accumulator=h.initial_accumulator,
+            h.optimiser, parameters, momentum=h.momentum, initial_accumulator=h.initial_accumulator
         )
         self.sampler = NegativeSampler(support, h.sample_alpha)
         self._numbers = RowNumbers(len(support))
@@ -110,12 +99,9 @@ class Trainer:
         h = self.hyperparameters
         seeds = np.random.SeedSequence([h.seed, epoch]).spawn(3)
         torch.manual_seed(int(seeds[0].generate_state(1)[0]))
-        steps = session_parallel(
-            sessions,
-            h.batch_size,
-            np.random.default_rng(seeds[1]),
-            in_time_order=h.order == "time",
-        )
+        order = np.random.default_rng(seeds[1])
+        in_time_order = h.order == "time"
+        steps = session_parallel(sessions, h.batch_size, order, in_time_order=in_time_order)
         negatives = self.sampler.blocks(
             h.n_negatives if h.is_sampled else 0, np.random.default_rng(seeds[2])
         )
@@ -181,14 +167,17 @@ class Trainer:
         with record_function("backward"):
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         with record_function("update"):
-            updates = [Update(name, None, _gradient(p)) for name, p in self._dense]
-            updates.append(Update("output_bias", candidate, _gradient(bias)))
+            for name, parameter in self._dense:
+                self._optimiser.step(name, _gradient(parameter))
+                parameter.grad = None
+            self._optimiser.step("output_bias", _gradient(bias), candidate)
             if h.embedding == "shared":
-                updates += self._shared(rows, candidate, inputs, clicked, only_clicked)
+                self._update_shared(rows, candidate, inputs, clicked, only_clicked)
             else:
-                updates.append(Update("item_embedding", candidate, _gradient(rows)))
-                updates.append(self._added_up("input_embedding", click, _gradient(inputs)))
-            self._apply(updates)
+                self._optimiser.step("item_embedding", _gradient(rows), candidate)
+                item, place = self._numbers.number(click)
+                total = _summed(_gradient(inputs), self._tensor(place), len(item))
+                self._optimiser.step("input_embedding", total, self._tensor(item))
         return state.detach().float(), loss.item()
 
     def _autocast(self) -> AbstractContextManager[object]:
@@ -206,11 +195,9 @@ class Trainer:
         match h.loss:
             case "bpr-max":
                 return losses.bpr_max(scores, target, h.bpreg, h.elu)
-            case "cross-entropy":
+            case "cross-entropy" | "softmax":
                 log_q = None if self._log_q is None else self._log_q[candidate]
                 return losses.cross_entropy(scores, target, log_q)
-            case "softmax":
-                return losses.cross_entropy(scores, target)
             case "top1-max":
                 return losses.top1_max(scores, target)
             case "bpr":
@@ -218,45 +205,26 @@ class Trainer:
             case "top1":
                 return losses.top1(scores, target)
 
-    def _shared(
+    def _update_shared(
         self,
         rows: Float[Tensor, "C H"],
         candidate: Int64[Tensor, "C"] | None,
         inputs: Float[Tensor, "B H"],
         clicked: Int64[np.ndarray, "B"],
         only_clicked: Int64[np.ndarray, "U"],
-    ) -> list[Update]:
-        """Gradients of one table from both of its ends, each row once.
+    ) -> None:
+        """Update one table by the gradients from both of its ends, each row once.
 
         Row b of `inputs` is row `clicked[b]` of `rows` with the items `only_clicked` behind them.
         """
         gradient, of_inputs = _gradient(rows), _gradient(inputs)
         inside = clicked < len(gradient)
         gradient.index_add_(0, self._tensor(clicked[inside]), of_inputs[self._tensor(inside)])
-        updates = [Update("item_embedding", candidate, gradient)]
+        self._optimiser.step("item_embedding", gradient, candidate)
         if len(only_clicked):
-            behind = of_inputs[self._tensor(~inside)]
-            at = self._tensor(clicked[~inside] - len(gradient))
-            total = behind.new_zeros(len(only_clicked), behind.shape[1]).index_add_(0, at, behind)
-            updates.append(Update("item_embedding", self._tensor(only_clicked), total))
-        return updates
-
-    def _added_up(
-        self, name: str, item_index: Int64[np.ndarray, "B"], gradient: Float[Tensor, "B E"]
-    ) -> Update:
-        """The gradient of the distinct rows."""
-        item, place = self._numbers.number(item_index)
-        total = gradient.new_zeros(len(item), gradient.shape[1])
-        return Update(name, self._tensor(item), total.index_add_(0, self._tensor(place), gradient))
-
-    def _apply(self, updates: list[Update]) -> None:
-        for name, row, gradient in updates:
-            if row is None:
-                self._optimiser.step(name, gradient)
-            else:
-                self._optimiser.step_rows(name, row, gradient)
-        for _, parameter in self._dense:
-            parameter.grad = None
+            place = self._tensor(clicked[~inside] - len(gradient))
+            total = _summed(of_inputs[self._tensor(~inside)], place, len(only_clicked))
+            self._optimiser.step("item_embedding", total, self._tensor(only_clicked))
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self._device)
@@ -280,16 +248,12 @@ class Trainer:
         self.load_state("the warm start", own)
 
     def load_state(self, source: str, state: dict[str, np.ndarray]) -> None:
-        """Go on from a `state()`; CheckpointError names `source` if it is of another model."""
+        """Go on from a `state()`; TrainError names `source` if it is of another model."""
         own = self.model.state_dict()
         weights = {name: state[name] for name in own if name in state}
         check_arrays(source, weights, own)
-        self.model.load_state_dict(
-            {name: torch.from_numpy(array) for name, array in weights.items()}
-        )
-        self._optimiser.load_state(
-            source, {name: array for name, array in state.items() if name not in own}
-        )
+        self.model.load_state_dict({n: torch.from_numpy(array) for n, array in weights.items()})
+        self._optimiser.load_state(source, {n: a for n, a in state.items() if n not in own})
 
 
 def computes_bfloat16(device: str) -> bool:
@@ -311,6 +275,12 @@ def _leaf(table: Tensor, row: Int64[Tensor, "U"] | None) -> Float[Tensor, "U ...
     """The named rows, or the whole table, as what a step differentiates by."""
     rows = table.detach() if row is None else table.detach().index_select(0, row)
     return rows.requires_grad_()
+
+
+def _summed(
+    gradient: Float[Tensor, "B E"], place: Int64[Tensor, "B"], n_rows: int
+) -> Float[Tensor, "U E"]:
+    return gradient.new_zeros(n_rows, gradient.shape[1]).index_add_(0, place, gradient)
 
 
 def _gradient(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from train.network.checkpoint import CheckpointError
+from train.command import TrainError
 from train.network.optimiser import Optimiser, Rates, Rule, _update
 
 CASES: list[tuple[Rule, dict[str, float]]] = [
@@ -19,7 +19,7 @@ cases = pytest.mark.parametrize(("rule", "options"), CASES, ids=str)
 
 
 def an_optimiser(rule: Rule, weight: nn.Parameter, **options: Any) -> Optimiser:
-    return Optimiser(rule, [("w", weight)], **options)
+    return Optimiser(rule, {"w": weight}, **options)
 
 
 def step(optimiser: Optimiser, gradient: Tensor, learning_rate: float = 0.1) -> None:
@@ -79,7 +79,7 @@ def test_rows_and_whole_parameters_are_updated_alike(rule: Rule, options: dict[s
     for gradient in gradients:
         step(dense, gradient)
         sparse.begin_step(0.1)
-        sparse.step_rows("w", order, gradient[order])
+        sparse.step("w", gradient[order], order)
     torch.testing.assert_close(by_row, whole)
 
 
@@ -109,7 +109,7 @@ def test_rows_that_a_step_does_not_touch_keep_weight_and_slots(
     step(optimiser, torch.ones(4, 2))
     weight_before, state_before = weight.detach().clone(), optimiser.state()
     optimiser.begin_step(0.1)
-    optimiser.step_rows("w", torch.tensor([2]), torch.ones(1, 2))
+    optimiser.step("w", torch.ones(1, 2), torch.tensor([2]))
     untouched = [0, 1, 3]
     assert torch.equal(weight[untouched], weight_before[untouched])
     assert not torch.equal(weight[2], weight_before[2])
@@ -140,8 +140,8 @@ def test_a_state_that_is_loaded_goes_on_alike(rule: Rule, options: dict[str, flo
 def test_a_state_of_another_rule_or_shape_is_refused() -> None:
     weight = nn.Parameter(torch.ones(3))
     plain = an_optimiser("adagrad", weight).state()
-    with pytest.raises(CheckpointError, match=r"a file contains .*squares.w"):
+    with pytest.raises(TrainError, match=r"a file contains .*squares.w"):
         an_optimiser("adam", weight).load_state("a file", plain)
-    with pytest.raises(CheckpointError, match=r"squares.w has shape \(2,\)"):
+    with pytest.raises(TrainError, match=r"squares.w has shape \(2,\)"):
         other = plain | {"squares.w": np.ones(2)}
         an_optimiser("adagrad", weight).load_state("a file", other)
