@@ -11,12 +11,7 @@ from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from train.baselines.popularity import item_support
 from train.command import Settings
-from train.fit.resume import (
-    FitError,
-    check_context_fields,
-    check_same_run,
-    check_warm_start,
-)
+from train.fit.resume import FitError, check_context_fields, check_same_run, check_warm_start
 from train.fit.training_log import TrainingLog
 from train.measure.metrics import figures
 from train.measure.predictor import ModelPredictor

@@ -12,6 +12,7 @@ from train.network.model import Architecture
 
 MAY_CHANGE = {"dropout_embedding", "dropout_hidden"}
 """What a warm start may change."""
+OWN_START = "resume with its own, and with its --warm-start if it had one"
 
 
 class FitError(TrainError):
@@ -31,8 +32,7 @@ def check_warm_start(warm_start: Checkpoint, hyperparameters: Hyperparameters) -
 
 def check_hyperparameters(resume: Checkpoint, hyperparameters: Hyperparameters) -> None:
     """Raise FitError unless the checkpoint was trained with these."""
-    wanted = hyperparameters.model_dump()
-    found = resume.info.hyperparameters
+    wanted, found = hyperparameters.model_dump(), resume.info.hyperparameters
     for name in found.keys() - wanted.keys():
         raise FitError(
             f"{resume.folder} was trained with {name}={found[name]}, which this version no longer "
@@ -44,11 +44,9 @@ def check_hyperparameters(resume: Checkpoint, hyperparameters: Hyperparameters) 
 
 def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: int | None) -> None:
     """Raise FitError unless the log is read as it was for the checkpoint."""
-    for name, found, wanted in (
-        ("event_types", resume.info.event_types, event_types),
-        ("idle_timeout_s", resume.info.idle_timeout_s, idle_timeout_s),
-    ):
-        _check_equal(resume, name, found, wanted, "resume with its own")
+    info, advice = resume.info, "resume with its own"
+    _check_equal(resume, "event_types", info.event_types, event_types, advice)
+    _check_equal(resume, "idle_timeout_s", info.idle_timeout_s, idle_timeout_s, advice)
 
 
 def check_context(resume: Checkpoint, names: Sequence[str], utc_offset_s: int) -> None:
@@ -56,10 +54,9 @@ def check_context(resume: Checkpoint, names: Sequence[str], utc_offset_s: int) -
     fields = resume.info.model.context
     found, wanted = (",".join(n) or "none" for n in ((f.name for f in fields), names))
     offsets = [field.utc_offset_s for field in fields if field.kind in ("hour", "weekday")]
-    advice = "resume with its own, and with its --warm-start if it had one"
-    _check_equal(resume, "context", found, wanted, advice)
+    _check_equal(resume, "context", found, wanted, OWN_START)
     offset = offsets[0] if offsets else utc_offset_s
-    _check_equal(resume, "utc_offset_s", offset, utc_offset_s, advice)
+    _check_equal(resume, "utc_offset_s", offset, utc_offset_s, OWN_START)
 
 
 def check_context_fields(before: Checkpoint, log: TrainingLog) -> None:
@@ -81,8 +78,7 @@ def check_same_run(
         found = ", ".join(f"{n} {v}" for n, v in resume.info.training.model_dump().items())
         given = ", ".join(f"{n} {v}" for n, v in log.description().model_dump().items())
         raise FitError(
-            f"{resume.folder} was trained on another log ({found}), not on ({given}): resume with "
-            "its own, and with its --warm-start if it had one"
+            f"{resume.folder} was trained on another log ({found}), not on ({given}): {OWN_START}"
         )
     if resume.info.content_hash != content_hash:
         raise FitError(

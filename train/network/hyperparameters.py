@@ -88,37 +88,32 @@ class Hyperparameters(Architecture, Learning, FineTuning):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Hyperparameters":
-        for wrong, sentence in (
-            (
-                self.batch_size == 1 and self.n_negatives == 0 and self.is_sampled,
+        window, one_hot = self.cell == "window", self.embedding == "one-hot"
+        if self.is_sampled and self.batch_size == 1 and self.n_negatives == 0:
+            raise ValueError(
                 f"loss={self.loss} needs negatives: a batch of one session and n_negatives=0 "
-                "leave none",
-            ),
-            (
-                self.momentum > 0 and self.optimiser == "adam",
+                "leave none"
+            )
+        if self.optimiser == "adam" and self.momentum > 0:
+            raise ValueError(
                 f"momentum={self.momentum:g} with optimiser=adam, which has its own moments: "
-                "use adagrad or sgd, or momentum=0",
-            ),
-            (
-                self.initial_accumulator > 0 and self.optimiser != "adagrad",
+                "use adagrad or sgd, or momentum=0"
+            )
+        if self.optimiser != "adagrad" and self.initial_accumulator > 0:
+            raise ValueError(
                 f"initial_accumulator={self.initial_accumulator:g} with "
-                f"optimiser={self.optimiser}, which has none: use adagrad",
-            ),
-            (
-                self.cell == "window" and self.n_layers > 1,
-                f"n_layers={self.n_layers} with cell=window, which has one layer",
-            ),
-            (
-                self.cell == "window" and self.embedding == "one-hot",
-                "embedding=one-hot with cell=window, which has no gates: use separate or shared",
-            ),
-            (
-                self.residual and self.embedding == "one-hot" and self.n_layers == 1,
-                "residual=true with embedding=one-hot and one layer, which has no input to add",
-            ),
-        ):
-            if wrong:
-                raise ValueError(sentence)
+                f"optimiser={self.optimiser}, which has none: use adagrad"
+            )
+        if window and self.n_layers > 1:
+            raise ValueError(f"n_layers={self.n_layers} with cell=window, which has one layer")
+        if window and one_hot:
+            raise ValueError(
+                "embedding=one-hot with cell=window, which has no gates: use separate or shared"
+            )
+        if one_hot and self.residual and self.n_layers == 1:
+            raise ValueError(
+                "residual=true with embedding=one-hot and one layer, which has no input to add"
+            )
         return self
 
     def check_context(self, names: Sequence[str]) -> None:

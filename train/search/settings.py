@@ -96,12 +96,7 @@ class SearchSettings(LogSettings):
         hyperparameters = self.hyperparameters({}).model_dump()
         fixed = {name: value for name, value in hyperparameters.items() if name not in names}
         of_click, gap = any(name != "gap" for name in self.context), "gap" in self.context
-        fixed["context"] = {
-            (False, False): "none",
-            (True, False): "input",
-            (False, True): "gap",
-            (True, True): "both",
-        }[of_click, gap]
+        fixed["context"] = (("none", "gap"), ("input", "both"))[of_click][gap]
 
         def fits(name: str, value: Any) -> bool:
             try:

@@ -21,7 +21,6 @@ class Choice(NamedTuple):
     values: tuple[Any, ...]
 
     def suggest(self, trial: BaseTrial, name: str) -> Any:
-        """One of the values."""
         return trial.suggest_categorical(name, self.values)
 
     def nearest(self, value: Any) -> Any:
@@ -42,7 +41,6 @@ class Rungs(NamedTuple):
         return self.nearest(trial.suggest_int(name, self.values[0], self.values[-1], log=True))
 
     def nearest(self, value: int) -> int:
-        """The rung nearest to the value."""
         return min(self.values, key=lambda rung: abs(math.log(rung / max(value, 1))))
 
     def __str__(self) -> str:
@@ -57,11 +55,9 @@ class Real(NamedTuple):
     log: bool = False
 
     def suggest(self, trial: BaseTrial, name: str) -> float:
-        """A number from low to high."""
         return float(f"{trial.suggest_float(name, self.low, self.high, log=self.log):.2g}")
 
     def nearest(self, value: float) -> float:
-        """The value, clipped to the range."""
         return min(max(value, self.low), self.high)
 
     def __str__(self) -> str:
@@ -86,7 +82,6 @@ class Dimension(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Its name in the study."""
         return self.parameter + self.suffix
 
     def __str__(self) -> str:
@@ -176,14 +171,11 @@ class Space:
 def space_of(names: Sequence[str], fixed: Values, fits: Callable[[str, Any], bool]) -> Space:
     """The space of these parameters, without choices that cannot be combined with the fixed."""
     dimensions = []
-    for dimension in SPACE:
-        if dimension.parameter in names:
-            if isinstance(dimension.values, Choice):
-                left = [
-                    value for value in dimension.values.values if fits(dimension.parameter, value)
-                ]
-                dimension = dimension._replace(values=Choice(tuple(left)))
-            dimensions.append(dimension)
+    for dimension in (d for d in SPACE if d.parameter in names):
+        name, values = dimension.parameter, dimension.values
+        if isinstance(values, Choice):
+            values = Choice(tuple(value for value in values.values if fits(name, value)))
+        dimensions.append(dimension._replace(values=values))
     return Space(tuple(dimensions), fixed)
 
 
