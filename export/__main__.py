@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from export.encode import bundle_graphs
 from export.graph import OPSET
-from export.parity import ParityError, ParitySession, check_parity, random_sessions
+from export.parity import ParitySession, check_parity, random_sessions
 from stream.errors import StreamError
 from stream.model.bundle import (
     Bundle,
@@ -69,7 +69,7 @@ def export_bundle(
     """The folder of the bundle below ``root`` that serves the checkpoint's best model.
 
     ``sessions`` are replayed through the very graphs and scorer that production runs. Raises
-    ParityError or StreamError, and then nothing is written.
+    TrainError or StreamError, and then nothing is written.
     """
     info, model = checkpoint.info, checkpoint.model
     config = info.model
@@ -156,7 +156,7 @@ def run_export(config: ExportConfig) -> None:
 
 def main() -> int:
     """Exit code 0 and the folder on stdout, or 2 and one sentence on stderr."""
-    return run_command(ExportConfig, run_export, errors=(StreamError, ParityError))
+    return run_command(ExportConfig, run_export, errors=(StreamError,))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stream.model.bundle import Parity
 from stream.model.scorer import Scorer
+from train.command import TrainError
 from train.network.model import SessionModel
 
 MAX_ERROR = 1e-5
@@ -30,10 +31,6 @@ _SESSIONS_AT_ONCE = 64
 _LONGEST_SESSION = 50
 
 
-class ParityError(Exception):
-    """One sentence: where graph and model part, by how much, and what is allowed."""
-
-
 class ParitySession(NamedTuple):
     """What a session clicked, and each click's number in every context field."""
 
@@ -48,7 +45,7 @@ def check_parity(model: SessionModel, scorer: Scorer, sessions: Sequence[ParityS
     over a session. The truth is the model in float64: after every click state and query must be
     within 1e-5 of it, or as near as the model's own float32 is (``ROUNDING``). The list must be the
     top-k of the model's scores for that query, except that items whose scores are tied (``TIE``)
-    may change places. Raises ParityError at the first click that does not.
+    may change places. Raises TrainError at the first click that does not.
     """
     sessions = sorted(sessions, key=lambda session: len(session.item_index), reverse=True)
     exact = copy.deepcopy(model).double()
@@ -79,7 +76,7 @@ def check_parity(model: SessionModel, scorer: Scorer, sessions: Sequence[ParityS
                 error = _error(found, expected)
                 allowed = max(MAX_ERROR, ROUNDING * max_error_pytorch)
                 if not error <= allowed:  # so that NaN fails
-                    raise ParityError(
+                    raise TrainError(
                         f"{where}, encode.onnx and the model differ by {error:.3g} in the {name}, "
                         f"allowed {allowed:.3g}"
                     )
@@ -131,10 +128,10 @@ def _check_top_k(
     error = (scores.gather(1, listed) - best_scores).abs()
     tie = (best_scores.abs() * RELATIVE_TIE).clamp(min=TIE)
     if not bool((error < tie).all()):
-        raise ParityError(
+        raise TrainError(
             f"{where}, rank.onnx lists an item whose score in the model is "
             f"{float(error.max()):.3g} from that place's score, allowed {TIE:g}"
         )
     if any(len(set(row)) < len(row) for row in listed.tolist()):
-        raise ParityError(f"{where}, rank.onnx lists an item twice")
+        raise TrainError(f"{where}, rank.onnx lists an item twice")
     return int((listed == best_index).all(dim=1).sum())

@@ -16,7 +16,8 @@ from train.evaluate import EvaluateSettings, run_evaluate
 from train.fit.command import run_fit
 from train.fit.settings import FitSettings
 from train.report.page import ReportSettings, run_report
-from train.search import SearchSettings, run_search
+from train.search.command import run_search
+from train.search.settings import SearchSettings
 
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     FitSettings: run_fit,

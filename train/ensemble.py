@@ -11,29 +11,22 @@ from pathlib import Path
 
 import structlog
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
+from train.command import Settings, TrainError
 from train.network.cells import GATES
-from train.network.checkpoint import (
-    INFO,
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    save_checkpoint,
-    weights_of,
-)
+from train.network.checkpoint import INFO, Checkpoint, load_checkpoint, save_checkpoint, weights_of
 from train.network.model import ModelConfig, SessionModel
 
+READING = ("idle_timeout_s", "allowed_lateness_s", "event_types")
 MAY_DIFFER = {"dropout_embedding", "dropout_hidden", "hidden_size"}
 
 log = structlog.get_logger()
 
 
-class EnsembleSettings(BaseModel):
+class EnsembleSettings(Settings):
     """Combine networks that were trained with different seeds into one."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     checkpoints: list[Path] = Field(min_length=2)
     """Folders that fit wrote, separated by commas: same items, same architecture, no context."""
@@ -44,7 +37,7 @@ class EnsembleSettings(BaseModel):
 def run_ensemble(settings: EnsembleSettings) -> None:
     """Load, combine, write."""
     if (settings.out / INFO).exists():
-        raise CheckpointError(f"{settings.out} already has a checkpoint: choose another --out")
+        raise TrainError(f"{settings.out} already has a checkpoint: choose another --out")
     members = [load_checkpoint(folder) for folder in settings.checkpoints]
     write_ensemble(members, settings.out)
     log.info("checkpoint_written", folder=str(settings.out), members=len(members))
@@ -54,54 +47,50 @@ def write_ensemble(members: Sequence[Checkpoint], folder: Path) -> None:
     """Write a checkpoint of all members as one network, with the first one's description.
 
     It has no figures yet and no accumulators: a warm start can begin from it, --resume cannot.
-    Raises CheckpointError if the members cannot be combined.
+    Raises TrainError if the members cannot be combined.
     """
     first = members[0]
     for other in members:
         check_member(first, other)
     model = joined([member.model for member in members])
-    info = first.info.model_copy(
-        update={
-            "model": model.config,
-            "hyperparameters": first.info.hyperparameters
-            | {"hidden_size": model.config.hidden_size},
-            "metrics": {},
-            "history": [],
-            "finished": True,
-            "weights": "weights-ensemble.npz",
-            "resume": "resume-ensemble.npz",
-        }
-    )
+    width = {"hidden_size": model.config.hidden_size}
+    changed: dict[str, object] = {
+        "model": model.config,
+        "hyperparameters": first.info.hyperparameters | width,
+        "metrics": {},
+        "history": [],
+        "finished": True,
+        "weights": "weights-ensemble.npz",
+        "resume": "resume-ensemble.npz",
+    }
+    info = first.info.model_copy(update=changed)
     save_checkpoint(folder, info, first.catalogue, weights_of(model), {})
 
 
 def check_member(first: Checkpoint, other: Checkpoint) -> None:
-    """Raise CheckpointError unless both can be parts of one network."""
+    """Raise TrainError unless both can be parts of one network."""
     for checkpoint in (first, other):
         if checkpoint.info.model.context:
-            raise CheckpointError(
+            raise TrainError(
                 f"{checkpoint.folder} has context: only models without context can be combined"
             )
         if checkpoint.info.model.cell == "window":
-            raise CheckpointError(f"{checkpoint.folder} has cell=window, expected a recurrent cell")
+            raise TrainError(f"{checkpoint.folder} has cell=window, expected a recurrent cell")
     if first.catalogue.item_ids != other.catalogue.item_ids:
-        raise CheckpointError(
+        raise TrainError(
             f"{other.folder} and {first.folder} have different items: use models of one log"
         )
-    for name in ("idle_timeout_s", "allowed_lateness_s", "event_types"):
-        found, expected = getattr(other.info, name), getattr(first.info, name)
-        if found != expected:
-            raise CheckpointError(
-                f"{other.folder} has {name}={found}, {first.folder} {expected}: "
-                "expected sessions read in the same way"
-            )
-    for name in ModelConfig.model_fields.keys() - MAY_DIFFER:
-        found, expected = getattr(other.info.model, name), getattr(first.info.model, name)
-        if found != expected:
-            raise CheckpointError(
-                f"{other.folder} has {name}={found}, {first.folder} {expected}: "
-                "expected the same architecture"
-            )
+    architecture = ModelConfig.model_fields.keys() - MAY_DIFFER
+    for names, of_other, of_first, same in (
+        (READING, other.info, first.info, "sessions read in the same way"),
+        (architecture, other.info.model, first.info.model, "the same architecture"),
+    ):
+        for name in names:
+            found, wanted = getattr(of_other, name), getattr(of_first, name)
+            if found != wanted:
+                raise TrainError(
+                    f"{other.folder} has {name}={found}, {first.folder} {wanted}: expected {same}"
+                )
 
 
 @torch.no_grad()

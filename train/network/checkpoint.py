@@ -42,10 +42,6 @@ DROPPED = {
 Arrays = Mapping[str, np.ndarray]
 
 
-class CheckpointError(TrainError):
-    """One sentence: the file, what was found, what was expected."""
-
-
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -169,27 +165,27 @@ def save_checkpoint(
 def load_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its parts checked against each other.
 
-    Raises CheckpointError if there is none, or if its parts contradict each other.
+    Raises TrainError if there is none, or if its parts contradict each other.
     """
     try:
         info = CheckpointInfo.model_validate_json((folder / INFO).read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{folder} has no checkpoint: {error.strerror} ({INFO})") from error
+        raise TrainError(f"{folder} has no checkpoint: {error.strerror} ({INFO})") from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
         if place:
             message = f"{place}: {message} (found {first['input']!r})"
-        raise CheckpointError(f"{folder / INFO}: {message}") from error
+        raise TrainError(f"{folder / INFO}: {message}") from error
 
     # Split at "\n" alone: str.splitlines would also cut ids at U+0085 or U+2028.
     try:
         item_ids = (folder / ITEMS).read_text("utf-8").split("\n")[:-1]
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / ITEMS} cannot be read: {error}") from error
+        raise TrainError(f"{folder / ITEMS} cannot be read: {error}") from error
     if len(item_ids) != info.model.n_items:
-        raise CheckpointError(
+        raise TrainError(
             f"{folder / ITEMS} has {len(item_ids)} lines, {INFO} says n_items={info.model.n_items}"
         )
 
@@ -198,23 +194,23 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     check_arrays(folder / info.weights, weights, model.state_dict())
     for name, array in weights.items():
         if not np.isfinite(array).all():
-            raise CheckpointError(f"{folder / info.weights}: {name} contains NaN or infinity")
+            raise TrainError(f"{folder / info.weights}: {name} contains NaN or infinity")
     model.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()})
     return Checkpoint(folder, info, Catalogue(item_ids), model.eval())
 
 
 def check_arrays(source: Path | str, arrays: Arrays, expected: Mapping[str, torch.Tensor]) -> None:
-    """Raise CheckpointError unless the arrays have the expected names, shapes and types."""
+    """Raise TrainError unless the arrays have the expected names, shapes and types."""
     if arrays.keys() != expected.keys():
-        raise CheckpointError(f"{source} contains {sorted(arrays)}, expected {sorted(expected)}")
+        raise TrainError(f"{source} contains {sorted(arrays)}, expected {sorted(expected)}")
     for name, tensor in expected.items():
         if arrays[name].shape != tuple(tensor.shape):
-            raise CheckpointError(
+            raise TrainError(
                 f"{source}: {name} has shape {arrays[name].shape}, expected {tuple(tensor.shape)}"
             )
         dtype = str(tensor.dtype).removeprefix("torch.")
         if arrays[name].dtype != dtype:
-            raise CheckpointError(f"{source}: {name} is {arrays[name].dtype}, expected {dtype}")
+            raise TrainError(f"{source}: {name} is {arrays[name].dtype}, expected {dtype}")
 
 
 def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -234,7 +230,7 @@ def _read_arrays(file: Path) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, EOFError, ValueError, BadZipFile) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise TrainError(f"{file} cannot be read: {error}") from error
 
 
 def _replace(file: Path, text: str) -> None:

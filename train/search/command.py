@@ -14,6 +14,7 @@ import torch
 from optuna.study import Study
 from optuna.trial import Trial, TrialState
 
+from train.command import TrainError
 from train.fit.loop import Watch, fit
 from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog, read_training_log
@@ -26,7 +27,6 @@ from train.search.settings import SearchSettings
 from train.search.space import Space
 from train.search.study import (
     MADE_WITH,
-    SearchError,
     check_same,
     ended,
     log_fingerprint,
@@ -48,7 +48,7 @@ log = structlog.get_logger()
 def run_search(settings: SearchSettings) -> None:
     """Search until the study has its trials or the time is up; print the best one.
 
-    Raises SearchError if the study was made with other settings, or if none of its trials finished.
+    Raises TrainError if the study was made with other settings, or if none of its trials finished.
     """
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -88,7 +88,7 @@ def _run_trial(
     trial.set_user_attr(PRESET, preset)
     log.info("trial_begins", trial=trial.number, **drawn)
     folder = trial_folder(settings, trial.number)
-    values: list[float] | None = None
+    value: float | None = None
     try:
         infos = _train(settings, hyperparameters, training_log, trial, folder)
     except optuna.TrialPruned:
@@ -98,17 +98,18 @@ def _run_trial(
         frozen = study.tell(trial, state=TrialState.PRUNED)
     else:
         values = [info.metrics[settings.metric] for info in infos]
+        value = float(np.mean(values))
         figures = {name: float(np.mean([info.metrics[name] for info in infos])) for name in SHOWN}
         epochs = [info.epoch for info in infos]
         trial.set_user_attr(RESULT, {"values": values, **figures, "epochs": epochs})
-        frozen = study.tell(trial, float(np.mean(values)))
+        frozen = study.tell(trial, value)
     if not settings.keep_checkpoints:
         shutil.rmtree(folder, ignore_errors=True)
     log.info(
         "trial_done",
         trial=trial.number,
         state=frozen.state.name.lower(),
-        value=None if values is None else round(float(np.mean(values)), 4),
+        value=None if value is None else round(value, 4),
         seconds=round(time.monotonic() - begin, 1),
     )
 
@@ -157,11 +158,11 @@ def _preset_entry(settings: SearchSettings, hyperparameters: Hyperparameters) ->
 
 
 def best_of(settings: SearchSettings, study: Study) -> dict[str, Any]:
-    """The content of best.json. Raises SearchError if no trial finished."""
+    """The content of best.json. Raises TrainError if no trial finished."""
     all_ended = ended(study)
     finished = [trial for trial in all_ended if trial.state == TrialState.COMPLETE]
     if not finished:
-        raise SearchError(
+        raise TrainError(
             f"{settings.study}: none of {len(all_ended)} trials finished with a finite loss"
         )
     best = max(finished, key=lambda trial: trial.values[0])

@@ -33,10 +33,6 @@ KILLS = 3
 log = structlog.get_logger()
 
 
-class SearchError(TrainError):
-    """One sentence on why a search cannot start or go on."""
-
-
 @contextmanager
 def open_study(settings: SearchSettings) -> Iterator[Study]:
     """The study in the settings' folder, new or resumed, locked against other processes.
@@ -63,7 +59,7 @@ def open_study(settings: SearchSettings) -> Iterator[Study]:
             )
         except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise SearchError(f"{file} cannot be read as a study of Optuna: {reason}") from error
+            raise TrainError(f"{file} cannot be read as a study of Optuna: {reason}") from error
         try:
             yield study
         finally:
@@ -90,13 +86,13 @@ def log_fingerprint(training_log: TrainingLog) -> str:
 
 
 def check_same(settings: SearchSettings, study: Study, wanted: Mapping[str, Any]) -> None:
-    """Raise SearchError if the study's trials were made with anything else."""
+    """Raise TrainError if the study's trials were made with anything else."""
     if not study.get_trials(deepcopy=False):
         return
     found = study.user_attrs.get(MADE_WITH, {})
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise SearchError(
+            raise TrainError(
                 f"{settings.study / STUDY} was made with {name}={found.get(name)}, not {value}: "
                 "choose another --study"
             )

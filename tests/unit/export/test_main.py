@@ -11,7 +11,7 @@ import structlog
 import torch
 
 from export.__main__ import ExportConfig, describe, export_bundle, main, parity_sessions
-from export.parity import ParityError, random_sessions
+from export.parity import random_sessions
 from stream.errors import StreamError
 from stream.model.bundle import load_bundle
 from stream.model.scorer import OnnxScorer
@@ -122,7 +122,7 @@ def test_a_failed_check_writes_nothing(
         return query, after + np.float32(1e-4)
 
     monkeypatch.setattr(OnnxScorer, "encode", drifting_encode)
-    with pytest.raises(ParityError, match=r"after click 1 .* differ by 0.0001"):
+    with pytest.raises(TrainError, match=r"after click 1 .* differ by 0.0001"):
         export_bundle(
             checkpoint, tmp_path / "bundles", 4, random_sessions(20, N_ITEMS, SIZES, seed=1)
         )

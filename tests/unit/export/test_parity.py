@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from bench.serving.bundles import random_model
-from export.parity import ParityError, ParitySession, _error, check_parity, random_sessions
+from export.parity import ParitySession, _error, check_parity, random_sessions
+from train.command import TrainError
 from train.data.context import ContextField
 from train.network.model import ModelConfig, SessionModel
 
@@ -93,18 +94,18 @@ def test_an_error_in_the_state_adds_up_over_a_session_until_it_is_found(
 ) -> None:
     scorer = FakeScorer(model, state_error=8e-6)
     assert check_parity(model, scorer, [session_of(1)]).max_error == pytest.approx(8e-6, 0.1)
-    with pytest.raises(ParityError, match=r"after click \d+ of a session, .* allowed 1e-05"):
+    with pytest.raises(TrainError, match=r"after click \d+ of a session, .* allowed 1e-05"):
         check_parity(model, scorer, [session_of(*range(30))])
 
 
 def test_an_error_in_the_query_alone_is_found(model: SessionModel) -> None:
-    with pytest.raises(ParityError, match=r"differ by 2e-05 in the query, allowed 1e-05"):
+    with pytest.raises(TrainError, match=r"differ by 2e-05 in the query, allowed 1e-05"):
         check_parity(model, FakeScorer(model, query_error=2e-5), [session_of(1)])
 
 
 def test_a_graph_that_does_not_look_at_the_context_is_found(model: SessionModel) -> None:
     sessions = random_sessions(20, N_ITEMS, SIZES, seed=2)
-    with pytest.raises(ParityError, match="in the state, allowed"):
+    with pytest.raises(TrainError, match="in the state, allowed"):
         check_parity(model, FakeScorer(model, ignores_context=True), sessions)
 
 
@@ -125,17 +126,17 @@ def test_graphs_may_be_as_far_off_as_float32_makes_pytorch_itself() -> None:
     sessions = random_sessions(100, N_ITEMS, [], seed=2)
     parity = check_parity(model, FakeScorer(model, state_error=1e-7), sessions)
     assert parity.max_error > 1e-3
-    with pytest.raises(ParityError, match=r"after click [1-3] of a session, .* in the query"):
+    with pytest.raises(TrainError, match=r"after click [1-3] of a session, .* in the query"):
         check_parity(model, FakeScorer(model, query_error=1e-3), sessions)
 
 
 def test_a_state_that_is_no_number_is_found(model: SessionModel) -> None:
-    with pytest.raises(ParityError, match="differ by nan in the state"):
+    with pytest.raises(TrainError, match="differ by nan in the state"):
         check_parity(model, FakeScorer(model, state_error=np.nan), [session_of(1)])
 
 
 def test_items_in_the_wrong_order_are_found(model: SessionModel) -> None:
-    with pytest.raises(ParityError, match=r"rank.onnx lists an item whose score"):
+    with pytest.raises(TrainError, match=r"rank.onnx lists an item whose score"):
         check_parity(model, FakeScorer(model, swapped_places=(3, 4)), [session_of(1)])
 
 
@@ -163,7 +164,7 @@ def test_a_tie_is_as_wide_as_float32_makes_it(
     if passes:
         assert check_parity(model, scorer, [session_of(1)]).top_k_equal == 0
     else:
-        with pytest.raises(ParityError, match=r"from that place's score, allowed 1e-05"):
+        with pytest.raises(TrainError, match=r"from that place's score, allowed 1e-05"):
             check_parity(model, scorer, [session_of(1)])
 
 
@@ -171,7 +172,7 @@ def test_a_tied_item_may_not_stand_twice(model: SessionModel) -> None:
     with torch.no_grad():
         model.item_embedding[20:] = 0
         model.output_bias[20:] = 100
-    with pytest.raises(ParityError, match=r"rank.onnx lists an item twice"):
+    with pytest.raises(TrainError, match=r"rank.onnx lists an item twice"):
         check_parity(model, FakeScorer(model, repeated_item=True), [session_of(1)])
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 from tests.unit.train.fit.test_loop import SMALL, a_log
 from tests.unit.train.network.test_model import FIELDS, a_model
 from train.__main__ import main
+from train.command import TrainError
 from train.data.filters import EventTypes
 from train.ensemble import joined, write_ensemble
 from train.fit.loop import Schedule, fit
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import rank_targets
-from train.network.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from train.network.checkpoint import Checkpoint, load_checkpoint
 from train.network.model import SessionModel
 
 CLICKS = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6], [16, 0, 0, 8]])
@@ -118,13 +119,13 @@ def test_other_items_and_models_with_context_are_refused(tmp_path: Path) -> None
     first = trained(tmp_path / "first", 1)
     items = first.catalogue.item_ids
     others = replace(first, catalogue=replace(first.catalogue, item_ids=items[::-1]))
-    with pytest.raises(CheckpointError, match="different items"):
+    with pytest.raises(TrainError, match="different items"):
         write_ensemble([first, others], tmp_path / "out")
     for name, value in (("idle_timeout_s", 60), ("event_types", EventTypes(column="kind"))):
         other = replace(first, info=first.info.model_copy(update={name: value}))
-        with pytest.raises(CheckpointError, match=f"has {name}=.* in the same way"):
+        with pytest.raises(TrainError, match=f"has {name}=.* in the same way"):
             write_ensemble([first, other], tmp_path / "out")
     config = first.info.model.model_copy(update={"context": FIELDS})
     seeing = replace(first, info=first.info.model_copy(update={"model": config}))
-    with pytest.raises(CheckpointError, match="has context: only models without"):
+    with pytest.raises(TrainError, match="has context: only models without"):
         write_ensemble([first, seeing], tmp_path / "out")

@@ -18,8 +18,10 @@ from train.fit.resume import FitError
 from train.fit.settings import FitSettings
 from train.network.checkpoint import CheckpointInfo, load_checkpoint
 from train.network.presets import PRESETS
-from train.search import SearchError, SearchSettings, command, run_search
+from train.search import command
+from train.search.command import run_search
 from train.search.plot import plot_search
+from train.search.settings import SearchSettings
 from train.search.study import ended, open_study, take_up_killed
 
 SMALL = {"hidden_size": "8", "n_negatives": "16", "batch_size": "32"}
@@ -252,7 +254,7 @@ def test_a_trial_whose_loss_is_no_number_is_a_bad_one_and_the_search_goes_on(
 
     monkeypatch.setattr(command, "fit", diverges_once)
     search = settings(clicks, tmp_path, trials=2, epochs=1)
-    with pytest.raises(SearchError, match="none of 1 trials finished with a finite loss"):
+    with pytest.raises(TrainError, match="none of 1 trials finished with a finite loss"):
         run_search(search.model_copy(update={"trials": 1}))
     run_search(search)
     assert [t.state.name for t in trials(search)] == ["PRUNED", "COMPLETE"]
@@ -260,7 +262,7 @@ def test_a_trial_whose_loss_is_no_number_is_a_bad_one_and_the_search_goes_on(
 
 def test_no_trial_begins_after_the_time_is_over(clicks: Path, tmp_path: Path) -> None:
     search = settings(clicks, tmp_path, time_budget_s=1e-9, epochs=1)
-    with pytest.raises(SearchError, match="none of 0 trials"):
+    with pytest.raises(TrainError, match="none of 0 trials"):
         run_search(search)
 
 
@@ -366,11 +368,11 @@ def test_a_study_of_something_else_is_refused(clicks: Path, tmp_path: Path) -> N
     for change, sentence in refused:
         # The log is not there: refused before it is looked for.
         other = settings(Path("none.csv"), study, trials=1, **{"epochs": 1, **change})
-        with pytest.raises(SearchError, match=sentence):
+        with pytest.raises(TrainError, match=sentence):
             run_search(other)
     newer = tmp_path / "newer.parquet"
     markov_clicks(0.9, n_sessions=100, n_items=40, seed=2).write_parquet(newer)
-    with pytest.raises(SearchError, match=r"made with log=.*content \w+, not .*content"):
+    with pytest.raises(TrainError, match=r"made with log=.*content \w+, not .*content"):
         run_search(settings(newer, study, trials=1, epochs=1))
 
 
@@ -379,5 +381,5 @@ def test_a_study_of_another_process_or_no_study_is_refused(clicks: Path, tmp_pat
     with open_study(search), pytest.raises(TrainError, match="in use by another search"):
         run_search(search)
     (tmp_path / "study.db").write_text("not a database, whatever its name says" * 100)
-    with pytest.raises(SearchError, match=r"study.db cannot be read as a study of Optuna"):
+    with pytest.raises(TrainError, match=r"study.db cannot be read as a study of Optuna"):
         run_search(search)

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
+from train.command import TrainError
 from train.data.sessions import Catalogue
 from train.network.checkpoint import (
     POPULAR_ITEMS,
-    CheckpointError,
     CheckpointInfo,
     EpochRecord,
     TrainingData,
@@ -100,7 +100,7 @@ def test_a_kill_before_the_last_step_of_writing_leaves_the_epoch_before(
 def test_an_array_that_would_need_pickle_is_refused(tmp_path: Path) -> None:
     save(tmp_path, a_model())
     np.savez(tmp_path / "weights-1.npz", item_embedding=np.array([{"run": "me"}], dtype=object))
-    with pytest.raises(CheckpointError, match=r"weights-1\.npz cannot be read"):
+    with pytest.raises(TrainError, match=r"weights-1\.npz cannot be read"):
         load_checkpoint(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_weights_that_are_no_numbers_are_refused(
     (name,) = (name for name in weights if name.startswith("item_embedding"))
     weights[name] = np.full(weights[name].shape, value, dtype=dtype)
     np.savez(path, **weights)
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(TrainError, match=sentence):
         load_checkpoint(tmp_path)
 
 
@@ -131,21 +131,19 @@ def test_a_size_that_no_model_has_is_refused(tmp_path: Path) -> None:
     info = json.loads((tmp_path / "checkpoint.json").read_text())
     info["model"]["hidden_size"] = -1
     (tmp_path / "checkpoint.json").write_text(json.dumps(info))
-    with pytest.raises(
-        CheckpointError, match=r"checkpoint\.json: model\.hidden_size: Input should"
-    ):
+    with pytest.raises(TrainError, match=r"checkpoint\.json: model\.hidden_size: Input should"):
         load_checkpoint(tmp_path)
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"{tmp_path} has no checkpoint"):
+    with pytest.raises(TrainError, match=f"{tmp_path} has no checkpoint"):
         load_checkpoint(tmp_path)
 
 
 def test_another_number_of_items_is_refused_with_both_counts(tmp_path: Path) -> None:
     save(tmp_path, a_model())
     (tmp_path / "items.txt").write_text("a\nb\n")
-    with pytest.raises(CheckpointError, match=r"has 2 lines, .* says n_items=6"):
+    with pytest.raises(TrainError, match=r"has 2 lines, .* says n_items=6"):
         load_checkpoint(tmp_path)
 
 
@@ -158,21 +156,21 @@ def test_a_field_this_version_does_not_know_is_refused_by_name(
     save(tmp_path, a_model())
     info = json.loads((tmp_path / "checkpoint.json").read_text())
     (tmp_path / "checkpoint.json").write_text(json.dumps(info | {field: value}))
-    with pytest.raises(CheckpointError, match=f"checkpoint.json: {field}: "):
+    with pytest.raises(TrainError, match=f"checkpoint.json: {field}: "):
         load_checkpoint(tmp_path)
 
 
 def test_weights_of_another_shape_are_refused_with_both_shapes(tmp_path: Path) -> None:
     other = SessionModel(ModelConfig(n_items=len(ITEM_IDS), hidden_size=5))
     save(tmp_path, other)
-    with pytest.raises(CheckpointError, match=r"item_embedding has shape \(6, 5\), .* \(6, 4\)"):
+    with pytest.raises(TrainError, match=r"item_embedding has shape \(6, 5\), .* \(6, 4\)"):
         load_checkpoint(tmp_path)
 
 
 def test_weights_with_an_array_too_few_are_refused(tmp_path: Path) -> None:
     save(tmp_path, a_model())
     np.savez(tmp_path / "weights-1.npz", output_bias=np.zeros(6))
-    with pytest.raises(CheckpointError, match=r"contains \['output_bias'\], expected"):
+    with pytest.raises(TrainError, match=r"contains \['output_bias'\], expected"):
         load_checkpoint(tmp_path)
 
 

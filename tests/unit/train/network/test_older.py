@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from train.__main__ import main
+from train.command import TrainError
 from train.data.synthetic import markov_clicks
-from train.network.checkpoint import CheckpointError, load_checkpoint
+from train.network.checkpoint import load_checkpoint
 
 OLDER = Path(__file__).parent / "checkpoint_0_1_0"
 QUERY = [
@@ -74,7 +75,7 @@ def test_a_setting_that_is_gone_is_refused_by_name(
     info = json.loads(file.read_text())
     info["model"][name] = value
     file.write_text(json.dumps(info))
-    with pytest.raises(CheckpointError, match=f"checkpoint.json: {sentence}"):
+    with pytest.raises(TrainError, match=f"checkpoint.json: {sentence}"):
         load_checkpoint(tmp_path / "out")
 
 
