@@ -4,6 +4,7 @@ What it shows stands in graphs.py. Edit there, never in Grafana: dashboard.json 
 read-only, and a test compares it with the code.
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -17,11 +18,7 @@ from grafana_foundation_sdk.models.common import (
     StackingMode,
     TooltipDisplayMode,
 )
-from grafana_foundation_sdk.models.dashboard import (
-    DataSourceRef,
-    Threshold,
-    ThresholdsMode,
-)
+from grafana_foundation_sdk.models.dashboard import DataSourceRef, Threshold, ThresholdsMode
 from pydantic_settings import BaseSettings
 
 from deploy.command import DeployError, options
@@ -64,8 +61,8 @@ def panel(graph: Graph, number: int) -> timeseries.Panel:
     if graph.stacked:
         built = built.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     if graph.limits:
-        steps = [Threshold(value=None, color="transparent")]
-        steps += [Threshold(value=limit, color="red") for limit in graph.limits]
+        red = [Threshold(value=limit, color="red") for limit in graph.limits]
+        steps = [Threshold(value=None, color="transparent"), *red]
         built = built.thresholds(
             dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps)
         ).thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED))
@@ -94,12 +91,11 @@ def build() -> str:
         .timezone("browser")
         .with_variable(dashboard.DatasourceVariable("source").label("Source").type("prometheus"))
     )
-    number = 0
+    number = itertools.count(1)
     for title, graphs in ROWS.items():
         board = board.with_row(dashboard.Row(title))
         for graph in graphs:
-            number += 1
-            board = board.with_panel(panel(graph, number))
+            board = board.with_panel(panel(graph, next(number)))
     return JSONEncoder(sort_keys=True, indent=2).encode(board.build()) + "\n"
 
 

@@ -22,10 +22,10 @@ class Graph:
     """For latencies: shows a backlog of a minute and an objective of milliseconds."""
 
 
-def quantile(q: float, metric: str, *labels: str) -> str:
-    """The q-quantile of a histogram over the last minute and all workers, by these labels."""
+def quantile(percent: int, metric: str, *labels: str) -> str:
+    """A percentile of a histogram over the last minute and all workers, by these labels."""
     by = ", ".join(("le", *labels))
-    return f"histogram_quantile({q}, sum by ({by}) (rate({metric}_bucket[1m])))"
+    return f"histogram_quantile({percent / 100}, sum by ({by}) (rate({metric}_bucket[1m])))"
 
 
 def per_second(metric: str, *labels: str) -> str:
@@ -41,11 +41,7 @@ ROWS: dict[str, list[Graph]] = {
             "From the click's append to the broker to the commit of its recommendation. Lines: "
             "the objectives for the median and the 99th percentile.",
             "s",
-            {
-                "p50": "nextclick:recs_latency_seconds:p50_1m",
-                "p90": "nextclick:recs_latency_seconds:p90_1m",
-                "p99": "nextclick:recs_latency_seconds:p99_1m",
-            },
+            {f"p{p}": f"nextclick:recs_latency_seconds:p{p}_1m" for p in (50, 90, 99)},
             limits=(P50_OBJECTIVE_S, P99_OBJECTIVE_S),
             logarithmic=True,
         ),
@@ -60,10 +56,7 @@ ROWS: dict[str, list[Graph]] = {
             "The visitor's click to commit",
             "Like the first panel, but from the click's own timestamp: with the producers' delay.",
             "s",
-            {
-                "p50": quantile(0.5, "recs_event_latency_seconds"),
-                "p99": quantile(0.99, "recs_event_latency_seconds"),
-            },
+            {f"p{p}": quantile(p, "recs_event_latency_seconds") for p in (50, 99)},
             logarithmic=True,
         ),
         Graph(
@@ -77,16 +70,13 @@ ROWS: dict[str, list[Graph]] = {
             "One ONNX call, p99",
             "encode steps the sessions, rank scores all items.",
             "s",
-            {"{{graph}}": quantile(0.99, "recs_inference_seconds", "graph")},
+            {"{{graph}}": quantile(99, "recs_inference_seconds", "graph")},
         ),
         Graph(
             "Clicks in a micro-batch",
             "At the largest size (256) the worker has no time left.",
             "short",
-            {
-                "p50": quantile(0.5, "recs_batch_clicks"),
-                "p90": quantile(0.9, "recs_batch_clicks"),
-            },
+            {f"p{p}": quantile(p, "recs_batch_clicks") for p in (50, 90)},
         ),
     ],
     "Throughput": [
@@ -185,10 +175,7 @@ ROWS: dict[str, list[Graph]] = {
             "Sessions expired and rebuilt/s",
             "rebuilt: the model's state was recomputed from the trail, after a new bundle.",
             "cps",
-            {
-                "expired": per_second("recs_expired_sessions_total"),
-                "rebuilt": per_second("recs_rebuilt_sessions_total"),
-            },
+            {n: per_second(f"recs_{n}_sessions_total") for n in ("expired", "rebuilt")},
         ),
         Graph(
             "Assignments, 15 minutes",
