@@ -46,8 +46,7 @@ class Child:
     def __init__(
         self, name: str, command: Sequence[str], log: Path | None, inherited: Sequence[int] = ()
     ) -> None:
-        self.name = name
-        self._log = log
+        self.name, self._log = name, log
         with log.open("ab") if log is not None else contextlib.nullcontext() as output:
             self._process = subprocess.Popen(
                 command,
@@ -67,6 +66,15 @@ class Child:
         """Raise DeployError if it has ended."""
         if not self.running:
             raise DeployError(f"{self.name} ended with code {self._ending()}")
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+        """Return when `condition` holds. Raises DeployError if it ends or takes longer."""
+
+        def holds() -> bool:
+            self.check_runs()
+            return condition()
+
+        wait_for(holds, timeout_s, what)
 
     def wait(self) -> None:
         """Return when it has done its work. Raises DeployError if it failed."""

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import TracebackType
 from typing import Self
 
 import msgspec
@@ -19,8 +18,7 @@ _decode = msgspec.json.Decoder(Recommendation).decode
 class AnswerReader:
     """Reads committed recommendations from the first one on while the block lasts.
 
-    ``answers`` grows as they come, each with this machine's clock at its receipt. The reading
-    thread must not wait for others: leave the interpreter to it while latencies are measured.
+    The reading thread must not wait: leave the interpreter to it while latencies are measured.
     """
 
     def __init__(self, settings: KafkaSettings) -> None:
@@ -41,15 +39,10 @@ class AnswerReader:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._reader.__exit__(kind, error, trace)
+        self._reader.__exit__()
 
     def _read(self) -> None:
         while not self._ended.is_set():

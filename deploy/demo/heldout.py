@@ -13,10 +13,7 @@ from train.data.synthetic import SyntheticConfig, generate_synthetic
 
 SHOP_IDLE_TIMEOUT_S = 1800
 MAX_HELDOUT_SHARE = 0.2
-CONTEXT_COLUMN = "event_type"
-"""A log with this column is learned with its context."""
-CONTEXT = ("--context", f"{CONTEXT_COLUMN},hour,gap", "--input-context", "multiply")
-SHOP_TRAINING = ("--preset", "synthetic")
+CONTEXT = ("--context", "event_type,hour,gap", "--input-context", "multiply")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +31,8 @@ class Heldout:
 
     @property
     def context(self) -> tuple[str, ...]:
-        """Flags of `fit` for the log's context; none for a log without."""
-        return CONTEXT if CONTEXT_COLUMN in self.train.columns else ()
+        """Flags of `fit` for the log's context; none for a log without event types."""
+        return CONTEXT if "event_type" in self.train.columns else ()
 
     def oracle(self, known_items: list[str]) -> Figures | None:
         """The best possible figures on the held-out clicks, if the log's process is known."""
@@ -50,7 +47,8 @@ def shop_log(n_heldout: int) -> Heldout:
     shop = SyntheticConfig()
     clicks = generate_synthetic(n_heldout * shop.n_days, shop)
     train, heldout = hold_out(clicks, n_heldout)
-    return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, shop, SHOP_TRAINING)
+    training = ("--preset", "synthetic")
+    return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, shop, training)
 
 
 def read_log(
@@ -61,12 +59,8 @@ def read_log(
     rejected_path: Path,
 ) -> Heldout:
     """Any log. Raises TrainError for one that cannot be read or is too short."""
-    log = read_clicks(
-        path,
-        columns or detect_columns(path),
-        idle_timeout_s=idle_timeout_s,
-        rejected_path=rejected_path,
-    )
+    columns = columns or detect_columns(path)
+    log = read_clicks(path, columns, idle_timeout_s=idle_timeout_s, rejected_path=rejected_path)
     train, heldout = hold_out(log.clicks, n_heldout)
     n_rejected = sum(log.rejected.values())
     name = f"{path}, {n_rejected:,} bad rows" if n_rejected else str(path)

@@ -44,8 +44,8 @@ def in_order_of_time(clicks: pl.DataFrame) -> pl.DataFrame:
     return clicks.sort("timestamp_ms", maintain_order=True)
 
 
-def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second: float) -> int:
-    """Send every click at a steady pace; returns their number when all are acknowledged.
+def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second: float) -> None:
+    """Send every click at a steady pace and return when all are acknowledged.
 
     Raises DeployError when the broker refuses one or does not answer.
     """
@@ -66,21 +66,16 @@ def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second:
         }
     )
     begin = time.monotonic()
-    n_sent = 0
-    for key, value in _records(clicks):
-        ahead_s = begin + n_sent / per_second - time.monotonic()
-        if ahead_s > 0:
-            time.sleep(ahead_s)
+    for n_sent, (key, value) in enumerate(_records(clicks)):
+        time.sleep(max(0.0, begin + n_sent / per_second - time.monotonic()))
         producer.produce(topic, key=key, value=value, on_delivery=on_delivery)
         producer.poll(0)
-        n_sent += 1
         if refused:
             break
     n_left = producer.flush(FLUSH_TIMEOUT_S)
     if refused or n_left:
         reason = refused[0] if refused else f"no answer within {FLUSH_TIMEOUT_S} s"
         raise DeployError(f"{topic} on {bootstrap_servers} did not accept every click: {reason}")
-    return n_sent
 
 
 def _records(clicks: pl.DataFrame) -> Iterator[tuple[str, bytes]]:
@@ -106,12 +101,8 @@ def _as_json(clicks: pl.DataFrame) -> pl.DataFrame:
             # Fractions through text: 1.1 in 32 bits is not 1.1 in 64. JSON has no NaN or infinity.
             finite = pl.when(column.is_finite()).then(column)
             whole = finite.cast(pl.Int64, strict=False)
-            column = (
-                pl.when(whole == finite)
-                .then(whole.cast(pl.Float64))
-                .otherwise(finite.cast(pl.String).cast(pl.Float64))
-                .alias(name)
-            )
+            either = pl.when(whole == finite).then(whole.cast(pl.Float64))
+            column = either.otherwise(finite.cast(pl.String).cast(pl.Float64)).alias(name)
         columns.append(column)
     return clicks.select(columns)
 

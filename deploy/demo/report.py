@@ -22,15 +22,12 @@ def print_summary(summary: Summary) -> None:
     delivered.add_column()
     delivered.add_column(justify="right")
     lost = "bold red" if summary.missing else "bold green"
-    for name, value in (
-        ("clicks in", f"{summary.clicks:,}"),
-        ("recommendations out", f"{summary.recommendations:,}"),
-        ("missing", f"[{lost}]{summary.missing:,}[/]"),
-        ("dead letters", f"{summary.dead_letters:,}"),
-        ("latency p50, click's append to reader", f"{summary.latency_p50_ms:.1f} ms"),
-        ("latency p99", f"{summary.latency_p99_ms:.1f} ms"),
-    ):
-        delivered.add_row(name, value)
+    delivered.add_row("clicks in", f"{summary.clicks:,}")
+    delivered.add_row("recommendations out", f"{summary.recommendations:,}")
+    delivered.add_row("missing", f"[{lost}]{summary.missing:,}[/]")
+    delivered.add_row("dead letters", f"{summary.dead_letters:,}")
+    delivered.add_row("latency p50, click's append to reader", f"{summary.latency_p50_ms:.1f} ms")
+    delivered.add_row("latency p99", f"{summary.latency_p99_ms:.1f} ms")
     console.print(delivered)
     quality = Table(title="next click in the list", title_justify="left", min_width=66)
     quality.add_column("")
@@ -39,10 +36,8 @@ def print_summary(summary: Summary) -> None:
     for key, name in ROWS.items():
         if key in summary.figures:
             found = summary.figures[key]
-            style = "bold" if key == "online" else None
-            quality.add_row(
-                name, f"{found.recall_at_20:.4f}", f"{found.mrr_at_20:.4f}", style=style
-            )
+            cells = name, f"{found.recall_at_20:.4f}", f"{found.mrr_at_20:.4f}"
+            quality.add_row(*cells, style="bold" if key == "online" else None)
     console.print(quality)
     if "without_context" in summary.figures:
         offline, without = summary.figures["offline"], summary.figures["without_context"]

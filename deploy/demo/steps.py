@@ -22,7 +22,7 @@ from deploy.demo.heldout import Heldout, read_log, shop_log
 from deploy.demo.replay import in_order_of_time
 from deploy.demo.report import print_summary
 from deploy.demo.summary import evaluate_offline, summarise
-from deploy.processes import Child, running, wait_for
+from deploy.processes import Child, running
 from stream.model.bundle import load_bundle
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.topics import check_topics, create_topics
@@ -71,10 +71,7 @@ class Demo:
 
     @property
     def kafka_flags(self) -> list[str]:
-        """The broker, the application and the topics as flags of our commands.
-
-        Security settings reach them through the environment.
-        """
+        """Flags of our commands; security settings reach them through the environment."""
         k = self.kafka
         return [
             *("--bootstrap-servers", k.bootstrap_servers, "--app-id", k.app_id),
@@ -85,8 +82,15 @@ class Demo:
 
 def run_demo(settings: DemoSettings) -> None:
     """Run all steps, print the summary and leave it in ``summary.json``. Raises DeployError."""
+    out = settings.out
     try:
-        _run(settings)
+        with locked(out, f"another demo is running in {out}; choose another --out"):
+            for path in out.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            _run(settings)
     except KafkaException as error:
         raise DeployError(f"Kafka: {error.args[0].str()}") from error
 
@@ -94,14 +98,18 @@ def run_demo(settings: DemoSettings) -> None:
 def _run(settings: DemoSettings) -> None:
     begin_s = time.monotonic()
     out = settings.out
-    with _own_folder(out), resolve_kafka(out / "broker") as bootstrap_servers:
+    with resolve_kafka(out / "broker") as bootstrap_servers:
         demo = Demo(settings, _place_on(bootstrap_servers), begin_s)
         demo.tell(f"broker: Apache Kafka on {bootstrap_servers}")
         created = create_topics(TopicsSettings(**demo.kafka.model_dump()))
         check_topics(demo.kafka)
         demo.tell(f"topics: {', '.join(created)}")
 
-        log = shop_log(settings.replayed_clicks) if settings.clicks is None else _foreign(settings)
+        if settings.clicks is None:
+            log = shop_log(settings.replayed_clicks)
+        else:
+            how = settings.columns, settings.idle_timeout_s, settings.replayed_clicks
+            log = read_log(settings.clicks, *how, rejected_path=out / "rejected.csv")
         write_clicks(log.train, out / "train.parquet")
         write_clicks(in_order_of_time(log.heldout), out / "heldout.parquet")
         demo.tell(
@@ -121,8 +129,7 @@ def _run(settings: DemoSettings) -> None:
     if log.context:
         models["without_context"] = load_checkpoint(out / "without-context")
     offline = evaluate_offline(models, log.train, log.heldout)
-    oracle = log.oracle(models["offline"].catalogue.item_ids)
-    if oracle is not None:
+    if oracle := log.oracle(models["offline"].catalogue.item_ids):
         offline["oracle"] = oracle
     summary = summarise(replay, offline, log.idle_timeout_s)
     (out / "summary.json").write_text(json.dumps(asdict(summary), indent=1) + "\n")
@@ -144,17 +151,6 @@ def _place_on(bootstrap_servers: str) -> KafkaSettings:
     )
 
 
-def _foreign(settings: DemoSettings) -> Heldout:
-    assert settings.clicks is not None
-    return read_log(
-        settings.clicks,
-        settings.columns,
-        settings.idle_timeout_s,
-        settings.replayed_clicks,
-        rejected_path=settings.out / "rejected.csv",
-    )
-
-
 def _train_and_export(demo: Demo, log: Heldout) -> Path:
     """Returns the bundle's folder."""
     out, budget_s = demo.settings.out, demo.settings.training_s
@@ -164,10 +160,8 @@ def _train_and_export(demo: Demo, log: Heldout) -> Path:
         *([] if log.idle_timeout_s is None else ["--idle-timeout-s", str(log.idle_timeout_s)]),
     ]
     with_context = [*fit, *log.context, "--out", str(out / "checkpoint")]
-    beside = "; beside it the same network without context" if log.context else ""
-    demo.tell(
-        f"training: {budget_s:g} s at most{beside} (figures and plot in {out / 'checkpoint'})"
-    )
+    also = "; beside it the same network without context" if log.context else ""
+    demo.tell(f"training: {budget_s:g} s at most{also} (figures and plot in {out / 'checkpoint'})")
     with contextlib.ExitStack() as stack:
         children = [stack.enter_context(running(with_context))]
         if log.context:
@@ -189,23 +183,17 @@ def _worker(demo: Demo, bundle: Path) -> Iterator[Child]:
     """A worker that is ready, for as long as the block lasts."""
     port = free_port()
     command = ["stream", "worker", "--bundle", str(bundle), "--web-port", str(port)]
-    with running([*command, *demo.kafka_flags], log=demo.settings.out / "worker.log") as worker:
-
-        def ready() -> bool:
-            worker.check_runs()
-            return _is_ready(port)
-
-        wait_for(ready, READY_TIMEOUT_S, f"the worker (log: {demo.settings.out / 'worker.log'})")
+    log = demo.settings.out / "worker.log"
+    with running([*command, *demo.kafka_flags], log) as worker:
+        worker.wait_until(lambda: _is_ready(port), READY_TIMEOUT_S, f"the worker (log: {log})")
         demo.tell(f"worker: ready, metrics on http://127.0.0.1:{port}/metrics")
         yield worker
 
 
 def _is_ready(port: int) -> bool:
-    try:
-        with urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as answer:
-            return bool(answer.status == http.HTTPStatus.OK)
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/ready", timeout=2) as page:
+        return bool(page.status == http.HTTPStatus.OK)
+    return False
 
 
 def _replay_and_watch(demo: Demo, log: Heldout) -> None:
@@ -226,15 +214,3 @@ def _replay_and_watch(demo: Demo, log: Heldout) -> None:
     with running(watch), running(replay) as producer:
         producer.wait()
         time.sleep(1.0)  # until the view has drawn the end
-
-
-@contextlib.contextmanager
-def _own_folder(out: Path) -> Iterator[None]:
-    """The folder, emptied and locked against a second demo."""
-    with locked(out, f"another demo is running in {out}; choose another --out"):
-        for path in out.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        yield
