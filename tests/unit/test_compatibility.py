@@ -84,9 +84,12 @@ def test_a_checkpoint_is_where_a_new_training_begins(name: str, tmp_path: Path) 
 
 
 def test_a_training_goes_on(tmp_path: Path) -> None:
-    out = tmp_path / "out"
+    out, preset = tmp_path / "out", tmp_path / "defaults-of-0.1.0.json"
     shutil.copytree(OLD / "plain/checkpoint", out)
-    assert train_main([*FIT, "--out", str(out), "--epochs", "4", "--resume"]) == 0
+    learning = {"order": "random", "sample_alpha": 0.5, "momentum": 0, "initial_accumulator": 0}
+    preset.write_text(json.dumps({**learning, "normalise": 0, "patience": 0}))
+    go_on = ["--epochs", "4", "--preset", str(preset), "--resume"]
+    assert train_main([*FIT, "--out", str(out), *go_on]) == 0
     history = load_checkpoint(out).info.history
     assert [record.epoch for record in history] == [1, 2, 3, 4]
     assert history[:3] == load_checkpoint(OLD / "plain/checkpoint").info.history

@@ -12,11 +12,12 @@ from deploy.broker import (
     answers,
     check_port_is_free,
     free_port,
+    kafka_runtime,
     resolve_kafka,
     run_broker,
+    user_cache_dir,
 )
 from deploy.command import DeployError
-from deploy.jars import kafka_runtime, user_cache_dir
 from train.command import run_command
 
 

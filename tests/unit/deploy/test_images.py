@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
+from deploy.broker import KAFKA_VERSION
 from deploy.command import DeployError
 from deploy.images import run
-from deploy.jars import KAFKA_VERSION
 from stream.settings import TopicsSettings, WorkerSettings
 
 DEPLOY = Path("deploy")
@@ -63,10 +63,9 @@ def test_the_training_image_has_nothing_of_serving() -> None:
     serving = {"faust-streaming", "mode-streaming", "aiokafka", "uvloop", "prometheus-client"}
     assert names(pins("train.lock")).isdisjoint(serving)
     # import-linter holds that train and export need none of it.
-    contracts = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["importlinter"]
-    (contract,) = [
-        c for c in contracts["contracts"] if c.get("source_modules") == ["train", "export"]
-    ]
+    linter = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["importlinter"]
+    sources = ["train", "export"]
+    (contract,) = [c for c in linter["contracts"] if c.get("source_modules") == sources]
     assert set(contract["forbidden_modules"]) >= {"faust", "mode", "aiokafka", "uvloop"}
 
 
