@@ -10,6 +10,7 @@ from train.fit.loop import fit
 from train.fit.resume import (
     FitError,
     check_context,
+    check_device,
     check_hyperparameters,
     check_reading,
     check_warm_start,
@@ -37,7 +38,7 @@ def run_fit(settings: FitSettings) -> None:
         _check_free(settings.out)
     elif not resume.info.history:
         raise FitError(
-            f"{settings.out} is an ensemble, which keeps no state of its training: begin from it "
+            f"{settings.out} is an ensemble, which keeps no state of its training: start from it "
             "with --warm-start"
         )
     torch.set_num_threads(1)  # steps are small: a second thread gains little
@@ -50,8 +51,7 @@ def run_fit(settings: FitSettings) -> None:
         check_warm_start(warm_start, settings.hyperparameters(_sizes(0, warm_start)))
     elif resume is not None:
         check_context(resume, settings.context, settings.utc_offset_s)
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise FitError("device=cuda, but PyTorch finds no such device: use cpu")
+    check_device(settings.device)
     training_log = read_training_log(
         settings,
         known=None if warm_start is None else warm_start.catalogue,
@@ -122,5 +122,5 @@ def _fit(
 def _check_free(folder: Path) -> None:
     if (folder / INFO).exists():
         raise FitError(
-            f"{folder} already has a checkpoint: go on with --resume, or choose another --out"
+            f"{folder} already has a checkpoint: continue with --resume, or choose another --out"
         )

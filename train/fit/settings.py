@@ -19,9 +19,10 @@ class FitSettings(Architecture, Learning, Budget, LogSettings):
     out: Path
     """Folder of the checkpoint, figures.json and training.png."""
     preset: str = "default"
-    """Where values that are not given come from: rsc15-100k, diginetica, foursquare-nyc, or a JSON
-    file of hyperparameters, such as best.json of a search. A file can also set patience (3), order
-    (random), sample_alpha (0.5), bpreg (1), elu (0.5), momentum (0), initial_accumulator (0)."""
+    """Where values that are not given come from: rsc15-100k, diginetica, foursquare-nyc, synthetic
+    (the demo's shop), or a JSON file of hyperparameters, such as best.json of a search. A file can
+    also set patience (3), order (time), sample_alpha (0.3), bpreg (1), elu (0.5), momentum (0.15)
+    and initial_accumulator (0.001; 0 for pairwise losses)."""
     resume: bool = False
     """Go on with the training in the folder."""
     warm_start: Path | None = None

@@ -8,7 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from train.network.hyperparameters import Hyperparameters
+from pydantic import ValidationError
+
+from train.network.hyperparameters import FineTuning, Hyperparameters
 
 BESIDES = {"epochs", "patience", "context", "utc_offset_s"}
 """What a preset may set besides hyperparameters."""
@@ -101,6 +103,16 @@ def load_preset(name: str) -> dict[str, Any]:
         raise ValueError(f"preset={name}: found {values!r}, expected an object of hyperparameters")
     for unknown in values.keys() - Hyperparameters.model_fields.keys() - BESIDES:
         raise ValueError(f"preset={name}: {unknown!r} is not a hyperparameter")
+    patience = values.get("patience", 0)
+    if not isinstance(patience, int) or patience < 0:
+        raise ValueError(f"preset={name}: patience is {patience!r}, expected a whole number from 0")
+    try:
+        FineTuning(**{n: values[n] for n in values.keys() & FineTuning.model_fields.keys()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(
+            f"preset={name}: {first['loc'][0]}: {first['msg']} (found {first['input']!r})"
+        ) from error
     return values
 
 

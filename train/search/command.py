@@ -16,7 +16,7 @@ from optuna.trial import Trial, TrialState
 
 from train.command import TrainError
 from train.fit.loop import Watch, fit
-from train.fit.resume import FitError
+from train.fit.resume import FitError, check_device
 from train.fit.training_log import TrainingLog, read_training_log
 from train.network.checkpoint import CheckpointInfo, EpochRecord
 from train.network.hyperparameters import Hyperparameters
@@ -51,6 +51,7 @@ def run_search(settings: SearchSettings) -> None:
     Raises TrainError if the study was made with other settings, or if none of its trials finished.
     """
     torch.set_num_threads(1)
+    check_device(settings.device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     space = settings.search_space()
     wanted = made_with(settings, space)

@@ -41,6 +41,8 @@ def test_a_preset_can_be_a_file_and_set_what_has_no_flag(tmp_path: Path) -> None
         ("{", "is not JSON"),
         ("[1]", r"found \[1\], expected an object"),
         ('{"preset": {"colour": 1}}', "'colour' is not a hyperparameter"),
+        ('{"patience": "abc"}', "patience is 'abc', expected a whole number from 0"),
+        ('{"order": "foo"}', "order: Input should be 'random' or 'time'"),
         ('{"momentum": 0.5, "optimiser": "adam"}', "momentum=0.5 with optimiser=adam"),
     ],
 )
