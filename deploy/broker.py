@@ -99,7 +99,7 @@ class EmbeddedKafka:
         fetched, or the broker ends while starting. Nothing is left running then.
         """
         if self.running:
-            raise DeployError(f"the broker on port {self.port} is running already")
+            raise DeployError(f"the broker on port {self.port} is already running")
         runtime = kafka_runtime(self._cache_dir)
         try:
             self._launch(*runtime)
@@ -222,7 +222,7 @@ def user_cache_dir() -> Path:
 
 
 def free_port() -> int:
-    """A free TCP port of 127.0.0.1 below the ephemeral range.
+    """A free TCP port on 127.0.0.1 below the ephemeral range.
 
     The kernel gives outgoing connections a port from 32768 up. A broker that restarts would find
     such a port taken by one of its own clients, and a client that reconnects to it in the
@@ -234,11 +234,11 @@ def free_port() -> int:
         with contextlib.suppress(DeployError):
             check_port_is_free(port)
             return port
-    raise DeployError("no free TCP port of 127.0.0.1 between 15000 and 32000 in 100 tries")
+    raise DeployError("no free TCP port on 127.0.0.1 between 15000 and 32000 in 100 tries")
 
 
 def check_port_is_free(port: int) -> None:
-    """Raise DeployError when something listens on this port of 127.0.0.1."""
+    """Raise DeployError when something listens on this port on 127.0.0.1."""
     with socket.socket() as probe:
         # As Java binds: connections of a broker that has just ended (TIME_WAIT) are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

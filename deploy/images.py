@@ -67,7 +67,7 @@ def make_base(suite: str, mirror: str | None) -> None:
         with subprocess.Popen(tar, stdout=subprocess.PIPE) as archive:
             run("docker", "import", "-", BASE_IMAGE, stdin=archive.stdout)
         if archive.returncode:
-            raise DeployError(f"tar of {root} ended with code {archive.returncode}")
+            raise DeployError(f"tar of {root} exited with code {archive.returncode}")
 
 
 def make_kafka(cache: Path | None) -> None:
@@ -108,7 +108,7 @@ def run(*command: str, stdin: IO[bytes] | None = None) -> None:
     )
     if done.returncode:
         print(done.stdout, file=sys.stderr)
-        raise DeployError(f"`{' '.join(command[:3])}` ended with code {done.returncode}")
+        raise DeployError(f"`{' '.join(command[:3])}` exited with code {done.returncode}")
 
 
 def make_images(settings: ImagesSettings) -> None:

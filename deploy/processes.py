@@ -29,7 +29,7 @@ def wait_for(condition: Callable[[], T], timeout_s: float, what: str = "") -> T:
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
-            raise DeployError(f"waited {timeout_s:g} s in vain for {what or condition}")
+            raise DeployError(f"timed out after {timeout_s:g} s waiting for {what or condition}")
         time.sleep(POLL_S)
     return value
 
@@ -65,7 +65,7 @@ class Child:
     def check_runs(self) -> None:
         """Raise DeployError if it has ended."""
         if not self.running:
-            raise DeployError(f"{self.name} ended with code {self._ending()}")
+            raise DeployError(f"{self.name} exited with code {self._ending()}")
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float, what: str) -> None:
         """Return when `condition` holds. Raises DeployError if it ends or takes longer."""

@@ -126,7 +126,7 @@ def check_format(raw: bytes) -> None:
     """Raise StreamError, one sentence, on bytes of another format version."""
     if len(raw) < _HEADER.size or raw[0] != FORMAT:
         found = raw[0] if raw else "nothing"
-        raise StreamError(f"session state has format {found}, this version reads {FORMAT}")
+        raise StreamError(f"session state has format {found}, but this version reads {FORMAT}")
 
 
 @dataclass(slots=True)

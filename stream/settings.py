@@ -70,7 +70,9 @@ class KafkaSettings(BaseSettings):
             ("the changelog of app_id", self.changelog_topic),
         ):
             if name in roles:
-                raise ValueError(f"{roles[name]} and {role} are both {name}; expected two topics")
+                raise ValueError(
+                    f"{roles[name]} and {role} are both {name}; expected different topics"
+                )
             roles[name] = role
         is_sasl = self.security_protocol.startswith("SASL_")
         if is_sasl and not (self.sasl_username and self.sasl_password):

@@ -169,7 +169,7 @@ def _train_and_export(demo: Demo, log: Heldout) -> Path:
             children.append(stack.enter_context(running(without, out / "without-context.log")))
         for child in children:
             child.wait()
-    demo.tell("export: to ONNX, proved against PyTorch")
+    demo.tell("export: to ONNX, checked against PyTorch")
     export = ["export", "--checkpoint", str(out / "checkpoint"), "--out", str(out / "bundles")]
     with running(export, log=out / "export.log") as child:
         child.wait()
@@ -200,7 +200,7 @@ def _replay_and_watch(demo: Demo, log: Heldout) -> None:
     """Returns once the last click is acknowledged and the view has shown the last answers."""
     per_second = demo.settings.clicks_per_second
     demo.tell(
-        f"replay: {len(log.heldout):,} clicks in order of time at {per_second:g}/s, "
+        f"replay: {len(log.heldout):,} clicks in chronological order at {per_second:g}/s, "
         f"{len(log.heldout) / per_second:.0f} s"
     )
     watch = ["stream", "watch", "--from-beginning", *demo.kafka_flags]

@@ -126,7 +126,7 @@ def load_bundle(folder: Path) -> Bundle:
         has = hashlib.sha256(content[name]).hexdigest()
         if has != says:
             path = folder / name
-            raise StreamError(f"{path} has sha256 {has[:16]}..., manifest says {says[:16]}...")
+            raise StreamError(f"{path} has sha256 {has[:16]}..., but manifest says {says[:16]}...")
     item_ids = _parse_items(folder / ITEMS, content[ITEMS], manifest.n_items)
     check_context(folder / MANIFEST, manifest.context)
     _check_lists(folder / MANIFEST, manifest)
@@ -202,13 +202,13 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
     version = _decode(path, text, _Version)
     if version.format != FORMAT:
         raise StreamError(
-            f"{path} has format {version.format}, this version reads {FORMAT}; "
+            f"{path} has format {version.format}, but this version reads {FORMAT}; "
             "export the checkpoint again"
         )
     manifest = _decode(path, text, Manifest)
     bundle_id, expected = manifest.bundle_id, content_id(manifest)
     if bundle_id != expected:
-        raise StreamError(f"{path} has content {expected}, manifest says bundle_id={bundle_id}")
+        raise StreamError(f"{path} has content {expected}, but manifest says bundle_id={bundle_id}")
     return manifest
 
 
@@ -263,7 +263,7 @@ def _parse_items(path: Path, text: bytes, n_items: int) -> list[str]:
     if rest:
         raise StreamError(f"{path} ends with {rest[:80]!r}, expected a newline")
     if len(item_ids) != n_items:
-        raise StreamError(f"{path} has {len(item_ids)} lines, manifest says n_items={n_items}")
+        raise StreamError(f"{path} has {len(item_ids)} lines, but manifest says n_items={n_items}")
     if (n_distinct := len(set(item_ids) - {""})) != n_items:
         raise StreamError(f"{path} has {n_distinct} distinct item ids, expected {n_items}")
     return item_ids

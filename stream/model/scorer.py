@@ -115,7 +115,7 @@ class OnnxScorer:
         context, state = np.array([last], np.int32), np.zeros((1, self.state_size), np.float32)
         where = (
             f"{bundle.encode_path} fails on item_index {n_items - 1} and context {last}, "
-            f"manifest says n_items={n_items} and fields of these sizes"
+            f"but manifest says n_items={n_items} and fields of these sizes"
         )
         try:
             query, _ = self.encode(np.array([n_items - 1]), context, state)
@@ -126,7 +126,7 @@ class OnnxScorer:
         if not 0 <= top_index.min() <= top_index.max() < n_items:
             raise StreamError(
                 f"{bundle.rank_path} gives item_index {top_index.min()} to {top_index.max()}, "
-                f"manifest says n_items={n_items}"
+                f"but manifest says n_items={n_items}"
             )
 
 
@@ -146,7 +146,7 @@ def _open_graph(
     for found, expected in ((graph.get_inputs(), inputs), (graph.get_outputs(), outputs)):
         signature = {argument.name: _shape(argument) for argument in found}
         if signature != expected:
-            raise StreamError(f"{path} has {signature}, manifest says {expected}")
+            raise StreamError(f"{path} has {signature}, but manifest says {expected}")
     return graph
 
 

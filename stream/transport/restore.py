@@ -20,7 +20,7 @@ from stream.transport.transactions import Delivery
 
 log = structlog.get_logger(__name__)
 
-_HOW = "choose where to go on with `python -m stream reset --to earliest|latest|OFFSET`"
+_HOW = "choose where to continue, with `python -m stream reset --to earliest|latest|OFFSET`"
 
 
 @dataclass(slots=True)
@@ -100,7 +100,7 @@ async def _check_positions(
             progress[partition].position = Position(begin, topic_id)
         elif position.topic_id != topic_id:
             raise StreamError(
-                f"{topic} has topic id {topic_id}, the position of {where} is of "
+                f"{topic} has topic id {topic_id}, but the position of {where} is of "
                 f"{position.topic_id}: the topic was deleted and created again; {_HOW}"
             )
         elif position.next_offset > end:

@@ -36,7 +36,7 @@ DEAD_LETTER_EXTRA_BYTES = 65_536
 BATCH_BYTES = 1_000_000
 """Largest batch of records the worker produces; the brokers' default takes it."""
 _CHANGELOG_CONFIG = {
-    # compact alone: retention would delete the position record of a partition without clicks.
+    # compact only: retention would delete the position record of a partition without clicks.
     "cleanup.policy": "compact",
     # Small segments, since the active one is never compacted: a restore reads all of it.
     "segment.ms": "600000",
@@ -101,10 +101,10 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
     partitions = existing_topics(admin, settings, names)
     config = _configs(admin, names)
     least_bytes = int(config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
-    batch = f"at least {BATCH_BYTES}, what a batch of the worker may take"
+    batch = f"at least {BATCH_BYTES}, the most that a worker's batch may need"
     append_time = "LogAppendTime (latency is counted from it)"
-    compact = "compact alone (retention would delete the position)"
-    delete = "delete (compaction keeps one record a session, and refuses records without a key)"
+    compact = "compact only (retention would delete the position)"
+    delete = "delete (compaction keeps one record per session, and refuses records without a key)"
     larger = f"at least {least_bytes}, 64 KiB more than {clicks}"
     requirements: list[tuple[str, str, Callable[[str], bool], str]] = [
         (changelog, "cleanup.policy", lambda policy: policy == "compact", compact),
@@ -192,7 +192,7 @@ def existing_topics(
     topics = _existing(admin, settings)
     if missing := [name for name in names if name not in topics]:
         raise StreamError(
-            f"missing topics: {', '.join(missing)}; `python -m stream topics create` makes them"
+            f"missing topics: {', '.join(missing)}; `python -m stream topics create` creates them"
         )
     return {name: topics[name] for name in names}
 

@@ -120,7 +120,7 @@ class Delivery:
             # commit_transaction() would succeed with the rest when one batch has failed.
             sent = await asyncio.gather(*futures)
         except _FENCED as error:
-            raise TransactionLostError(f"partition {partition} was taken: {error!r}") from error
+            raise TransactionLostError(f"partition {partition} was taken over: {error}") from error
         except Exception:
             await producer.abort_transaction()
             raise

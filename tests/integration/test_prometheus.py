@@ -88,7 +88,7 @@ def server(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 def serves(server: Server, worker: "subprocess.Popen[bytes]", instance: str, log: Path) -> bool:
     """Whether Prometheus has seen this worker ready; fails with its log when it has ended."""
     if worker.poll() is not None:
-        pytest.fail(f"worker ended with code {worker.returncode}: {log.read_text()[-2000:]}")
+        pytest.fail(f"worker exited with code {worker.returncode}: {log.read_text()[-2000:]}")
     return bool(server.values(f'recs_ready{{instance="{instance}"}} == 1'))
 
 

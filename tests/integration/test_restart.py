@@ -212,7 +212,7 @@ def test_a_changelog_of_other_partitions_stops_the_start(deployment: Deployment)
     assert done.returncode == 2
     sentence = refusal(deployment)
     assert f"{deployment.changelog} has 3 partitions, {deployment.clicks} has 4" in sentence
-    assert "cleanup.policy=delete, expected compact alone" in sentence
+    assert "cleanup.policy=delete, expected compact only" in sentence
 
 
 def test_a_wrong_bundle_stops_the_start(deployment: Deployment, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_missing_topics_are_one_sentence(deployment: Deployment) -> None:
     assert done.returncode == 2
     assert done.stderr == (
         f"missing topics: {deployment.clicks}, {deployment.recommendations}, "
-        f"{deployment.dead_letters}; `python -m stream topics create` makes them\n"
+        f"{deployment.dead_letters}; `python -m stream topics create` creates them\n"
     )
 
 

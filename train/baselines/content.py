@@ -107,7 +107,7 @@ def _bins(values: pl.Series) -> pl.Series:
         number = values.cast(pl.Float64)
     except pl.exceptions.InvalidOperationError:
         raise TrainError(
-            f"{values.name!r} is named as numeric but has values that are not numbers"
+            f"{values.name!r} is declared numeric but has values that are not numbers"
         ) from None
     known = number.drop_nulls().to_numpy()
     edges = np.unique(np.quantile(known, np.arange(1, N_BINS) / N_BINS)) if len(known) else known

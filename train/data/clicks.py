@@ -78,7 +78,7 @@ def read_clicks(
     columns = columns or Columns()
     if columns.visitor and idle_timeout_s is None:
         raise TrainError(
-            f"{path}: columns.visitor={columns.visitor} needs an idle timeout to cut sessions at"
+            f"{path}: columns.visitor={columns.visitor} needs an idle timeout to split sessions"
         )
     rows = read_rows(path, columns, keep)
     if rows.n_bad:
@@ -88,7 +88,7 @@ def read_clicks(
                 rows.bad.sink_csv(file, engine="streaming")
         except OSError as error:
             raise TrainError(
-                f"{rejected_path}, for the bad rows of the log, cannot be written: {error.strerror}"
+                f"cannot write the log's bad rows to {rejected_path}: {error.strerror}"
             ) from error
         log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rows.n_bad)
         if rows.good.is_empty():
@@ -146,7 +146,7 @@ def cut_sessions(
     del parts, pieces
     if n_names(names) != len(names):
         raise TrainError(
-            "cutting sessions at idle gaps makes names such as session-2 that other sessions "
+            "cutting sessions at idle gaps would create ids such as session-2 that other sessions "
             "already have; rename those first"
         )
     row = np.cumsum(begins, dtype=np.uint32) - 1
@@ -163,7 +163,7 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None 
     start, first_ms = session_starts(clicks)
     if (n_sessions := len(start)) < 2:
         sessions = "1 session" if n_sessions else "0 sessions"
-        raise TrainError(f"a log of {sessions} cannot be split by time: each side needs one")
+        raise TrainError(f"a log of {sessions} cannot be split by time: each side needs a session")
     if days is None:
         n_train = n_sessions - round(n_sessions * fraction)
     else:
@@ -174,7 +174,7 @@ def split_by_time(clicks: pl.DataFrame, fraction: float = 0.1, days: int | None 
         found = "none" if n_train else "all"
         raise TrainError(
             f"the last {part} contain {found} of the log's {n_sessions} sessions; "
-            "each side needs some"
+            "each side needs a session"
         )
     first_row = int(start[n_train])
     # A copy, since a view of these few clicks would keep the log in memory.

@@ -105,7 +105,7 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
         consumer = Consumer(options | reading)
     except KafkaException as error:
         raise TrainError(
-            f"{settings.client_properties}: librdkafka refuses an option: {error.args[0].str()}"
+            f"{settings.client_properties}: librdkafka rejected an option: {error.args[0].str()}"
         ) from error
     try:
         cluster, partitions = _partitions(consumer, settings)
@@ -238,8 +238,8 @@ def _read(
             heard = time.monotonic()
         elif time.monotonic() - heard > STALLED_S:
             raise TrainError(
-                f"topic {topic}: partition {span.partition} gave nothing at offset {position} for "
-                f"{STALLED_S:.0f} s; run again to continue"
+                f"topic {topic}: partition {span.partition} returned nothing at offset "
+                f"{position} for {STALLED_S:.0f} s; run again to continue"
             )
         before, at_end = position, False
         for message in messages:

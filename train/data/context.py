@@ -54,7 +54,7 @@ def _learn_field(clicks: pl.DataFrame, name: str, utc_offset_s: int) -> ContextF
     if name not in clicks.columns:
         raise TrainError(
             f"context {name!r} is not a column of the log, whose columns are "
-            f"{', '.join(clicks.columns)}; {', '.join(TIME_FIELDS)} come from the time"
+            f"{', '.join(clicks.columns)}; {', '.join(TIME_FIELDS)} are derived from the time"
         )
     text, n_clicks = pl.col("text"), pl.col("clicks")
     counts = texts(clicks[name]).alias("text").drop_nulls().value_counts(name="clicks")

@@ -161,7 +161,7 @@ def _with_parts(
     new = pl.select(pl.format("{}+{}", old, pl.Series(part)).cast(SESSION_ID)).to_series()
     if np.isin(codes(new), codes(log["session_id"])).any():
         raise TrainError(
-            "ending sessions at the allowed lateness makes names such as session+2 that other "
+            "ending sessions at the allowed lateness would create ids such as session+2 that other "
             "sessions already have; rename those first"
         )
     return log.with_columns(session_id=log["session_id"].scatter(rows, new))

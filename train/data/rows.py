@@ -108,9 +108,7 @@ def _read_rows(
     schema = source.table.collect_schema()
     further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
     if reserved := [name for name in WIRE_COLUMNS if name in further]:
-        raise TrainError(
-            f"{path}: column {reserved[0]!r} has a reserved name but is not read as such; rename it"
-        )
+        raise TrainError(f"{path}: column {reserved[0]!r} has a reserved name; rename it")
     context = [name for name in further if keep is None or name in keep]
     is_collected = columns.sources() == WIRE_COLUMNS and all(
         name in further and schema[name].is_integer() for name in KAFKA_COLUMNS[1:]

@@ -68,7 +68,7 @@ def open_log(path: str | Path) -> Source:
             return Source(_read_text(path, separator).lazy(), is_text=True, conflicts={})
         if path.name.lower().endswith(_PARQUET):
             return Source(pl.scan_parquet(path, glob=False), is_text=False, conflicts={})
-    raise TrainError(f"{path}: a click log is .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
+    raise TrainError(f"{path}: a click log must be .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from train.command import TrainError
 from train.data.filters import EventTypes
 from train.fit.training_log import TrainingLog
@@ -12,11 +14,17 @@ from train.network.model import Architecture
 
 MAY_CHANGE = {"dropout_embedding", "dropout_hidden"}
 """What a warm start may change."""
-OWN_START = "resume with its own, and with its --warm-start if it had one"
+OWN_START = "resume with the original one, and with the original --warm-start if there was one"
 
 
 class FitError(TrainError):
     """One sentence on why a training cannot start or go on."""
+
+
+def check_device(device: str) -> None:
+    """Raise FitError if PyTorch finds no such device."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise FitError("device=cuda, but PyTorch finds no such device: use cpu")
 
 
 def check_warm_start(warm_start: Checkpoint, hyperparameters: Hyperparameters) -> None:
@@ -25,7 +33,7 @@ def check_warm_start(warm_start: Checkpoint, hyperparameters: Hyperparameters) -
         found, wanted = getattr(warm_start.info.model, name), getattr(hyperparameters, name)
         if found != wanted:
             raise FitError(
-                f"{warm_start.folder} has {name}={found}, this training {wanted}: "
+                f"{warm_start.folder} has {name}={found}, but this training has {wanted}: "
                 "a warm start keeps the architecture"
             )
 
@@ -36,15 +44,15 @@ def check_hyperparameters(resume: Checkpoint, hyperparameters: Hyperparameters) 
     for name in found.keys() - wanted.keys():
         raise FitError(
             f"{resume.folder} was trained with {name}={found[name]}, which this version no longer "
-            "has: begin from it with --warm-start"
+            "has: start from it with --warm-start"
         )
     for name, value in found.items():
-        _check_equal(resume, name, value, wanted[name], "resume with its own parameters")
+        _check_equal(resume, name, value, wanted[name], "resume with the original parameters")
 
 
 def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: int | None) -> None:
     """Raise FitError unless the log is read as it was for the checkpoint."""
-    info, advice = resume.info, "resume with its own"
+    info, advice = resume.info, "resume with the original value"
     _check_equal(resume, "event_types", info.event_types, event_types, advice)
     _check_equal(resume, "idle_timeout_s", info.idle_timeout_s, idle_timeout_s, advice)
 

@@ -13,8 +13,6 @@ import structlog
 from pydantic import (
     AfterValidator,
     Field,
-    NonNegativeInt,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -36,6 +34,8 @@ from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
 from train.network.checkpoint import TrainingData
 from train.pairs import Pairs, from_pairs
 
+LONGEST_S = 366 * 86_400
+"""Longest idle timeout and lateness: a session that lives longer is a mistake in the setting."""
 _NO_NAMES = (pl.Binary, pl.Decimal, pl.Duration, pl.Object)
 """Types whose values have no text by which the stream would find them."""
 
@@ -72,10 +72,10 @@ class LogSettings(Settings):
     data sets), or those that differ from session=session_id, item=item_id, time=timestamp_ms,
     time_unit=ms (or s, iso), event_type=event_type. visitor=NAME in place of session: a log
     without sessions, cut at idle gaps."""
-    idle_timeout_s: PositiveInt | None = None
+    idle_timeout_s: int | None = Field(default=None, gt=0, le=LONGEST_S)
     """Cut sessions at longer gaps, in training and in the stream. Unset: the session column alone
     separates them."""
-    allowed_lateness_s: NonNegativeInt = 600
+    allowed_lateness_s: int = Field(default=600, ge=0, le=LONGEST_S)
     """How late a click may arrive in the stream: sessions live this much longer than the idle
     timeout. Kept for serving."""
     filters: Pairs = Field(default={})
@@ -125,7 +125,7 @@ class LogSettings(Settings):
     @classmethod
     def _is_a_share(cls, given: float | Path | str) -> float | Path | str:
         if isinstance(given, float) and not 0 <= given < 1:
-            raise ValueError("expected a share from 0 to 1, 1 excluded, or a click log")
+            raise ValueError("expected a share of at least 0 and below 1, or a click log")
         return given
 
     @field_validator("context")
@@ -134,7 +134,9 @@ class LogSettings(Settings):
         """The rules that the bundle's contract has for its fields."""
         for name in names:
             if name in ("", *RESERVED):
-                raise ValueError(f"{name!r} cannot be context, nor can {', '.join(RESERVED)}")
+                raise ValueError(
+                    f"{name!r} cannot be a context column, nor can {', '.join(RESERVED)}"
+                )
         if len(set(names)) < len(names) or len(names) > MAX_FIELDS:
             raise ValueError(f"expected distinct names, at most {MAX_FIELDS}")
         return names
@@ -262,9 +264,9 @@ def read_training_log(
         if not validation.n_targets:
             raise TrainError(
                 f"{newer_log or 'the newest sessions of ' + str(settings.clicks)}: "
-                f"nothing to predict in {len(newer)} clicks to validate on, "
-                f"{indexed.dropped_clicks} of them on items that are not learnt from; "
-                "validation=0 validates nothing"
+                f"no next click to predict among {len(newer)} validation clicks, "
+                f"{indexed.dropped_clicks} of them on items that are not in the training data; "
+                "validation=0 skips validation"
             )
         if newer_log is not None:
             warn_unless_newer(newer_log, validation, int(train.sessions.timestamp_ms.max()))
@@ -309,7 +311,7 @@ def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> Non
             problem = f"{source.conflicts[name]} in the files of {path}"
         elif name not in schema:
             times = ", ".join(TIME_FIELDS)
-            problem = f"{path} has no such column, only {found}; {times} come from the time"
+            problem = f"{path} has no such column, only {found}; {times} are derived from the time"
         elif schema[name].is_nested() or schema[name] in _NO_NAMES:
             problem = f"{path} has {schema[name]} there; expected text, numbers or truth values"
         if problem:

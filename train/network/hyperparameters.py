@@ -112,7 +112,7 @@ class Hyperparameters(Architecture, Learning, FineTuning):
             )
         if one_hot and self.residual and self.n_layers == 1:
             raise ValueError(
-                "residual=true with embedding=one-hot and one layer, which has no input to add"
+                "residual=true with embedding=one-hot and one layer, which leaves no input to add"
             )
         return self
 

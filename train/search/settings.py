@@ -79,7 +79,7 @@ class SearchSettings(LogSettings):
             if name in self.fixed:
                 raise ValueError(
                     f"space={name} and fixed={name}={self.fixed[name]}: a hyperparameter is "
-                    "either drawn or fixed"
+                    "either searched or fixed"
                 )
         space = self.search_space()
         never = space.never_drawn()
@@ -87,7 +87,7 @@ class SearchSettings(LogSettings):
             needed = never[name].parameter
             raise ValueError(f"space={name} has no effect with {needed}={space.fixed[needed]}")
         if not space.dimensions:
-            raise ValueError("every hyperparameter of the space is fixed: nothing to draw")
+            raise ValueError("every hyperparameter of the space is fixed: nothing to search")
         return self
 
     def search_space(self) -> Space:

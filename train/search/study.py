@@ -59,7 +59,7 @@ def open_study(settings: SearchSettings) -> Iterator[Study]:
             )
         except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            raise TrainError(f"{file} cannot be read as a study of Optuna: {reason}") from error
+            raise TrainError(f"{file} cannot be read as an Optuna study: {reason}") from error
         try:
             yield study
         finally:

@@ -97,6 +97,6 @@ def test_a_failed_command_is_one_sentence_and_shows_its_output(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     script = "print('no space left'); raise SystemExit(3)"
-    with pytest.raises(DeployError, match="ended with code 3"):
+    with pytest.raises(DeployError, match="exited with code 3"):
         run(sys.executable, "-c", script)
     assert "no space left" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_a_killed_parent_takes_its_children_along() -> None:
 def test_a_child_ends_with_its_block(tmp_path: Path) -> None:
     with running(SERVER, log=tmp_path / "log") as child:
         child.check_runs()
-    with pytest.raises(DeployError, match=r"python -m http\.server --bind ended with code -15"):
+    with pytest.raises(DeployError, match=r"python -m http\.server --bind exited with code -15"):
         child.check_runs()
 
 

@@ -151,7 +151,7 @@ def test_a_position_of_another_version_is_one_sentence(
         decode_position(b"\x93")
 
     monkeypatch.setitem(cli.COMMANDS, "reset", (KafkaSettings, run))
-    assert refused(capsys, "reset").startswith("position record of format 1 expected: ")
+    assert refused(capsys, "reset").startswith("expected a position record of format 1: ")
 
 
 def test_a_bug_is_not_dressed_up_as_a_bad_deployment(monkeypatch: pytest.MonkeyPatch) -> None:

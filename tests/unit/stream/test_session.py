@@ -93,7 +93,7 @@ def test_a_state_of_100_numbers_and_20_recommendations_has_the_bytes_it_should()
     ("raw", "found"), [(b"", "nothing"), (b"\x02" + bytes(40), "2"), (b"\x00" * 40, "0")]
 )
 def test_another_format_is_refused_in_one_sentence(raw: bytes, found: str) -> None:
-    sentence = f"session state has format {found}, this version reads 1"
+    sentence = f"session state has format {found}, but this version reads 1"
     for read in (check_format, decode_state):
         with pytest.raises(StreamError) as refusal:
             read(raw)

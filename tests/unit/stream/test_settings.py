@@ -119,5 +119,5 @@ def test_servers_are_one_by_one_without_spaces() -> None:
     ],
 )
 def test_no_topic_has_two_roles(names: dict[str, str]) -> None:
-    with pytest.raises(ValidationError, match=r"are both \S+; expected two topics"):
+    with pytest.raises(ValidationError, match=r"are both \S+; expected different topics"):
         KafkaSettings(**names)  # type: ignore[arg-type]

@@ -167,7 +167,9 @@ def test_a_validation_of_unknown_items_alone_is_refused(
     log.with_columns(pl.col("item_id") + "-new").write_parquet(newer)
     assert fit(clicks, tmp_path / "out", "--validation", str(newer)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"{newer}: nothing to predict in 120 clicks to validate on, 120 of")
+    assert error.startswith(
+        f"{newer}: no next click to predict among 120 validation clicks, 120 of"
+    )
 
 
 def test_other_types_of_event_do_not_hide_a_gap(tmp_path: Path) -> None:
@@ -383,7 +385,7 @@ def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--cell", "window", "--n-layers", "2"], "n_layers=2 with cell=window"),
         (["--context", "colour"], "context=colour: "),
         (["--context", "gap,gap"], "expected distinct names"),
-        (["--context", "item_id"], "'item_id' cannot be context"),
+        (["--context", "item_id"], "'item_id' cannot be a context column"),
         (["--event-types", "view"], "event_types=event_type: "),
         (["--clicks", "none.parquet", "--context", "colour"], "none.parquet does not exist"),
         (
@@ -397,7 +399,10 @@ def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--batch-size", "1", "--n-negatives", "0"], "loss=cross-entropy needs negatives"),
         (["--seed", "99999999999"], "--seed: Input should be less than or equal to 4294967295"),
         (["--normalise", "inf"], "--normalise: Input should be a finite number (found 'inf')"),
-        (["--validation", "1"], "--validation: expected a share from 0 to 1, 1 excluded"),
+        (
+            ["--validation", "1"],
+            "--validation: expected a share of at least 0 and below 1",
+        ),
         (["--event-types", "cart=1e300"], "--event-types: targets.cart=1e300: Input should be"),
         (["--columns", "colour=red"], "--columns: colour is unknown, expected preset, session"),
         (["--filters", "last_days=-1"], "--filters: last_days=-1: Input should be greater than 0"),

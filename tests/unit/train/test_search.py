@@ -326,7 +326,7 @@ def without_meaning(fixed: dict[str, Any]) -> set[str]:
         ({"space": ("colour",)}, "space=colour is not one of cell, hidden_size"),
         (
             {"space": ("momentum",), "fixed": {"momentum": "0.1"}},
-            "space=momentum and fixed=momentum=0.1: a hyperparameter is either drawn or fixed",
+            "space=momentum and fixed=momentum=0.1: a hyperparameter is either searched or fixed",
         ),
         (
             {"space": ("sample_alpha",), "fixed": {"loss": "softmax"}},
@@ -381,5 +381,5 @@ def test_a_study_of_another_process_or_no_study_is_refused(clicks: Path, tmp_pat
     with open_study(search), pytest.raises(TrainError, match="in use by another search"):
         run_search(search)
     (tmp_path / "study.db").write_text("not a database, whatever its name says" * 100)
-    with pytest.raises(TrainError, match=r"study.db cannot be read as a study of Optuna"):
+    with pytest.raises(TrainError, match=r"study.db cannot be read as an Optuna study"):
         run_search(search)

@@ -230,7 +230,7 @@ def test_a_graph_of_another_shape_is_refused(
     model = onnx.load(bundle.encode_path.parent / name)
     change(model.graph)
     onnx.save(model, bundle.encode_path.parent / name)
-    with pytest.raises(StreamError, match=rf"{name} has \{{.*\}}, manifest says \{{"):
+    with pytest.raises(StreamError, match=rf"{name} has \{{.*\}}, but manifest says \{{"):
         OnnxScorer(bundle)
 
 
@@ -243,7 +243,7 @@ def test_a_graph_of_another_shape_is_refused(
         (
             "n_items",
             51,
-            r"encode.onnx fails on item_index 50 and context \[\], manifest says n_items",
+            r"encode.onnx fails on item_index 50 and context \[\], but manifest says n_items",
         ),
         ("context", CONTEXT[:2], r"encode.onnx has \{'item_index'.* says .*int32\[B,2\]"),
     ],
@@ -284,7 +284,7 @@ def test_a_rank_graph_that_names_items_behind_the_catalogue_is_refused(tmp_path:
     bias = np.arange(51, dtype=np.float32)  # the best item is number 50
     onnx.save(rank_graph(embedding, bias, 5), bundle.rank_path)
     with pytest.raises(
-        StreamError, match=r"rank.onnx gives item_index 46 to 50, manifest says n_items=50"
+        StreamError, match=r"rank.onnx gives item_index 46 to 50, but manifest says n_items=50"
     ):
         OnnxScorer(bundle)
 

@@ -61,7 +61,7 @@ def test_topics_that_are_right_give_their_facts(broker: Broker) -> None:
 def test_missing_topics_are_all_named_with_the_command_that_makes_them(broker: Broker) -> None:
     del broker.partitions["clicks"], broker.partitions[CHANGELOG]
     assert wrong() == (
-        f"missing topics: clicks, {CHANGELOG}; `python -m stream topics create` makes them"
+        f"missing topics: clicks, {CHANGELOG}; `python -m stream topics create` creates them"
     )
 
 
@@ -72,7 +72,7 @@ def test_missing_topics_are_all_named_with_the_command_that_makes_them(broker: B
             CHANGELOG,
             "cleanup.policy",
             "compact,delete",
-            f"{CHANGELOG} has cleanup.policy=compact,delete, expected compact alone "
+            f"{CHANGELOG} has cleanup.policy=compact,delete, expected compact only "
             "(retention would delete the position)",
         ),
         (
@@ -87,14 +87,14 @@ def test_missing_topics_are_all_named_with_the_command_that_makes_them(broker: B
             "cleanup.policy",
             "compact,delete",
             "clicks-dead-letter has cleanup.policy=compact,delete, expected delete "
-            "(compaction keeps one record a session, and refuses records without a key)",
+            "(compaction keeps one record per session, and refuses records without a key)",
         ),
         (
             "recommendations",
             "max.message.bytes",
             "999999",
             "recommendations has max.message.bytes=999999, expected at least 1000000, "
-            "what a batch of the worker may take",
+            "the most that a worker's batch may need",
         ),
         (
             "clicks-dead-letter",

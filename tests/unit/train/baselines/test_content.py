@@ -65,7 +65,7 @@ def test_wrong_tables_are_refused_in_one_sentence(tmp_path: Path) -> None:
         read_items(tmp_path / "items.tsv")
     with pytest.raises(TrainError, match="no numeric column 'Price' among ItemId, Words"):
         content_based(ITEMS, CATALOGUE, SUPPORT, numeric=["Price"])
-    with pytest.raises(TrainError, match="'Words' is named as numeric"):
+    with pytest.raises(TrainError, match="'Words' is declared numeric"):
         content_based(ITEMS, CATALOGUE, SUPPORT, numeric=["Words"])
 
 

@@ -308,7 +308,7 @@ def test_no_row_is_lost(tmp_path: Path, lines: list[str]) -> None:
             gzip.compress(b"session_id\titem_id\ttimestamp_ms\n" + b"s\ta\t1\n" * 99)[:-9],
             "cannot be read",
         ),
-        ("log.json", b"{}", "a click log is .parquet, .csv"),
+        ("log.json", b"{}", "a click log must be .parquet, .csv"),
         ("log.csv", None, "does not exist"),
     ],
 )
@@ -377,7 +377,7 @@ def test_bad_rows_of_a_relative_glob_come_beside_its_folder_under_the_folders_na
 def test_an_unwritable_place_for_bad_rows_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_text("session_id,item_id,timestamp_ms\ns,a,1\ns,a,x\n")
-    with pytest.raises(TrainError, match="for the bad rows of the log, cannot be written"):
+    with pytest.raises(TrainError, match="cannot write the log's bad rows to"):
         read_clicks(path, rejected_path=tmp_path / "absent" / "bad.csv")
 
 

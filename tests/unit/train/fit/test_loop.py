@@ -301,7 +301,7 @@ def test_a_warm_start_of_another_architecture_is_refused(tmp_path: Path) -> None
     log = a_log(n_sessions=60)
     fit(log, SMALL, Schedule(epochs=1), tmp_path)
     other = SMALL.model_copy(update={"cell": "lstm"})
-    with pytest.raises(FitError, match="has cell=gru, this training lstm"):
+    with pytest.raises(FitError, match="has cell=gru, but this training has lstm"):
         fit(log, other, Schedule(), tmp_path / "b", warm_start=load_checkpoint(tmp_path))
 
 
