@@ -121,7 +121,7 @@ def test_a_session_ends_where_the_watermark_has_left_it_behind(tmp_path: Path) -
     assert sessions(idle_timeout_s=IDLE_S) == ["s", "t", "s+2", "s+2"]
     assert sessions(idle_timeout_s=IDLE_S, allowed_lateness_s=601) == ["s", "t", "s", "s"]
     collected(records_of([*clicks, ("s+2", 0)]), tmp_path / "taken")
-    with pytest.raises(TrainError, match=r"names such as session\+2"):
+    with pytest.raises(TrainError, match=r"ids such as session\+2"):
         read_clicks(tmp_path / "taken", idle_timeout_s=IDLE_S)
 
 
