@@ -180,8 +180,8 @@ class Rounds:
         yield Measurement(name, contender, kafka, self._folder, free_port())
         topics = [kafka.clicks_topic, kafka.recommendations_topic]
         topics += [kafka.dead_letter_topic, kafka.changelog_topic]
-        deleted = AdminClient(confluent_options(kafka)).delete_topics(topics, operation_timeout=20)
-        for done in deleted.values():
+        admin = AdminClient(confluent_options(kafka))  # its futures fail once it is collected
+        for done in admin.delete_topics(topics, operation_timeout=20).values():
             done.result()
 
 
