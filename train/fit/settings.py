@@ -10,7 +10,7 @@ from train.fit.loop import Budget, Schedule
 from train.fit.training_log import LogSettings
 from train.network.hyperparameters import FineTuning, Hyperparameters, Learning
 from train.network.model import Architecture
-from train.network.presets import load_preset
+from train.network.presets import fill_from_preset, load_preset
 
 
 class FitSettings(Architecture, Learning, Budget, LogSettings):
@@ -34,10 +34,7 @@ class FitSettings(Architecture, Learning, Budget, LogSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        preset = load_preset(given.get("preset", "default"))
-        return {**{n: preset[n] for n in preset.keys() & cls.model_fields.keys()}, **given}
+        return fill_from_preset(cls, given)
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FitSettings":

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from train.network.hyperparameters import FineTuning, Hyperparameters
 
@@ -114,6 +114,14 @@ def load_preset(name: str) -> dict[str, Any]:
             f"preset={name}: {first['loc'][0]}: {first['msg']} (found {first['input']!r})"
         ) from error
     return values
+
+
+def fill_from_preset(kind: type[BaseModel], given: Any) -> Any:
+    """The given settings of a command, with its preset's values for the fields not given."""
+    if not isinstance(given, dict):
+        return given
+    preset = load_preset(given.get("preset", "default"))
+    return {**{n: preset[n] for n in preset.keys() & kind.model_fields.keys()}, **given}
 
 
 def sizes_for(n_clicks: int) -> dict[str, float]:

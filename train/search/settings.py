@@ -10,7 +10,7 @@ from train.fit.loop import Schedule
 from train.fit.training_log import LogSettings
 from train.measure.metrics import METRICS
 from train.network.hyperparameters import Hyperparameters
-from train.network.presets import load_preset
+from train.network.presets import fill_from_preset, load_preset
 from train.pairs import Pairs, from_pairs
 from train.search.space import PARAMETERS, SPACE, Space, space_of
 
@@ -60,10 +60,7 @@ class SearchSettings(LogSettings):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        preset = load_preset(given.get("preset", "default"))
-        return {**{n: preset[n] for n in preset.keys() & cls.model_fields.keys()}, **given}
+        return fill_from_preset(cls, given)
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> "SearchSettings":
