@@ -5,7 +5,6 @@ A training counts the process's own seconds, without those in which it waited fo
 
 import tempfile
 import time
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from jaxtyping import Int64
 from train.data.sessions import Sessions
 from train.fit.loop import Schedule, fit
 from train.fit.training_log import TrainingLog
-from train.measure.metrics import figures
 from train.measure.ranking import Ranks
 from train.measure.significance import compare, estimate
 from train.network.checkpoint import Checkpoint, load_checkpoint
@@ -35,7 +33,6 @@ def trained(
     folder: Path | None = None,
     *,
     resume: Checkpoint | None = None,
-    warm_start: Checkpoint | None = None,
 ) -> Checkpoint:
     """The best epoch's checkpoint; with a folder it stays there, and the training is shown."""
     start = partial(fit, log, hyperparameters, schedule, clock=time.process_time)
@@ -44,7 +41,7 @@ def trained(
             start(Path(name))
             return load_checkpoint(Path(name))
     with EpochProgress(log.train.n_clicks - len(log.train), 1, schedule.epochs) as bar:
-        start(folder, resume=resume, warm_start=warm_start, watch=bar.watch())
+        start(folder, resume=resume, watch=bar.watch())
     return load_checkpoint(folder)
 
 
@@ -60,12 +57,6 @@ def made_up_sessions(
         context=np.zeros((len(item_index), 0), dtype=np.int32),
         target_weight=np.ones(len(item_index), dtype=np.float32),
     )
-
-
-def shown(ranks: Ranks, metrics: Iterable[str] = SHOWN) -> dict[str, float]:
-    """Metrics to five digits, and how many predictions they are over."""
-    reached = figures(ranks)
-    return {"predictions": len(ranks)} | {name: round(reached[name], 5) for name in metrics}
 
 
 def with_intervals(ranks: Ranks) -> dict[str, Any]:

@@ -15,12 +15,11 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is loaded, which is next
 
 import torch
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 from pydantic_settings import CliPositionalArg
 
-from bench.datasets import check_known, folder_of
+from bench.datasets import DATASETS, check_known, folder_of
 from bench.fitting import SHOWN, trained
-from bench.lab.grid import DATASETS
 from bench.provenance import RESULTS, keep
 from train.command import Settings, run_command
 from train.fit.loop import Schedule
@@ -29,13 +28,12 @@ from train.fit.training_log import read_training_log
 from train.network.presets import PRESETS, sizes_for
 
 RESULT = RESULTS / "defaults.json"
-NAMES = ["rsc15-100k", "foursquare-nyc", "globo-5d", "diginetica-sessions"]
 
 
 class DefaultsSettings(Settings):
     """Train the defaults and the preset of each data set, and keep their validation figures."""
 
-    datasets: CliPositionalArg[list[str]] = NAMES
+    datasets: CliPositionalArg[list[str]] = Field(default=[*DATASETS])
     """Folders under NEXTCLICK_DATA."""
     seeds: tuple[PositiveInt, ...] = (1, 2, 3)
     """Seeds to train with."""
@@ -58,7 +56,7 @@ def fit_settings(dataset: str, seed: int, given: dict[str, Any]) -> FitSettings:
 
 def run(settings: DefaultsSettings) -> None:
     torch.set_num_threads(1)
-    check_known("data set", settings.datasets, NAMES)
+    check_known(settings.datasets)
     rows = json.loads(RESULT.read_text())["rows"] if RESULT.exists() else []
     kept = {(row["dataset"], row["label"], row["seed"]): row for row in rows}
     for dataset in settings.datasets:

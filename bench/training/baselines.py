@@ -1,7 +1,7 @@
 """Every baseline on every data set: ``python -m bench.training.baselines [DATASET...] [--fresh]``.
 
 Parameters are chosen from a small grid on the newest part of the training file, by Recall@20 times
-MRR@20; then the test file, where there is one, is looked at once. The base of `bench/lab/grid.py`
+MRR@20; then the test file, where there is one, is looked at once. The base of `bench/datasets.py`
 goes the same way, with its epochs as the choice: it learns from as much as the baselines it is
 compared with. Rows that are kept already are not measured again, so a run that was stopped goes on.
 """
@@ -21,11 +21,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same for torch
 
 import numpy as np
 import torch
+from pydantic import Field
 from pydantic_settings import CliPositionalArg
 
-from bench.datasets import check_known, folder_of, read_log
+from bench.datasets import DATASETS, check_known, folder_of, read_log
 from bench.fitting import trained
-from bench.lab.grid import BASE, DATASETS, SYNTHETIC
 from bench.provenance import RESULTS, keep
 from train.baselines.content import content_based, read_items
 from train.baselines.named import BASELINES
@@ -41,10 +41,9 @@ from train.fit.training_log import TrainingLog
 from train.measure.metrics import CUTOFFS, figures
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import PROTOCOL, Predictor, rank_targets
+from train.network.hyperparameters import Hyperparameters
 
 RESULT = RESULTS / "baselines.json"
-NAMES = [name for name in DATASETS if name != SYNTHETIC]
-"""Data sets that are folders of click logs."""
 NUMERIC = {"globo-5d": ("Created", "Words"), "foursquare-nyc": ("lat", "lon")}
 NO_REPEATS = "-no-repeats"
 """Suffix of models that never list a known item. Globo's publisher has removed all repeats."""
@@ -73,7 +72,7 @@ Row = dict[str, Any]
 class BaselinesSettings(Settings):
     """Measure every baseline on the named data sets, by default all of them."""
 
-    datasets: CliPositionalArg[list[str]] = NAMES
+    datasets: CliPositionalArg[list[str]] = Field(default=[*DATASETS])
     """Folders under NEXTCLICK_DATA."""
     fresh: bool = False
     """Measure again what is kept already."""
@@ -141,7 +140,7 @@ def candidates(split: Split) -> dict[str, Candidate]:
     }
     neighbours = [{"m": m, "k": m // 5} for m in (500, 1000, 2500, 5000)]
     models["vmis-knn"] = models["vmis-knn"]._replace(choices=neighbours)
-    epochs = DATASETS[split.dataset].schedule.epochs
+    epochs = DATASETS[split.dataset].epochs
     tried_epochs = _combine(epochs=[epochs, 3 * epochs // 4, epochs // 2])
     models["gru"] = Candidate(partial(fit_network, split), tried_epochs)
     if split.dataset in NUMERIC:
@@ -154,9 +153,9 @@ def candidates(split: Split) -> dict[str, Candidate]:
 
 
 def fit_network(split: Split, epochs: int) -> Predictor:
-    """The base of the experiments, seed 1."""
+    """The base of the experiments."""
     log = TrainingLog(split.train, None, split.catalogue, None)
-    hyperparameters = BASE.hyperparameters(DATASETS[split.dataset], seed=1)
+    hyperparameters = Hyperparameters.model_validate(DATASETS[split.dataset].base)
     return ModelPredictor(trained(log, hyperparameters, Schedule(epochs=epochs)).model)
 
 
@@ -239,7 +238,7 @@ def measure_missing(dataset: str, rows: dict[tuple[str, str, str], Row]) -> None
 
 def run(settings: BaselinesSettings) -> None:
     torch.set_num_threads(1)
-    check_known("data set", settings.datasets, NAMES)
+    check_known(settings.datasets)
     for dataset in settings.datasets:
         folder_of(dataset)
     kept = json.loads(RESULT.read_text())["rows"] if RESULT.exists() and not settings.fresh else []

@@ -43,5 +43,5 @@ def test_missing_data_and_unknown_names_are_one_sentence(
     monkeypatch.setenv("NEXTCLICK_DATA", str(tmp_path))
     with pytest.raises(TrainError, match="rsc15-100k does not exist: set NEXTCLICK_DATA"):
         folder_of("rsc15-100k")
-    with pytest.raises(TrainError, match=r"unknown factor 'cells': .* has cell, loss"):
-        check_known("factor", ["cell", "cells"], ["cell", "loss"])
+    with pytest.raises(TrainError, match=r"unknown data set 'nowhere': .* has .*rsc15-100k"):
+        check_known(["globo-5d", "nowhere"])

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from bench.lab.grid import DATASETS
-from bench.training.baselines import NAMES, Split, candidates
+from bench.datasets import DATASETS
+from bench.training.baselines import Split, candidates
 from train.baselines.popularity import pop
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
@@ -31,10 +31,10 @@ def test_the_network_learns_from_the_sessions_that_baselines_count(split: Split)
     assert reached > 2 * popular
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", DATASETS)
 def test_epochs_are_tried_up_to_the_schedules(name: str, split: Split) -> None:
     models = candidates(replace(split, dataset=name))
     tried = [choice["epochs"] for choice in models["gru"].choices]
-    assert tried[0] == DATASETS[name].schedule.epochs
+    assert tried[0] == DATASETS[name].epochs
     assert sorted(tried, reverse=True) == tried
     assert min(tried) >= 1
