@@ -1,4 +1,4 @@
-"""What the benchmarks of models share: a training, made-up sessions, and figures as they are kept.
+"""What the benchmarks of models share: a training, and figures as they are kept.
 
 A training counts the process's own seconds, without those in which it waited for a core.
 """
@@ -9,11 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
-from jaxtyping import Int64
-
-from train.data.sessions import Sessions
 from train.fit.loop import Schedule, fit
 from train.fit.training_log import TrainingLog
 from train.measure.ranking import Ranks
@@ -43,20 +38,6 @@ def trained(
     with EpochProgress(log.train.n_clicks - len(log.train), 1, schedule.epochs) as bar:
         start(folder, resume=resume, watch=bar.watch())
     return load_checkpoint(folder)
-
-
-def made_up_sessions(
-    item_index: Int64[np.ndarray, "T"], lengths: Int64[np.ndarray, "S"]
-) -> Sessions:
-    """Sessions of these lengths, one after the other, without context."""
-    return Sessions(
-        item_index=item_index,
-        timestamp_ms=np.arange(len(item_index)),
-        start=np.concatenate([[0], np.cumsum(lengths)]),
-        session_id=pl.Series(np.arange(len(lengths))).cast(pl.String),
-        context=np.zeros((len(item_index), 0), dtype=np.int32),
-        target_weight=np.ones(len(item_index), dtype=np.float32),
-    )
 
 
 def with_intervals(ranks: Ranks) -> dict[str, Any]:

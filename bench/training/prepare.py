@@ -82,11 +82,11 @@ def run(settings: PrepareSettings) -> None:
         shutil.rmtree(settings.folder)
 
 
-def measure(path: Path, columns: Columns = COLUMNS) -> dict[str, Any]:
+def measure(path: Path) -> dict[str, Any]:
     """Prepare a log; the seconds of each step, and the size of the result."""
     seconds: dict[str, float] = {}
     with timed(seconds, "read_and_cut"):
-        log = read_clicks(path, columns, idle_timeout_s=IDLE_TIMEOUT_S, keep=())
+        log = read_clicks(path, COLUMNS, idle_timeout_s=IDLE_TIMEOUT_S, keep=())
     sizes = {"clicks": len(log.clicks), "sessions": log.clicks["session_id"].n_unique()}
     with timed(seconds, "split"):
         older, newer = split_by_time(log.clicks, days=1)

@@ -14,12 +14,12 @@ from statistics import mean, median
 from typing import Literal
 
 import numpy as np
+import polars as pl
 import torch
 from pydantic import PositiveFloat, PositiveInt
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
-from bench.fitting import made_up_sessions
 from bench.measuring import in_child
 from bench.provenance import RESULTS, keep
 from train.baselines.popularity import item_support
@@ -112,8 +112,15 @@ def a_trainer(sessions: Sessions, n_items: int, device: str, **change: object) -
 def popular_sessions(n_items: int, n_clicks: int) -> Sessions:
     """Sessions of 5 clicks on items about as unevenly popular as a shop's."""
     share = 1 / (np.arange(n_items) + 20.0)
-    item_index = np.random.default_rng(1).choice(n_items, n_clicks, p=share / share.sum())
-    return made_up_sessions(item_index.astype(np.int64), np.full(n_clicks // 5, 5))
+    start = np.arange(0, n_clicks + 1, 5)
+    return Sessions(
+        item_index=np.random.default_rng(1).choice(n_items, n_clicks, p=share / share.sum()),
+        timestamp_ms=np.arange(n_clicks),
+        start=start,
+        session_id=pl.Series(start[:-1]).cast(pl.String),
+        context=np.zeros((n_clicks, 0), dtype=np.int32),
+        target_weight=np.ones(n_clicks, dtype=np.float32),
+    )
 
 
 def train_for(trainer: Trainer, sessions: Sessions, epoch: int, seconds: float) -> float:

@@ -104,7 +104,7 @@ def rank_targets(
     grows by the number of top-20 lists that hold it, for `list_figures` of `lists.py`.
     """
     rank = np.zeros(sessions.n_clicks, dtype=np.int64)
-    for row, batch in session_batches(sessions, batch_rows(n_items)):
+    for row, batch in session_batches(sessions, max(1, _SCORES_PER_STEP // n_items)):
         steps = zip(batch.steps(), predictor.predict(batch), strict=True)
         for prefix, scores in steps:
             n_active, position = prefix.shape
@@ -113,11 +113,6 @@ def rank_targets(
             if listed is not None:
                 count_listed(scores, listed)
     return ranks_of(sessions, rank)
-
-
-def batch_rows(n_items: int) -> int:
-    """Sessions that are stepped together."""
-    return max(1, _SCORES_PER_STEP // n_items)
 
 
 def session_batches(
