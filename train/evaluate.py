@@ -17,12 +17,7 @@ from train.blend.blend import load_blend, load_weights
 from train.command import Settings, TrainError
 from train.data.clicks import read_clicks
 from train.data.sessions import Sessions, build_sessions
-from train.fit.training_log import (
-    ColumnNames,
-    check_context_columns,
-    columns_of,
-    warn_unless_newer,
-)
+from train.fit.training_log import ColumnNames, check_context_columns, columns_of, warn_unless_newer
 from train.folders import make_folder
 from train.measure.metrics import lost_predictions
 from train.measure.predictor import MODEL, ModelPredictor

@@ -38,10 +38,7 @@ RESULT = RESULTS / f"{DATASET}.json"
 VALIDATION_FRACTION = 0.12  # the training file's last half day
 DECAYED = {"half_life_s": 480_283, "popularity_half_life_s": 120_071, "popularity_weight": 0.1}
 """Chosen on the validation's sessions by ``python -m bench.training.baselines``."""
-BLENDS = {
-    "blend": ("gru", "vmis-knn", "decayed-markov"),
-    "blend of two": ("gru", "vmis-knn"),
-}
+BLENDS = {"blend": ("gru", "vmis-knn", "decayed-markov"), "blend of two": ("gru", "vmis-knn")}
 """GRU and neighbours lack what was clicked lately: cross-fitted on the validation's sessions, the
 third part turns a gain of .0020 MRR@20 [-.0006, +.0046] into .0042 [+.0017, +.0065]."""
 SCHEDULE = Schedule(epochs=12, patience=4)

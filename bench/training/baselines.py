@@ -56,12 +56,7 @@ HYBRIDS = {
     "hybrid-content": ("vmis-knn", "decayed-markov", "als", "content"),
     "hybrid-no-repeats": ("vmis-knn-no-repeats", "decayed-markov", "sequential-rules"),
     "hybrid-gru": ("gru", "stan", "decayed-markov", "als"),
-    "hybrid-gru-no-repeats": (
-        "gru",
-        "vmis-knn-no-repeats",
-        "decayed-markov",
-        "sequential-rules",
-    ),
+    "hybrid-gru-no-repeats": ("gru", "vmis-knn-no-repeats", "decayed-markov", "sequential-rules"),
 }
 """Blends; their weights are fitted on the validation sessions, which flatters them there."""
 

@@ -107,10 +107,7 @@ def _by_support(sessions: Sessions, n_items: int) -> Float64[np.ndarray, "N"]:
 
 
 def _followers(
-    sessions: Sessions,
-    n_items: int,
-    distance: int,
-    weight: float | Float64[np.ndarray, "T"] = 1.0,
+    sessions: Sessions, n_items: int, distance: int, weight: float | Float64[np.ndarray, "T"] = 1.0
 ) -> scipy.sparse.csr_array:
     """Pairs of clicks that far apart in one session, the earlier one's item first; each adds what
     the later click weighs.

@@ -11,13 +11,7 @@ import numpy as np
 import polars as pl
 from jaxtyping import Int32
 
-from stream.contract.context import (
-    FIRST_VALUE,
-    HOURS,
-    MAX_VALUE_BYTES,
-    UNKNOWN,
-    WEEKDAYS,
-)
+from stream.contract.context import FIRST_VALUE, HOURS, MAX_VALUE_BYTES, UNKNOWN, WEEKDAYS
 from stream.contract.context import MISSING as MISSING
 from stream.contract.context import ContextField as ContextField
 from train.command import TrainError

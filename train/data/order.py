@@ -45,9 +45,7 @@ def n_names(names: pl.Series) -> int:
     return int(np.count_nonzero(seen))
 
 
-def session_starts(
-    clicks: pl.DataFrame,
-) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
+def session_starts(clicks: pl.DataFrame) -> tuple[Int[np.ndarray, "S"], Int[np.ndarray, "S"]]:
     """The first row of every session of an ordered log, and its time, which never decreases."""
     length = clicks["session_id"].rle().struct.field("len").to_numpy()
     start = np.cumsum(length, dtype=np.int64) - length

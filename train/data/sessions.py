@@ -116,9 +116,7 @@ def build_catalogue(log: pl.DataFrame, known: Catalogue | None = None) -> Catalo
 
 
 def build_sessions(
-    log: pl.DataFrame,
-    catalogue: Catalogue | None = None,
-    context: Sequence[ContextField] = (),
+    log: pl.DataFrame, catalogue: Catalogue | None = None, context: Sequence[ContextField] = ()
 ) -> Indexed:
     """The log's sessions over ``catalogue`` (default: the log's own items).
 

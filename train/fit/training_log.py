@@ -10,22 +10,11 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import polars as pl
 import structlog
-from pydantic import (
-    AfterValidator,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from stream.contract.context import MAX_FIELDS, RESERVED
 from train.command import Settings, TrainError
-from train.data.clicks import (
-    Columns,
-    Filters,
-    filter_clicks,
-    read_clicks,
-    split_by_time,
-)
+from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
 from train.data.filters import EventTypes
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
