@@ -5,7 +5,7 @@ from pathlib import Path
 import polars as pl
 
 from bench.training.prepare import COLUMNS, make_file, measure
-from train.data.rows import read_rows
+from train.data.clicks import read_rows
 
 N_FILES, N_CLICKS, N_ITEMS = 3, 60_000, 1_000
 

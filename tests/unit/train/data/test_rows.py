@@ -14,8 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from train.command import TrainError
-from train.data.clicks import Columns, Reason, read_clicks
-from train.data.rows import read_rows
+from train.data.clicks import Columns, Reason, read_clicks, read_rows
 from train.data.source import open_log
 
 
@@ -184,6 +183,15 @@ def test_a_text_file_with_a_wrong_name_or_header_is_one_sentence(
     with pytest.raises(TrainError, match=sentence) as raised:
         read_clicks(tmp_path / name)
     assert "\n" not in str(raised.value)
+
+
+def test_a_missing_column_is_named_before_a_reserved_one(tmp_path: Path) -> None:
+    frame(0).write_csv(tmp_path / "log.csv")
+    with pytest.raises(TrainError, match=r"has no column 'nope'; its columns are session_id, "):
+        read_clicks(tmp_path / "log.csv", Columns(session="nope"))
+    frame(0, sid="s").write_csv(tmp_path / "log.csv")
+    with pytest.raises(TrainError, match="column 'session_id' has a reserved name; rename it"):
+        read_clicks(tmp_path / "log.csv", Columns(session="sid"))
 
 
 def test_a_folder_without_parquet_is_one_sentence(tmp_path: Path) -> None:
