@@ -6,8 +6,9 @@ models they are the mean, each weighted by the length of its part of the query, 
 differs: on Diginetica the plain mean gives .5432/.1873 and this .5436/.1873 (Recall@20, MRR@20).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import structlog
 import torch
@@ -19,7 +20,6 @@ from train.network.cells import GATES
 from train.network.checkpoint import INFO, Checkpoint, load_checkpoint, save_checkpoint, weights_of
 from train.network.model import ModelConfig, SessionModel
 
-READING = ("idle_timeout_s", "allowed_lateness_s", "event_types")
 MAY_DIFFER = {"dropout_embedding", "dropout_hidden", "hidden_size"}
 
 log = structlog.get_logger()
@@ -76,21 +76,29 @@ def check_member(first: Checkpoint, other: Checkpoint) -> None:
             )
         if checkpoint.info.model.cell == "window":
             raise TrainError(f"{checkpoint.folder} has cell=window, expected a recurrent cell")
+    check_same_log(first, other)
+    for name in ModelConfig.model_fields.keys() - MAY_DIFFER:
+        _check_same(first, other, name, lambda of: of.info.model, "the same architecture")
+
+
+def check_same_log(first: Checkpoint, other: Checkpoint) -> None:
+    """Raise TrainError unless both know the same items and read clicks in the same way."""
     if first.catalogue.item_ids != other.catalogue.item_ids:
         raise TrainError(
             f"{other.folder} and {first.folder} have different items: use models of one log"
         )
-    architecture = ModelConfig.model_fields.keys() - MAY_DIFFER
-    for names, of_other, of_first, same in (
-        (READING, other.info, first.info, "sessions read in the same way"),
-        (architecture, other.info.model, first.info.model, "the same architecture"),
-    ):
-        for name in names:
-            found, wanted = getattr(of_other, name), getattr(of_first, name)
-            if found != wanted:
-                raise TrainError(
-                    f"{other.folder} has {name}={found}, {first.folder} {wanted}: expected {same}"
-                )
+    for name in ("idle_timeout_s", "allowed_lateness_s", "event_types"):
+        _check_same(first, other, name, lambda of: of.info, "sessions read in the same way")
+
+
+def _check_same(
+    first: Checkpoint, other: Checkpoint, name: str, part: Callable[[Checkpoint], Any], same: str
+) -> None:
+    found, wanted = (getattr(part(of), name) for of in (other, first))
+    if found != wanted:
+        raise TrainError(
+            f"{other.folder} has {name}={found}, {first.folder} {wanted}: expected {same}"
+        )
 
 
 @torch.no_grad()

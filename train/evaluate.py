@@ -45,7 +45,8 @@ class EvaluateSettings(Settings):
     clicks: str | Path
     """Click log to predict, newer than the training's; its sessions are cut as the training's."""
     columns: ColumnNames = Field(default={})
-    """Names of the logs' columns, as for fit: public, or session=sid,item=sku,time=ts."""
+    """Names of the logs' columns, as for fit: public, or session=sid,item=sku,time=ts; the column
+    of the event types is the training's where event_type is not among them."""
     train_clicks: str | Path | None = None
     """Log the checkpoint was trained on, to measure baselines that learn from it as well."""
     baselines: tuple[BaselineName, ...] = COMPARED
@@ -139,11 +140,12 @@ def read_as_trained(
     Raises TrainError for a log that cannot be read or lacks a column, before anything is read.
     """
     check_context_columns(path, info.model.context)
+    column = columns.get("event_type", info.event_types.column)
     return read_clicks(
         path,
         columns_of(columns),
         idle_timeout_s=info.idle_timeout_s,
-        event_types=info.event_types,
+        event_types=info.event_types.model_copy(update={"column": column}),
         allowed_lateness_s=info.allowed_lateness_s,
     ).clicks
 

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, TypeAlias, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ValidationError
 from pydantic_settings import NoDecode
 
 T = TypeVar("T", bound=BaseModel)
 
 
-def _parse(given: Any) -> Any:
+def parse_pairs(given: Any) -> Any:
     """Pairs from the command line; a word without a value has an empty one."""
     if not isinstance(given, str):
         return given
@@ -16,7 +16,12 @@ def _parse(given: Any) -> Any:
     return {name.strip(): value.strip() for name, _, value in words}
 
 
-Pairs: TypeAlias = Annotated[dict[str, str], NoDecode, BeforeValidator(_parse)]
+Pairs: TypeAlias = Annotated[dict[str, str], NoDecode, BeforeValidator(parse_pairs)]
+
+
+def pairs_of(kind: type[BaseModel]) -> AfterValidator:
+    """Refuses pairs that `from_pairs` cannot make a `kind` of."""
+    return AfterValidator(lambda pairs: from_pairs(kind, pairs) and pairs)
 
 
 def from_pairs(kind: type[T], given: dict[str, Any]) -> T:
@@ -28,11 +33,9 @@ def from_pairs(kind: type[T], given: dict[str, Any]) -> T:
         return kind.model_validate({name.replace("-", "_"): v for name, v in given.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
+        name, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
-            expected = ", ".join(kind.model_fields)
-            raise ValueError(f"{name} is unknown, expected {expected}") from error
-        message = first["msg"].removeprefix("Value error, ")
-        if not name:
-            raise ValueError(message) from error
-        raise ValueError(f"{name}={first['input']}: {message}") from error
+            message = f"{name} is unknown, expected {', '.join(kind.model_fields)}"
+        elif name:
+            message = f"{name}={first['input']}: {message}"
+        raise ValueError(message) from error

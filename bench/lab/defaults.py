@@ -66,7 +66,9 @@ def run(settings: DefaultsSettings) -> None:
             wanted = fit_settings(dataset, seed, given[label])
             row = {"dataset": dataset, "label": label, "seed": seed, "epochs": wanted.epochs}
             row["clicks_seen"] = wanted.epochs * log.train.n_clicks
-            hyperparameters = wanted.hyperparameters(sizes_for(log.train.n_clicks))
+            hyperparameters = wanted.hyperparameters(
+                sizes_for(log.train.n_clicks, wanted.optimiser)
+            )
             row["hyperparameters"] = hyperparameters.model_dump(mode="json")
             if row.items() <= kept.get((dataset, label, seed), {}).items():
                 continue

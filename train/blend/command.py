@@ -14,8 +14,9 @@ from train.blend.fit import cross_fitted_ranks, fit_blend
 from train.command import Settings, TrainError
 from train.data.clicks import read_clicks, split_by_time
 from train.data.sessions import build_catalogue, build_sessions
+from train.ensemble import check_same_log
 from train.evaluate import BLEND, read_as_trained
-from train.fit.training_log import ColumnNames, columns_of, warn_unless_newer
+from train.fit.training_log import ColumnNames, Validation, columns_of, warn_unless_newer
 from train.folders import make_folder
 from train.measure.metrics import figures
 from train.measure.predictor import MODEL, ModelPredictor
@@ -30,11 +31,9 @@ class BlendSettings(Settings):
 
     clicks: str | Path
     """Click log that the baselines learn from: the one the checkpoints were trained on."""
-    validation: str | Path | None = None
-    """Newer click log to fit the weights on, which no part has learnt from; unset: the newest
-    sessions of clicks, which fit holds back as well."""
-    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the sessions of clicks that are the newest; as for fit."""
+    validation: Validation = 0.1
+    """What to fit the weights on, which no part has learnt from: a share of the sessions of clicks,
+    the newest, which fit holds back as well, or a newer log."""
     columns: ColumnNames = Field(default={})
     """Names of the logs' columns, as for fit: public, or session=sid,item=sku,time=ts."""
     checkpoints: tuple[Path, ...] = ()
@@ -56,6 +55,8 @@ class BlendSettings(Settings):
             raise ValueError(
                 f"checkpoints and baselines name {n_parts} different parts, expected 2 or more"
             )
+        if self.validation == 0:
+            raise ValueError("validation=0 leaves nothing to fit the weights on")
         if self.checkpoints and self.idle_timeout_s is not None:
             raise ValueError(
                 f"idle_timeout_s={self.idle_timeout_s} with checkpoints: their sessions are cut as "
@@ -75,17 +76,23 @@ def run_blend(settings: BlendSettings) -> None:
         raise TrainError(f"out={settings.out} exists: name another file, or remove it")
     make_folder(settings.out.parent)
     checkpoints = [load_checkpoint(folder) for folder in settings.checkpoints]
-    _check_same_log(checkpoints)
+    for other in checkpoints[1:]:
+        check_same_log(checkpoints[0], other)
+        if other.info.model.context != checkpoints[0].info.model.context:
+            raise TrainError(
+                f"{other.folder} has other context fields than {checkpoints[0].folder}"
+            )
     clicks = _read(settings.clicks, settings, checkpoints)
-    if settings.validation is None:
-        clicks, newer = split_by_time(clicks, settings.validation_fraction)
+    if isinstance(settings.validation, float):
+        clicks, newer = split_by_time(clicks, settings.validation)
+        source: str | Path = f"the newest sessions of {settings.clicks}"
     else:
-        newer = _read(settings.validation, settings, checkpoints)
+        source = settings.validation
+        newer = _read(source, settings, checkpoints)
     catalogue = checkpoints[0].catalogue if checkpoints else build_catalogue(clicks)
     fields = checkpoints[0].info.model.context if checkpoints else ()
     learnt = build_sessions(clicks, catalogue).sessions
     asked = build_sessions(newer, catalogue, fields).sessions
-    source = settings.validation or f"the newest sessions of {settings.clicks}"
     for what, n in ((settings.clicks, learnt.n_clicks), (source, asked.n_targets)):
         if not n:
             raise TrainError(f"{what}: found no session with a next click on a known item")
@@ -117,20 +124,3 @@ def _read(
     return read_clicks(
         path, columns_of(settings.columns), idle_timeout_s=settings.idle_timeout_s
     ).clicks
-
-
-def _check_same_log(checkpoints: Sequence[Checkpoint]) -> None:
-    """Raise TrainError unless all checkpoints know the same items and read clicks the same way."""
-    for other in checkpoints[1:]:
-        first = checkpoints[0]
-        for what, found, expected in (
-            ("items", other.catalogue.item_ids, first.catalogue.item_ids),
-            ("context", other.info.model.context, first.info.model.context),
-            ("idle_timeout_s", other.info.idle_timeout_s, first.info.idle_timeout_s),
-            ("event_types", other.info.event_types, first.info.event_types),
-        ):
-            if found != expected:
-                raise TrainError(
-                    f"{other.folder} and {first.folder} differ in {what}: expected checkpoints of "
-                    "the same log, read the same way"
-                )

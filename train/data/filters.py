@@ -96,15 +96,18 @@ def _is_repeat(
     return np.asarray(np.r_[False, repeat][: len(item)])
 
 
+TargetWeight = Annotated[float, Field(ge=0, le=MAX_TARGET)]
+
+
 class EventTypes(Settings):
     """What a click's type decides; by default nothing."""
 
-    column: str = Field(default="event_type", min_length=1)
+    column: str = "event_type"
     """Column of the type; numbers are compared as text."""
     inputs: tuple[str, ...] | None = None
     """Types that advance a session; clicks of other types, or without one, are dropped first.
     Unset: all do."""
-    targets: dict[str, Annotated[float, Field(ge=0, le=MAX_TARGET)]] | None = None
+    targets: dict[str, TargetWeight] | None = None
     """Weight of a type's clicks as targets, such as purchase=3; other types have weight 0: they are
     read but never predicted. Unset: every click has weight 1."""
 
@@ -113,10 +116,10 @@ class EventTypes(Settings):
         if self.inputs is not None and not self.inputs:
             raise ValueError("inputs is empty: no click would be left")
         if self.targets is not None and not any(self.targets.values()):
-            raise ValueError("targets has no weight above 0: nothing would be predicted")
+            raise ValueError("targets have no weight above 0: nothing would be predicted")
         unread = sorted(set(self.targets or ()) - set(self.inputs or self.targets or ()))
         if unread:
-            raise ValueError(f"targets has {unread[0]!r}, which is not one of the inputs")
+            raise ValueError(f"targets have {unread[0]!r}, which is not one of the inputs")
         return self
 
 
@@ -136,19 +139,20 @@ def weigh_events(clicks: pl.DataFrame, types: EventTypes) -> pl.DataFrame:
     kinds = texts(clicks[types.column]).alias(_KIND)
     found = kinds.unique().drop_nulls().sort().to_list()
 
-    def check(wanted: Iterable[str], role: str) -> None:
+    def check(wanted: Iterable[str], which: str = "") -> None:
         if not set(wanted) & set(found):
             raise TrainError(
-                f"no click of the log has one of the {role} {', '.join(sorted(wanted))}; "
-                f"the values of {types.column} are {', '.join(found[:20]) or 'all empty'}"
+                f"no click of the log has one of the event types {', '.join(sorted(wanted))}"
+                f"{which}; the values of {types.column} are {', '.join(found[:20]) or 'all empty'}"
             )
 
     clicks, kind = clicks.with_columns(kinds), pl.col(_KIND)
     if types.inputs is not None:
-        check(types.inputs, "input types")
+        check(types.inputs)
         clicks = clicks.filter(kind.is_in(sorted(types.inputs)))
     if types.targets is not None:
-        check([name for name, weight in types.targets.items() if weight], "target types")
+        counted = [name for name, weight in types.targets.items() if weight]
+        check(counted, ", the ones of a weight above 0")
         weight = kind.replace_strict(types.targets, default=0.0, return_dtype=pl.Float32)
         clicks = clicks.with_columns(weight.alias(TARGET_WEIGHT))
     return clicks.drop(_KIND)

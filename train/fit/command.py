@@ -44,11 +44,11 @@ def run_fit(settings: FitSettings) -> None:
     torch.set_num_threads(1)  # steps are small: a second thread gains little
     warm_start = None if settings.warm_start is None else load_checkpoint(settings.warm_start)
     if resume is not None:
-        chosen = _sizes(resume.info.training.clicks, warm_start)
-        check_hyperparameters(resume, settings.hyperparameters(chosen))
+        sizes = _sizes(settings, resume.info.training.clicks, warm_start)
+        check_hyperparameters(resume, settings.hyperparameters(sizes))
         check_reading(resume, settings.log_event_types, settings.idle_timeout_s)
     if warm_start is not None:
-        check_warm_start(warm_start, settings.hyperparameters(_sizes(0, warm_start)))
+        check_warm_start(warm_start, settings.hyperparameters(_sizes(settings, 0, warm_start)))
     elif resume is not None:
         check_context(resume, settings.context, settings.utc_offset_s)
     check_device(settings.device)
@@ -66,12 +66,12 @@ def run_fit(settings: FitSettings) -> None:
         _fit(settings, training_log, resume, warm_start)
 
 
-def _sizes(n_clicks: int, warm_start: Checkpoint | None) -> dict[str, float]:
-    """Sizes for a log of so many training clicks; a warm start keeps the width of its weights."""
-    sizes = sizes_for(n_clicks)
+def _sizes(settings: FitSettings, n_clicks: int, warm_start: Checkpoint | None) -> dict[str, float]:
+    """What is not given, for a log of so many clicks; a warm start keeps its weights' width."""
+    sizes = sizes_for(n_clicks, settings.optimiser)
     if warm_start is not None:
         sizes["hidden_size"] = warm_start.info.model.hidden_size
-    return sizes
+    return {name: size for name, size in sizes.items() if name not in settings.model_fields_set}
 
 
 def _fit(
@@ -81,7 +81,7 @@ def _fit(
     warm_start: Checkpoint | None,
 ) -> None:
     n_clicks = training_log.train.n_clicks
-    chosen = settings.not_given(_sizes(n_clicks, warm_start))
+    chosen = _sizes(settings, n_clicks, warm_start)
     if chosen:
         than = "fewer than" if n_clicks < LARGE_LOG else "at least"
         log.info("chosen_by_log_size", **chosen, note=f"{than} {LARGE_LOG:,} training clicks")

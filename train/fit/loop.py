@@ -31,20 +31,11 @@ MONITOR = "recall_at_20"
 """The validation figure by which the best epoch is chosen."""
 
 
-class Budget(Settings):
-    """How long a training may last."""
-
-    epochs: PositiveInt = 10
-    """Passes over the training sessions, at most. Training ends earlier after three epochs without
-    a better Recall@20 in the validation, unless the preset sets another patience."""
-    time_budget_s: PositiveFloat | None = None
-    """Stop training after this many seconds, even within an epoch; the last validation comes on
-    top. The result then depends on the speed of the machine."""
-
-
-class Schedule(Budget):
+class Schedule(Settings):
     """When a training ends."""
 
+    epochs: PositiveInt = 10
+    time_budget_s: PositiveFloat | None = None
     patience: NonNegativeInt = 3
     """Stop after this many epochs without a better Recall@20 in the validation; 0: never."""
 

@@ -3,25 +3,25 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import polars as pl
 import structlog
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic_settings import NoDecode
 
 from stream.contract.context import MAX_FIELDS, RESERVED
 from train.command import Settings, TrainError
 from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
-from train.data.filters import EventTypes
+from train.data.filters import EventTypes, TargetWeight
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.data.source import open_log, reading
 from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
 from train.network.checkpoint import TrainingData
-from train.pairs import Pairs, from_pairs
+from train.pairs import Pairs, from_pairs, pairs_of, parse_pairs
 
 LONGEST_S = 366 * 86_400
 """Longest idle timeout and lateness: a session that lives longer is a mistake in the setting."""
@@ -34,20 +34,35 @@ log = structlog.get_logger()
 
 
 def columns_of(pairs: Mapping[str, str]) -> Columns:
-    """How a log names its columns. Raises ValueError with one sentence on the first wrong pair."""
-    own = dict(pairs)
+    """How a log names the columns of a click.
+
+    Raises ValueError with one sentence on the first wrong pair.
+    """
+    own = {name: column for name, column in pairs.items() if name != "event_type"}
     if "public" in own:
         own["preset"] = own.pop("public") or "public"
     return from_pairs(Columns, own)
 
 
-def _name_columns(pairs: dict[str, str]) -> dict[str, str]:
-    columns_of(pairs)
-    return pairs
+def _is_a_share(given: float | Path | str) -> float | Path | str:
+    if isinstance(given, float) and not 0 <= given < 1:
+        raise ValueError("expected a share of at least 0 and below 1, or a click log")
+    return given
 
 
-ColumnNames: TypeAlias = Annotated[Pairs, AfterValidator(_name_columns)]
-"""A flag with the pairs that `columns_of` takes."""
+ColumnNames: TypeAlias = Annotated[Pairs, AfterValidator(lambda pairs: columns_of(pairs) and pairs)]
+"""A flag with the pairs that `columns_of` takes, and event_type."""
+Validation: TypeAlias = Annotated[
+    float | Path | str, Field(union_mode="left_to_right"), AfterValidator(_is_a_share)
+]
+"""A flag with a share of a log's sessions, the newest, or with another log."""
+
+
+def _parse_weights(given: Any) -> Any:
+    return {name: 1 if weight == "" else weight for name, weight in parse_pairs(given).items()}
+
+
+Weights: TypeAlias = Annotated[dict[str, TargetWeight], NoDecode, BeforeValidator(_parse_weights)]
 
 
 class LogSettings(Settings):
@@ -56,7 +71,7 @@ class LogSettings(Settings):
     clicks: str | Path
     """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the
     URL of one in an object store."""
-    columns: Pairs = Field(default={})
+    columns: ColumnNames = Field(default={})
     """Names of the log's columns: public (SessionId, ItemId, and Time in seconds, as in public
     data sets), or those that differ from session=session_id, item=item_id, time=timestamp_ms,
     time_unit=ms (or s, iso), event_type=event_type. visitor=NAME in place of session: a log
@@ -67,12 +82,12 @@ class LogSettings(Settings):
     allowed_lateness_s: int = Field(default=600, ge=0, le=LONGEST_S)
     """How late a click may arrive in the stream: sessions live this much longer than the idle
     timeout. Kept for serving."""
-    filters: Pairs = Field(default={})
+    filters: Annotated[Pairs, pairs_of(Filters)] = Field(default={})
     """Which clicks to learn from, for example last_days=7, min_item_support=5,
     min_session_length=3, drop_repeats=true (one click of each run on the same item)."""
-    validation: float | Path | str = Field(default=0.1, union_mode="left_to_right")
+    validation: Validation = 0.1
     """Share of sessions held back for validation, the newest (0: none), or a log to validate on."""
-    event_types: Pairs = Field(default={})
+    event_types: Weights = Field(default={})
     """Types of event that advance a session, with the weight of a click as target where that is
     not 1: view=0,cart,purchase=3 never predicts a view. Clicks of other types are ignored. Unset:
     all count."""
@@ -82,50 +97,35 @@ class LogSettings(Settings):
     utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
     """Added to UTC for hour and weekday."""
 
-    @cached_property
+    @property
     def log_columns(self) -> Columns:
-        return columns_of({n: column for n, column in self.columns.items() if n != "event_type"})
+        return columns_of(self.columns)
 
-    @cached_property
+    @property
     def log_filters(self) -> Filters:
-        return from_pairs(Filters, dict(self.filters))
+        return from_pairs(Filters, self.filters)
 
-    @cached_property
+    @property
     def log_event_types(self) -> EventTypes:
-        given: dict[str, Any] = {"column": self.columns.get("event_type", "event_type")}
-        weights = {name: weight or 1 for name, weight in self.event_types.items()}
-        if weights:
-            given |= {"inputs": tuple(weights), "targets": weights}
-        found = from_pairs(EventTypes, given)
-        if found.targets is not None and set(found.targets.values()) == {1}:
-            return found.model_copy(update={"targets": None})
-        return found
+        column, weights = self.columns.get("event_type", "event_type"), self.event_types
+        if not weights:
+            return EventTypes(column=column)
+        targets = None if set(weights.values()) == {1} else weights
+        return EventTypes(column=column, inputs=tuple(weights), targets=targets)
 
-    @model_validator(mode="after")
-    def _can_be_read(self) -> "LogSettings":
-        for flag in ("columns", "filters", "event_types"):
-            try:
-                getattr(self, f"log_{flag}")
-            except ValueError as error:
-                raise ValueError(f"--{flag.replace('_', '-')}: {error}") from error
-        return self
-
-    @field_validator("validation")
+    @field_validator("event_types")
     @classmethod
-    def _is_a_share(cls, given: float | Path | str) -> float | Path | str:
-        if isinstance(given, float) and not 0 <= given < 1:
-            raise ValueError("expected a share of at least 0 and below 1, or a click log")
-        return given
+    def _predicts_something(cls, weights: dict[str, float]) -> dict[str, float]:
+        if weights and not any(weights.values()):
+            raise ValueError("expected a weight above 0: nothing would be predicted")
+        return weights
 
     @field_validator("context")
     @classmethod
     def _can_be_served(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         """The rules that the bundle's contract has for its fields."""
-        for name in names:
-            if name in ("", *RESERVED):
-                raise ValueError(
-                    f"{name!r} cannot be a context column, nor can {', '.join(RESERVED)}"
-                )
+        for name in {"", *RESERVED} & set(names):
+            raise ValueError(f"{name!r} cannot be a context column, nor can {', '.join(RESERVED)}")
         if len(set(names)) < len(names) or len(names) > MAX_FIELDS:
             raise ValueError(f"expected distinct names, at most {MAX_FIELDS}")
         return names
@@ -180,47 +180,30 @@ def read_training_log(
 
     `known`: items that keep their index whether or not the log has them, as the items of a
     checkpoint do that is trained on; new ones come behind. `fields`: context fields that are
-    learnt already. Raises TrainError, for a column that is missing before
-    anything is read.
+    learnt already. Raises TrainError, for a column that is missing before anything is read.
     """
     names = settings.context
     if fields is not None:
         names = tuple(field.name for field in fields)
-        if settings.context not in ((), names):
-            raise TrainError(
-                f"context={','.join(settings.context)}, but the checkpoint has "
-                f"{','.join(names) or 'none'}: leave it out, or begin without a warm start"
-            )
-        for field in fields:
-            same = settings.utc_offset_s in (0, field.utc_offset_s)
-            if field.kind in ("hour", "weekday") and not same:
-                raise TrainError(
-                    f"utc_offset_s={settings.utc_offset_s}, but the checkpoint's {field.name} has "
-                    f"{field.utc_offset_s}: leave it out, or begin without a warm start"
-                )
-    columns = [name for name in names if name not in TIME_FIELDS]
-    wanted = {"context": columns}
-    event_types = settings.log_event_types
-    if event_types.inputs is not None or event_types.targets is not None:
-        wanted["event_types"] = [event_types.column]
-    for setting, given in wanted.items():
-        for name in given:
-            if name in settings.log_columns.sources():
-                raise TrainError(
-                    f"{setting}={name}: that column is the log's session, item or time"
-                )
+        _check_given(settings, fields)
+    columns, event_types = settings.log_columns, settings.log_event_types
+    wanted = [("context", name) for name in names if name not in TIME_FIELDS]
+    if event_types.inputs is not None:
+        wanted.append(("event_types", event_types.column))
+    for setting, name in wanted:
+        if name in columns.sources():
+            raise TrainError(f"{setting}={name}: that column is the log's session, item or time")
     newer_log = None if isinstance(settings.validation, float) else settings.validation
     logs = [settings.clicks] if newer_log is None else [settings.clicks, newer_log]
     for path in logs:
         _check_columns(path, wanted)
-    columns = [name for of_setting in wanted.values() for name in of_setting]
     clicks, *others = (
         read_clicks(
             path,
-            settings.log_columns,
+            columns,
             idle_timeout_s=settings.idle_timeout_s,
-            keep=columns,
-            event_types=settings.log_event_types,
+            keep=[name for _, name in wanted],
+            event_types=event_types,
             allowed_lateness_s=settings.allowed_lateness_s,
         ).clicks
         for path in logs
@@ -271,6 +254,21 @@ def read_training_log(
     )
 
 
+def _check_given(settings: LogSettings, fields: Sequence[ContextField]) -> None:
+    """Raise TrainError where the settings ask for other context than a checkpoint's fields."""
+    names, offset = tuple(field.name for field in fields), settings.utc_offset_s
+    differs = [
+        f"utc_offset_s={offset}, but the checkpoint's {field.name} has {field.utc_offset_s}"
+        for field in fields
+        if field.kind in ("hour", "weekday") and offset not in (0, field.utc_offset_s)
+    ]
+    if settings.context not in ((), names):
+        given, known = ",".join(settings.context), ",".join(names) or "none"
+        differs.insert(0, f"context={given}, but the checkpoint has {known}")
+    if differs:
+        raise TrainError(f"{differs[0]}: leave it out, or begin without a warm start")
+
+
 def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: int) -> None:
     """Say so if most sessions of the log do not begin after that time, the training's last."""
     if np.median(sessions.timestamp_ms[sessions.start[:-1]]) <= last_timestamp_ms:
@@ -283,18 +281,18 @@ def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: i
 
 def check_context_columns(path: str | Path, fields: Sequence[ContextField]) -> None:
     """Raise TrainError unless the log has the columns that the fields are read from."""
-    _check_columns(path, {"context": [field.name for field in fields if field.kind == "column"]})
+    _check_columns(path, [("context", field.name) for field in fields if field.kind == "column"])
 
 
-def _check_columns(path: str | Path, wanted: Mapping[str, Sequence[str]]) -> None:
-    """Raise TrainError unless the log has the columns that a setting names."""
-    if not any(wanted.values()):
+def _check_columns(path: str | Path, wanted: Sequence[tuple[str, str]]) -> None:
+    """Raise TrainError unless the log has the columns, each with the setting that names it."""
+    if not wanted:
         return
     source = open_log(path)
     with reading(path):
         schema = source.table.collect_schema()
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))
-    for setting, name in ((setting, name) for setting, names in wanted.items() for name in names):
+    for setting, name in wanted:
         problem = None
         if name in source.conflicts:
             problem = f"{source.conflicts[name]} in the files of {path}"

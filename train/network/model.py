@@ -46,7 +46,7 @@ class Architecture(Settings):
     its own (separate), or straight into the first layer's gates (one-hot)."""
     residual: bool = False
     """Add each layer's input to its output."""
-    normalise: NonNegativeFloat = 0.0
+    normalise: NonNegativeFloat = 16.0
     """Score by the cosine of session and item, times this number; 0: by the plain product. Unset:
     16 for cross-entropy and softmax, 0 for the other losses."""
     dropout_embedding: float = Field(default=0.4, ge=0, lt=1)
@@ -65,6 +65,7 @@ class ModelConfig(Architecture):
     """Everything that determines the shapes of the weights; kept in the checkpoint."""
 
     n_items: PositiveInt
+    normalise: NonNegativeFloat = 0.0
     context: tuple[ContextField, ...] = ()
 
     @property

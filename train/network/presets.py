@@ -8,12 +8,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import NonNegativeInt
 
 from train.network.hyperparameters import FineTuning, Hyperparameters
+from train.pairs import from_pairs
 
 BESIDES = {"epochs", "patience", "context", "utc_offset_s"}
 """What a preset may set besides hyperparameters."""
+OF_OPTIMISER = {"learning_rate", "momentum", "initial_accumulator"}
 
 LARGE_LOG = 500_000
 """Training clicks from which a log counts as large."""
@@ -82,20 +84,24 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def load_preset(name: str) -> dict[str, Any]:
+class _Unseen(FineTuning):
+    """What no flag sets, and so nothing else checks."""
+
+    patience: NonNegativeInt = 0
+
+
+def load_preset(name: str, optimiser: str | None = None) -> dict[str, Any]:
     """The preset of this name, or of a JSON file: an object of values by name.
 
-    In a file that a search wrote it is the value of "preset". Raises ValueError with one sentence
-    if there is no such preset or if it sets anything else.
+    In a file that a search wrote it is the value of "preset". With another optimiser than its own,
+    what belongs to that is left out. Raises ValueError with one sentence if there is no such preset
+    or if it sets anything else.
     """
-    if name in PRESETS:
-        return PRESETS[name]
     try:
-        found = json.loads(Path(name).read_text("utf-8"))
+        found = PRESETS[name] if name in PRESETS else json.loads(Path(name).read_text("utf-8"))
     except OSError:
-        raise ValueError(
-            f"preset={name} is neither a JSON file nor one of {', '.join(PRESETS)}"
-        ) from None
+        known = ", ".join(PRESETS)
+        raise ValueError(f"preset={name} is neither a JSON file nor one of {known}") from None
     except ValueError as error:
         raise ValueError(f"preset={name} is not JSON: {error}") from error
     values = found.get("preset", found) if isinstance(found, dict) else found
@@ -103,32 +109,19 @@ def load_preset(name: str) -> dict[str, Any]:
         raise ValueError(f"preset={name}: found {values!r}, expected an object of hyperparameters")
     for unknown in values.keys() - Hyperparameters.model_fields.keys() - BESIDES:
         raise ValueError(f"preset={name}: {unknown!r} is not a hyperparameter")
-    patience = values.get("patience", 0)
-    if not isinstance(patience, int) or patience < 0:
-        raise ValueError(f"preset={name}: patience is {patience!r}, expected a whole number from 0")
     try:
-        FineTuning(**{n: values[n] for n in values.keys() & FineTuning.model_fields.keys()})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(
-            f"preset={name}: {first['loc'][0]}: {first['msg']} (found {first['input']!r})"
-        ) from error
-    return values
+        from_pairs(_Unseen, {n: v for n, v in values.items() if n in _Unseen.model_fields})
+    except ValueError as error:
+        raise ValueError(f"preset={name}: {error}") from error
+    if optimiser in (None, values.get("optimiser", "adagrad")):
+        return values
+    return {n: v for n, v in values.items() if n not in OF_OPTIMISER}
 
 
-def fill_from_preset(kind: type[BaseModel], given: Any) -> Any:
-    """The given settings of a command, with its preset's values for the fields not given."""
-    if not isinstance(given, dict):
-        return given
-    preset = load_preset(given.get("preset", "default"))
-    return {**{n: preset[n] for n in preset.keys() & kind.model_fields.keys()}, **given}
-
-
-def sizes_for(n_clicks: int) -> dict[str, float]:
-    """What `fit` chooses for a log of this many training clicks where nothing is given.
-
-    The learning rate is that of adagrad.
-    """
-    if n_clicks < LARGE_LOG:
-        return {"batch_size": 32, "hidden_size": 100, "learning_rate": 0.05}
-    return {"batch_size": 64, "hidden_size": 256, "learning_rate": 0.035}
+def sizes_for(n_clicks: int, optimiser: str = "adagrad") -> dict[str, float]:
+    """What `fit` chooses for a log of this many training clicks where nothing is given."""
+    large = n_clicks >= LARGE_LOG
+    sizes = (
+        {"batch_size": 64, "hidden_size": 256} if large else {"batch_size": 32, "hidden_size": 100}
+    )
+    return sizes | ({"learning_rate": 0.035 if large else 0.05} if optimiser == "adagrad" else {})

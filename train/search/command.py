@@ -20,7 +20,6 @@ from train.fit.resume import FitError, check_device
 from train.fit.training_log import TrainingLog, read_training_log
 from train.network.checkpoint import CheckpointInfo, EpochRecord
 from train.network.hyperparameters import Hyperparameters
-from train.network.presets import sizes_for
 from train.progress import EpochProgress
 from train.search.plot import plot_search
 from train.search.settings import SearchSettings
@@ -60,12 +59,12 @@ def run_search(settings: SearchSettings) -> None:
     training_log = read_training_log(settings)
     log.info("log_read", **training_log.description().model_dump())
     wanted["log"] = log_fingerprint(training_log)
-    begin, sizes = time.monotonic(), sizes_for(training_log.train.n_clicks)
+    begin, n_clicks = time.monotonic(), training_log.train.n_clicks
     with open_study(settings) as study:
         check_same(settings, study, wanted)
         if not study.get_trials(deepcopy=False):
             study.set_user_attr(MADE_WITH, wanted)
-            study.enqueue_trial(space.nearest(settings.hyperparameters({}, sizes).model_dump()))
+            study.enqueue_trial(space.nearest(settings.hyperparameters({}, n_clicks).model_dump()))
         take_up_killed(settings, study)
         while len(ended(study)) < settings.trials:
             if settings.time_budget_s and time.monotonic() - begin >= settings.time_budget_s:
@@ -84,7 +83,7 @@ def _run_trial(
     study.sampler = sampler(settings.seed, len(ended(study)))
     trial, begin = study.ask(), time.monotonic()
     drawn = space.draw(trial)
-    hyperparameters = settings.hyperparameters(drawn, sizes_for(training_log.train.n_clicks))
+    hyperparameters = settings.hyperparameters(drawn, training_log.train.n_clicks)
     preset = _preset_entry(settings, hyperparameters)
     trial.set_user_attr(PRESET, preset)
     log.info("trial_begins", trial=trial.number, **drawn)

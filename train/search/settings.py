@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from train.fit.loop import Schedule
-from train.fit.training_log import LogSettings
+from train.fit.settings import TrainingSettings
 from train.measure.metrics import METRICS
 from train.network.hyperparameters import Hyperparameters
-from train.network.presets import fill_from_preset, load_preset
-from train.pairs import Pairs, from_pairs
+from train.pairs import Pairs
 from train.search.space import PARAMETERS, SPACE, Space, space_of
 
 
-class SearchSettings(LogSettings):
+class SearchSettings(TrainingSettings):
     """Search hyperparameters for a click log by their figures on its validation sessions.
 
     The first trial is the preset.
@@ -23,9 +21,6 @@ class SearchSettings(LogSettings):
 
     study: Path
     """Folder of study.db, best.json and search.png; a search resumes where the folder's ended."""
-    preset: str = "default"
-    """Where hyperparameters come from that are neither fixed nor drawn, and the first trial: a name
-    or a JSON file, as for fit."""
     fixed: Pairs = Field(default={})
     """Hyperparameters that no trial changes, such as cell=lstm,hidden_size=256."""
     space: tuple[str, ...] = Field(
@@ -47,20 +42,11 @@ class SearchSettings(LogSettings):
     """Trainings per trial, with seed, seed + 1, ...; its value is their mean."""
     seed: NonNegativeInt = 1
     """Of the draws, and of a trial's first training."""
-    epochs: PositiveInt = 10
-    """Passes over the training sessions, at most."""
     prune: bool = True
     """End a trial whose first training is below the median of finished ones after a third of its
     epochs."""
     keep_checkpoints: bool = False
     """Keep the checkpoints of every trial, not only its figures."""
-    device: Literal["cpu", "cuda"] = "cpu"
-    """Where to train models."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
-        return fill_from_preset(cls, given)
 
     @model_validator(mode="after")
     def _can_be_searched(self) -> "SearchSettings":
@@ -105,23 +91,9 @@ class SearchSettings(LogSettings):
         return space_of(names, fixed, fits)
 
     def hyperparameters(
-        self, drawn: Mapping[str, Any], sizes: Mapping[str, float] | None = None
+        self, drawn: Mapping[str, Any], n_clicks: int | None = None
     ) -> Hyperparameters:
-        """Those drawn, those fixed and the preset's; `sizes` where none of them says otherwise.
-
-        Raises ValueError if they cannot be combined.
-        """
-        preset = load_preset(self.preset)
-        own = {name: preset[name] for name in preset.keys() & Hyperparameters.model_fields.keys()}
-        values = {**own, "seed": self.seed, **self.fixed, **drawn}
-        chosen = dict(sizes or {})
-        if values.get("optimiser", "adagrad") != "adagrad":
-            chosen.pop("learning_rate", None)
-        found = from_pairs(Hyperparameters, {**chosen, **values})
+        """Those drawn and those fixed; else as `combined` says."""
+        found = self.combined({"seed": self.seed, **self.fixed, **drawn}, n_clicks)
         found.check_context(self.context)
         return found
-
-    def schedule(self) -> Schedule:
-        """When a training ends."""
-        patience = load_preset(self.preset).get("patience", Schedule().patience)
-        return Schedule(epochs=self.epochs, patience=patience)

@@ -60,6 +60,23 @@ def test_fit_validates_on_the_file_it_is_given(
     assert info.metrics["predictions"] == 20 * 5
 
 
+def test_evaluate_reads_event_types_from_another_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop, renamed = tmp_path / "shop.parquet", tmp_path / "renamed.parquet"
+    assert main(["synthetic", "--out", str(shop), "--clicks", "2000", "--n-items", "300"]) == 0
+    pl.read_parquet(shop).rename({"event_type": "kind"}).write_parquet(renamed)
+    assert fit(shop, tmp_path / "out", "--event-types", "view") == 0
+    words = ["evaluate", "--checkpoint", str(tmp_path / "out")]
+    capsys.readouterr()
+    assert main([*words, "--clicks", str(shop)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main([*words, "--clicks", str(renamed), "--columns", "event_type=kind"]) == 0
+    assert json.loads(capsys.readouterr().out) == found
+    assert main([*words, "--clicks", str(renamed)]) == 2
+    assert "the log has no column 'event_type' of event types" in capsys.readouterr().err
+
+
 def test_fit_on_everything_has_a_plot_and_no_validation_figures(
     clicks: Path, tmp_path: Path
 ) -> None:
@@ -403,7 +420,8 @@ def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
             ["--validation", "1"],
             "--validation: expected a share of at least 0 and below 1",
         ),
-        (["--event-types", "cart=1e300"], "--event-types: targets.cart=1e300: Input should be"),
+        (["--event-types", "cart=1e300"], "--event-types.cart: Input should be less than or equal"),
+        (["--event-types", "view=0"], "--event-types: expected a weight above 0"),
         (["--columns", "colour=red"], "--columns: colour is unknown, expected preset, session"),
         (["--filters", "last_days=-1"], "--filters: last_days=-1: Input should be greater than 0"),
     ],

@@ -67,6 +67,8 @@ def test_baselines_alone_make_a_blend_on_a_log_of_their_own(
     flags = ["--validation", str(newer), "--baselines", "markov,s-pop", "--idle-timeout-s", "1800"]
     result = blend(capsys, clicks, tmp_path / "blend.json", *flags)
     assert result["sessions"] == 40
+    flags = ["--validation", "0.25", "--baselines", "markov,s-pop"]
+    assert blend(capsys, clicks, tmp_path / "share.json", *flags)["sessions"] == 50
     assert set(result["figures"]) == {"markov", "s-pop", "blend"}
     assert len({found["predictions"] for found in result["figures"].values()}) == 1
 
@@ -85,7 +87,7 @@ def test_checkpoints_of_one_log_blend_and_of_two_do_not(
     assert set(result["figures"]) == {"model", "model-2", "blend"}
     words = ["blend", "--clicks", str(clicks), "--checkpoints", f"{a},{c}"]
     assert main([*words, "--out", str(tmp_path / "two.json")]) == 2
-    assert f"{c} and {a} differ in items" in capsys.readouterr().err
+    assert f"{c} and {a} have different items" in capsys.readouterr().err
     words = ["evaluate", "--checkpoint", a, "--clicks", str(clicks), "--train-clicks", str(clicks)]
     assert main([*words, "--blend", str(out)]) == 2
     assert "blends model, model-2: found no model-2 among model" in capsys.readouterr().err
@@ -103,6 +105,8 @@ def test_checkpoints_of_one_log_blend_and_of_two_do_not(
         (["--baselines", "pop,s-pop", "--out", "."], "out=. exists: name another file"),
         (["--baselines", "pop,s-pop", "--columns", "colour=red"], "--columns: colour is unknown"),
         (["--baselines", "pop,s-pop", "--validation", "no.csv"], "no.csv does not exist"),
+        (["--baselines", "pop,s-pop", "--validation", "0"], "validation=0 leaves nothing to fit"),
+        (["--baselines", "pop,s-pop", "--validation", "1"], "--validation: expected a share of at"),
     ],
 )
 def test_what_cannot_be_blended_is_one_sentence(

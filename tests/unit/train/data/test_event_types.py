@@ -70,9 +70,12 @@ def test_the_default_changes_nothing_and_needs_no_column() -> None:
         (EventTypes(column="kind", inputs=("view",)), "no column 'kind'"),
         (
             EventTypes(inputs=("look", "buy")),
-            "input types buy, look; the values of event_type are",
+            "one of the event types buy, look; the values of event_type are",
         ),
-        (EventTypes(targets={"view": 0.0, "buy": 1.0}), "of the target types buy"),
+        (
+            EventTypes(targets={"view": 0.0, "buy": 1.0}),
+            "one of the event types buy, the ones of a weight above 0;",
+        ),
     ],
 )
 def test_a_log_without_such_events_is_one_sentence(event_types: EventTypes, sentence: str) -> None:

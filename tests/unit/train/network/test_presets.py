@@ -41,8 +41,8 @@ def test_a_preset_can_be_a_file_and_set_what_has_no_flag(tmp_path: Path) -> None
         ("{", "is not JSON"),
         ("[1]", r"found \[1\], expected an object"),
         ('{"preset": {"colour": 1}}', "'colour' is not a hyperparameter"),
-        ('{"patience": "abc"}', "patience is 'abc', expected a whole number from 0"),
-        ('{"order": "foo"}', "order: Input should be 'random' or 'time'"),
+        ('{"patience": "abc"}', "patience=abc: Input should be a valid integer"),
+        ('{"order": "foo"}', "order=foo: Input should be 'random' or 'time'"),
         ('{"momentum": 0.5, "optimiser": "adam"}', "momentum=0.5 with optimiser=adam"),
     ],
 )
@@ -59,8 +59,19 @@ def test_sizes_that_are_not_given_follow_from_the_log() -> None:
     small, large = (settings().hyperparameters(sizes_for(n)) for n in (LARGE_LOG - 1, LARGE_LOG))
     assert (small.batch_size, small.hidden_size, small.learning_rate) == (32, 100, 0.05)
     assert (large.batch_size, large.hidden_size, large.learning_rate) == (64, 256, 0.035)
-    given = settings(hidden_size=100, optimiser="adam")
-    assert given.not_given(sizes_for(LARGE_LOG)) == {"batch_size": 64}
+    assert sizes_for(LARGE_LOG, "adam") == {"batch_size": 64, "hidden_size": 256}
+    given = settings(hidden_size=100, optimiser="adam").hyperparameters(
+        sizes_for(LARGE_LOG, "adam")
+    )
+    assert (given.batch_size, given.hidden_size, given.learning_rate) == (64, 100, 0.0015)
+
+
+def test_another_optimiser_leaves_out_what_the_preset_has_for_its_own() -> None:
+    found = settings(preset="diginetica", optimiser="adam").hyperparameters()
+    assert (found.momentum, found.initial_accumulator, found.learning_rate) == (0, 0, 0.0015)
+    assert (found.hidden_size, found.batch_size) == (256, 64)
+    same = settings(preset="diginetica", optimiser="adagrad").hyperparameters()
+    assert (same.momentum, same.learning_rate) == (0.15, 0.035)
 
 
 @pytest.mark.parametrize(
