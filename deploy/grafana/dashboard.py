@@ -1,6 +1,6 @@
 """The Grafana dashboard as code: `python -m deploy.grafana.dashboard [--check]`.
 
-What it shows stands in graphs.py. Edit there, never in Grafana: dashboard.json is provisioned
+What it shows stands in graphs.yaml. Edit there, never in Grafana: dashboard.json is provisioned
 read-only, and a test compares it with the code.
 """
 
@@ -8,6 +8,7 @@ import itertools
 import sys
 from pathlib import Path
 
+import msgspec
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
@@ -22,12 +23,29 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef, Threshold, Th
 from pydantic_settings import BaseSettings
 
 from deploy.command import DeployError, options
-from deploy.grafana.graphs import ROWS, Graph
 from train.command import run_command
 
 OUTPUT = Path(__file__).with_name("dashboard.json")
 SOURCE = DataSourceRef(type_val="prometheus", uid="${source}")
 WIDTH, HEIGHT = 8, 8  # three panels a row of Grafana's 24 columns
+
+
+class Graph(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One panel: what it shows, in which unit of Grafana's, and its queries by legend."""
+
+    title: str
+    text: str
+    unit: str
+    queries: dict[str, str]
+    limits: tuple[float, ...] = ()
+    stacked: bool = False
+    highest: float | None = None
+    logarithmic: bool = False
+
+
+ROWS = msgspec.yaml.decode(
+    OUTPUT.with_name("graphs.yaml").read_bytes(), type=dict[str, list[Graph]]
+)
 
 
 def panel(graph: Graph, number: int) -> timeseries.Panel:
