@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from pydantic import Field
 
@@ -18,7 +17,7 @@ from train.measure.metrics import CUTOFFS
 from train.measure.results import Evaluation, LogCounts, compare_kept, load_evaluations
 from train.measure.significance import Difference, Estimate, estimate, holm
 from train.measure.slices import slicings
-from train.report.plots import MOST_SERIES, Series, bar, decimals, line_plot, swatch
+from train.report.plots import MOST_SERIES, TEMPLATES, Series, bar, decimals, line_plot, swatch
 
 SHOWN = ("recall_at_20", "mrr_at_20")
 """The figures that have intervals, tests and plots."""
@@ -124,23 +123,12 @@ def write_report(
     by_log: dict[tuple[str, str], list[Evaluation]] = defaultdict(list)
     for evaluation in evaluations:
         by_log[evaluation.info.log.identity].append(evaluation)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "decimals": decimals,
-        "signed": _signed,
-        "metric": _metric,
-        "count": lambda number: f"{number:,.0f}",
-        "day": _day,
-        "p_value": _p_value,
+    TEMPLATES.filters |= {
+        **{"decimals": decimals, "signed": _signed, "metric": _metric, "p_value": _p_value},
+        **{"count": "{:,.0f}".format, "day": _day},
     }
     sections = [_section(found) for found in by_log.values()]
-    page = environment.get_template("page.html").render(
+    page = TEMPLATES.get_template("page.html").render(
         title=title,
         style=Markup((Path(__file__).parent / "page.css").read_text("utf-8")),  # noqa: S704
         sections=sections,
@@ -161,15 +149,10 @@ def write_report(
 def _section(evaluations: Sequence[Evaluation]) -> Section:
     measured = [(evaluation, evaluation.figures()) for evaluation in evaluations]
     measured.sort(key=lambda pair: -pair[1][SHOWN[0]])
-    rows = [
-        Row(
-            evaluation,
-            figures,
-            estimate(evaluation.ranks, _HEADLINE)[0].figures,
-            n if n < MOST_SERIES else None,
-        )
-        for n, (evaluation, figures) in enumerate(measured)
-    ]
+    rows = []
+    for n, (evaluation, figures) in enumerate(measured):
+        estimates = estimate(evaluation.ranks, _HEADLINE)[0].figures
+        rows.append(Row(evaluation, figures, estimates, n if n < MOST_SERIES else None))
     ranks, support = measured[0][0].ranks, measured[0][0].support
     trained = [row for row in rows if row.evaluation.info.training and row.colour is not None]
     clicked = list_figures(np.bincount(ranks.target, minlength=len(support)), support)
@@ -181,7 +164,7 @@ def _section(evaluations: Sequence[Evaluation]) -> Section:
         best=best,
         largest={
             metric: max(
-                (v for row in rows for v in row.estimates[metric] if not math.isnan(v)), default=0.0
+                (v for r in rows for v in r.estimates[metric] if not math.isnan(v)), default=0
             )
             for metric in _HEADLINE
         },

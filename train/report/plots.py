@@ -1,12 +1,15 @@
 """Plots as inline SVG, coloured by the page's own style sheet, so that they follow light and dark.
 
-Coordinates are those of a phone's width: larger screens enlarge the picture with its letters.
+plots.svg draws what is worked out here. Coordinates are those of a phone's width: larger screens
+enlarge the picture with its letters.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from train.measure.significance import Estimate
@@ -25,6 +28,28 @@ MARKERS = (
     Markup('<path d="M-4-1.4h2.6V-4h2.8v2.6H4v2.8H1.4V4h-2.8V1.4H-4Z"/>'),
 )
 MOST_SERIES = len(MARKERS)
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_DRAW = (
+    TEMPLATES.get_template(
+        "plots.svg",
+        globals={
+            "markers": MARKERS,
+            "width": WIDTH,
+            "height": HEIGHT,
+            "left": _LEFT,
+            "right": _RIGHT,
+        },
+    )
+    .make_module()
+    .__dict__
+)
 
 
 class Series(NamedTuple):
@@ -49,23 +74,13 @@ def decimals(value: float) -> str:
 
 def swatch(colour: int) -> Markup:
     """A series' marker for the legend."""
-    return Markup(
-        '<svg class="swatch" viewBox="-11 -6 22 12" aria-hidden="true"><g class="c{}">'
-        '<path class="line" d="M-11 0h22"/><g class="dot">{}</g></g></svg>'
-    ).format(colour, MARKERS[colour])
+    return Markup(_DRAW["swatch"](colour))  # noqa: S704 - escaped by the template
 
 
 def bar(value: Estimate, largest: float, best: bool) -> Markup:
     """A table cell's bar from 0 to the figure, its interval, if any, across the end."""
-    x, low, high = (100 * v / largest if largest > 0 and not math.isnan(v) else 0 for v in value)
-    whisker = Markup("")
-    if high > 0:
-        line = Markup('<path d="M{0:.1f} 7H{1:.1f}M{0:.1f} 4v6M{1:.1f} 4v6"/>')
-        whisker = line.format(low, high)
-    return Markup(
-        '<svg class="bar{}" viewBox="0 0 104 14" preserveAspectRatio="none" aria-hidden="true">'
-        '<rect x="0" y="2" width="{:.1f}" height="10"/>{}</svg>'
-    ).format(" best" if best else "", x, whisker)
+    ends = (100 * v / largest if largest > 0 and not math.isnan(v) else 0 for v in value)
+    return Markup(_DRAW["bar"](*ends, best))  # noqa: S704 - escaped by the template
 
 
 def line_plot(
@@ -85,73 +100,30 @@ def line_plot(
     def y(value: float) -> float:
         return _TOP + _PLOT_HEIGHT * (high - value) / (high - low)
 
-    parts = [
-        Markup('<svg class="plot" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, f"{title} by {axis}"
-        ),
-        Markup('<text class="title" x="0" y="14">{}</text>').format(title),
-    ]
-    for n in range(round((high - low) / step) + 1):
-        tick = low + n * step
-        parts.append(
-            Markup(
-                '<path class="grid" d="M{} {:.1f}H{}"/>'
-                '<text class="tick" x="{}" y="{:.1f}" text-anchor="end">{}</text>'
-            ).format(_LEFT, y(tick), WIDTH - _RIGHT, _LEFT - 6, y(tick) + 4, _tick(tick, step))
-        )
+    n_steps = round((high - low) / step)
+    ticks = [(y(tick), _tick(tick, step)) for tick in (low + n * step for n in range(n_steps + 1))]
+    centres = [_LEFT + (n + 0.5) * x_step for n in range(len(labels))]
     every = math.ceil(len(labels) / 12)  # more labels than that run into each other
-    for n, label in enumerate(labels):
-        centre = _LEFT + (n + 0.5) * x_step
-        if n % every == 0:
-            parts.append(_text("tick", centre, HEIGHT - _BOTTOM + 15, label))
-        if notes:
-            parts.append(_text("note", centre, HEIGHT - _BOTTOM + 27, notes[n]))
-    parts.append(_text("axis", _LEFT + _PLOT_WIDTH / 2, HEIGHT - 4, axis))
+    bottom = HEIGHT - _BOTTOM
+    texts = [("tick", centres[n], bottom + 15, labels[n]) for n in range(0, len(labels), every)]
+    texts += [("note", x, bottom + 27, note) for x, note in zip(centres, notes, strict=False)]
+    texts.append(("axis", _LEFT + _PLOT_WIDTH / 2, HEIGHT - 4, axis))
     # Beside each other, so that no interval hides another.
     spread = min(7.0, 0.7 * x_step / max(1, len(series))) if len(labels) <= 12 else 0.0
+    lines = []
     for place, one in enumerate(series):
-        shift = _LEFT + (place - (len(series) - 1) / 2) * spread
-        points = [
-            (shift + (n + 0.5) * x_step, estimate, labels[n], n == one.ringed)
-            for n, estimate in enumerate(one.values)
-            if not math.isnan(estimate.value)
-        ]
-        parts.append(Markup('<g class="c{}">').format(one.colour))
-        if connect:
-            path = " ".join(f"{x:.1f},{y(estimate.value):.1f}" for x, estimate, _, _ in points)
-            parts.append(Markup('<polyline class="line" points="{}"/>').format(path))
-        for x, estimate, label, is_ringed in points:
-            parts.append(_point(one, x, y, estimate, f"{label} {axis}", is_ringed))
-        parts.append(Markup("</g>"))
-    return Markup("").join([*parts, Markup("</svg>")])
-
-
-def _point(
-    series: Series,
-    x: float,
-    y: Callable[[float], float],
-    estimate: Estimate,
-    where: str,
-    is_ringed: bool,
-) -> Markup:
-    value, low, high = estimate
-    told = f"{series.name}, {where}: {decimals(value)}"
-    whisker = ring = Markup("")
-    if not math.isnan(low):
-        told += f" ({decimals(low)} to {decimals(high)})"
-        line = Markup('<path class="whisker" d="M{:.1f} {:.1f}V{:.1f}"/>')
-        whisker = line.format(x, y(low), y(high))
-    if is_ringed:
-        ring = Markup('<circle class="ring" r="7.5"/>')
-    return Markup(
-        '{}<g class="dot" transform="translate({:.1f} {:.1f})">{}{}<title>{}</title></g>'
-    ).format(whisker, x, y(value), ring, MARKERS[series.colour], told)
-
-
-def _text(kind: str, x: float, y: int, text: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="middle">{}</text>').format(
-        kind, x, y, text
-    )
+        shift, points = (place - (len(series) - 1) / 2) * spread, []
+        for n, (value, least, most) in enumerate(one.values):
+            if math.isnan(value):
+                continue
+            told, whisker = f"{one.name}, {labels[n]} {axis}: {decimals(value)}", None
+            if not math.isnan(least):
+                told += f" ({decimals(least)} to {decimals(most)})"
+                whisker = y(least), y(most)
+            points.append((centres[n] + shift, y(value), whisker, told, n == one.ringed))
+        lines.append((one, points))
+    drawn = _DRAW["line_plot"](title, axis, ticks, texts, lines, connect)
+    return Markup(drawn)  # noqa: S704 - escaped by the template
 
 
 def _axis(values: Sequence[float]) -> tuple[float, float, float]:
