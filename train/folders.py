@@ -25,6 +25,14 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write to, which becomes the file in one step at the end of the block."""
+    partial = file.with_name(file.name + ".partial")
+    yield partial
+    partial.replace(file)
+
+
+@contextmanager
 def locked(folder: Path, busy: str) -> Iterator[int]:
     """Create the folder and keep other processes out of it; yields the lock's file descriptor.
 

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from train.command import Settings, TrainError
 from train.data.context import texts
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
+from train.folders import replacing
 from train.measure.lists import list_figures
 from train.measure.metrics import NOTHING_LOST, Lost, figures
 from train.measure.ranking import PROTOCOL, Predictor, Ranks, rank_targets
@@ -213,11 +214,9 @@ def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
         for n, a in arrays.items()
     }
     path = evaluation_path(folder, evaluation.info.model)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as target:
-        info = np.array(evaluation.info.model_dump_json())
+    info = np.array(evaluation.info.model_dump_json())
+    with replacing(path) as partial, partial.open("wb") as target:
         np.savez_compressed(target, allow_pickle=False, info=info, **narrow)
-    partial.replace(path)
     return path
 
 

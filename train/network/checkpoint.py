@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_va
 from train.command import TrainError
 from train.data.filters import EventTypes
 from train.data.sessions import Catalogue
+from train.folders import replacing
 from train.network.model import ModelConfig, SessionModel
 
 INFO = "checkpoint.json"
@@ -153,10 +154,13 @@ def save_checkpoint(
 ) -> None:
     """Write or advance the checkpoint in `folder`; readers see either the old or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_arrays(folder / info.weights, weights)
-    _write_arrays(folder / info.resume, resume)
-    _replace(folder / ITEMS, "".join(f"{item_id}\n" for item_id in catalogue.item_ids))
-    _replace(folder / INFO, info.model_dump_json(indent=1))
+    for name, arrays in ((info.weights, weights), (info.resume, resume)):
+        with replacing(folder / name) as partial, partial.open("wb") as target:
+            np.savez(target, allow_pickle=False, **arrays)
+    items = "".join(f"{item_id}\n" for item_id in catalogue.item_ids)
+    for name, text in ((ITEMS, items), (INFO, info.model_dump_json(indent=1))):
+        with replacing(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8", newline="\n")
     for file in folder.glob("*.npz"):
         if file.name not in (info.weights, info.resume):
             file.unlink()
@@ -218,22 +222,9 @@ def weights_of(model: torch.nn.Module) -> dict[str, np.ndarray]:
     return {name: tensor.cpu().numpy().copy() for name, tensor in model.state_dict().items()}
 
 
-def _write_arrays(file: Path, arrays: Arrays) -> None:
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as target:
-        np.savez(target, allow_pickle=False, **arrays)
-    partial.replace(file)
-
-
 def _read_arrays(file: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, EOFError, ValueError, BadZipFile) as error:
         raise TrainError(f"{file} cannot be read: {error}") from error
-
-
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_suffix(file.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    partial.replace(file)
