@@ -165,27 +165,6 @@ def generate_synthetic(n_clicks: int, config: SyntheticConfig | None = None) -> 
     )
 
 
-def markov_clicks(predictability: float, n_sessions: int, n_items: int, seed: int) -> pl.DataFrame:
-    """Sessions of 6 clicks in which the next item follows from the last with this probability.
-
-    Otherwise it is any item. With 1 a first-order model is always right; with 0 none is better
-    than chance.
-    """
-    rng = np.random.default_rng(seed)
-    follower = rng.permutation(n_items)
-    items = rng.integers(0, n_items, (n_sessions, 6))
-    for click in range(1, 6):
-        follows = rng.random(n_sessions) < predictability
-        items[follows, click] = follower[items[follows, click - 1]]
-    return pl.DataFrame(
-        {
-            "session_id": _session_ids(np.full(n_sessions, 6)),
-            "item_id": pl.Series(items.ravel()).cast(pl.String),
-            "timestamp_ms": FIRST_DAY_MS + 1_000 * np.arange(items.size),
-        }
-    )
-
-
 def _session_ids(length: Int64[np.ndarray, "S"]) -> pl.Series:
     """The number of every click's session, in eight digits."""
     return pl.Series(np.repeat(np.arange(len(length)), length)).cast(pl.String).str.zfill(8)

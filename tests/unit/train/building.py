@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 from train.data.sessions import Sessions
+from train.data.synthetic import FIRST_DAY_MS
 from train.measure.ranking import Ranks, SessionBatch
 
 
@@ -47,4 +48,27 @@ def ranks_from(
         rank=np.array(rank, dtype=np.int64),
         novel=np.ones(n, dtype=bool) if novel is None else np.array(novel, dtype=bool),
         weight=np.ones(n, dtype=np.float32) if weight is None else np.array(weight, np.float32),
+    )
+
+
+def markov_clicks(predictability: float, n_sessions: int, n_items: int, seed: int) -> pl.DataFrame:
+    """Sessions of 6 clicks in which the next item follows from the last with this probability.
+
+    Otherwise it is any item. With 1 a first-order model is always right; with 0 none is better
+    than chance.
+    """
+    rng = np.random.default_rng(seed)
+    follower = rng.permutation(n_items)
+    items = rng.integers(0, n_items, (n_sessions, 6))
+    for click in range(1, 6):
+        follows = rng.random(n_sessions) < predictability
+        items[follows, click] = follower[items[follows, click - 1]]
+    return pl.DataFrame(
+        {
+            "session_id": pl.Series(np.repeat(np.arange(n_sessions), 6))
+            .cast(pl.String)
+            .str.zfill(8),
+            "item_id": pl.Series(items.ravel()).cast(pl.String),
+            "timestamp_ms": FIRST_DAY_MS + 1_000 * np.arange(items.size),
+        }
     )

@@ -7,9 +7,9 @@ import matplotlib.image
 import polars as pl
 import pytest
 
+from tests.unit.train.building import markov_clicks
 from train.__main__ import main
 from train.data.clicks import split_by_time
-from train.data.synthetic import markov_clicks
 from train.network.checkpoint import load_checkpoint
 
 QUICK = ["--epochs", "2", "--hidden-size", "8", "--n-negatives", "16", "--batch-size", "8"]

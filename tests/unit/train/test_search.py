@@ -10,9 +10,9 @@ import pytest
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from tests.unit.train.building import markov_clicks
 from train.__main__ import main
 from train.command import TrainError
-from train.data.synthetic import markov_clicks
 from train.fit.loop import fit
 from train.fit.resume import FitError
 from train.fit.settings import FitSettings

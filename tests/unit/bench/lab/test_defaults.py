@@ -8,7 +8,7 @@ import pytest
 
 from bench.lab import defaults
 from bench.lab.defaults import DefaultsSettings, run
-from train.data.synthetic import markov_clicks
+from tests.unit.train.building import markov_clicks
 from train.network.presets import PRESETS
 
 DATASET = "rsc15-100k"

@@ -6,10 +6,10 @@ import pytest
 
 from bench.datasets import DATASETS
 from bench.training.baselines import Split, candidates
+from tests.unit.train.building import markov_clicks
 from train.baselines.popularity import pop
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
-from train.data.synthetic import markov_clicks
 from train.measure.metrics import figures
 from train.measure.ranking import rank_targets
 

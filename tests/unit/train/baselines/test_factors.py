@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from tests.unit.train.baselines.asking import scores_after
+from tests.unit.train.building import markov_clicks
 from train.baselines.factors import ALS, BPR, fit_als, fit_bpr
 from train.data.clicks import split_by_time
 from train.data.sessions import build_sessions
-from train.data.synthetic import markov_clicks
 from train.measure.metrics import figures
 from train.measure.ranking import Predictor, rank_targets
 

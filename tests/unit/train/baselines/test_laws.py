@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from tests.unit.train.baselines.asking import scores_after
-from tests.unit.train.building import batch_of
+from tests.unit.train.building import batch_of, markov_clicks
 from train.baselines.content import content_based
 from train.baselines.factors import fit_als, fit_bpr
 from train.baselines.named import build_baselines
@@ -21,7 +21,6 @@ from train.baselines.rules import (
 )
 from train.data.clicks import split_by_time
 from train.data.sessions import Catalogue, Sessions, build_sessions
-from train.data.synthetic import markov_clicks
 from train.measure.metrics import figures
 from train.measure.ranking import Predictor, rank_targets
 

@@ -7,10 +7,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.unit.train.building import markov_clicks
 from train.__main__ import main
 from train.blend.blend import BlendWeights
 from train.data.clicks import split_by_time
-from train.data.synthetic import markov_clicks
 
 NEIGHBOURS = "vmis-knn:m=50:k=20"
 FIT = ["--epochs", "2", "--hidden-size", "8", "--n-negatives", "16", "--batch-size", "8"]

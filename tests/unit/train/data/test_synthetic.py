@@ -7,6 +7,7 @@ import polars as pl
 import pytest
 from pydantic import ValidationError
 
+from tests.unit.train.building import markov_clicks
 from train.data.clicks import read_clicks, write_clicks
 from train.data.synthetic import (
     CATEGORIES,
@@ -15,7 +16,6 @@ from train.data.synthetic import (
     SyntheticConfig,
     build_process,
     generate_synthetic,
-    markov_clicks,
 )
 
 SMALL = SyntheticConfig(seed=7, n_items=480, n_days=5)

@@ -6,12 +6,12 @@ import polars as pl
 import pytest
 import torch
 
+from tests.unit.train.building import markov_clicks
 from train.baselines.named import build_baselines
 from train.baselines.popularity import item_support
 from train.data.context import ContextField, learn_fields
 from train.data.filters import EventTypes
 from train.data.sessions import build_catalogue, build_sessions
-from train.data.synthetic import markov_clicks
 from train.fit.loop import Schedule, Watch, fit
 from train.fit.resume import FitError
 from train.fit.training_log import TrainingLog

@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 import torch
 
+from tests.unit.train.building import markov_clicks
 from train.__main__ import main
 from train.command import TrainError
-from train.data.synthetic import markov_clicks
 from train.network.checkpoint import load_checkpoint
 
 OLDER = Path(__file__).parent / "checkpoint_0_1_0"
