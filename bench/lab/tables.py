@@ -41,8 +41,8 @@ LEGEND = (
     "globo-5d, and where a row says so, then again on all of it before the test).\n"
     "Before a test the baselines, and the `gru` and hybrids among them, are trained on all of it "
     "and asked about the items of all of it.\n"
-    f"The grid is settled and its code gone: commit {GRID} has it, and {GONE} has that of the rows "
-    "that come last.\n"
+    "The grid is settled and its code gone, and so is that of content-based lists and of those "
+    f"without repeats: commit {GRID} has it, and {GONE} has that of the rows that come last.\n"
     "A peeking network is compared with one that has the same fields without peeking."
 )
 

@@ -27,10 +27,7 @@ from pydantic_settings import CliPositionalArg
 from bench.datasets import DATASETS, check_known, folder_of, read_log
 from bench.fitting import trained
 from bench.provenance import RESULTS, keep
-from train.baselines.content import content_based, read_items
 from train.baselines.named import BASELINES
-from train.baselines.novel import NovelOnly
-from train.baselines.popularity import item_support
 from train.blend.blend import Blend, BlendWeights
 from train.blend.fit import fit_blend
 from train.command import Settings, run_command
@@ -44,19 +41,13 @@ from train.measure.ranking import PROTOCOL, Predictor, rank_targets
 from train.network.hyperparameters import Hyperparameters
 
 RESULT = RESULTS / "baselines.json"
-NUMERIC = {"globo-5d": ("Created", "Words"), "foursquare-nyc": ("lat", "lon")}
-NO_REPEATS = "-no-repeats"
-"""Suffix of models that never list a known item. Globo's publisher has removed all repeats."""
 GRID_SESSIONS = 4000
 """A grid is searched on about so many of the validation sessions."""
 KEPT = [f"{metric}_at_{k}" for k in CUTOFFS for metric in ("recall", "mrr")]
 HYBRIDS = {
     "hybrid-vmis": ("vmis-knn", "decayed-markov", "als"),
     "hybrid-stan": ("stan", "decayed-markov", "als"),
-    "hybrid-content": ("vmis-knn", "decayed-markov", "als", "content"),
-    "hybrid-no-repeats": ("vmis-knn-no-repeats", "decayed-markov", "sequential-rules"),
     "hybrid-gru": ("gru", "stan", "decayed-markov", "als"),
-    "hybrid-gru-no-repeats": ("gru", "vmis-knn-no-repeats", "decayed-markov", "sequential-rules"),
 }
 """Blends; their weights are fitted on the validation sessions, which flatters them there."""
 
@@ -138,12 +129,6 @@ def candidates(split: Split) -> dict[str, Candidate]:
     epochs = DATASETS[split.dataset].epochs
     tried_epochs = _combine(epochs=[epochs, 3 * epochs // 4, epochs // 2])
     models["gru"] = Candidate(partial(fit_network, split), tried_epochs)
-    if split.dataset in NUMERIC:
-        models["content"] = Candidate(partial(_content, split), _combine(decay=[0.5, 0.8, 1.0]))
-    if split.dataset == "globo-5d":
-        for name in ("vmis-knn", "stan", "als"):
-            build, choices = models[name]
-            models[name + NO_REPEATS] = Candidate(partial(_novel_only, build), choices)
     return models
 
 
@@ -152,16 +137,6 @@ def fit_network(split: Split, epochs: int) -> Predictor:
     log = TrainingLog(split.train, None, split.catalogue, None)
     hyperparameters = Hyperparameters.model_validate(DATASETS[split.dataset].base)
     return ModelPredictor(trained(log, hyperparameters, Schedule(epochs=epochs)).model)
-
-
-def _content(split: Split, **parameters: Any) -> Predictor:
-    items, numeric = read_items(folder_of(split.dataset) / "items.tsv.gz"), NUMERIC[split.dataset]
-    support = item_support(split.train, split.n_items)
-    return content_based(items, split.catalogue, support, numeric=numeric, **parameters)
-
-
-def _novel_only(build: Callable[..., Predictor], **parameters: Any) -> Predictor:
-    return NovelOnly(build(**parameters))
 
 
 def _combine(**choices: list[Any]) -> list[Parameters]:
@@ -199,12 +174,11 @@ def measure_missing(dataset: str, rows: dict[tuple[str, str, str], Row]) -> None
     chosen: dict[str, Parameters] = {}
     for name, split in load_splits(dataset):
         models, built = candidates(split), dict[str, Predictor]()
-        hybrids = {blend: parts for blend, parts in HYBRIDS.items() if {*parts} <= {*models}}
-        for model in (*models, *hybrids):
+        for model in (*models, *HYBRIDS):
             if kept := rows.get((dataset, name, model)):
                 chosen[model] = kept["parameters"]
                 continue
-            for part in hybrids.get(model, ()):
+            for part in HYBRIDS.get(model, ()):
                 if part not in built:  # its row was kept
                     built[part] = models[part].build(**chosen[part])
             if model in models and name == "validation":
@@ -213,7 +187,7 @@ def measure_missing(dataset: str, rows: dict[tuple[str, str, str], Row]) -> None
             if model in models:
                 built[model] = models[model].build(**chosen[model])
             else:
-                parts = {part: built[part] for part in hybrids[model]}
+                parts = {part: built[part] for part in HYBRIDS[model]}
                 if name == "validation":
                     fitted = fit_blend(parts, split.asked, split.n_items)
                     chosen[model] = fitted.weights.model_dump(mode="json")

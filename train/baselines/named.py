@@ -34,8 +34,7 @@ BASELINES: dict[str, Callable[..., Predictor]] = {
     "als": fit_als,
     "bpr": fit_bpr,
 }
-"""What learns from sessions alone, given as arguments with the number of items. The keyword
-arguments are the parameters. Content-based lists need a table of items too: see content.py."""
+"""Each learns from sessions, given with the number of items; keyword arguments are parameters."""
 COMPARED = ("pop", "s-pop", "markov")
 """The three that every training is compared with."""
 

@@ -3,16 +3,13 @@
 from functools import cache
 
 import numpy as np
-import polars as pl
 import pytest
 
 from tests.unit.train.baselines.asking import scores_after
 from tests.unit.train.building import batch_of, markov_clicks
-from train.baselines.content import content_based
 from train.baselines.factors import fit_als, fit_bpr
 from train.baselines.named import build_baselines
 from train.baselines.neighbours import stan, vmis_knn
-from train.baselines.popularity import item_support
 from train.baselines.rules import (
     association_rules,
     decayed_transitions,
@@ -40,8 +37,6 @@ def log(predictability: float) -> tuple[Sessions, Sessions, Catalogue]:
 def every_baseline(predictability: float) -> dict[str, Predictor]:
     sessions, _, catalogue = log(predictability)
     n = len(catalogue)
-    halves = [str(int(item) % 2) for item in catalogue.item_ids]
-    items = pl.DataFrame({"ItemId": catalogue.item_ids, "Half": halves})
     return {
         **build_baselines(sessions, n),
         "decayed-markov": decayed_transitions(
@@ -54,7 +49,6 @@ def every_baseline(predictability: float) -> dict[str, Predictor]:
         "stan": stan(sessions, n),
         "als": fit_als(sessions, n, factors=8),
         "bpr": fit_bpr(sessions, n, factors=8, iterations=10),
-        "content": content_based(items, catalogue, item_support(sessions, n)),
     }
 
 
