@@ -16,8 +16,7 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64
 from train.baselines.popularity import item_support, tie_break
 from train.baselines.votes import Votes, vote_scores
 from train.data.sessions import Sessions
-from train.measure.compiled import compiled
-from train.measure.ranking import SessionBatch
+from train.measure.ranking import SessionBatch, compiled
 
 LONGEST_WINDOW = 9  # a match 10 clicks ago would count 1 - 10 / 10 in VMIS-kNN
 STAN_WINDOW = 20

@@ -12,8 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64
 
-from train.measure.compiled import compiled
-from train.measure.ranking import SessionBatch
+from train.measure.ranking import SessionBatch, compiled
 
 
 class Votes(NamedTuple):

@@ -14,9 +14,7 @@ from jaxtyping import Float, Float32
 from pydantic import Field, ValidationError, model_validator
 
 from train.command import Settings, TrainError
-from train.measure.compiled import compiled
-from train.measure.lists import best_items
-from train.measure.ranking import Predictor, SessionBatch
+from train.measure.ranking import Predictor, SessionBatch, best_items, compiled
 
 Transform = Literal["standardised", "root", "softmax", "share", "reciprocal-rank"]
 """standardised: mean 0 and deviation 1 over the catalogue. root: the same of the square roots,

@@ -15,10 +15,16 @@ from jaxtyping import Float32, Float64, Int64
 from train.blend.blend import LIST_LENGTH, N_LENGTHS, Blend, BlendWeights, Transform, add_comparable
 from train.command import TrainError
 from train.data.sessions import Sessions
-from train.measure.compiled import compiled
-from train.measure.lists import best_items
 from train.measure.metrics import gain
-from train.measure.ranking import Predictor, Ranks, place_of, rank_targets, session_batches
+from train.measure.ranking import (
+    Predictor,
+    Ranks,
+    best_items,
+    compiled,
+    place_of,
+    rank_targets,
+    session_batches,
+)
 
 FITTED = ("recall_at_20", "mrr_at_20")
 SCORES_PER_STEP = 4_000_000  # 16 MB for each part: with those of the parts they stay few

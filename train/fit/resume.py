@@ -1,6 +1,6 @@
 """What a training must have in common with the checkpoint it resumes or begins from."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,25 +46,23 @@ def check_hyperparameters(resume: Checkpoint, hyperparameters: Hyperparameters) 
             f"{resume.folder} was trained with {name}={found[name]}, which this version no longer "
             "has: start from it with --warm-start"
         )
-    for name, value in found.items():
-        _check_equal(resume, name, value, wanted[name], "resume with the original parameters")
+    _check_equal(resume, found, wanted, "resume with the original parameters")
 
 
 def check_reading(resume: Checkpoint, event_types: EventTypes, idle_timeout_s: int | None) -> None:
     """Raise FitError unless the log is read as it was for the checkpoint."""
-    info, advice = resume.info, "resume with the original value"
-    _check_equal(resume, "event_types", info.event_types, event_types, advice)
-    _check_equal(resume, "idle_timeout_s", info.idle_timeout_s, idle_timeout_s, advice)
+    wanted = {"event_types": event_types, "idle_timeout_s": idle_timeout_s}
+    found = {name: getattr(resume.info, name) for name in wanted}
+    _check_equal(resume, found, wanted, "resume with the original value")
 
 
 def check_context(resume: Checkpoint, names: Sequence[str], utc_offset_s: int) -> None:
     """Raise FitError unless the checkpoint's context has these names and this offset."""
     fields = resume.info.model.context
-    found, wanted = (",".join(n) or "none" for n in ((f.name for f in fields), names))
     offsets = [field.utc_offset_s for field in fields if field.kind in ("hour", "weekday")]
-    _check_equal(resume, "context", found, wanted, OWN_START)
-    offset = offsets[0] if offsets else utc_offset_s
-    _check_equal(resume, "utc_offset_s", offset, utc_offset_s, OWN_START)
+    found = {"context": ",".join(field.name for field in fields) or "none"}
+    wanted = {"context": ",".join(names) or "none", "utc_offset_s": utc_offset_s}
+    _check_equal(resume, found | {"utc_offset_s": [*offsets, utc_offset_s][0]}, wanted, OWN_START)
 
 
 def check_context_fields(before: Checkpoint, log: TrainingLog) -> None:
@@ -80,11 +78,9 @@ def check_same_run(
     check_hyperparameters(resume, hyperparameters)
     check_reading(resume, log.event_types, log.idle_timeout_s)
     check_context_fields(resume, log)
-    if resume.info.training != log.description() or (
-        resume.catalogue.item_ids != log.catalogue.item_ids
-    ):
-        found = ", ".join(f"{n} {v}" for n, v in resume.info.training.model_dump().items())
-        given = ", ".join(f"{n} {v}" for n, v in log.description().model_dump().items())
+    logs = resume.info.training, log.description()
+    if logs[0] != logs[1] or resume.catalogue.item_ids != log.catalogue.item_ids:
+        found, given = (", ".join(f"{n} {v}" for n, v in of.model_dump().items()) for of in logs)
         raise FitError(
             f"{resume.folder} was trained on another log ({found}), not on ({given}): {OWN_START}"
         )
@@ -95,6 +91,11 @@ def check_same_run(
         )
 
 
-def _check_equal(resume: Checkpoint, name: str, found: Any, wanted: Any, advice: str) -> None:
-    if found != wanted:
-        raise FitError(f"{resume.folder} was trained with {name}={found}, not {wanted}: {advice}")
+def _check_equal(
+    resume: Checkpoint, found: Mapping[str, Any], wanted: Mapping[str, Any], advice: str
+) -> None:
+    for name, value in found.items():
+        if value != wanted[name]:
+            raise FitError(
+                f"{resume.folder} was trained with {name}={value}, not {wanted[name]}: {advice}"
+            )

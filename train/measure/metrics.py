@@ -79,3 +79,23 @@ def lost_predictions(log: pl.DataFrame, sessions: Sessions) -> Lost:
         int(np.count_nonzero(asked)) - int(np.count_nonzero(answered)),
         max(0.0, float(asked.sum(dtype=np.float64)) - float(answered.sum(dtype=np.float64))),
     )
+
+
+def list_figures(
+    listed: Int64[np.ndarray, "N"], support: Int64[np.ndarray, "N"]
+) -> dict[str, float]:
+    """Coverage and popularity bias of a model's top-20 lists.
+
+    `coverage_at_20`: share of the catalogue that stands in at least one list. `gini_at_20`: how
+    unevenly the lists share the catalogue, 0 evenly, towards 1 all of them the same few items.
+    `log_support_at_20`: mean over list entries of ln(1 + clicks on the item in training).
+    """
+    entries = max(1, int(listed.sum()))
+    n_items = max(1, len(listed))
+    place = np.arange(1, len(listed) + 1)
+    gini = float(((2 * place - n_items - 1) * np.sort(listed)).sum()) / (n_items * entries)
+    return {
+        "coverage_at_20": float(np.count_nonzero(listed)) / n_items,
+        "gini_at_20": gini,
+        "log_support_at_20": float((listed * np.log1p(support)).sum()) / entries,
+    }

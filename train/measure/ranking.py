@@ -4,16 +4,16 @@ The protocol is one for every model: the next item of every prefix of every sess
 whole catalogue, nothing sampled. Sessions of similar length are stepped together.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from typing import Protocol, runtime_checkable
+from typing import ParamSpec, Protocol, TypeVar, cast, runtime_checkable
 
+import numba
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64
 
 from train.data.sessions import Sessions
-from train.measure.compiled import compiled
-from train.measure.lists import count_listed
 
 PROTOCOL = (
     "next item, every prefix of every session, whole catalogue ranked, nothing sampled, "
@@ -27,6 +27,22 @@ PROTOCOL = (
 # rows, where the matrix product is at its full speed. Above 32 MiB the allocator maps each
 # step's matrix anew, and predictions/s fall by half.
 _SCORES_PER_STEP = 6_000_000
+LIST_LENGTH = 20
+_BLOCK = 128
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """The function as machine code for one thread; its first call of each argument type compiles.
+
+    The machine code is kept next to the source, or in NUMBA_CACHE_DIR.
+    """
+    # The tests' checks of argument types wrap a function before it gets here, and numba cannot read
+    # the wrapper.
+    compile_ = numba.njit(cache=True, nogil=True, error_model="numpy")
+    return cast("Callable[P, R]", compile_(inspect.unwrap(function)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +117,7 @@ def rank_targets(
     """The rank of the next click after every prefix of every session.
 
     Clicks with a target weight of 0 are read, but never a target. With `listed`, every item's entry
-    grows by the number of top-20 lists that hold it, for `list_figures` of `lists.py`.
+    grows by the number of top-20 lists that hold it, for `list_figures`.
     """
     rank = np.zeros(sessions.n_clicks, dtype=np.int64)
     for row, batch in session_batches(sessions, max(1, _SCORES_PER_STEP // n_items)):
@@ -160,6 +176,47 @@ def place_of(scores: Float[np.ndarray, "N"], score: float) -> int:
     for item in range(len(scores)):
         n_below += scores[item] < score
     return len(scores) - n_below
+
+
+@compiled
+def best_items(scores: Float[np.ndarray, "B N"], length: int) -> Int64[np.ndarray, "B length"]:
+    """The highest scores of each row, best first, equal ones by item_index; -1 after the last.
+
+    NaN is in no list.
+    """
+    # Beyond the first few hundred items hardly any enters the list: whether a block of them holds
+    # one that does is asked of the whole block at once.
+    n_rows, n_items = scores.shape
+    items = np.full((n_rows, length), -1, dtype=np.int64)
+    best = np.empty(length, dtype=scores.dtype)  # a float64 would be slow to compare with
+    for row in range(n_rows):
+        filled = 0
+        best[:] = -np.inf
+        lowest = best[length - 1]
+        for first in range(0, n_items, _BLOCK):
+            block = scores[row, first : first + _BLOCK]  # from 0 on, or no loop is vectorised
+            n_better = 0
+            for j in range(len(block)):
+                n_better += block[j] > lowest
+            if n_better == 0 and filled == length:
+                continue
+            for j in range(len(block)):
+                score = block[j]
+                if score > lowest or (filled < length and score == score):
+                    place = min(filled, length - 1)
+                    while place > 0 and best[place - 1] < score:
+                        best[place], items[row, place] = best[place - 1], items[row, place - 1]
+                        place -= 1
+                    best[place], items[row, place] = score, first + j
+                    filled = min(filled + 1, length)
+                    lowest = best[length - 1]
+    return items
+
+
+def count_listed(scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"]) -> None:
+    """Add 1 to every item in the top 20 of each row; see `best_items`."""
+    items = best_items(scores, LIST_LENGTH)
+    np.add.at(listed, items[items >= 0], 1)
 
 
 def ranks_of(sessions: Sessions, rank: Int64[np.ndarray, "T"]) -> Ranks:

@@ -22,8 +22,7 @@ from train.command import Settings, TrainError
 from train.data.context import texts
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
 from train.folders import replacing
-from train.measure.lists import list_figures
-from train.measure.metrics import NOTHING_LOST, Lost, figures
+from train.measure.metrics import NOTHING_LOST, Lost, figures, list_figures
 from train.measure.ranking import PROTOCOL, Predictor, Ranks, rank_targets
 from train.measure.significance import Difference, compare
 from train.measure.slices import first_clicks

@@ -12,8 +12,7 @@ from markupsafe import Markup
 from pydantic import Field
 
 from train.command import Settings, TrainError
-from train.measure.lists import list_figures
-from train.measure.metrics import CUTOFFS
+from train.measure.metrics import CUTOFFS, list_figures
 from train.measure.results import Evaluation, LogCounts, compare_kept, load_evaluations
 from train.measure.significance import Difference, Estimate, estimate, holm
 from train.measure.slices import slicings

@@ -3,7 +3,7 @@ import pytest
 from jaxtyping import Float32
 
 from train.blend.blend import Transform, add_comparable
-from train.measure.lists import best_items
+from train.measure.ranking import best_items
 
 VOTES = np.array([[0.0, 4.0, 0.0, 16.0], [1.0, 1.0, 1.0, 1.0]])
 

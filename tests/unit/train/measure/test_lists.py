@@ -3,7 +3,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from train.measure.lists import LIST_LENGTH, count_listed, list_figures
+from train.measure.metrics import list_figures
+from train.measure.ranking import LIST_LENGTH, count_listed
 
 
 @settings(deadline=None)  # the first call may compile
