@@ -1,10 +1,7 @@
-"""Hyperparameters found by search on a log's validation sessions, by the log's name.
-
-docs/experiments.md tells how they were found and what did not help. Each stands for a published
-figure, so it names all that was searched for, whatever the defaults are.
-"""
+"""Hyperparameters by the name of the log they were found on, from presets.toml or a user's file."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,68 +17,9 @@ OF_OPTIMISER = {"learning_rate", "momentum", "initial_accumulator"}
 LARGE_LOG = 500_000
 """Training clicks from which a log counts as large."""
 
-BPR_MAX: dict[str, Any] = {
-    "hidden_size": 100,
-    "embedding": "shared",
-    "normalise": 0.0,
-    "loss": "bpr-max",
-    "bpreg": 1.0,
-    "elu": 0.5,
-    "sample_alpha": 0.5,
-    "order": "random",
-    "bptt": 2,
-    "dropout_hidden": 0.2,
-    "learning_rate": 0.05,
-    "momentum": 0.0,
-    "initial_accumulator": 0.0,
-}
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    # One click a step and 32 sessions: .6846/.3647 after 9 epochs; two clicks: .6918/.3670.
-    "rsc15-100k": {**BPR_MAX, "n_negatives": 2048, "batch_size": 16, "dropout_embedding": 0.5},
-    # Half the units of the authors' published network: twice as many overfit two fifths of the log.
-    "diginetica": {
-        "order": "time",  # the newest sessions last: on two fifths of the log .4902 became .4998
-        "hidden_size": 256,
-        "embedding": "shared",
-        "normalise": 16.0,
-        "loss": "cross-entropy",
-        "n_negatives": 2048,
-        "sample_alpha": 0.3,
-        "batch_size": 64,
-        "bptt": 2,
-        "dropout_embedding": 0.4,
-        "dropout_hidden": 0.2,
-        "learning_rate": 0.035,
-        "momentum": 0.15,
-        # From 0, four epochs on two fifths of the log reach .5014/.1750; from this, .5080/.1780.
-        "initial_accumulator": 1e-3,
-        "precision": "bfloat16",
-        "epochs": 5,
-        "patience": 0,
-    },
-    # The demo's shop: chosen on its training days alone, the last of them held out. Its chains run
-    # one way, so that an input table of its own learns faster; on real logs it loses.
-    "synthetic": {
-        **BPR_MAX,
-        "embedding": "separate",
-        "n_negatives": 512,
-        "batch_size": 32,
-        "bptt": 1,
-        "dropout_embedding": 0.1,
-        "dropout_hidden": 0.1,
-        "epochs": 5,
-        "patience": 0,
-    },
-    # One click a step and 64 sessions: .6140/.2816; two clicks: .6295/.2895.
-    "foursquare-nyc": {
-        **BPR_MAX,
-        "n_negatives": 512,
-        "batch_size": 32,
-        "dropout_embedding": 0.3,
-        "epochs": 8,
-    },
-}
+PRESETS: dict[str, dict[str, Any]] = tomllib.loads(
+    Path(__file__).with_name("presets.toml").read_text("utf-8")
+)
 
 
 class _Unseen(FineTuning):

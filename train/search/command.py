@@ -178,17 +178,10 @@ def best_of(settings: SearchSettings, study: Study) -> dict[str, Any]:
 
 
 def in_words(settings: SearchSettings, best: Mapping[str, Any]) -> str:
-    """The best trial, how to train with it, and its entry for train/network/presets.py."""
-    name = settings.study.resolve().name
-    entry = "".join(
-        f'        "{key}": {_literal(value)},\n' for key, value in best["preset"].items()
-    )
+    """The best trial, how to train with it, and its entry for train/network/presets.toml."""
+    lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in best["preset"].items())
     return (
         f"# trial {best['trial']} of {best['trials']}: {settings.metric} {best['value']:.4f}\n"
         f"python -m train fit --preset {settings.study / BEST} ...\n"
-        f'    "{name}": {{\n{entry}    }},'
+        f"[{json.dumps(settings.study.resolve().name)}]\n{lines}"
     )
-
-
-def _literal(value: Any) -> str:
-    return repr(value) if isinstance(value, bool) else json.dumps(value)

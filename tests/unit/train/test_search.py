@@ -1,5 +1,6 @@
 import json
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_the_best_trial_comes_as_a_preset_that_trains_to_its_value(
     assert info.metrics["ndcg_at_20"] == best["values"][0]
     assert info.epoch == best["epochs"][0]
 
-    preset = eval(f"{{{entry}}}")["mine"]
+    preset = tomllib.loads(entry)["mine"]
     assert preset == best["preset"]
     again = FitSettings(clicks=clicks, out=out, preset=str(search.study / "best.json"))
     assert again.hyperparameters().model_dump() == info.hyperparameters
