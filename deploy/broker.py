@@ -31,6 +31,7 @@ KAFKA_VERSION = "4.4.0"
 # take kafka-clients 3.9.1, with which this broker dies of NoSuchMethodError.
 MAVEN_ENDPOINT = f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}+org.slf4j:slf4j-simple:1.7.36"
 HEAP = "-Xmx400m"
+PROPERTIES = Path(__file__).with_name("server.properties")
 START_TIMEOUT_S = 60.0
 
 
@@ -136,8 +137,7 @@ class EmbeddedKafka:
         lock = self._folder.enter_context(locked(self.data_dir, busy))
         check_port_is_free(self.port)
         config = self.data_dir / "server.properties"
-        properties = self._server_properties().items()
-        config.write_text("".join(f"{name}={value}\n" for name, value in properties))
+        config.write_text(self._server_properties())
         kafka = [str(java), HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         if not (self.data_dir / "log/meta.properties").exists():
             cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
@@ -150,32 +150,17 @@ class EmbeddedKafka:
         what = f"Kafka on port {self.port} (log: {self._log_path})"
         self._child.wait_until(lambda: answers(self.port), START_TIMEOUT_S, what)
 
-    def _server_properties(self) -> dict[str, str]:
-        clients = f"PLAINTEXT://{self.bootstrap_servers}"
-        return {
-            "process.roles": "broker,controller",
-            "node.id": "1",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "listeners": f"{clients},CONTROLLER://127.0.0.1:{self._controller_port}",
+    def _server_properties(self) -> str:
+        clients, controller = f"PLAINTEXT://{self.bootstrap_servers}", self._controller_port
+        properties = {
+            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "listeners": f"{clients},CONTROLLER://127.0.0.1:{controller}",
             "advertised.listeners": clients,
-            "controller.listener.names": "CONTROLLER",
             "log.dirs": str(self.data_dir / "log"),
-            "auto.create.topics.enable": "false",
-            "group.initial.rebalance.delay.ms": "0",
-            # After a kill the broker waits for its own old session to end: 9 s by default.
-            "broker.session.timeout.ms": "4000",
-            "broker.heartbeat.interval.ms": "500",
-            # One node: every internal topic has one replica. Few partitions: 50 each, the
-            # default, costs a second at the first group and 100 open files.
-            "offsets.topic.replication.factor": "1",
-            "offsets.topic.num.partitions": "8",
-            "transaction.state.log.replication.factor": "1",
-            "transaction.state.log.min.isr": "1",
-            "transaction.state.log.num.partitions": "8",
-            "share.coordinator.state.topic.replication.factor": "1",
-            "share.coordinator.state.topic.min.isr": "1",
-            **self._properties,
+            **self._properties,  # of two lines with one name the last wins
         }
+        own = "".join(f"{name}={value}\n" for name, value in properties.items())
+        return PROPERTIES.read_text() + own
 
 
 @contextlib.contextmanager
