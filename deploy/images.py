@@ -80,15 +80,9 @@ def make_kafka(cache: Path | None) -> None:
         for jar in class_path.split(os.pathsep):
             shutil.copy(jar, folder / "jars")
         shutil.copy(ROOT / "deploy/kafka-entrypoint.sh", folder)
-        (folder / "Dockerfile").write_text(
-            f"FROM {BASE_IMAGE}\n"
-            "RUN useradd --uid 1000 kafka && install -d -o kafka /var/lib/kafka/data\n"
-            "COPY java /opt/java\nCOPY jars /opt/kafka/jars\n"
-            "COPY --chown=kafka kafka-entrypoint.sh /opt/kafka/\n"
-            "ENV PATH=/opt/java/bin:$PATH\nUSER kafka\nEXPOSE 9092\n"
-            'ENTRYPOINT ["/opt/kafka/kafka-entrypoint.sh"]\n'
-        )
-        run("docker", "build", "--tag", KAFKA_IMAGE, str(folder))
+        dockerfile = ("--file", str(ROOT / "deploy/Dockerfile.kafka"))
+        base = ("--build-arg", f"BASE={BASE_IMAGE}")
+        run("docker", "build", *dockerfile, *base, "--tag", KAFKA_IMAGE, str(folder))
 
 
 def make_stream(base: str = BASE_IMAGE) -> None:

@@ -20,8 +20,7 @@ from deploy.command import DeployError, options
 from deploy.demo.answers import AnswerReader, read_replay
 from deploy.demo.heldout import Heldout, read_log, shop_log
 from deploy.demo.replay import in_order_of_time
-from deploy.demo.report import print_summary
-from deploy.demo.summary import evaluate_offline, summarise
+from deploy.demo.summary import evaluate_offline, print_summary, summarise
 from deploy.processes import Child, running
 from stream.model.bundle import load_bundle
 from stream.settings import KafkaSettings, TopicsSettings
@@ -72,12 +71,10 @@ class Demo:
     @property
     def kafka_flags(self) -> list[str]:
         """Flags of our commands; security settings reach them through the environment."""
-        k = self.kafka
-        return [
-            *("--bootstrap-servers", k.bootstrap_servers, "--app-id", k.app_id),
-            *("--clicks-topic", k.clicks_topic, "--dead-letter-topic", k.dead_letter_topic),
-            *("--recommendations-topic", k.recommendations_topic),
-        ]
+        topics = ("clicks_topic", "dead_letter_topic", "recommendations_topic")
+        names = ("bootstrap_servers", "app_id", *topics)
+        flags = ((f"--{name.replace('_', '-')}", getattr(self.kafka, name)) for name in names)
+        return [word for flag in flags for word in flag]
 
 
 def run_demo(settings: DemoSettings) -> None:

@@ -1,7 +1,6 @@
 """What a replay achieved, computed from the topics, and the offline figures of the same clicks.
 
-Pure functions over what was read: nothing here knows Kafka. A click is identified by its source,
-the partition and offset of its record.
+Nothing here knows Kafka. A click is identified by its source, its record's partition and offset.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from rich.console import Console
+from rich.table import Table
 
 from stream.contract.messages import Recommendation
 from stream.watch.judge import Judge, Quality
@@ -22,6 +23,14 @@ from train.measure.ranking import rank_targets
 from train.network.checkpoint import Checkpoint
 
 K = 20
+ROWS = {
+    "online": "online, from the topics",
+    "offline": "offline, the same clicks",
+    "without_context": "the same network without context",
+    "markov": "Markov chain: the last item alone",
+    "pop": "most popular items",
+    "oracle": "best possible (oracle)",
+}
 
 Source = tuple[int, int]
 
@@ -157,3 +166,35 @@ def summarise(
         latency_p99_ms=latency_ms(replay, 0.99),
         figures={"online": Figures(quality.recall, quality.mrr), **offline},
     )
+
+
+def print_summary(summary: Summary) -> None:
+    """Print two tables to stdout: what was delivered, and how good it was."""
+    console = Console(highlight=False)
+    delivered = Table(title="delivered", title_justify="left", show_header=False, min_width=66)
+    delivered.add_column()
+    delivered.add_column(justify="right")
+    lost = "bold red" if summary.missing else "bold green"
+    delivered.add_row("clicks in", f"{summary.clicks:,}")
+    delivered.add_row("recommendations out", f"{summary.recommendations:,}")
+    delivered.add_row("missing", f"[{lost}]{summary.missing:,}[/]")
+    delivered.add_row("dead letters", f"{summary.dead_letters:,}")
+    delivered.add_row("latency p50, click's append to reader", f"{summary.latency_p50_ms:.1f} ms")
+    delivered.add_row("latency p99", f"{summary.latency_p99_ms:.1f} ms")
+    console.print(delivered)
+    quality = Table(title="next click in the list", title_justify="left", min_width=66)
+    quality.add_column("")
+    quality.add_column("Recall@20", justify="right")
+    quality.add_column("MRR@20", justify="right")
+    for key, name in ROWS.items():
+        if key in summary.figures:
+            found = summary.figures[key]
+            cells = name, f"{found.recall_at_20:.4f}", f"{found.mrr_at_20:.4f}"
+            quality.add_row(*cells, style="bold" if key == "online" else None)
+    console.print(quality)
+    if without := summary.figures.get("without_context"):
+        offline = summary.figures["offline"]
+        console.print(
+            f"context was worth {offline.recall_at_20 - without.recall_at_20:+.4f} Recall@20 and "
+            f"{offline.mrr_at_20 - without.mrr_at_20:+.4f} MRR@20"
+        )

@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 import torch
 
-from deploy.demo.report import print_summary
 from deploy.demo.summary import (
     Answer,
     Figures,
@@ -21,6 +20,7 @@ from deploy.demo.summary import (
     missing_clicks,
     offline_sessions,
     parse_source,
+    print_summary,
     summarise,
 )
 from stream.contract.messages import ClickRef, Item, Outcome, Recommendation
