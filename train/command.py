@@ -5,6 +5,7 @@ The commands of `train` and `export` run this way, and so do the benchmarks and 
 
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeAlias, TypeVar, get_args
 
 import structlog
@@ -71,6 +72,21 @@ def parse(kind: type[T], arguments: Sequence[str] | None = None) -> T:
         return CliApp.run(kind, cli_args=words, cli_exit_on_error=False)
     except ValidationError as error:
         raise TrainError("\n".join(_sentence(kind, found) for found in error.errors())) from error
+
+
+def load_json(kind: type[T], path: Path, problem: str) -> T:
+    """What a file of ours holds. Raises TrainError, with the problem, if it holds anything else."""
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise TrainError(f"{path} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if first["loc"]:
+            message = f"{'.'.join(map(str, first['loc']))}: {message}"
+            message += "" if first["type"] == "missing" else f" (found {first['input']!r})"
+        raise TrainError(f"{path}{problem}: {message}") from error
 
 
 def log_to_stderr() -> None:

@@ -25,6 +25,7 @@ from bench.provenance import RESULTS, keep
 from train.command import Settings, run_command
 from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
 from train.data.sessions import Indexed, build_sessions
+from train.folders import replacing
 
 BAR = {"seconds": 480, "peak_gib": 12}
 CLICKS_PER_FILE = 2_000_000
@@ -60,10 +61,9 @@ def run(settings: PrepareSettings) -> None:
     for number in range(n_files):
         path = settings.folder / f"{number:04d}.parquet"
         if not path.exists():
-            unfinished = path.with_suffix(".unfinished")
             clicks = make_file(number, n_files, settings.clicks, settings.items)
-            clicks.write_parquet(unfinished)
-            unfinished.rename(path)
+            with replacing(path) as partial:
+                clicks.write_parquet(partial)
             print(f"{path}: {len(clicks):,} clicks", file=sys.stderr)
     measured, spent = in_child(measure, settings.folder)
     on_disk = sum(file.stat().st_size for file in settings.folder.glob("*.parquet"))

@@ -11,9 +11,9 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float32
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from train.command import Settings, TrainError
+from train.command import Settings, TrainError, load_json
 from train.measure.ranking import Predictor, SessionBatch, best_items, compiled
 
 Transform = Literal["standardised", "root", "softmax", "share", "reciprocal-rank"]
@@ -86,15 +86,7 @@ class Blend:
 
 def load_weights(path: Path) -> BlendWeights:
     """What `Blend.write` wrote. Raises TrainError for a file that is missing or holds no blend."""
-    try:
-        return BlendWeights.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TrainError(f"{path} cannot be read: {reason}") from error
-    except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise TrainError(f"{path} is not a blend: {where} {problem['msg']}".strip()) from error
+    return load_json(BlendWeights, path, " is not a blend")
 
 
 def load_blend(path: Path, predictors: Mapping[str, Predictor]) -> Blend:

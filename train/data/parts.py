@@ -13,12 +13,13 @@ from typing import Literal
 import msgspec
 import polars as pl
 import structlog
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from stream.contract.click import TRAIL_CLICKS, BadClick, ClickParser, Reason, Record, event_hash
 from stream.contract.decoders import JsonDecoder, WireClick
-from train.command import Settings, TrainError
+from train.command import Settings, TrainError, load_json
 from train.data.order import KAFKA_COLUMNS
+from train.folders import replacing
 
 STATE = "collect.json"
 TRAIL_MS = 86_400_000
@@ -32,7 +33,7 @@ _WIRE_TYPES = {name: pl.String() for name in WireClick.__struct_fields__} | {
     "timestamp_ms": pl.Int64()
 }
 _KAFKA_TYPES = dict(zip(KAFKA_COLUMNS, (pl.String(), pl.Int32(), pl.Int64()), strict=True))
-_PART = re.compile(r"clicks-(\d{6,})\.parquet(\.begun)?")
+_PART = re.compile(r"clicks-(\d{6,})\.parquet(\.partial)?")
 
 log = structlog.get_logger()
 
@@ -80,18 +81,13 @@ def load_state(out: Path, begin: Begin) -> CollectState:
         _save_state(out, state)  # before the first file, which it shows to be ours
     for file in out.iterdir():
         number = _PART.fullmatch(file.name)
-        if number and (file.suffix == ".begun" or int(number[1]) >= state.parts):
+        if number and (file.suffix == ".partial" or int(number[1]) >= state.parts):
             file.unlink()
     return state
 
 
 def _continued(path: Path, begin: Begin) -> CollectState:
-    try:
-        state = CollectState.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise TrainError(
-            f"{path} does not describe a collected log: {error.errors()[0]['msg']}"
-        ) from error
+    state = load_json(CollectState, path, " does not describe a collected log")
     for name, found in state.begin.model_dump(exclude={"topic_id"}).items():
         if found != getattr(begin, name):
             raise TrainError(
@@ -109,9 +105,8 @@ def _continued(path: Path, begin: Begin) -> CollectState:
 
 
 def _save_state(out: Path, state: CollectState) -> None:
-    begun = out / (STATE + ".begun")
-    begun.write_text(state.model_dump_json(indent=1) + "\n")
-    begun.rename(out / STATE)
+    with replacing(out / STATE) as partial:
+        partial.write_text(state.model_dump_json(indent=1) + "\n")
 
 
 class Repeats:
@@ -210,10 +205,9 @@ class Parts:
         """
         if self._rows:
             path = self._out / f"clicks-{self.state.parts:06d}.parquet"
-            begun = path.with_name(path.name + ".begun")
             schema = _WIRE_TYPES | dict.fromkeys(self.state.fields, pl.String()) | _KAFKA_TYPES
-            pl.DataFrame(self._rows, schema).write_parquet(begun)
-            begun.rename(path)
+            with replacing(path) as partial:
+                pl.DataFrame(self._rows, schema).write_parquet(partial)
             self.state.parts += 1
             self.state.clicks += len(self._rows)
             self._rows.clear()

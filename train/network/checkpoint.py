@@ -14,9 +14,9 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
-from train.command import TrainError
+from train.command import TrainError, load_json
 from train.data.filters import EventTypes
 from train.data.sessions import Catalogue
 from train.folders import replacing
@@ -171,18 +171,9 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
     Raises TrainError if there is none, or if its parts contradict each other.
     """
-    try:
-        info = CheckpointInfo.model_validate_json((folder / INFO).read_bytes())
-    except OSError as error:
-        raise TrainError(f"{folder} has no checkpoint: {error.strerror} ({INFO})") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
-        if place:
-            message = f"{place}: {message} (found {first['input']!r})"
-        raise TrainError(f"{folder / INFO}: {message}") from error
-
+    if not (folder / INFO).exists():
+        raise TrainError(f"{folder} has no checkpoint: No such file or directory ({INFO})")
+    info = load_json(CheckpointInfo, folder / INFO, "")
     # Split at "\n" alone: str.splitlines would also cut ids at U+0085 or U+2028.
     try:
         item_ids = (folder / ITEMS).read_text("utf-8").split("\n")[:-1]

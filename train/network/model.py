@@ -7,7 +7,6 @@ writes the same computation a second time, as an ONNX graph; `export/parity.py` 
 before a bundle is written.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, Literal, cast
 
@@ -206,10 +205,6 @@ class SessionModel(nn.Module):
             dropped: Tensor = _CompiledDropout.apply(x, share)
             return dropped
         return F.dropout(x, share)
-
-    def n_parameters(self) -> int:
-        """Weights in the model, for the log line of a run."""
-        return sum(math.prod(parameter.shape) for parameter in self.parameters())
 
 
 class _CompiledDropout(torch.autograd.Function):

@@ -7,7 +7,6 @@ softmax is the exception: it touches every row.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import NamedTuple
 
@@ -145,7 +144,8 @@ class Trainer:
                 target, clicked = place[: len(target)], place[len(drawn) :]
             rows, bias = (_leaf(p, candidate) for p in (model.item_embedding, model.output_bias))
             inputs = _leaf(model.input_table, self._tensor(click))
-        with record_function("forward"), self._autocast():
+        in_bfloat16 = torch.autocast(self._device.type, torch.bfloat16, enabled=self._in_bfloat16)
+        with record_function("forward"), in_bfloat16:
             queries = []
             of_step = torch.split(inputs, lanes)
             for step, embedded in zip(window, of_step, strict=True):
@@ -179,11 +179,6 @@ class Trainer:
                 total = _summed(_gradient(inputs), self._tensor(place), len(item))
                 self._optimiser.step("input_embedding", total, self._tensor(item))
         return state.detach().float(), loss.item()
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if not self._in_bfloat16:
-            return nullcontext()
-        return torch.autocast(self._device.type, torch.bfloat16)
 
     def _losses(
         self,

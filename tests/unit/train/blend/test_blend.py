@@ -146,5 +146,5 @@ def test_wrong_blends_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match="2 parts, but transforms and weights for"):
         load_blend(path, PARTS)
     path.write_text("{}")
-    with pytest.raises(TrainError, match="is not a blend: parts Field required"):
+    with pytest.raises(TrainError, match="is not a blend: parts: Field required"):
         load_blend(path, PARTS)

@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_to_the_rows_of_an_unbroken_one(
     whole = take(unbroken, records)
     take(broken, records[:killed_after], lost=min(2, killed_after))
     (broken / "clicks-000099.parquet").write_bytes(b"renamed, and killed before it counted")
-    (broken / "clicks-000001.parquet.begun").write_bytes(b"half of a")
+    (broken / "clicks-000001.parquet.partial").write_bytes(b"half of a")
     reached = load_state(broken, BEGIN).next_offset.get(0, 0)
     assert reached < killed_after
     state = take(broken, records[reached:])
