@@ -52,9 +52,7 @@ def folder_of(name: str) -> Path:
 
 def read_log(name: str) -> tuple[pl.DataFrame, pl.DataFrame | None]:
     """The clicks of the training file with all their columns, and of the test file if there is one.
-
-    Raises TrainError where the data set is missing.
-    """
+    Raises TrainError where the data set is missing."""
     train, test = (folder_of(name) / f"{part}.tsv.gz" for part in ("train", "test"))
     clicks = read_clicks(train, PUBLIC).clicks
     return clicks, read_clicks(test, PUBLIC).clicks if test.exists() else None

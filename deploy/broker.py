@@ -165,10 +165,8 @@ class EmbeddedKafka:
 
 @contextlib.contextmanager
 def resolve_kafka(data_dir: Path) -> Iterator[str]:
-    """Bootstrap servers of a real broker: NEXTCLICK_BOOTSTRAP_SERVERS, else an embedded one.
-
-    The embedded broker keeps its log in `data_dir` and ends with the block.
-    """
+    """Bootstrap servers of a real broker: NEXTCLICK_BOOTSTRAP_SERVERS, else an embedded one. The
+    embedded broker keeps its log in `data_dir` and ends with the block."""
     source = KafkaSource()
     if source.bootstrap_servers:
         yield source.bootstrap_servers

@@ -10,10 +10,8 @@ class DeployError(TrainError):
 
 
 def options(command: str) -> SettingsConfigDict:
-    """How the settings of ``python -m command`` are read: from flags, and from the environment.
-
-    The variables of deploy.demo begin with NEXTCLICK_DEMO_, and so on.
-    """
+    """How the settings of ``python -m command`` are read: from flags, and from the environment. The
+    variables of deploy.demo begin with NEXTCLICK_DEMO_, and so on."""
     return SettingsConfigDict(
         env_prefix=f"NEXTCLICK_{command.rpartition('.')[2].upper()}_",
         frozen=True,

@@ -22,10 +22,8 @@ T = TypeVar("T")
 
 
 def wait_for(condition: Callable[[], T], timeout_s: float, what: str = "") -> T:
-    """Return the first true value of `condition`, which is tried every 20 ms.
-
-    Raises DeployError, which names `what` was waited for, after `timeout_s`.
-    """
+    """Return the first true value of `condition`, which is tried every 20 ms. Raises DeployError,
+    which names `what` was waited for, after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not (value := condition()):
         if time.monotonic() > deadline:
@@ -118,9 +116,7 @@ def running(arguments: Sequence[str], log: Path | None = None) -> Iterator[Child
 
 def end_on_signals() -> None:
     """Make the first signal that asks us to end unwind the stack, and ignore those after it.
-
-    Unwinding stops the children; a second Ctrl-C must not interrupt that.
-    """
+    Unwinding stops the children; a second Ctrl-C must not interrupt that."""
 
     def end(number: int, _: object) -> None:
         for name in ENDING_SIGNALS:

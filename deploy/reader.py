@@ -51,10 +51,8 @@ class TopicReader:
 
 
 def read_topic(client: Mapping[str, Any], topic: str, timeout_s: float = 60.0) -> list[Message]:
-    """Every committed record of a topic, up to the end there is now.
-
-    Raises DeployError if the end is not reached in time.
-    """
+    """Every committed record of a topic, up to the end there is now. Raises DeployError if the end
+    is not reached in time."""
     records = []
     deadline = time.monotonic() + timeout_s
     with TopicReader(client, topic) as reader:

@@ -24,10 +24,8 @@ class TrainError(Exception):
 
 
 class Settings(BaseModel):
-    """Base of every group of settings: immutable, without unknown names, NaN or infinity.
-
-    The docstrings of its fields are their help texts.
-    """
+    """Base of every group of settings: immutable, without unknown names, NaN or infinity. The
+    docstrings of its fields are their help texts."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True

@@ -76,10 +76,8 @@ class EvaluateSettings(Settings):
 
 
 def run_evaluate(settings: EvaluateSettings) -> None:
-    """Print the figures of a checkpoint, and of baselines where their log is given.
-
-    With `out`, every evaluation is kept there, for `report` and for paired tests.
-    """
+    """Print the figures of a checkpoint, and of baselines where their log is given. With `out`,
+    every evaluation is kept there, for `report` and for paired tests."""
     torch.set_num_threads(settings.threads)
     checkpoint = load_checkpoint(settings.checkpoint)
     if settings.out is not None:
@@ -136,9 +134,7 @@ def read_as_trained(
     path: str | Path, columns: Mapping[str, str], info: CheckpointInfo
 ) -> pl.DataFrame:
     """The good clicks of a log, read as the checkpoint's own was: sessions, event types, context.
-
-    Raises TrainError for a log that cannot be read or lacks a column, before anything is read.
-    """
+    Raises TrainError for a log that cannot be read or lacks a column, before anything is read."""
     check_context_columns(path, info.model.context)
     column = columns.get("event_type", info.event_types.column)
     return read_clicks(

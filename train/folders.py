@@ -14,10 +14,8 @@ log = structlog.get_logger()
 
 
 def make_folder(folder: Path) -> None:
-    """Create the folder and its parents, before hours of work and not after.
-
-    Raises TrainError if that is impossible.
-    """
+    """Create the folder and its parents, before hours of work and not after. Raises TrainError if
+    that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

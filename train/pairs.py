@@ -25,10 +25,8 @@ def pairs_of(kind: type[BaseModel]) -> AfterValidator:
 
 
 def from_pairs(kind: type[T], given: dict[str, Any]) -> T:
-    """The pairs as a `kind`, its names with dashes or underscores.
-
-    Raises ValueError with one sentence on the first wrong pair.
-    """
+    """The pairs as a `kind`, its names with dashes or underscores. Raises ValueError with one
+    sentence on the first wrong pair."""
     try:
         return kind.model_validate({name.replace("-", "_"): v for name, v in given.items()})
     except ValidationError as error:

@@ -14,9 +14,7 @@ _SMOOTHING = 0.98  # of the loss shown: about the mean of the last 50 steps
 
 class EpochProgress(Progress):
     """A bar for the current epoch with loss and clicks/s, and a log line for every finished one.
-
-    Outside a terminal it writes the log lines only.
-    """
+    Outside a terminal it writes the log lines only."""
 
     def __init__(self, clicks_per_epoch: int, first_epoch: int, n_epochs: int) -> None:
         super().__init__(

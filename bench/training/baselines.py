@@ -98,9 +98,7 @@ def load_splits(dataset: str) -> Iterator[tuple[str, Split]]:
 
 def candidates(split: Split) -> dict[str, Candidate]:
     """Every model of the split's training sessions; times are fractions of the log's length.
-
-    Diginetica's time is an order, one click per second.
-    """
+    Diginetica's time is an order, one click per second."""
     span_s = float(np.ptp(split.train.timestamp_ms)) / 1000.0
     half_lives = [round(span_s / 2**halvings) for halvings in (0, 2, 4, 6, 8)]
     tried: dict[str, dict[str, list[Any]]] = {
@@ -167,10 +165,8 @@ def measure(predictor: Predictor, split: Split) -> dict[str, float]:
 
 
 def measure_missing(dataset: str, rows: dict[tuple[str, str, str], Row]) -> None:
-    """Measure what `rows` lacks of one data set, and keep each row.
-
-    A hybrid's `build_seconds` are those of fitting its weights, on the validation alone.
-    """
+    """Measure what `rows` lacks of one data set, and keep each row. A hybrid's `build_seconds` are
+    those of fitting its weights, on the validation alone."""
     chosen: dict[str, Parameters] = {}
     for name, split in load_splits(dataset):
         models, built = candidates(split), dict[str, Predictor]()

@@ -16,10 +16,8 @@ _decode = msgspec.json.Decoder(Recommendation).decode
 
 
 class AnswerReader:
-    """Reads committed recommendations from the first one on while the block lasts.
-
-    The reading thread must not wait: leave the interpreter to it while latencies are measured.
-    """
+    """Reads committed recommendations from the first one on while the block lasts. The reading
+    thread must not wait: leave the interpreter to it while latencies are measured."""
 
     def __init__(self, settings: KafkaSettings) -> None:
         self.answers: list[Answer] = []

@@ -45,10 +45,8 @@ def in_order_of_time(clicks: pl.DataFrame) -> pl.DataFrame:
 
 
 def replay(clicks: pl.DataFrame, bootstrap_servers: str, topic: str, per_second: float) -> None:
-    """Send every click at a steady pace and return when all are acknowledged.
-
-    Raises DeployError when the broker refuses one or does not answer.
-    """
+    """Send every click at a steady pace and return when all are acknowledged. Raises DeployError
+    when the broker refuses one or does not answer."""
     refused: list[str] = []
 
     def on_delivery(error: KafkaError | None, _: Message) -> None:

@@ -132,10 +132,8 @@ def offline_sessions(
 def evaluate_offline(
     models: Mapping[str, Checkpoint], train: pl.DataFrame, clicks: pl.DataFrame
 ) -> dict[str, Figures]:
-    """The figures on `clicks` of these models, of a first-order Markov chain and of popularity.
-
-    The models have learned from `train` with one catalogue; the other two count it.
-    """
+    """The figures on `clicks` of these models, of a first-order Markov chain and of popularity. The
+    models have learned from `train` with one catalogue; the other two count it."""
     checkpoint = next(iter(models.values()))
     info, catalogue = checkpoint.info, checkpoint.catalogue
     n_items = len(catalogue)

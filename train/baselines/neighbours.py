@@ -24,10 +24,8 @@ STAN_WINDOW = 20
 
 
 class SessionIndex(NamedTuple):
-    """Training sessions both ways: items by session and sessions by item.
-
-    Sessions are renumbered in order of their last click: of two, the larger is the newer.
-    """
+    """Training sessions both ways: items by session and sessions by item. Sessions are renumbered
+    in order of their last click: of two, the larger is the newer."""
 
     posting_start: Int64[np.ndarray, "N_plus_1"]
     posting: Int32[np.ndarray, "pairs"]
@@ -183,10 +181,8 @@ def index_sessions(sessions: Sessions, n_items: int) -> SessionIndex:
 def distinct_items(
     clicks: Int64[np.ndarray, "t"], item: Int64[np.ndarray, "t"], ago: Int64[np.ndarray, "t"]
 ) -> int:
-    """How many items these clicks are on; `item` takes them, newest first, `ago` their age.
-
-    The age of an item is the number of clicks since its last one.
-    """
+    """How many items these clicks are on; `item` takes them, newest first, `ago` their age. The age
+    of an item is the number of clicks since its last one."""
     n = 0
     for back in range(len(clicks)):
         clicked = clicks[len(clicks) - 1 - back]

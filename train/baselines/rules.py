@@ -65,10 +65,8 @@ def decayed_transitions(
 
 
 def association_rules(sessions: Sessions, n_items: int) -> Rules:
-    """How often two clicks were in one session, in either order; equal counts by support.
-
-    An item follows itself only where it was clicked twice.
-    """
+    """How often two clicks were in one session, in either order; equal counts by support. An item
+    follows itself only where it was clicked twice."""
     longest = int(sessions.lengths.max(initial=2))
     later = _later_clicks(sessions, n_items, np.ones(longest - 1))
     return Rules(_by_support(sessions, n_items), (later + later.T).tocsr())
@@ -82,9 +80,7 @@ def sequential_rules(sessions: Sessions, n_items: int, *, steps: int = 10) -> Ru
 
 def item_knn(sessions: Sessions, n_items: int, *, shrinkage: float = 20.0) -> Rules:
     """The cosine of the sessions that two items occur in; an item is no neighbour of itself.
-
-    `shrinkage` is added to both items' sessions, so that a pair seen once proves little.
-    """
+    `shrinkage` is added to both items' sessions, so that a pair seen once proves little."""
     item = sessions.item_index
     session = np.repeat(np.arange(len(sessions)), sessions.lengths)
     occurs = scipy.sparse.csr_array(

@@ -29,9 +29,7 @@ def vote_scores(
     vote: Callable[[Int64[np.ndarray, "b t"]], Votes],
 ) -> Iterator[Float[np.ndarray, "b N"]]:
     """`base` and the votes on each prefix, for each of `batch.steps()`, in the precision of `base`.
-
-    The array is the same in every step: what is yielded holds until the next one is asked for.
-    """
+    The array is the same in every step: what is yielded holds until the next one is asked for."""
     scores = np.tile(base, (int(np.count_nonzero(batch.lengths > 1)), 1))
     for prefix in batch.steps():
         votes = vote(prefix)

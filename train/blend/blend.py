@@ -62,10 +62,8 @@ class Blend:
     weights: BlendWeights
 
     def predict(self, batch: SessionBatch) -> Iterator[Float[np.ndarray, "b N"]]:
-        """The sum for each of `batch.steps()`; the array is the same in every step.
-
-        A part of weight 0 for a length is still asked: it carries its state from step to step.
-        """
+        """The sum for each of `batch.steps()`; the array is the same in every step. A part of
+        weight 0 for a length is still asked: it carries its state from step to step."""
         parts = [self.predictors[name].predict(batch) for name in self.weights.parts]
         total = np.empty((0, 0), dtype=np.float32)
         for prefix, *scores in zip(batch.steps(), *parts, strict=True):
@@ -90,10 +88,8 @@ def load_weights(path: Path) -> BlendWeights:
 
 
 def load_blend(path: Path, predictors: Mapping[str, Predictor]) -> Blend:
-    """The blend of a file that `Blend.write` wrote, over these parts.
-
-    Raises TrainError as `load_weights` does, and where a part of the file is not among them.
-    """
+    """The blend of a file that `Blend.write` wrote, over these parts. Raises TrainError as
+    `load_weights` does, and where a part of the file is not among them."""
     weights = load_weights(path)
     missing = [name for name in weights.parts if name not in predictors]
     if missing:

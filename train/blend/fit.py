@@ -82,9 +82,7 @@ def cross_fitted_ranks(
     predictors: Mapping[str, Predictor], validation: Sessions, n_items: int
 ) -> Ranks:
     """The blend's ranks in `validation`, each half of it by weights fitted on the other half.
-
-    Raises TrainError where a half has nothing to predict.
-    """
+    Raises TrainError where a half has nothing to predict."""
     middle = len(validation) // 2
     halves = validation.slice(0, middle), validation.slice(middle, len(validation))
     first, second = (
@@ -199,10 +197,8 @@ def _climb(
     weight: Float64[np.ndarray, "P"],
     scale: Float64[np.ndarray, "2"],
 ) -> tuple[float, Float64[np.ndarray, "K"]]:
-    """From the best part alone, mix in a share of that part which gains most, while one does.
-
-    For two parts the first round is the whole line between them.
-    """
+    """From the best part alone, mix in a share of that part which gains most, while one does. For
+    two parts the first round is the whole line between them."""
     n_parts = value.shape[1]
     tried = np.eye(n_parts)
     best_total, best = -1.0, tried[0]

@@ -89,10 +89,8 @@ def run_collect(settings: CollectSettings) -> None:
 
 
 def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> CollectState:
-    """Write what the folder lacks of the wanted offsets, in files of about ``part_clicks``.
-
-    Returns what it holds then. Raises TrainError.
-    """
+    """Write what the folder lacks of the wanted offsets, in files of about ``part_clicks``. Returns
+    what it holds then. Raises TrainError."""
     options = _options(settings)
     reading = {
         "group.id": "nextclick-collect",  # required, never joined: nothing is committed to Kafka
@@ -142,10 +140,8 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
 
 
 def _options(settings: CollectSettings) -> dict[str, str | int | float | bool]:
-    """librdkafka's options of every client, typed as its clients want them.
-
-    Of a file, empty lines and those that begin with # are skipped.
-    """
+    """librdkafka's options of every client, typed as its clients want them. Of a file, empty lines
+    and those that begin with # are skipped."""
     options: dict[str, str | int | float | bool] = {"bootstrap.servers": "127.0.0.1:9092"}
     if (path := settings.client_properties) is not None:
         try:
@@ -227,9 +223,7 @@ def _read(
     consumer: Consumer, topic: str, span: Span, parts: Parts, part_clicks: int
 ) -> Iterator[int]:
     """Take the span's records into the parts; yields after each batch how many offsets it covered.
-
-    Missing offsets (compaction, aborted transactions, markers of transactions) are skipped.
-    """
+    Missing offsets (compaction, aborted transactions, markers of transactions) are skipped."""
     position, heard = span.first, time.monotonic()
     consumer.assign([TopicPartition(topic, span.partition, position)])
     while position < span.end:

@@ -53,10 +53,8 @@ def session_starts(clicks: pl.DataFrame) -> tuple[Int[np.ndarray, "S"], Int[np.n
 
 
 def in_order(log: pl.DataFrame) -> pl.DataFrame:
-    """The log by the sessions' first clicks, ties by name, then by time, ties as they are.
-
-    The log itself if it is in this order already. session_id is categorical.
-    """
+    """The log by the sessions' first clicks, ties by name, then by time, ties as they are. The log
+    itself if it is in this order already. session_id is categorical."""
     if log.is_empty():
         return log
     session_id, timestamp_ms = log["session_id"], log["timestamp_ms"].to_numpy()
@@ -117,10 +115,8 @@ def as_served(
 def _serve(
     late: pl.DataFrame, idle_timeout_s: int | None, allowed_lateness_s: int
 ) -> tuple[Int64[np.ndarray, "T"], Int64[np.ndarray, "T"]] | None:
-    """The times of the clicks, and which part of its session each is in, counted from 1.
-
-    None where a session's clicks are not in the order of their offsets.
-    """
+    """The times of the clicks, and which part of its session each is in, counted from 1. None where
+    a session's clicks are not in the order of their offsets."""
     idle_ms = dead_ms = NEVER_MS
     if idle_timeout_s is not None:
         idle_ms, dead_ms = 1000 * idle_timeout_s, 1000 * (idle_timeout_s + allowed_lateness_s)

@@ -199,10 +199,8 @@ class Parts:
         self.state.next_offset[partition] = offset
 
     def commit(self) -> None:
-        """Write what was taken since the last time.
-
-        Every file has all columns known by then, so that the last one has them all.
-        """
+        """Write what was taken since the last time. Every file has all columns known by then, so
+        that the last one has them all."""
         if self._rows:
             path = self._out / f"clicks-{self.state.parts:06d}.parquet"
             schema = _WIRE_TYPES | dict.fromkeys(self.state.fields, pl.String()) | _KAFKA_TYPES

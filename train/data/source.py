@@ -149,10 +149,8 @@ def _read_schema(file: str) -> Mapping[str, pl.DataType]:
 
 
 def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:
-    """The type that holds all values of these without a loss; None where there is none.
-
-    In a file without a single value the column's type is Null, whatever it is in the others.
-    """
+    """The type that holds all values of these without a loss; None where there is none. In a file
+    without a single value the column's type is Null, whatever it is in the others."""
     found = dtypes - {pl.Null()} or {pl.Null()}
     if len(found) == 1:
         return found.pop()

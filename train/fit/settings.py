@@ -37,10 +37,8 @@ class TrainingSettings(LogSettings):
         return {n: v for n, v in preset.items() if n in cls.model_fields} | given
 
     def combined(self, given: Mapping[str, Any], n_clicks: int | None = None) -> Hyperparameters:
-        """The given values; else the preset's; else those for a log of so many clicks.
-
-        Raises ValueError if they cannot be combined.
-        """
+        """The given values; else the preset's; else those for a log of so many clicks. Raises
+        ValueError if they cannot be combined."""
         preset = load_preset(self.preset, given.get("optimiser"))
         own = {n: v for n, v in preset.items() if n in Hyperparameters.model_fields}
         values = {**own, **given}

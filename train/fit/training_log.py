@@ -34,10 +34,8 @@ log = structlog.get_logger()
 
 
 def columns_of(pairs: Mapping[str, str]) -> Columns:
-    """How a log names the columns of a click.
-
-    Raises ValueError with one sentence on the first wrong pair.
-    """
+    """How a log names the columns of a click. Raises ValueError with one sentence on the first
+    wrong pair."""
     own = {name: column for name, column in pairs.items() if name != "event_type"}
     if "public" in own:
         own["preset"] = own.pop("public") or "public"

@@ -36,9 +36,7 @@ R = TypeVar("R")
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
     """The function as machine code for one thread; its first call of each argument type compiles.
-
-    The machine code is kept next to the source, or in NUMBA_CACHE_DIR.
-    """
+    The machine code is kept next to the source, or in NUMBA_CACHE_DIR."""
     # The tests' checks of argument types wrap a function before it gets here, and numba cannot read
     # the wrapper.
     compile_ = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -80,10 +78,8 @@ class Predictor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Every prediction of an evaluation, one row each, by session and then by position.
-
-    Two models over the same sessions therefore line up row by row.
-    """
+    """Every prediction of an evaluation, one row each, by session and then by position. Two models
+    over the same sessions therefore line up row by row."""
 
     session: Int64[np.ndarray, "P"]
     """Row of the session in the evaluated sessions."""
@@ -158,10 +154,8 @@ def session_batches(
 def conservative_rank(
     scores: Float[np.ndarray, "B N"], target: Int64[np.ndarray, "B"]
 ) -> Int64[np.ndarray, "B"]:
-    """Place of each row's target from 1, behind every item that does not score below it.
-
-    NaN is neither below nor above anything: it counts against the model on either side.
-    """
+    """Place of each row's target from 1, behind every item that does not score below it. NaN is
+    neither below nor above anything: it counts against the model on either side."""
     rank = np.empty(len(scores), dtype=np.int64)
     for b in range(len(scores)):
         rank[b] = place_of(scores[b], scores[b, target[b]])
@@ -180,10 +174,8 @@ def place_of(scores: Float[np.ndarray, "N"], score: float) -> int:
 
 @compiled
 def best_items(scores: Float[np.ndarray, "B N"], length: int) -> Int64[np.ndarray, "B length"]:
-    """The highest scores of each row, best first, equal ones by item_index; -1 after the last.
-
-    NaN is in no list.
-    """
+    """The highest scores of each row, best first, equal ones by item_index; -1 after the last. NaN
+    is in no list."""
     # Beyond the first few hundred items hardly any enters the list: whether a block of them holds
     # one that does is asked of the whole block at once.
     n_rows, n_items = scores.shape
@@ -220,10 +212,8 @@ def count_listed(scores: Float[np.ndarray, "B N"], listed: Int64[np.ndarray, "N"
 
 
 def ranks_of(sessions: Sessions, rank: Int64[np.ndarray, "T"]) -> Ranks:
-    """Ranks of all clicks that are targets: not a session's first, and of a weight above 0.
-
-    Row t of `rank` is the rank that click t had as the next one.
-    """
+    """Ranks of all clicks that are targets: not a session's first, and of a weight above 0. Row t
+    of `rank` is the rank that click t had as the next one."""
     lengths = sessions.lengths
     session = np.repeat(np.arange(len(sessions)), lengths)
     position = np.arange(sessions.n_clicks) - np.repeat(sessions.start[:-1], lengths)

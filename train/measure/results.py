@@ -103,10 +103,8 @@ class Evaluation:
 def describe_log(
     name: str, indexed: Indexed, lost: Lost = NOTHING_LOST, clicks: pl.DataFrame | None = None
 ) -> LogCounts:
-    """The counts of a log under its name; `lost` comes from `lost_predictions`.
-
-    `clicks`, the log before anything was dropped, tells it from others of the same name.
-    """
+    """The counts of a log under its name; `lost` comes from `lost_predictions`. `clicks`, the log
+    before anything was dropped, tells it from others of the same name."""
     sessions = indexed.sessions
     return LogCounts(
         name=name,
@@ -170,10 +168,8 @@ def evaluate(
 
 
 def compare_kept(a: Evaluation, b: Evaluation, metric: str) -> Difference:
-    """`compare` of two models whose catalogues may number the same items differently.
-
-    Raises ValueError where they did not predict the same clicks.
-    """
+    """`compare` of two models whose catalogues may number the same items differently. Raises
+    ValueError where they did not predict the same clicks."""
     found, expected = a.info.log.targets_hash, b.info.log.targets_hash
     if not (found and expected):
         return compare(a.ranks, b.ranks, metric)
@@ -188,10 +184,8 @@ def evaluation_path(folder: Path, model: str) -> Path:
 
 
 def check_replaceable(folder: Path, model: str, log: LogCounts, training: Training | None) -> None:
-    """Raise TrainError where the folder keeps a different model of that name, or another log's.
-
-    Two networks count as the same if their epochs agree in every digit.
-    """
+    """Raise TrainError where the folder keeps a different model of that name, or another log's. Two
+    networks count as the same if their epochs agree in every digit."""
     path = evaluation_path(folder, model)
     if not path.exists():
         return
@@ -263,9 +257,7 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
 
 def _answers(kept: Evaluation) -> tuple[object, ...]:
     """Equal for models that gave the same ranks to the same clicks, however items are numbered.
-
-    Their lists may differ: the items' numbers decide which of equal scores are in them.
-    """
+    Their lists may differ: the items' numbers decide which of equal scores are in them."""
     ranks, log = kept.ranks, kept.info.log
     target = ranks.target[: 0 if log.targets_hash else None]
     arrays = (

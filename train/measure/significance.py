@@ -50,9 +50,7 @@ class Difference(NamedTuple):
 
 def estimate(ranks: Ranks, metrics: Sequence[str], slicing: Slicing | None = None) -> list[Part]:
     """The metrics of every part of `slicing`, with intervals; of all predictions without one.
-
-    Percentiles of RESAMPLES bootstrap samples of the sessions that hold a prediction.
-    """
+    Percentiles of RESAMPLES bootstrap samples of the sessions that hold a prediction."""
     if slicing is None:
         slicing = Slicing("all", ("all",), np.zeros(len(ranks), dtype=np.int64))
     inside = slicing.label[:, None] == np.arange(len(slicing.labels))  # P x parts

@@ -37,9 +37,7 @@ def by_target(ranks: Ranks) -> Slicing:
 
 def by_popularity(ranks: Ranks, support: Int64[np.ndarray, "N"]) -> Slicing:
     """Targets among the most clicked 1 % of the items, the next 9 %, the next 40 %, and the rest.
-
-    Items of equal support are ordered by item_index; each band's end is rounded up to an item.
-    """
+    Items of equal support are ordered by item_index; each band's end is rounded up to an item."""
     place = np.empty(len(support), dtype=np.int64)
     place[np.argsort(-support, kind="stable")] = np.arange(len(support))
     ends = [int(np.ceil(share * len(support))) for share in POPULARITY_SHARES]

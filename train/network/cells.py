@@ -145,9 +145,7 @@ def _lstm(
     x_gates: Float[Tensor, "B H4"], h_gates: Float[Tensor, "B H4"], memory: Float[Tensor, "B H"]
 ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B H2"]]:
     """Hochreiter & Schmidhuber (Neural Computation 9(8), 1997), with Gers et al.'s forget gates.
-
-    Equations and packing (input, forget, cell, output) are those of `torch.nn.LSTMCell`.
-    """
+    Equations and packing (input, forget, cell, output) are those of `torch.nn.LSTMCell`."""
     write, forget, new, read = (x_gates + h_gates).chunk(4, dim=1)
     memory = torch.sigmoid(forget) * memory + torch.sigmoid(write) * torch.tanh(new)
     output = torch.sigmoid(read) * torch.tanh(memory)

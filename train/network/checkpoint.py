@@ -167,10 +167,8 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """The checkpoint in `folder`, its parts checked against each other.
-
-    Raises TrainError if there is none, or if its parts contradict each other.
-    """
+    """The checkpoint in `folder`, its parts checked against each other. Raises TrainError if there
+    is none, or if its parts contradict each other."""
     if not (folder / INFO).exists():
         raise TrainError(f"{folder} has no checkpoint: No such file or directory ({INFO})")
     info = load_json(CheckpointInfo, folder / INFO, "")

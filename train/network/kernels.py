@@ -133,10 +133,8 @@ def first_free_lanes(n_steps: np.ndarray, n_lanes: int) -> np.ndarray:
 
 @njit(inline="always")
 def _exp(x: np.float32) -> np.float32:
-    """e^x to 1e-7, as arithmetic that LLVM vectorises: 3 x as fast as a library's exp.
-
-    2^n e^r with n whole and |r| < ln 2 / 2; e^r by the polynomial of Cephes' expf.
-    """
+    """e^x to 1e-7, as arithmetic that LLVM vectorises: 3 x as fast as a library's exp. 2^n e^r with
+    n whole and |r| < ln 2 / 2; e^r by the polynomial of Cephes' expf."""
     x = min(max(x, np.float32(-87)), np.float32(88))
     exponent = np.int32(x * np.float32(1.44269504) + np.float32(127.5))  # n + 127, rounded
     n = np.float32(exponent - np.int32(127))
@@ -166,10 +164,8 @@ def bpr_max(
     loss: np.ndarray,
     gradient: Table,
 ) -> None:
-    """`losses.bpr_max` and its gradient, a row at a time, so that a row stays in the cache.
-
-    Fills `loss` [B] and `gradient` [B, C].
-    """
+    """`losses.bpr_max` and its gradient, a row at a time, so that a row stays in the cache. Fills
+    `loss` [B] and `gradient` [B, C]."""
     n_columns = scores.shape[1]
     one, zero = np.float32(1), np.float32(0)
     bent, weight = np.empty(n_columns, np.float32), np.empty(n_columns, np.float32)

@@ -39,28 +39,22 @@ def cross_entropy(
 
 
 def bpr(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """BPR: ``-mean_j log sigmoid(r_t - r_j)``, j over the negatives.
-
-    Rendle et al. (UAI 2009), as Hidasi et al. use it (arXiv 1511.06939, sec. 3.1.3).
-    """
+    """BPR: ``-mean_j log sigmoid(r_t - r_j)``, j over the negatives. Rendle et al. (UAI 2009), as
+    Hidasi et al. use it (arXiv 1511.06939, sec. 3.1.3)."""
     wins = F.logsigmoid(_margin(scores, target))
     return -_mean_of_negatives(wins, scores, target)
 
 
 def top1(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
-    """TOP1: ``mean_j sigmoid(r_j - r_t) + sigmoid(r_j^2)``, j over the negatives.
-
-    Hidasi et al. (arXiv 1511.06939, sec. 3.1.3).
-    """
+    """TOP1: ``mean_j sigmoid(r_j - r_t) + sigmoid(r_j^2)``, j over the negatives. Hidasi et al.
+    (arXiv 1511.06939, sec. 3.1.3)."""
     terms = torch.sigmoid(-_margin(scores, target)) + torch.sigmoid(scores.square())
     return _mean_of_negatives(terms, scores, target)
 
 
 def top1_max(scores: Float[Tensor, "B C"], target: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
     """TOP1-max: ``sum_j s_j (sigmoid(r_j - r_t) + sigmoid(r_j^2))``, s the negatives' softmax.
-
-    Hidasi & Karatzoglou (CIKM 2018, arXiv 1706.03847, the section on ranking-max losses).
-    """
+    Hidasi & Karatzoglou (CIKM 2018, arXiv 1706.03847, the section on ranking-max losses)."""
     if scores.shape[1] == 1:
         return 0 * scores[:, 0]
     terms = torch.sigmoid(-_margin(scores, target)) + torch.sigmoid(scores.square())

@@ -140,10 +140,8 @@ class SessionModel(nn.Module):
         context: Int32[Tensor, "B F"],
         state: Float[Tensor, "B S"],
     ) -> tuple[Float[Tensor, "B H"], Float[Tensor, "B S"]]:
-        """Advance B sessions by one click each; the query that ranks the next, and the state.
-
-        Row b of every argument is the same session.
-        """
+        """Advance B sessions by one click each; the query that ranks the next, and the state. Row b
+        of every argument is the same session."""
         return self.step(F.embedding(item_index, self.input_table), context, state)
 
     def step(

@@ -17,10 +17,8 @@ _DRAWS = 131_072
 
 
 class NegativeSampler:
-    """Draws items with probability proportional to support^alpha.
-
-    alpha 0 draws every item alike, 1 by its clicks. Items without support are never drawn.
-    """
+    """Draws items with probability proportional to support^alpha. alpha 0 draws every item alike, 1
+    by its clicks. Items without support are never drawn."""
 
     def __init__(self, support: Int64[np.ndarray, "N"], alpha: float) -> None:
         weight = np.where(support > 0, np.maximum(support, 1.0) ** alpha, 0.0)
@@ -87,10 +85,8 @@ def has_negative(
 
 
 class RowNumbers:
-    """Numbers the distinct items of a step 0, 1, 2, ... in the order they come, without sorting.
-
-    A table of N marks makes the cost of a step that of its own items, whatever N is.
-    """
+    """Numbers the distinct items of a step 0, 1, 2, ... in the order they come, without sorting. A
+    table of N marks makes the cost of a step that of its own items, whatever N is."""
 
     def __init__(self, n_items: int) -> None:
         self._mark = np.full(n_items, -1, dtype=np.int64)

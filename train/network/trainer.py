@@ -123,10 +123,8 @@ class Trainer:
     def _step(
         self, window: list[Step], negatives: Int64[np.ndarray, "S"], state: Float[Tensor, "B S"]
     ) -> tuple[Float[Tensor, "b S"], float]:
-        """Learn from a click or a few of each session; the new state and the mean loss.
-
-        No gradient flows into clicks before the window: the state is what it is.
-        """
+        """Learn from a click or a few of each session; the new state and the mean loss. No gradient
+        flows into clicks before the window: the state is what it is."""
         model, h = self.model, self.hyperparameters
         with record_function("candidates"):
             lanes = [len(step.target) for step in window]
@@ -208,10 +206,8 @@ class Trainer:
         clicked: Int64[np.ndarray, "B"],
         only_clicked: Int64[np.ndarray, "U"],
     ) -> None:
-        """Update one table by the gradients from both of its ends, each row once.
-
-        Row b of `inputs` is row `clicked[b]` of `rows` with the items `only_clicked` behind them.
-        """
+        """Update one table by the gradients from both of its ends, each row once. Row b of `inputs`
+        is row `clicked[b]` of `rows` with the items `only_clicked` behind them."""
         gradient, of_inputs = _gradient(rows), _gradient(inputs)
         inside = clicked < len(gradient)
         gradient.index_add_(0, self._tensor(clicked[inside]), of_inputs[self._tensor(inside)])
@@ -252,10 +248,8 @@ class Trainer:
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether the device multiplies in bfloat16 itself.
-
-    A CPU that does not takes 3.7 times as long as for float32 (128 x 512 x 2,176, AVX-512 alone).
-    """
+    """Whether the device multiplies in bfloat16 itself. A CPU that does not takes 3.7 times as long
+    as for float32 (128 x 512 x 2,176, AVX-512 alone)."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return any(has for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))

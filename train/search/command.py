@@ -45,10 +45,8 @@ log = structlog.get_logger()
 
 
 def run_search(settings: SearchSettings) -> None:
-    """Search until the study has its trials or the time is up; print the best one.
-
-    Raises TrainError if the study was made with other settings, or if none of its trials finished.
-    """
+    """Search until the study has its trials or the time is up; print the best one. Raises
+    TrainError if the study was made with other settings, or if none of its trials finished."""
     torch.set_num_threads(1)
     check_device(settings.device)
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -14,10 +14,7 @@ from train.search.space import PARAMETERS, SPACE, Space, space_of
 
 
 class SearchSettings(TrainingSettings):
-    """Search hyperparameters for a click log by their figures on its validation sessions.
-
-    The first trial is the preset.
-    """
+    """Search hyperparameters for a click log by their figures on its validation sessions."""
 
     study: Path
     """Folder of study.db, best.json and search.png; a search resumes where the folder's ended."""
@@ -31,7 +28,7 @@ class SearchSettings(TrainingSettings):
         + ".",
     )
     trials: PositiveInt = 50
-    """Trials of the study, including those of earlier runs."""
+    """Trials of the study, including those of earlier runs; the first is the preset."""
     time_budget_s: PositiveFloat | None = None
     """Start no trial after this many seconds."""
     metric: str = "ndcg_at_20"

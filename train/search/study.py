@@ -35,10 +35,8 @@ log = structlog.get_logger()
 
 @contextmanager
 def open_study(settings: SearchSettings) -> Iterator[Study]:
-    """The study in the settings' folder, new or resumed, locked against other processes.
-
-    Raises TrainError if another process has it, or if the file is something else.
-    """
+    """The study in the settings' folder, new or resumed, locked against other processes. Raises
+    TrainError if another process has it, or if the file is something else."""
     file = settings.study / STUDY
     busy = f"{settings.study} is in use by another search: choose another --study"
     with locked(settings.study, busy):
