@@ -5,8 +5,10 @@ ICDM 2008) and BPR (Rendle et al., arXiv 1205.2618). What it learns of the train
 dropped: an anonymous session has no row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import scipy.sparse  # type: ignore[import-untyped]  # its stubs are a package of their own
@@ -78,12 +80,9 @@ def fit_als(
     iterations: int = 10,
 ) -> ALS:
     """ALS over the clicks of the training sessions, an item's clicks in one session added up."""
-    with threadpool_limits(1, "blas"):  # implicit warns of BLAS threads next to its own
-        model = AlternatingLeastSquares(
-            factors, regularization, alpha, iterations=iterations, num_threads=1, random_state=0
-        )
-        model.fit(_clicks(sessions, n_items), show_progress=False)
-    return ALS(model.item_factors, regularization, alpha)
+    own = {"factors": factors, "regularization": regularization, "alpha": alpha}
+    kind = partial(AlternatingLeastSquares, iterations=iterations, **own)
+    return ALS(_item_factors(kind, sessions, n_items), regularization, alpha)
 
 
 def fit_bpr(
@@ -96,23 +95,22 @@ def fit_bpr(
     iterations: int = 100,
 ) -> BPR:
     """BPR over the clicks of the training sessions, an item counting once in a session."""
-    with threadpool_limits(1, "blas"):  # as above
-        model = BayesianPersonalizedRanking(
-            factors,
-            learning_rate,
-            regularization,
-            iterations=iterations,
-            num_threads=1,
-            random_state=0,
-        )
-        model.fit(_clicks(sessions, n_items), show_progress=False)
+    own = {"factors": factors, "regularization": regularization, "learning_rate": learning_rate}
+    kind = partial(BayesianPersonalizedRanking, iterations=iterations, **own)
+    found = _item_factors(kind, sessions, n_items)
     # implicit keeps the bias as the last factor, which is 1 for every user.
-    return BPR(model.item_factors[:, :-1].copy(), model.item_factors[:, -1].copy())
+    return BPR(found[:, :-1].copy(), found[:, -1].copy())
 
 
-def _clicks(sessions: Sessions, n_items: int) -> scipy.sparse.csr_matrix:
+def _item_factors(
+    kind: Callable[..., Any], sessions: Sessions, n_items: int
+) -> Float32[np.ndarray, "N D"]:
     session = np.repeat(np.arange(len(sessions)), sessions.lengths)
     ones = np.ones(sessions.n_clicks, dtype=np.float32)
-    return scipy.sparse.csr_matrix(
+    clicks = scipy.sparse.csr_matrix(
         (ones, (session, sessions.item_index)), shape=(len(sessions), n_items)
     )
+    with threadpool_limits(1, "blas"):  # implicit warns of BLAS threads next to its own
+        model = kind(num_threads=1, random_state=0)
+        model.fit(clicks, show_progress=False)
+    return np.asarray(model.item_factors)

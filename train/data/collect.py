@@ -24,7 +24,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from pydantic import AwareDatetime, Field, NonNegativeInt, model_validator
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from stream.contract.click import Record
 from train.command import Settings, TrainError
@@ -118,10 +118,7 @@ def collect(settings: CollectSettings, part_clicks: int = PART_CLICKS) -> Collec
         parts = Parts(settings.out, load_state(settings.out, begin))
         spans = [_span(consumer, settings, parts.state, partition) for partition in partitions]
         console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(
-            *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal
-        ) as bar:
+        with Progress(console=console, disable=not console.is_terminal) as bar:
             total = sum(span.end - span.first for span in spans)
             task = bar.add_task(settings.topic, total=total)
             for span in spans:
