@@ -85,10 +85,5 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
     return name, given
 
 
-def _checked(text: str) -> str:
-    _parse(text)
-    return text
-
-
-BaselineName = Annotated[str, AfterValidator(_checked)]
+BaselineName = Annotated[str, AfterValidator(lambda text: _parse(text) and text)]
 """The type of a setting that names a baseline."""
