@@ -1,8 +1,9 @@
 """The heart: clicks and states in, what to publish and what to persist out.
 
-Pure and synchronous; no clock and no Kafka. Three steps, of which only the middle one may need a
+Pure and synchronous; no clock and no Kafka. Four steps, of which only the middle one may need a
 thread: ``Planner.plan`` parses clicks and resumes sessions, ``Plan.score`` runs the models, and
-``Planner.finish`` writes the records.
+``Planner.advance`` writes the states, which the next batch is planned on, and ``Planner.answer``
+the answers, which may come later.
 """
 
 from collections import defaultdict
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from stream.contract.click import BadClick, Click
-from stream.contract.messages import Item, Outcome, dead_letter, recommendation
+from stream.contract.messages import Item, Outcome, Target, dead_letter, recommendation
 from stream.contract.records import Record
 from stream.counts import Answered, BatchCounts, Judgement, rank_in_list
 from stream.model.bundle import Manifest
@@ -29,7 +30,7 @@ from stream.session import (
     decode_state,
     encode_state,
 )
-from stream.transport.protocol import Target, Transaction
+from stream.transport.protocol import Transaction
 
 Lookup = Callable[[int, bytes], bytes | None]
 """(partition, session) -> the state's bytes, or None."""
@@ -239,8 +240,15 @@ class Planner:
         plan.sessions[name] = _Session(model, waves, row, click.timestamp_ms, 0, fallback, [], None)
         return plan.sessions[name]
 
-    def finish(self, plan: Plan, scores: Mapping[Model, Scores], published_ms: int) -> None:
-        """Complete the plan's transaction and counts with what the models have computed."""
+    def advance(self, plan: Plan, scores: Mapping[Model, Scores]) -> None:
+        """Complete the plan's changelog with what the models have computed."""
+        for (partition, key), session in plan.sessions.items():
+            if session.changed:
+                state = _state_of(session, scores[session.model])
+                plan.transaction.changelog[partition][key] = encode_state(state)
+
+    def answer(self, plan: Plan, scores: Mapping[Model, Scores], published_ms: int) -> None:
+        """Complete the plan's messages and counts."""
         lists = {m: (s.top_index.tolist(), s.top_score.tolist()) for m, s in scores.items()}
         models = {answer.model for answer in plan.answers}
         popular = {model: [Item(*entry) for entry in model.popular] for model in models}
@@ -269,10 +277,6 @@ class Planner:
         for question in plan.questions:
             rank = rank_in_list(*list_of(question.model, question.listed), question.target)
             plan.counts.judgements.append(Judgement(question.late, rank))
-        for (partition, key), session in plan.sessions.items():
-            if session.changed:
-                state = _state_of(session, scores[session.model])
-                plan.transaction.changelog[partition][key] = encode_state(state)
 
 
 def _is_repeated(click: Click, trail: Sequence[TrailClick]) -> bool:

@@ -81,7 +81,8 @@ class Metrics:
         )
         self.stage = histogram(
             "recs_stage_seconds",
-            "Wall time of one micro-batch by stage: plan, score, finish, deliver, apply.",
+            "Wall time of one micro-batch by stage: plan, score, apply (its states), finish (its "
+            "answers), deliver.",
             ["stage"],
             buckets=STAGE_BUCKETS,
         )
@@ -109,6 +110,10 @@ class Metrics:
             "recs_restore_seconds",
             "Wall time of a restore: fencing, reading the changelog, seeking.",
             buckets=RESTORE_BUCKETS,
+        )
+        self.lost_transactions = counter(
+            "recs_lost_transactions_total",
+            "Transactions that were fenced, refused or of unknown outcome: all is restored.",
         )
         self.restored = counter(
             "recs_restored_records_total", "Changelog records read by restores."
@@ -144,7 +149,7 @@ class Metrics:
             (self.live_predictions, TIMINGS),
             (self.live_hits, TIMINGS),
             (self.live_reciprocal_rank, TIMINGS),
-            (self.stage, ("plan", "score", "finish", "deliver", "apply")),
+            (self.stage, ("plan", "score", "apply", "finish", "deliver")),
             (self.inference, ("encode", "rank")),
         )
         for instrument, labels in closed:
@@ -180,18 +185,17 @@ class Metrics:
         self.rebuilt.inc(counts.rebuilt)
         self.expired.inc(counts.expired)
 
-    def count_restore(
-        self, sessions_by_partition: Mapping[int, int], restored: Restored, seconds: float
-    ) -> None:
+    def count_restore(self, sessions_by_partition: Mapping[int, int], restored: Restored) -> None:
         """Count an assignment and its restore; partitions that left no longer have gauges."""
         self.rebalances.inc()
         self.restored.inc(restored.n_records)
         self.lost.inc(restored.n_lost)
-        self.restore.observe(seconds)
-        self.sessions.clear()
-        self.lag.clear()
-        self.set_sessions(sessions_by_partition)
+        self.restore.observe(restored.seconds)
+        self.set_by_partition(sessions_by_partition, {})
 
-    def set_sessions(self, sessions_by_partition: Mapping[int, int]) -> None:
-        for partition, n_sessions in sessions_by_partition.items():
-            self.sessions.labels(partition).set(n_sessions)
+    def set_by_partition(self, sessions: Mapping[int, int], lag: Mapping[int, int]) -> None:
+        """Set the gauges of the owned partitions; those that left have none."""
+        for gauge, values in ((self.sessions, sessions), (self.lag, lag)):
+            gauge.clear()
+            for partition, value in values.items():
+                gauge.labels(partition).set(value)

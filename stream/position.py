@@ -33,6 +33,8 @@ class Position(msgspec.Struct, array_like=True):
     bad_run, bad_run_start: bad clicks in a row up to here, and the first one's offset.
     bad_window: one bit per click over the last 2,000, the latest lowest; 1 is a bad click.
     bad_window_start: offset of the first bad click since the window was last clean.
+    owner, address: who has applied it: what its transactional ids begin with, and where its pages
+    are (host:port).
     """
 
     next_offset: int
@@ -43,6 +45,8 @@ class Position(msgspec.Struct, array_like=True):
     bad_window: bytes = b""
     bad_window_start: int = 0
     format: int = FORMAT
+    owner: str = ""
+    address: str = ""
 
     def copy(self) -> "Position":
         """Return an equal position that can be advanced without touching this one."""

@@ -1,18 +1,17 @@
 """Move the position of stopped workers (`python -m stream reset`)."""
 
-import asyncio
 from collections.abc import Collection
 
+from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from stream.errors import StreamError
-from stream.position import POSITION_KEY, Position, decode_position
+from stream.position import POSITION_KEY, Position, decode_position, encode_position
 from stream.settings import ResetSettings
 from stream.transport.clients import confluent_options
-from stream.transport.protocol import Transaction
-from stream.transport.reader import CommittedReader
-from stream.transport.topics import TIMEOUT_S, check_topics
-from stream.transport.transactions import Delivery
+from stream.transport.reader import bounds, read_committed
+from stream.transport.restore import former_ids
+from stream.transport.topics import TIMEOUT_S, check_topics, n_partitions
 
 
 def reset_positions(settings: ResetSettings) -> dict[int, int]:
@@ -21,16 +20,31 @@ def reset_positions(settings: ResetSettings) -> dict[int, int]:
     Sessions stay: clicks that are read again advance them again, unless their event_id is still
     in the trail. Raises StreamError while a worker runs, or for an offset outside the log.
     """
-    facts = check_topics(settings)
+    topic_id = check_topics(settings)
     _check_stopped(settings)
-    partitions, only = range(facts.click_partitions), settings.partition
+    (n_clicks_partitions,) = n_partitions(settings, [settings.clicks_topic]).values()
+    partitions, only = range(n_clicks_partitions), settings.partition
     if only is not None and only not in partitions:
-        topic = f"{settings.clicks_topic} has {facts.click_partitions} partitions"
+        topic = f"{settings.clicks_topic} has {n_clicks_partitions} partitions"
         raise StreamError(f"partition is {only}, {topic}")
     if only is not None:
         partitions = range(only, only + 1)
-    delivery = Delivery(settings, facts)
-    return asyncio.run(_write(settings, partitions, delivery, facts.clicks_topic_id))
+    offsets = _target_offsets(settings, partitions)
+    old = _positions(settings, partitions, stable_only=True)
+    for p, position in old.items():
+        for name in former_ids(settings.wiring, p, position):
+            _producer(settings, name)  # fences whoever has it
+    old = _positions(settings, partitions, stable_only=False)
+    producer = _producer(settings, f"{settings.app_id}-reset")
+    producer.begin_transaction()
+    for p, offset in offsets.items():
+        # The watermark stays with the sessions: they expire by it. A clean record of bad clicks,
+        # since the operator has seen them.
+        position = Position(offset, topic_id, old[p].watermark_ms if p in old else -1)
+        value = encode_position(position)
+        producer.produce(settings.changelog_topic, value, POSITION_KEY, partition=p)
+    producer.commit_transaction(TIMEOUT_S)
+    return offsets
 
 
 def _check_stopped(settings: ResetSettings) -> None:
@@ -43,37 +57,20 @@ def _check_stopped(settings: ResetSettings) -> None:
         )
 
 
-async def _write(
-    settings: ResetSettings, partitions: Collection[int], delivery: Delivery, topic_id: str
-) -> dict[int, int]:
-    reader = CommittedReader(settings)
-    try:
-        offsets = await _target_offsets(settings, partitions, reader)
-        await delivery.own(partitions)
-        old = await _old_positions(settings, partitions, reader)
-        # The watermark stays with the sessions: they expire by it. A clean record of bad clicks,
-        # since the operator has seen them.
-        positions = {
-            p: Position(offsets[p], topic_id, old[p].watermark_ms if p in old else -1)
-            for p in partitions
-        }
-        await delivery.commit(Transaction(positions=positions))
-    finally:
-        await reader.close()
-        await delivery.close()
-    return offsets
+def _producer(settings: ResetSettings, transactional_id: str) -> Producer:
+    producer = Producer(confluent_options(settings) | {"transactional.id": transactional_id})
+    producer.init_transactions(TIMEOUT_S)
+    return producer
 
 
-async def _target_offsets(
-    settings: ResetSettings, partitions: Collection[int], reader: CommittedReader
-) -> dict[int, int]:
-    bounds = await reader.bounds(settings.clicks_topic, partitions)
+def _target_offsets(settings: ResetSettings, partitions: Collection[int]) -> dict[int, int]:
+    found = bounds(settings, settings.clicks_topic, partitions)
     if settings.to == "earliest":
-        return {p: begin for p, (begin, _) in bounds.items()}
+        return {p: begin for p, (begin, _, _) in found.items()}
     if settings.to == "latest":
-        return {p: end for p, (_, end) in bounds.items()}
+        return {p: end for p, (_, _, end) in found.items()}
     offset = int(settings.to)
-    for partition, (begin, end) in bounds.items():
+    for partition, (begin, _, end) in found.items():
         if not begin <= offset <= end:
             raise StreamError(
                 f"offset {offset} is outside {settings.clicks_topic}-{partition}, "
@@ -82,11 +79,16 @@ async def _target_offsets(
     return dict.fromkeys(partitions, offset)
 
 
-async def _old_positions(
-    settings: ResetSettings, partitions: Collection[int], reader: CommittedReader
+def _positions(
+    settings: ResetSettings, partitions: Collection[int], *, stable_only: bool
 ) -> dict[int, Position]:
-    positions = {}
-    async for record in reader.read(settings.changelog_topic, dict.fromkeys(partitions, 0)):
-        if record.key == POSITION_KEY:
-            positions[record.partition] = decode_position(record.value)
-    return positions
+    """The last position of each partition, of what is stable or of all that is written."""
+    topic, start = settings.changelog_topic, dict.fromkeys(partitions, 0)
+    found = bounds(settings, topic, partitions)
+    end = {p: stable if stable_only else written for p, (_, stable, written) in found.items()}
+    return {
+        message.partition(): decode_position(message.value())
+        for messages in read_committed(settings, topic, start, end)
+        for message in messages
+        if message.key() == POSITION_KEY
+    }

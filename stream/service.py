@@ -1,6 +1,7 @@
-"""Start a worker process: read the bundle, check the topics, patch Faust, run."""
+"""Start a worker process: read the bundle, check the topics, run."""
 
 import socket
+from functools import partial
 
 import structlog
 from prometheus_client import REGISTRY, disable_created_metrics
@@ -13,7 +14,6 @@ from stream.model.models import Models, load_model
 from stream.position import BadClickLimit
 from stream.settings import WorkerSettings
 from stream.transport.faust_app import FaustTransport
-from stream.transport.patches import install_patches
 from stream.transport.topics import check_topics
 from stream.web.pages import add_pages
 from stream.worker import Worker
@@ -24,9 +24,8 @@ log = structlog.get_logger(__name__)
 def run_worker(settings: WorkerSettings) -> int:
     """Serve until a signal; returns the exit code. Raises StreamError before the first click."""
     configure_logging(settings.log_level)
-    install_patches()
     model = load_model(settings.bundle, settings.inference_threads)
-    facts = check_topics(settings)
+    check_topics(settings)
     _check_address(settings)
     # It would be a second series for every counter, which nobody reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here
@@ -40,7 +39,7 @@ def run_worker(settings: WorkerSettings) -> int:
     limit = BadClickLimit(settings.bad_click_run_limit, settings.bad_click_share_limit)
     rules = Rules.of(model.manifest, limit)
     planner = Planner(Models(model), rules, settings.clicks_topic)
-    transport = FaustTransport(settings, facts)
+    transport = FaustTransport(settings, settings.wiring, partial(check_topics, settings))
     worker = Worker(transport, planner, metrics)
     add_pages(transport.app, worker, metrics.registry)
     return transport.run(worker)

@@ -18,6 +18,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from stream.contract.messages import Target
+from stream.transport.protocol import Wiring
+
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
 
 
@@ -91,6 +94,15 @@ class KafkaSettings(BaseSettings):
     def changelog_topic(self) -> str:
         """The compacted topic behind the session table (Faust's name for it)."""
         return f"{self.app_id}-sessions-changelog"
+
+    @property
+    def wiring(self) -> Wiring:
+        """The topics as the transport takes them."""
+        outputs = {
+            Target.RECOMMENDATIONS: self.recommendations_topic,
+            Target.DEAD_LETTERS: self.dead_letter_topic,
+        }
+        return Wiring(self.app_id, self.clicks_topic, self.changelog_topic, outputs)
 
 
 class WorkerSettings(KafkaSettings):

@@ -1,25 +1,31 @@
-"""The loop: a micro-batch goes through planner, models, transaction and sessions, in that order."""
+"""The loop: a micro-batch goes through planner, models, sessions and transaction, in that order.
+
+Two batches are under way at a time: one is planned and scored, while the one before is encoded and
+committed. The second is planned on states that are not committed yet, which is right since a
+transaction that is lost drops all of them.
+"""
 
 import asyncio
 import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 
 from stream.batch import Plan, Planner
-from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.metrics import Metrics
-from stream.position import BadClickLimitError
-from stream.session import Sessions
-from stream.transport.protocol import Target, TransactionLostError, Transport
+from stream.model.models import Model
+from stream.model.scorer import Scores
+from stream.position import BadClickLimitError, Position
+from stream.session import PartitionSessions, Sessions
+from stream.transport.protocol import Batch, Restored, TransactionLostError, Transport
 
 log = structlog.get_logger(__name__)
 
@@ -33,13 +39,12 @@ so that a mass expiry does not hold up the clicks."""
 INLINE_CLICKS = 32
 """Up to this many clicks are scored in the event loop, which has nothing else to do meanwhile: the
 way to the scoring thread and back costs 1 to 2 ms where two cores are busy. More would hold up
-the fetching of the next batch."""
+the commit of the batch before."""
 
 
 _ENDS = (
     (BadClickLimitError, "bad_click_limit", EXIT_BAD_CLICKS),
     (StreamError, "bad_deployment", EXIT_DEPLOYMENT),
-    (TransactionLostError, "transaction_lost", EXIT_BUG),
 )
 
 
@@ -47,11 +52,14 @@ class DroppedClickError(Exception):
     """The transport passed over a click that the topic holds."""
 
 
-class Worker:
-    """Answers every click of the owned partitions exactly once: the ``Processor`` of a transport.
+class _Scored(NamedTuple):
+    batch: Batch
+    plan: Plan
+    scores: Mapping[Model, Scores]
 
-    A batch and a restore never overlap.
-    """
+
+class Worker:
+    """Answers every click of the owned partitions once: the ``Processor`` of a transport."""
 
     def __init__(self, transport: Transport, planner: Planner, metrics: Metrics) -> None:
         self._transport = transport
@@ -59,54 +67,77 @@ class Worker:
         self._metrics = metrics
         self._sessions = Sessions()
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
-        self._between_batches = asyncio.Lock()
-        self._last_ready = time.monotonic()
+        self._scored: asyncio.Queue[_Scored | None] = asyncio.Queue(1)
         self._batch_started: float | None = None
 
     # -- the loop -------------------------------------------------------------------------
 
     async def run(self) -> None:
+        delivering = asyncio.create_task(self._deliver())
         try:
-            while (records := await self._transport.fetch()) is not None:
-                async with self._between_batches:
-                    self._batch_started = time.monotonic()
-                    await self._process(records)
-                    self._batch_started = None
+            while (batch := await self._transport.fetch()) is not None:
+                await self._advance(batch)
+            await self._scored.put(None)
         except Exception as error:
-            self._on_error(error)
+            self.fail(error)
+        await delivering
 
-    async def _process(self, fetched: dict[int, list[Record]]) -> None:
-        transport, planner = self._transport, self._planner
-        records = {p: fetched[p] for p in fetched.keys() & self._sessions.partitions.keys()}
+    async def _advance(self, batch: Batch) -> None:
+        """Plan and score a batch, and let the sessions go on to the next one."""
+        sessions, planner, transport = self._sessions, self._planner, self._transport
         with self._stage("plan"):
-            positions = {p: transport.position(p) for p in records}
-            plan = planner.plan(records, positions, self._sessions.get)
+            positions = {p: sessions.partitions[p].position for p in batch.records}
+            plan = planner.plan(batch.records, positions, sessions.get)
         await self._check_holes(plan)
         with self._stage("score"):
-            if sum(map(len, records.values())) <= INLINE_CLICKS:
+            if sum(map(len, batch.records.values())) <= INLINE_CLICKS:
                 scores = plan.score()
             else:
                 loop = asyncio.get_running_loop()
                 scores = await loop.run_in_executor(self._scoring, plan.score)
-        with self._stage("finish"):
-            planner.finish(plan, scores, _now_ms())
-            self._collect(plan)
-        with self._stage("deliver"):
-            await transport.commit(plan.transaction)
+        if not transport.is_current(batch):
+            transport.acknowledge(batch)
+            return
         with self._stage("apply"):
-            self._sessions.apply(plan.transaction.changelog)
-            self._metrics.count_batch(plan.counts, scores.values(), _now_ms())
-            transport.acknowledge()
+            planner.advance(plan, scores)
+            self._collect(plan)
+            sessions.apply(plan.transaction)
+        await self._scored.put(_Scored(batch, plan, scores))
+
+    async def _deliver(self) -> None:
+        """Answer and commit batches in order."""
+        transport = self._transport
+        try:
+            while (scored := await self._scored.get()) is not None:
+                self._batch_started = time.monotonic()
+                if transport.is_current(scored.batch):
+                    await self._commit(*scored)
+                self._batch_started = None
+                transport.acknowledge(scored.batch)
+        except Exception as error:
+            self.fail(error)
+
+    async def _commit(self, batch: Batch, plan: Plan, scores: Mapping[Model, Scores]) -> None:
+        with self._stage("finish"):
+            self._planner.answer(plan, scores, _now_ms())
+        try:
+            with self._stage("deliver"):
+                await self._transport.commit(batch, plan.transaction)
+        except TransactionLostError as error:
+            self._metrics.lost_transactions.inc()
+            log.warning("transaction_lost", detail=str(error))
+            return
+        self._metrics.count_batch(plan.counts, scores.values(), _now_ms())
 
     def _collect(self, plan: Plan) -> None:
         """Let the batch's transaction also delete sessions that the watermark calls dead."""
         transaction, is_dead = plan.transaction, self._planner.rules.is_dead
-        answers = transaction.messages[Target.RECOMMENDATIONS]
         for partition, position in transaction.positions.items():
+            touched = plan.touched[partition]
             dead = self._sessions.partitions[partition].collect(
                 partial(is_dead, watermark_ms=position.watermark_ms),
-                plan.touched[partition],
-                max(COLLECT_AT_LEAST, COLLECT_PER_CLICK * len(answers[partition])),
+                touched,
+                max(COLLECT_AT_LEAST, COLLECT_PER_CLICK * len(touched)),
             )
             transaction.changelog[partition].update(dict.fromkeys(dead))
             plan.counts.expired += len(dead)
@@ -114,15 +145,15 @@ class Worker:
     async def _check_holes(self, plan: Plan) -> None:
         """Read again where offsets are missing. Raises DroppedClickError if a click is there.
 
-        Transaction markers, aborted records and compaction leave holes; so did every bug that
-        made Faust drop messages.
+        Transaction markers, aborted records and compaction leave holes; so would a bug that
+        drops messages.
         """
         holes = plan.holes
         if not holes:
             return
         starts = {p: ranges[0][0] for p, ranges in holes.items()}
         ends = {p: ranges[-1][1] for p, ranges in holes.items()}
-        async for record in self._transport.read(starts, ends):
+        for record in await self._transport.read(starts, ends):
             if any(a <= record.offset < b for a, b in holes[record.partition]):
                 raise DroppedClickError(
                     f"{self._planner.topic}-{record.partition} holds a click at offset "
@@ -136,52 +167,26 @@ class Worker:
         yield
         self._metrics.stage.labels(stage).observe(time.perf_counter() - started)
 
-    async def restore(self) -> None:
-        started = time.perf_counter()
-        try:
-            async with self._between_batches:
-                restored = await self._transport.restore(self._sessions)
-        except Exception as error:
-            self._on_error(error)
-        seconds = time.perf_counter() - started
-        self._metrics.count_restore(self._sessions.sizes(), restored, seconds)
-        partitions, n_sessions = list(self._transport.partitions), len(self._sessions)
-        counts = {"records": restored.n_records, "sessions": n_sessions}
-        log.info("restored", partitions=partitions, **counts, seconds=round(seconds, 3))
+    # -- what the transport asks ----------------------------------------------------------------
 
-    # -- what operators see -----------------------------------------------------------------
+    def new_partition(self) -> PartitionSessions:
+        return PartitionSessions()
 
-    @property
-    def ready(self) -> bool:
-        """Whether partitions are assigned, restored and served."""
-        return self._transport.ready
+    def own(
+        self, restored: Mapping[int, tuple[PartitionSessions, Position]], how: Restored
+    ) -> None:
+        for sessions, position in restored.values():
+            sessions.position = position
+        self._sessions.own({p: sessions for p, (sessions, _) in restored.items()})
+        self._metrics.count_restore(self._sessions.sizes(), how)
+        counts = {"records": how.n_records, "sessions": len(self._sessions)}
+        log.info("restored", partitions=sorted(restored), **counts, seconds=round(how.seconds, 3))
 
-    @property
-    def stuck_s(self) -> float:
-        """Seconds that the current batch has taken; 0 between batches."""
-        return 0.0 if self._batch_started is None else time.monotonic() - self._batch_started
+    def drop(self, partitions: Collection[int]) -> None:
+        self._sessions.drop(partitions)
 
-    @property
-    def not_ready_s(self) -> float:
-        """Seconds since partitions were last assigned and restored, or since the start."""
-        return 0.0 if self.ready else time.monotonic() - self._last_ready
-
-    async def observe(self) -> None:
-        """Set the gauges."""
-        self._metrics.ready.set(self.ready)
-        if not self.ready:
-            return
-        self._last_ready = time.monotonic()
-        self._metrics.set_sessions(self._sessions.sizes())
-        for partition, n_clicks in (await self._transport.lag()).items():
-            self._metrics.lag.labels(partition).set(n_clicks)
-
-    def _on_error(self, error: Exception) -> NoReturn:
-        """Log and end the process at once; what was not committed is done again after a restart.
-
-        No graceful stop: other partitions of the batch may have committed and are not applied
-        here, so nothing may be written any more.
-        """
+    def fail(self, error: Exception) -> NoReturn:
+        """Log and end the process at once; what was not committed is done again after a restart."""
         for kind, event, exit_code in _ENDS:
             if isinstance(error, kind):
                 log.critical(event, detail=str(error))
@@ -194,6 +199,23 @@ class Worker:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+    # -- what operators see -----------------------------------------------------------------
+
+    @property
+    def ready(self) -> bool:
+        """Whether the worker is a member of its group, and what it owns is restored."""
+        return self._transport.ready
+
+    @property
+    def stuck_s(self) -> float:
+        """Seconds that the current batch has taken; 0 between batches."""
+        return 0.0 if self._batch_started is None else time.monotonic() - self._batch_started
+
+    async def observe(self) -> None:
+        """Set the gauges."""
+        self._metrics.ready.set(self.ready)
+        self._metrics.set_by_partition(self._sessions.sizes(), self._transport.lag())
 
 
 def _now_ms() -> int:

@@ -8,9 +8,10 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass, field
 
+from stream.contract.messages import Target
 from stream.contract.records import Message, Record
 from stream.position import Position
-from stream.transport.protocol import Processor, Restored, Table, Target, Transaction
+from stream.transport.protocol import Processor, Restored, Table, Transaction
 
 
 @dataclass

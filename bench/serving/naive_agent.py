@@ -22,6 +22,7 @@ import uvloop
 from faust.transport.producer import ProducerBuffer
 from onnx import compose, helper
 from pydantic import Field, PositiveFloat, PositiveInt
+from yarl import URL
 
 from stream.contract.click import BadClick, Click, ClickParser, Reason, Record
 from stream.contract.messages import Item, Message, Outcome, dead_letter, recommendation
@@ -36,7 +37,6 @@ from stream.session import (
     encode_state,
 )
 from stream.settings import KafkaSettings
-from stream.transport.clients import faust_options
 from train.command import run_command
 
 
@@ -115,7 +115,7 @@ def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) ->
 def build_app(settings: NaiveSettings, bundle: Bundle, model: Model) -> faust.App:
     app = faust.App(
         settings.app_id,
-        **faust_options(settings),
+        broker=[URL(f"kafka://{server}") for server in settings.servers],
         topic_allow_declare=False,
         topic_disable_leader=True,
         consumer_auto_offset_reset="earliest",

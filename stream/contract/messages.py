@@ -13,6 +13,13 @@ _DETAIL_BYTES = 1024
 topic grants beyond the largest click."""
 
 
+class Target(StrEnum):
+    """What the worker writes besides its changelog."""
+
+    RECOMMENDATIONS = "recommendations"
+    DEAD_LETTERS = "dead_letters"
+
+
 class Outcome(StrEnum):
     """How a good click was answered."""
 

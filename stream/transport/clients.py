@@ -3,9 +3,6 @@
 import ssl
 from typing import Any
 
-import faust
-from yarl import URL
-
 from stream.settings import KafkaSettings
 
 CLIENT_ID = "nextclick"
@@ -50,25 +47,6 @@ def aiokafka_options(settings: KafkaSettings) -> dict[str, Any]:
             "sasl_plain_username": settings.sasl_username,
             "sasl_plain_password": settings.sasl_password,
         }
-    return options
-
-
-def faust_options(settings: KafkaSettings) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "broker": [URL(f"kafka://{server}") for server in settings.servers],
-        "broker_client_id": CLIENT_ID,
-    }
-    context = _ssl_context(settings) if _has_tls(settings) else None
-    if _has_sasl(settings):
-        # Without a context Faust means SASL_PLAINTEXT, silently; with one, SASL_SSL.
-        options["broker_credentials"] = faust.SASLCredentials(
-            username=settings.sasl_username,
-            password=settings.sasl_password,
-            ssl_context=context,
-            mechanism=settings.sasl_mechanism,
-        )
-    elif context is not None:
-        options["broker_credentials"] = faust.SSLCredentials(context)
     return options
 
 

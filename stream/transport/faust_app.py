@@ -1,56 +1,150 @@
-"""Today's ``Transport``: Faust assigns and delivers, aiokafka's producers and readers do the rest.
+"""The ``Transport`` on Kafka: a Faust app whose own transport is librdkafka.
 
-The consumer group, its assignment, the fetching and the web server are Faust's. The restore and
-the transactions are ours (restore.py, transactions.py), as are the positions that records go on
-from; patches.py makes Faust ask for them.
+Faust's transports are plug-ins. Ours hands a whole micro-batch over as one message, so that Faust
+does its work per message once a batch; app, agent, flow control, pages and shutdown are Faust's
+own. Which partitions we have, what they are restored from and how a batch is committed is ours:
+group.py, restore.py, transactions.py. To Faust it is one partition that never leaves.
 """
 
 import asyncio
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
+import uuid
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import faust
+import structlog
 import uvloop
-from faust.types import TP
+from aiokafka.errors import KafkaError
+from confluent_kafka import KafkaException
+from faust.sensors.monitor import Monitor
+from faust.transport import base, consumer, producer
+from faust.transport.drivers import TRANSPORTS
+from faust.types import TP, ConsumerMessage
+from yarl import URL
 
 from stream.contract.records import Record
-from stream.position import Position
 from stream.settings import WorkerSettings
-from stream.transport.clients import faust_options
-from stream.transport.patches import LeanMonitor
-from stream.transport.protocol import Processor, Restored, Table, Transaction
-from stream.transport.reader import CommittedReader
-from stream.transport.restore import Progress, restore_partitions
-from stream.transport.topics import TopicFacts
-from stream.transport.transactions import Delivery
+from stream.transport.clients import confluent_options
+from stream.transport.group import Group, record_of
+from stream.transport.protocol import Batch, Processor, Transaction, TransactionLostError, Wiring
+from stream.transport.reader import read_committed
+from stream.transport.restore import Restore
+from stream.transport.topics import BrokerUnreachableError
+from stream.transport.transactions import Delivery, Membership
+
+log = structlog.get_logger(__name__)
 
 OBSERVE_EVERY_S = 2.0
+RETRY_S = 1.0
+_UNREACHABLE = (
+    KafkaException,
+    KafkaError,
+    BrokerUnreachableError,
+    TransactionLostError,
+    TimeoutError,
+)
+
+TRANSPORTS.aliases["batches"] = f"{__name__}:BatchTransport"
+
+
+class LeanMonitor(Monitor):
+    """Faust's monitor without its work for each message; ours is in metrics.py."""
+
+    logger = logging.getLogger("faust.monitor")
+
+    def on_message_in(self, tp: TP, offset: int, message: Any) -> None: ...
+    def on_message_out(self, tp: TP, offset: int, message: Any) -> None: ...
+
+
+class BatchConsumer(consumer.Consumer):
+    """Faust's consumer, as far as Faust needs one."""
+
+    logger = logging.getLogger("faust.consumer")
+
+    async def subscribe(self, topics: Collection[str]) -> None:
+        if self.app.owner.start(self):
+            # Behind this call, whose end Faust waits for when partitions are assigned.
+            self.add_future(self._assign())
+
+    async def _assign(self) -> None:
+        self.app.on_rebalance_start()
+        self.app.consumer_generation_id += 1
+        await self.on_partitions_assigned(self.assignment(), self.app.consumer_generation_id)
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        owner, n_batches = self.app.owner, 0
+        while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+            batch = await owner.next_batch()
+            n_batches += 1
+            (tp,) = self.assignment()
+            now = time.time()
+            message = ConsumerMessage(
+                tp.topic, tp.partition, n_batches, now, 1, [], None, batch, None, 0, 0, tp,
+                generation_id=self.app.consumer_generation_id,
+            )  # fmt: skip
+            await self.callback(message)
+
+    def assignment(self) -> set[TP]:
+        return {TP(self.app.owner.wiring.input, 0)}
+
+    async def on_stop(self) -> None:
+        await super().on_stop()  # waits until what is under way is acknowledged
+        await self.app.owner.close()
+
+    async def _commit(self, offsets: Any) -> bool:
+        return True  # offsets are in the transactions
+
+    async def highwaters(self, *partitions: Any) -> dict[Any, int]:
+        return {}  # of the changelog, which Faust has no part of
+
+    earliest_offsets = highwaters
+
+    # What an abstract consumer must have: the restore seeks, and nobody asks for the rest.
+    async def perform_seek(self) -> None: ...
+    async def seek_to_committed(self) -> Any: ...
+    async def seek_wait(self, partitions: Any) -> None: ...
+    async def _seek(self, partition: Any, offset: int) -> None: ...
+    async def create_topic(self, *arguments: Any, **options: Any) -> None: ...
+    async def position(self, partition: Any) -> Any: ...
+    async def _getmany(self, *arguments: Any, **options: Any) -> Any: ...
+    def highwater(self, partition: Any) -> Any: ...
+    def topic_partitions(self, topic: str) -> Any: ...
+    def key_partition(self, *arguments: Any, **options: Any) -> Any: ...
+    def _to_message(self, partition: Any, record: Any) -> Any: ...
+    def _new_topicpartition(self, topic: str, partition: int) -> Any: ...
+
+
+class NoProducer(producer.Producer):
+    """Faust sends nothing: transactions.py does."""
+
+    logger = logging.getLogger("faust.producer")
+
+    async def flush(self) -> None: ...
+
+
+class BatchTransport(base.Transport):
+    Consumer = BatchConsumer
+    Producer = NoProducer
+    default_port = 9092
+    driver_version = "librdkafka"
 
 
 class WorkerApp(faust.App):
-    """The Faust app with what our patches ask of it (see patches.py)."""
+    """A Faust app that knows whose it is."""
 
     logger = logging.getLogger("faust.app")  # else Faust logs under our name
     owner: "FaustTransport"
 
-    async def restore(self) -> None:
-        """Fence, restore, check: called with the flow of records stopped."""
-        await self.owner.processor.restore()
 
-    def positions(self) -> Mapping[TP, int]:
-        """Where the records go on."""
-        return self.owner.next_offsets()
-
-
-def build_app(settings: WorkerSettings) -> WorkerApp:
+def build_app(settings: WorkerSettings, group_id: str) -> WorkerApp:
     """Return the Faust app without agents: every setting that matters, with its reason."""
     return WorkerApp(
-        settings.app_id,
-        **faust_options(settings),
+        group_id,
+        broker=[URL(f"batches://{settings.servers[0]}")],
         store="memory://",  # stays empty: the table is the processor's, and restore.py fills it
         # Faust makes a folder that nothing is ever written to; not in the current one.
         datadir=Path(tempfile.gettempdir()) / "nextclick-faust",
@@ -58,18 +152,7 @@ def build_app(settings: WorkerSettings) -> WorkerApp:
         topic_allow_declare=False,
         topic_disable_leader=True,
         table_standby_replicas=0,
-        consumer_auto_offset_reset="earliest",
-        # How soon partitions added to the clicks are noticed; restore.py checks them.
-        consumer_metadata_max_age_ms=10_000,
-        broker_session_timeout=settings.session_timeout_s,
-        broker_heartbeat_interval=settings.session_timeout_s / 4,
-        broker_rebalance_timeout=60.0,
-        broker_request_timeout=max(40.0, settings.session_timeout_s + 10),
-        # A restore does not poll: a million sessions must fit in.
-        broker_max_poll_interval=300.0,
-        broker_commit_interval=1.0,
         stream_wait_empty=True,
-        stream_buffer_maxsize=8192,
         recovery_consistency_check=False,
         agent_supervisor="mode.CrashingSupervisor",
         Monitor=LeanMonitor,
@@ -84,35 +167,39 @@ def build_app(settings: WorkerSettings) -> WorkerApp:
 
 
 class FaustTransport:
-    """The ``Transport`` of a worker process; ``patches.install_patches`` comes before it.
+    """The ``Transport`` of a worker process. What each method promises is written there.
 
-    What each method promises is written there.
+    ``check`` says what is wrong with the topics (StreamError), and returns the input topic's id.
     """
 
-    def __init__(self, settings: WorkerSettings, facts: TopicFacts) -> None:
-        self.app = build_app(settings)
+    def __init__(self, settings: WorkerSettings, wiring: Wiring, check: Callable[[], str]) -> None:
+        self.app = build_app(settings, wiring.group_id)
         self.app.owner = self
+        self.wiring = wiring
         self.processor: Processor
-        self._settings = settings
-        self._topic = settings.clicks_topic
+        self._settings, self._check = settings, check
         self._input = self.app.topic(
-            self._topic,
+            wiring.input,
             key_type=bytes,
             value_type=bytes,
-            # A decoding serializer here would stall the stream for good at the first bad record.
             key_serializer="raw",
             value_serializer="raw",
         )
-        self.app.Table(
-            "sessions", partitions=facts.click_partitions, key_type=bytes, value_type=bytes
-        )
-        self._delivery = Delivery(settings, facts)
-        self._reader = CommittedReader(settings)
-        self._progress: dict[int, Progress] = {}
-        self._restored = False
+        self.app.Table("sessions", key_type=bytes, value_type=bytes)
+        self._owner = f"{wiring.group_id}-{uuid.uuid4().hex[:12]}"
+        self._delivery = Delivery(settings, wiring, self._owner, self._membership)
+        self._group: Group | None = None
+        self._joined = False
+        self._assigned: set[int] = set()
+        self._restores: dict[asyncio.Task[None], Restore] = {}
+        # Whatever is fetched before a partition is started, or lost, carries a smaller epoch.
+        self._epoch = self._lost_at = 0
+        self._since: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
+        self._in_flight: dict[int, tuple[Any, asyncio.Event]] = {}
+        self._wanted = asyncio.Event()
         self._queue: asyncio.Queue[Any]
-        self._events: list[Any] = []
-        self._fetched_at = 0.0
+        self._asked_at = 0.0
 
     def run(self, processor: Processor) -> int:
         loop = uvloop.new_event_loop()
@@ -131,94 +218,201 @@ class FaustTransport:
         """Let the app drive the processor once it is started."""
         self.processor = processor
 
-        async def recommend(stream: Any) -> None:
-            # The channel's queue is read directly. Faust's noack_take wakes a task for every
-            # message and empties its buffer by a free-running timer, which adds half a window to
-            # each click.
+        async def process(stream: Any) -> None:
             self._queue = aiter(stream.channel).queue
             await processor.run()
 
-        self.app.agent(self._input, name="recommend")(recommend)
+        self.app.agent(self._input, name="process")(process)
         self.app.timer(OBSERVE_EVERY_S)(processor.observe)
 
     @property
     def ready(self) -> bool:
-        return self._restored and not self.app.rebalancing and not self.app.in_recovery
+        return self._joined and not self._restores and len(self._since) == len(self._assigned)
 
-    @property
-    def partitions(self) -> Collection[int]:
-        return self._progress.keys()
-
-    def position(self, partition: int) -> Position:
-        position = self._progress[partition].position
-        assert position is not None, "restore gives every partition a position"
-        return position
-
-    def next_offsets(self) -> dict[TP, int]:
-        """Where each restored partition goes on; empty until a restore is complete."""
-        if not self._restored:
+    def lag(self) -> dict[int, int]:
+        if self._group is None:
             return {}
-        return {TP(self._topic, p): self.position(p).next_offset for p in self._progress}
+        return {p: self._group.lag(p, self._committed[p]) for p in self._since}
 
-    async def restore(self, table: Table) -> Restored:
-        self._restored = False
-        assigned = self.app.consumer.assignment()
-        partitions = sorted(tp.partition for tp in assigned if tp.topic == self._topic)
-        restored = await restore_partitions(
-            partitions, self._progress, table, self._delivery, self._reader, self._settings
-        )
-        self._restored = True
-        return restored
+    async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
+        def read() -> list[Record]:
+            topic = self.wiring.input
+            found = read_committed(self._settings, topic, start, end)
+            return [record_of(message) for messages in found for message in messages]
 
-    async def fetch(self) -> dict[int, list[Record]] | None:
-        """As ``Transport.fetch``: up to ``batch_clicks``, at least a window after the last batch.
+        return await asyncio.to_thread(read)
 
-        So a lone record does not wait, and one that queued during a batch waits no longer;
-        without the pause, transactions run back to back and saturate two cores.
-        """
-        queue, events = self._queue, self._events
-        try:
-            events.append(await queue.get())
-        except StopAsyncIteration:  # how Faust ends a channel when the worker stops
-            return None
-        pause_s = self._fetched_at + self._settings.batch_window_s - time.monotonic()
-        if pause_s > 0:
-            await asyncio.sleep(pause_s)
-        self._fetched_at = time.monotonic()
-        while len(events) < self._settings.batch_clicks and not queue.empty():
-            events.append(queue.get_nowait())
+    # -- batches ---------------------------------------------------------------------------
+
+    async def next_batch(self) -> Batch:
+        """As Faust's consumer asks for it: fetched once the processor wants one."""
+        await self._wanted.wait()
+        assert self._group is not None, "Faust fetches after it has subscribed"
+        # A lone record does not wait, and one that queued during a batch waits no longer; without
+        # the pause, transactions run back to back and saturate two cores.
+        not_before = self._asked_at + self._settings.batch_window_s
+        asked = self._group.ask(self._settings.batch_clicks, not_before)
+        fetched = await asyncio.wrap_future(asked)
+        self._asked_at = time.monotonic()
+        self._wanted.clear()
         records: dict[int, list[Record]] = {}
-        for event in events:
-            m = event.message
-            record = Record(m.partition, m.offset, round(m.timestamp * 1000), m.key, m.value)
-            records.setdefault(m.partition, []).append(record)
-        return records
+        for record in fetched:
+            records.setdefault(record.partition, []).append(record)
+        return Batch(records, self._epoch)
 
-    async def commit(self, transaction: Transaction) -> None:
-        """As ``Transport.commit``, by one Kafka transaction per partition."""
-        offsets = await self._delivery.commit(transaction)
-        for partition, position in transaction.positions.items():
-            self._progress[partition] = Progress(position, offsets[partition])
-
-    def acknowledge(self) -> None:
-        """As ``Transport.acknowledge``; Faust's periodic commit of the group's offsets follows."""
-        for event in self._events:
+    async def fetch(self) -> Batch | None:
+        while True:
+            self._wanted.set()
+            try:
+                event = await self._queue.get()
+            except StopAsyncIteration:  # how Faust ends a channel when the worker stops
+                return None
+            fetched = event.value
+            since = self._since
+            records = {
+                p: of_p
+                for p, of_p in fetched.records.items()
+                if since.get(p, fetched.epoch + 1) <= fetched.epoch
+            }
+            batch = Batch(records, fetched.epoch)
+            if records:
+                self._in_flight[id(batch)] = (event, asyncio.Event())
+                return batch
             event.ack()
-        self._events.clear()  # Faust counts a message as unacknowledged while it is referenced
 
-    async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> AsyncIterator[Record]:
-        async for r in self._reader.read(self._topic, start, end):
-            yield Record(r.partition, r.offset, r.timestamp, r.key, r.value)
+    def is_current(self, batch: Batch) -> bool:
+        return batch.epoch >= self._lost_at
 
-    async def lag(self) -> dict[int, int]:
-        consumer, lag = self.app.consumer, {}
-        next_offsets = self.next_offsets()
-        end = await consumer.highwaters(*next_offsets)
-        for tp, next_offset in next_offsets.items():
-            behind = end[tp] - next_offset
-            # After the last record there may be transaction markers, which are no lag.
-            if behind > 0 and not self._events and not consumer.unacked:
-                fetched = await consumer.position(tp)
-                behind = 0 if fetched is not None and fetched >= end[tp] else behind
-            lag[tp.partition] = max(0, behind)
-        return lag
+    async def commit(self, batch: Batch, transaction: Transaction) -> None:
+        if not self.is_current(batch):
+            raise TransactionLostError("an earlier transaction was lost")
+        try:
+            await self._delivery.commit(transaction)
+        except TransactionLostError:
+            self._lose()
+            raise
+        self._committed |= {p: x.next_offset for p, x in transaction.positions.items()}
+
+    def acknowledge(self, batch: Batch) -> None:
+        event, done = self._in_flight.pop(id(batch))
+        event.ack()
+        done.set()
+
+    def _lose(self) -> None:
+        """Nobody knows what was committed: drop everything, and restore it."""
+        self._epoch += 1
+        self._lost_at = self._epoch
+        self._since.clear()
+        for restore in [*self._restores]:
+            self._cancel(restore)
+        self.processor.drop(self._assigned)
+        self.on_assigned(self._assigned)
+
+    # -- the group's news --------------------------------------------------------------------
+
+    def start(self, consumer: BatchConsumer) -> bool:
+        """Join the group; false if that is done."""
+        if self._group is not None:
+            return False
+        options = confluent_options(self._settings) | {
+            "group.id": self.wiring.group_id,
+            "client.id": self._owner,
+            "partition.assignment.strategy": "cooperative-sticky",
+            "session.timeout.ms": round(self._settings.session_timeout_s * 1000),
+            "heartbeat.interval.ms": round(self._settings.session_timeout_s * 250),
+            # Nobody polls while a batch waits for a broker that is away.
+            "max.poll.interval.ms": 300_000,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            # A fetch for each click costs more than its answer.
+            "fetch.wait.max.ms": 5,
+            "fetch.min.bytes": 100_000,
+            "queued.max.messages.kbytes": 65_536,
+            "reconnect.backoff.max.ms": 1_000,
+            # How soon partitions that are added to the input are noticed, and refused by `check`.
+            "topic.metadata.refresh.interval.ms": 10_000,
+        }
+        self._group = Group(options, self.wiring.input, self)
+        self._group.start()
+        return True
+
+    def on_assigned(self, partitions: Collection[int]) -> None:
+        self._joined = True
+        self._assigned |= set(partitions)
+        if partitions:
+            restore = Restore(self._settings, self.wiring, self._delivery, partitions)
+            task = asyncio.create_task(self._restore(restore))
+            self._restores[task] = restore
+            task.add_done_callback(self._restores.pop)
+
+    async def on_revoked(self, partitions: Collection[int], *, lost: bool) -> None:
+        gone = set(partitions)
+        self._joined &= not lost
+        self._assigned -= gone
+        for p in gone:
+            self._since.pop(p, None)
+        again: set[int] = set()
+        for task, restore in [*self._restores.items()]:
+            if not gone.isdisjoint(restore.partitions):
+                self._cancel(task)
+                again |= set(restore.partitions) - gone
+        await asyncio.gather(*(done.wait() for _, done in [*self._in_flight.values()]))
+        await self._delivery.settled()  # a claim that was under way
+        self.processor.drop(gone)
+        if again:
+            self.on_assigned(again)
+
+    def on_offset_lost(self, partition: int) -> None:
+        """Retention has overrun us: the restore counts what is lost, and goes on behind it."""
+        if self._since.pop(partition, None) is not None:
+            self._lose()
+
+    def fail(self, error: Exception) -> None:
+        self.processor.fail(error)
+
+    def _cancel(self, task: "asyncio.Task[None]") -> None:
+        self._restores.pop(task).stop.set()
+        task.remove_done_callback(self._restores.pop)
+        task.cancel()
+
+    async def _restore(self, restore: Restore) -> None:
+        """Restore, claim and start partitions; again until the brokers let us."""
+        assert self._group is not None, "the group has assigned them"
+        address = f"{self._settings.web_host}:{self._settings.web_port}"
+        while True:
+            for p in restore.partitions:
+                self._since.pop(p, None)
+            try:
+                await asyncio.wrap_future(self._group.pause(restore.partitions))
+                await self._delivery.start()
+                topic_id = await asyncio.to_thread(self._check)
+                new = self.processor.new_partition
+                restored, how = await restore.run(new, topic_id, self._owner, address)
+                self.processor.own(restored, how)
+                offsets = {p: position.next_offset for p, (_, position) in restored.items()}
+                self._committed |= offsets
+                # They are paused: no record is under way that was fetched elsewhere.
+                self._epoch += 1
+                self._since |= dict.fromkeys(restore.partitions, self._epoch)
+                await asyncio.wrap_future(self._group.start_at(offsets))
+                return
+            except _UNREACHABLE as error:
+                log.warning("restore_repeated", partitions=restore.partitions, detail=str(error))
+                await asyncio.sleep(RETRY_S)
+            except Exception as error:
+                self.processor.fail(error)
+                raise
+
+    def _membership(self) -> Membership:
+        return self._group.membership if self._group else Membership(-1, "")
+
+    async def close(self) -> None:
+        """Leave the group, behind what was under way."""
+        for task in [*self._restores]:
+            self._cancel(task)
+        if self._group is not None:
+            await asyncio.to_thread(self._group.close)
+        await self._delivery.close()

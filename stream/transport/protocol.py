@@ -1,40 +1,42 @@
-"""What a processor asks of Kafka, and nothing about what its records mean.
+"""What a processor and its transport ask of each other, and nothing about what records mean.
 
 Records of the owned partitions come in, and every batch goes out as one ``Transaction``, which
-readers see whole or not at all. ``stream/worker.py`` is the processor; ``faust_app.py`` is today's
-implementation.
+readers see whole or not at all. ``stream/worker.py`` is a processor; ``faust_app.py`` is the
+transport on Kafka.
 """
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from stream.contract.records import Message, Record
 from stream.position import Position
 
 
-class Target(Enum):
-    """A topic that a processor writes to; the transport knows its name and its partitions.
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """The topics of one processor. ``outputs``: by the name that the processor calls them.
 
-    Within a transaction the targets are written in this order, and the changelog last.
+    The changelog has as many partitions as the input.
     """
 
-    RECOMMENDATIONS = auto()
-    DEAD_LETTERS = auto()
+    group_id: str
+    input: str
+    changelog: str
+    outputs: Mapping[str, str]
 
 
 @dataclass(slots=True)
 class Transaction:
     """All that one batch writes, by the input partition that it comes from.
 
-    messages: to produce, in this order. changelog: new values by key; None deletes the key.
-    positions: how far each partition of the batch has now been applied.
+    messages: to produce, by output. changelog: new values by key; None deletes the key.
+    positions: how far each partition of the batch is applied with it.
     """
 
-    messages: dict[Target, defaultdict[int, list[Message]]] = field(
-        default_factory=lambda: {target: defaultdict(list) for target in Target}
+    messages: defaultdict[str, defaultdict[int, list[Message]]] = field(
+        default_factory=lambda: defaultdict(lambda: defaultdict(list))
     )
     changelog: defaultdict[int, dict[bytes, bytes | None]] = field(
         default_factory=lambda: defaultdict(dict)
@@ -43,45 +45,57 @@ class Transaction:
 
 
 class TransactionLostError(Exception):
-    """Fenced, or committed with an unknown outcome: exit at once, and let the restore decide."""
+    """Fenced, expelled, or of an unknown outcome: only a restore says what was committed."""
 
 
 class Restored(NamedTuple):
-    """A completed restore: changelog records read, and input records lost to retention."""
+    """A completed restore: changelog records read, input records lost to retention, and time."""
 
     n_records: int
     n_lost: int
+    seconds: float
 
 
 @runtime_checkable
-class Table(Protocol):
-    """A processor's state as a restore fills it: values by partition and key."""
+class PartitionTable(Protocol):
+    """The state of one partition while it is restored, in a thread: nobody else has it yet."""
 
-    def own(self, partitions: Collection[int]) -> None:
-        """Drop the partitions that are not listed, keep the others, and begin new ones empty."""
-
-    def forget(self, partition: int) -> None:
-        """Empty an owned partition: what was applied there is not what the changelog holds."""
-
-    def restore(self, partition: int, key: bytes, value: bytes | None) -> None:
+    def restore(self, key: bytes, value: bytes | None) -> None:
         """Take one record of the changelog. Raises StreamError on an unknown format."""
 
-    def finish_restore(self, partition: int) -> None:
-        """The changelog of this partition has been read to its end."""
+    def finish_restore(self) -> None:
+        """The changelog has been read to its end."""
 
 
 @runtime_checkable
 class Processor(Protocol):
-    """What a transport drives."""
+    """What a transport drives, all in its event loop."""
 
     async def run(self) -> None:
         """Fetch, commit and acknowledge, until ``fetch`` returns None."""
 
-    async def restore(self) -> None:
-        """The assignment has changed and deliveries have stopped: restore between two batches."""
+    def new_partition(self) -> PartitionTable:
+        """Return an empty table, for a restore to fill."""
+
+    def own(self, restored: Mapping[int, tuple[PartitionTable, Position]], how: Restored) -> None:
+        """Take partitions over; their records come next, from the positions on."""
+
+    def drop(self, partitions: Collection[int]) -> None:
+        """Forget partitions: another worker has them, or they are restored anew."""
 
     async def observe(self) -> None:
         """Called every few seconds."""
+
+    def fail(self, error: Exception) -> None:
+        """End the process: the transport cannot go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Fetched records by partition, in order of offset. ``epoch``: see ``Transport.is_current``."""
+
+    records: dict[int, list[Record]]
+    epoch: int
 
 
 @runtime_checkable
@@ -93,40 +107,29 @@ class Transport(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether partitions are assigned, restored and delivered."""
+        """Whether the worker is a member of its group, and what it owns is restored."""
 
-    @property
-    def partitions(self) -> Collection[int]:
-        """The owned partitions, in order."""
+    async def fetch(self) -> Batch | None:
+        """Wait for records; return a batch, or None at the end. Ends while others are in flight.
 
-    def position(self, partition: int) -> Position:
-        """Return how far an owned partition has been applied; not to be changed."""
-
-    async def restore(self, table: Table) -> Restored:
-        """Make the assigned partitions ours: fence their last owners, fill the table.
-
-        The caller is between two batches. Afterwards every owned partition has a position that
-        its records go on from. Raises StreamError where an operator has to decide.
+        Records below a position may come again.
         """
 
-    async def fetch(self) -> dict[int, list[Record]] | None:
-        """Wait for records; return a batch by partition, in order of offset, or None at the end.
+    def is_current(self, batch: Batch) -> bool:
+        """Whether nothing was lost since the batch was fetched; else drop what came of it."""
 
-        A partition may have been lost since, and records below a position may come again.
+    async def commit(self, batch: Batch, transaction: Transaction) -> None:
+        """Make all of a batch visible, in the order of the batches.
+
+        Raises TransactionLostError where that has failed; every partition is then dropped and
+        restored, and later batches that build on this one are no longer current.
         """
 
-    async def commit(self, transaction: Transaction) -> None:
-        """Make all of a batch visible, and advance the positions of its partitions.
+    def acknowledge(self, batch: Batch) -> None:
+        """Nothing more comes of a fetched batch: it was committed or dropped."""
 
-        On any error the process must end without writing more: parts may have been committed.
-        Raises TransactionLostError where another owner has taken over or the outcome is unknown.
-        """
-
-    def acknowledge(self) -> None:
-        """The fetched batch is done: its records need not be delivered again."""
-
-    def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> AsyncIterator[Record]:
+    async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         """Read a range of offsets of the input topic again: committed records only."""
 
-    async def lag(self) -> dict[int, int]:
-        """Return, by owned partition, how many records are appended and not yet applied."""
+    def lag(self) -> dict[int, int]:
+        """Return, by owned partition, how many records are appended and not yet committed."""

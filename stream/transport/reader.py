@@ -1,66 +1,89 @@
 """Reads ranges of a topic outside the consumer group: for restores, holes and resets."""
 
-from collections.abc import AsyncIterator, Collection, Mapping
+import threading
+from collections.abc import Collection, Iterator, Mapping
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init__ has no __all__
+    AdminClient,
+    OffsetSpec,
+)
 
 from stream.settings import KafkaSettings
-from stream.transport.clients import aiokafka_options
+from stream.transport.clients import confluent_options
+
+TIMEOUT_S = 20
+AT_ONCE = 10_000
 
 
-class CommittedReader:
-    """Reads ranges of a topic by offset, committed records only. Starts at its first use."""
+def read_committed(
+    settings: KafkaSettings,
+    topic: str,
+    start: Mapping[int, int],
+    end: Mapping[int, int],
+    stop: threading.Event | None = None,
+) -> Iterator[list[Message]]:
+    """Yield the committed records of partitions from ``start`` to ``end``, many at once.
 
-    def __init__(self, settings: KafkaSettings) -> None:
-        self._settings = settings
-        self._consumer: AIOKafkaConsumer | None = None
+    Where a transaction is open below ``end``, waits until it ends. A start below the log's begins
+    at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException.
+    """
+    pending = {p for p in start if start[p] < end[p]}
+    if not pending:
+        return
+    consumer = Consumer(
+        confluent_options(settings)
+        | {
+            "group.id": settings.app_id,  # of no consequence: nothing is subscribed or committed
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "fetch.wait.max.ms": 20,
+            "queued.max.messages.kbytes": 65_536,
+        }
+    )
+    try:
+        begin = {p: start[p] or OFFSET_BEGINNING for p in pending}
+        consumer.assign([TopicPartition(topic, p, offset) for p, offset in begin.items()])
+        while pending and not (stop and stop.is_set()):
+            records = []
+            for message in consumer.consume(AT_ONCE, 0.1):
+                partition, offset, error = message.partition(), message.offset(), message.error()
+                if error is None:
+                    if offset < end[partition]:
+                        records.append(message)
+                    offset += 1
+                elif error.code() != KafkaError._PARTITION_EOF:
+                    raise KafkaException(error)
+                if offset >= end[partition]:
+                    pending.discard(partition)
+            yield records
+    finally:
+        consumer.close()
 
-    async def read(
-        self, topic: str, start: Mapping[int, int], end: Mapping[int, int] | None = None
-    ) -> AsyncIterator[ConsumerRecord]:
-        """Yield the records of partitions from ``start`` to ``end`` (None: to what is there now).
 
-        A start below the log's begins at the log's. One range at a time.
-        """
-        consumer = await self._started()
-        bounds = await self.bounds(topic, start)
-        tps = {p: TopicPartition(topic, p) for p in start}
-        consumer.assign(list(tps.values()))
-        stop = {}
-        for p, tp in tps.items():
-            first, last = bounds[p]
-            consumer.seek(tp, max(start[p], first))
-            stop[tp] = last if end is None else min(last, end[p])
-        while pending := [tp for tp in stop if await consumer.position(tp) < stop[tp]]:
-            for tp, records in (await consumer.getmany(*pending, timeout_ms=100)).items():
-                for record in records:
-                    if record.offset < stop[tp]:
-                        yield record
-
-    async def bounds(self, topic: str, partitions: Collection[int]) -> dict[int, tuple[int, int]]:
-        """Return by partition the log's first offset and its last stable one."""
-        consumer = await self._started()
-        tps = [TopicPartition(topic, p) for p in partitions]
-        first = await consumer.beginning_offsets(tps)
-        last = await consumer.end_offsets(tps)
-        return {tp.partition: (first[tp], last[tp]) for tp in tps}
-
-    async def _started(self) -> AIOKafkaConsumer:
-        if self._consumer is None:
-            consumer = AIOKafkaConsumer(
-                **aiokafka_options(self._settings),
-                isolation_level="read_committed",
-                auto_offset_reset="earliest",
-                enable_auto_commit=False,
-                fetch_max_wait_ms=20,
-                max_partition_fetch_bytes=8 * 1024 * 1024,
-            )
-            await consumer.start()
-            self._consumer = consumer
-        return self._consumer
-
-    async def close(self) -> None:
-        """Stop the consumer, if one was started."""
-        if self._consumer is not None:
-            await self._consumer.stop()
-            self._consumer = None
+def bounds(
+    settings: KafkaSettings, topic: str, partitions: Collection[int]
+) -> dict[int, tuple[int, int, int]]:
+    """Return by partition the log's first offset, its last stable one, and its end."""
+    admin = AdminClient(confluent_options(settings))
+    first, last = OffsetSpec.earliest(), OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    stable, written = IsolationLevel.READ_COMMITTED, IsolationLevel.READ_UNCOMMITTED
+    asked = [
+        admin.list_offsets(
+            {TopicPartition(topic, p): spec for p in partitions},
+            isolation_level=level,
+            request_timeout=TIMEOUT_S,
+        )
+        for spec, level in ((first, written), (last, stable), (last, written))
+    ]
+    found = [{tp.partition: f.result(TIMEOUT_S).offset for tp, f in by.items()} for by in asked]
+    return {p: (found[0][p], found[1][p], found[2][p]) for p in partitions}

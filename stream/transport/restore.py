@@ -1,116 +1,187 @@
-"""Make partitions ours: fence their last owner, read the changelog, check the positions.
+"""Make partitions ours: read the changelog, settle what the last owner left, claim them.
 
-Faust's own recovery waits forever for a transaction's commit marker, so the restore is ours: a
-read_committed reader that goes by positions, which pass over markers.
+The order makes it exact. The group has given us the partitions, so nobody else can begin a
+transaction with their offsets; what a former owner had begun is settled first, committed or
+aborted; then the changelog is read to its end, and whatever is written there later is ours.
 """
 
 import asyncio
-from collections.abc import Collection
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
 
 import structlog
 
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import KafkaSettings
-from stream.transport.protocol import Restored, Table
-from stream.transport.reader import CommittedReader
-from stream.transport.topics import check_topics, group_offsets
-from stream.transport.transactions import Delivery
+from stream.transport.protocol import (
+    PartitionTable,
+    Restored,
+    Transaction,
+    TransactionLostError,
+    Wiring,
+)
+from stream.transport.reader import bounds, read_committed
+from stream.transport.topics import group_offsets
+from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
 
 log = structlog.get_logger(__name__)
 
 _HOW = "choose where to continue, with `python -m stream reset --to earliest|latest|OFFSET`"
+_MARKERS_S = 1.0
+"""An owner that gives partitions up has ended its transactions, whose markers follow soon after. A
+longer wait means that it is dead or asleep in one: fence it."""
+_HANGS_S = 3.0
+"""After the fence: a transaction without an end that no broker knows of."""
 
 
-@dataclass(slots=True)
-class Progress:
-    """How far an owned partition has been applied; no position before its first restore.
+class Restore:
+    """The restore of some partitions; ``stop`` from another thread ends it early."""
 
-    ``changelog_offset``: the changelog's next offset, where a later restore reads on.
-    """
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        wiring: Wiring,
+        delivery: Delivery,
+        partitions: Collection[int],
+    ) -> None:
+        self.tables: dict[int, PartitionTable] = {}
+        self.stop = threading.Event()
+        self._settings, self._wiring, self._delivery = settings, wiring, delivery
+        self.partitions = sorted(partitions)
+        self._positions: dict[int, Position] = {}
+        self._n_records = 0
 
-    position: Position | None = None
-    changelog_offset: int = 0
+    async def run(
+        self,
+        new_table: Callable[[], PartitionTable],
+        topic_id: str,
+        owner: str,
+        address: str,
+    ) -> tuple[dict[int, tuple[PartitionTable, Position]], Restored]:
+        """Return tables and positions by partition, once they are claimed for ``owner``.
 
+        Raises StreamError where an operator has to decide or the changelog's format is unknown;
+        KafkaException, KafkaError and TransactionLostError where it is worth to try again.
+        """
+        started = time.perf_counter()
+        partitions, changelog = self.partitions, self._wiring.changelog
+        self.tables = {p: new_table() for p in partitions}
+        found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
+        stable = {p: end for p, (_, end, _) in found.items()}
+        await asyncio.to_thread(self._read, dict.fromkeys(partitions, 0), stable)
+        committed = await self._settle(owner, {p: end for p, (_, _, end) in found.items()})
+        found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
+        await asyncio.to_thread(self._read, stable, {p: end for p, (_, _, end) in found.items()})
+        for table in self.tables.values():
+            await asyncio.to_thread(table.finish_restore)
+        n_lost = await self._check_positions(topic_id, committed)
+        for position in self._positions.values():
+            position.owner, position.address = owner, address
+        await self._delivery.commit(Transaction(positions=self._positions))
+        restored = {p: (self.tables[p], self._positions[p]) for p in partitions}
+        return restored, Restored(self._n_records, n_lost, time.perf_counter() - started)
 
-async def restore_partitions(
-    partitions: Collection[int],
-    progress: dict[int, Progress],
-    table: Table,
-    delivery: Delivery,
-    reader: CommittedReader,
-    settings: KafkaSettings,
-) -> Restored:
-    """Make partitions ours; ``progress`` and ``table`` are then theirs alone.
+    def _read(self, start: Mapping[int, int], end: Mapping[int, int]) -> None:
+        tables = self.tables
+        for messages in read_committed(
+            self._settings, self._wiring.changelog, start, end, self.stop
+        ):
+            for message in messages:
+                key, value = message.key(), message.value()
+                if key != POSITION_KEY:
+                    tables[message.partition()].restore(key, value)
+                elif value is not None:
+                    self._positions[message.partition()] = decode_position(value)
+                else:
+                    self._positions.pop(message.partition(), None)
+            self._n_records += len(messages)
 
-    A partition that was kept is read on from where it stands. Fencing comes first: an open
-    transaction of the last owner hides what follows it. Raises StreamError where the topics have
-    changed since the start, the clicks cannot be read on, or the changelog's format is unknown.
-    """
-    facts = await asyncio.to_thread(check_topics, settings)
-    for partition in progress.keys() - set(partitions):
-        del progress[partition]
-    table.own(partitions)
-    for partition in await delivery.own(partitions):
-        progress.pop(partition, None)
-        table.forget(partition)
-    if not partitions:  # more workers than partitions: this one waits for another to leave
-        return Restored(0, 0)
-    for partition in partitions:
-        progress.setdefault(partition, Progress())
-    n_records = 0
-    start = {p: progress[p].changelog_offset for p in partitions}
-    async for record in reader.read(settings.changelog_topic, start):
-        of_partition = progress[record.partition]
-        if record.key != POSITION_KEY:
-            table.restore(record.partition, record.key, record.value)
-        else:
-            value = record.value
-            of_partition.position = None if value is None else decode_position(value)
-        of_partition.changelog_offset = record.offset + 1
-        n_records += 1
-    for partition in partitions:
-        table.finish_restore(partition)
-    n_lost = await _check_positions(partitions, progress, reader, settings, facts.clicks_topic_id)
-    return Restored(n_records, n_lost)
+    async def _settle(self, owner: str, end: Mapping[int, int]) -> dict[int, int]:
+        """Wait until no former owner's transaction is open; returns the group's offsets.
 
-
-async def _check_positions(
-    partitions: Collection[int],
-    progress: dict[int, Progress],
-    reader: CommittedReader,
-    settings: KafkaSettings,
-    topic_id: str,
-) -> int:
-    """Give every partition a position that the clicks can be read on from; returns lost clicks."""
-    topic = settings.clicks_topic
-    committed = await asyncio.to_thread(group_offsets, settings, partitions)
-    n_lost = 0
-    for partition, (begin, end) in (await reader.bounds(topic, partitions)).items():
-        position = progress[partition].position
-        where = f"{topic}-{partition}"
-        if position is None:
-            if committed.get(partition, 0) > begin:
-                raise StreamError(
-                    f"{settings.changelog_topic} has no position for {where}, but the group "
-                    f"{settings.app_id} has committed offset {committed[partition]}: "
-                    f"the changelog was lost; {_HOW}"
+        end: of the changelog when the partitions were already ours. An owner's transaction shows
+        there, or as a pending offset if it has not written yet.
+        """
+        began = time.monotonic()
+        ids = {p: former_ids(self._wiring, p, self._positions.get(p)) for p in self.partitions}
+        # The workers of 0.2.0 send no offsets in their transactions, so the group does not fence
+        # them: only their ids do.
+        await self._delivery.fence([ids[p][0] for p in self.partitions if len(ids[p]) == 1])
+        fenced = aborted = False
+        while True:
+            found = await asyncio.to_thread(
+                bounds, self._settings, self._wiring.changelog, self.partitions
+            )
+            open_in = [p for p, (_, stable, _) in found.items() if stable < end[p]]
+            committed = await asyncio.to_thread(
+                group_offsets, self._settings, self._wiring, self.partitions, _MARKERS_S
+            )
+            if not open_in and committed is not None:
+                return committed
+            waited = time.monotonic() - began
+            if waited > _MARKERS_S and not fenced:
+                others = {name for of_p in ids.values() for name in of_p}
+                others -= set(transactional_ids(owner))
+                log.info("former_owners_fenced", transactional_ids=sorted(others))
+                await self._delivery.fence(others)
+                fenced = True
+            elif waited > _MARKERS_S + _HANGS_S and open_in and not aborted:
+                hanging = {"topic": self._wiring.changelog, "partitions": open_in}
+                log.warning("hanging_transaction_aborted", **hanging)
+                for owner_ids in {ids[p] for p in open_in}:
+                    of_owner = [p for p in open_in if ids[p] == owner_ids]
+                    await self._delivery.abort_hanging(owner_ids, of_owner)
+                aborted = True
+            elif waited > 3 * TRANSACTION_TIMEOUT_S:
+                raise TransactionLostError(
+                    f"a former owner's transaction is still open in {self._wiring.changelog}, "
+                    f"partitions {open_in or self.partitions}"
                 )
-            progress[partition].position = Position(begin, topic_id)
-        elif position.topic_id != topic_id:
-            raise StreamError(
-                f"{topic} has topic id {topic_id}, but the position of {where} is of "
-                f"{position.topic_id}: the topic was deleted and created again; {_HOW}"
-            )
-        elif position.next_offset > end:
-            raise StreamError(
-                f"the position of {where} is {position.next_offset}, past the topic's end at "
-                f"{end}; {_HOW}"
-            )
-        elif position.next_offset < begin:
-            n_lost += begin - position.next_offset
-            lost = {"first": position.next_offset, "last": begin - 1}
-            log.error("clicks_lost_to_retention", topic=topic, partition=partition, **lost)
-            position.next_offset = begin
-    return n_lost
+            await asyncio.sleep(0.05)
+
+    async def _check_positions(self, topic_id: str, committed: Mapping[int, int]) -> int:
+        """Give each partition a position that its records can be read on from; returns lost ones.
+
+        Raises StreamError where an operator has to choose it.
+        """
+        topic = self._wiring.input
+        n_lost = 0
+        found = await asyncio.to_thread(bounds, self._settings, topic, self.partitions)
+        for partition, (begin, _, end) in found.items():
+            position = self._positions.get(partition)
+            where = f"{topic}-{partition}"
+            if position is None:
+                if committed.get(partition, 0) > begin:
+                    raise StreamError(
+                        f"{self._wiring.changelog} has no position for {where}, but the group "
+                        f"{self._wiring.group_id} has committed offset {committed[partition]}: "
+                        f"the changelog was lost; {_HOW}"
+                    )
+                self._positions[partition] = Position(begin, topic_id)
+            elif position.topic_id != topic_id:
+                raise StreamError(
+                    f"{topic} has topic id {topic_id}, but the position of {where} is of "
+                    f"{position.topic_id}: the topic was deleted and created again; {_HOW}"
+                )
+            elif position.next_offset > end:
+                raise StreamError(
+                    f"the position of {where} is {position.next_offset}, past the topic's end at "
+                    f"{end}; {_HOW}"
+                )
+            elif position.next_offset < begin:
+                n_lost += begin - position.next_offset
+                lost = {"first": position.next_offset, "last": begin - 1}
+                log.error("clicks_lost_to_retention", topic=topic, partition=partition, **lost)
+                position.next_offset = begin
+        return n_lost
+
+
+def former_ids(wiring: Wiring, partition: int, position: Position | None) -> tuple[str, ...]:
+    """The transactional ids of a partition's former owner; 0.2.0 had one for each partition."""
+    if position is None:
+        return ()
+    if not position.owner:
+        return (f"{wiring.group_id}-{partition}",)
+    return transactional_ids(position.owner)

@@ -2,11 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from confluent_kafka import (
     Consumer,
-    IsolationLevel,
     KafkaError,
     KafkaException,
     TopicCollection,
@@ -16,21 +14,30 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
     AdminClient,
     ConfigResource,
     NewTopic,
-    OffsetSpec,
     ResourceType,
 )
 
 from stream.errors import StreamError
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.clients import confluent_options
+from stream.transport.protocol import Wiring
 
 TIMEOUT_S = 20
 POLL_S = 0.1
-_COORDINATOR_MOVES = (
+_NOT_SETTLED = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
+    KafkaError.UNSTABLE_OFFSET_COMMIT,
+    KafkaError._TIMED_OUT,
+    KafkaError._WAIT_COORD,
 )
+
+
+class BrokerUnreachableError(StreamError):
+    """No broker answers."""
+
+
 DEAD_LETTER_EXTRA_BYTES = 65_536
 """What a dead letter's headers may add to the click it keeps."""
 BATCH_BYTES = 1_000_000
@@ -44,17 +51,6 @@ _CHANGELOG_CONFIG = {
     "max.compaction.lag.ms": "3600000",
     "min.cleanable.dirty.ratio": "0.2",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class TopicFacts:
-    """What the worker must know about the topics that exist."""
-
-    clicks_topic_id: str
-    click_partitions: int
-    recommendation_partitions: int
-    dead_letter_partitions: int
-    dead_letter_bytes: int
 
 
 def create_topics(settings: TopicsSettings) -> list[str]:
@@ -89,8 +85,8 @@ def create_topics(settings: TopicsSettings) -> list[str]:
     return names
 
 
-def check_topics(settings: KafkaSettings) -> TopicFacts:
-    """Return the facts of the four topics. Raises StreamError with everything that is wrong."""
+def check_topics(settings: KafkaSettings) -> str:
+    """Return the id of the clicks topic. Raises StreamError with everything that is wrong."""
     admin = AdminClient(confluent_options(settings))
     clicks, recommendations, dead_letter, changelog = names = (
         settings.clicks_topic,
@@ -98,7 +94,7 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
         settings.dead_letter_topic,
         settings.changelog_topic,
     )
-    partitions = existing_topics(admin, settings, names)
+    partitions = n_partitions(settings, names)
     config = _configs(admin, names)
     least_bytes = int(config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
     batch = f"at least {BATCH_BYTES}, the most that a worker's batch may need"
@@ -131,49 +127,31 @@ def check_topics(settings: KafkaSettings) -> TopicFacts:
         )
     if wrong:
         raise StreamError("; ".join(wrong))
-    counts = (partitions[clicks], partitions[recommendations], partitions[dead_letter])
-    return TopicFacts(
-        _topic_id(admin, clicks), *counts, int(config[dead_letter]["max.message.bytes"])
-    )
+    return _topic_id(admin, clicks)
 
 
-def group_offsets(settings: KafkaSettings, partitions: Iterable[int]) -> dict[int, int]:
-    """Return what the consumer group has committed of the clicks topic, by partition.
+def group_offsets(
+    settings: KafkaSettings, wiring: Wiring, partitions: Iterable[int], timeout_s: float
+) -> dict[int, int] | None:
+    """Return what the group has committed of the input, by partition; None: not settled in time.
 
-    Waits while a broker that has just started still loads its groups, which is when every worker
-    restores. By a consumer that joins nothing: the admin client's list_consumer_group_offsets
-    ends the process (SIGSEGV) where a broker answers NOT_COORDINATOR (librdkafka issue 5040).
+    An offset in an open transaction is not settled, nor are those of a broker that loads its
+    groups. By a consumer that joins nothing: the admin client's list_consumer_group_offsets ends
+    the process (SIGSEGV) where a broker answers NOT_COORDINATOR (librdkafka issue 5040).
     """
     consumer = Consumer(
-        confluent_options(settings) | {"group.id": settings.app_id, "enable.auto.commit": False}
+        confluent_options(settings) | {"group.id": wiring.group_id, "enable.auto.commit": False}
     )
-    wanted = [TopicPartition(settings.clicks_topic, p) for p in partitions]
-    deadline = time.monotonic() + TIMEOUT_S
+    wanted = [TopicPartition(wiring.input, p) for p in partitions]
     try:
-        while True:
-            try:
-                found = consumer.committed(wanted, TIMEOUT_S)
-                return {tp.partition: tp.offset for tp in found if tp.offset >= 0}
-            except KafkaException as error:
-                if error.args[0].code() not in _COORDINATOR_MOVES or time.monotonic() > deadline:
-                    raise
-                time.sleep(POLL_S)
+        found = consumer.committed(wanted, timeout_s)
+    except KafkaException as error:
+        if error.args[0].code() in _NOT_SETTLED:
+            return None
+        raise
     finally:
         consumer.close()
-
-
-def hanging_partitions(settings: KafkaSettings, topic: str, partitions: Iterable[int]) -> list[int]:
-    """Return the partitions of a topic that hold records of a transaction without its end."""
-    admin = AdminClient(confluent_options(settings))
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    wanted = {TopicPartition(topic, p): latest for p in partitions}
-
-    def ends(level: IsolationLevel) -> dict[int, int]:
-        futures = admin.list_offsets(wanted, isolation_level=level, request_timeout=TIMEOUT_S)
-        return {tp.partition: future.result(TIMEOUT_S).offset for tp, future in futures.items()}
-
-    stable, written = ends(IsolationLevel.READ_COMMITTED), ends(IsolationLevel.READ_UNCOMMITTED)
-    return [p for p, offset in stable.items() if offset < written[p]]
+    return {tp.partition: tp.offset for tp in found if tp.offset >= 0}
 
 
 def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[str]) -> None:
@@ -185,11 +163,9 @@ def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[s
         time.sleep(POLL_S)
 
 
-def existing_topics(
-    admin: AdminClient, settings: KafkaSettings, names: Sequence[str]
-) -> dict[str, int]:
+def n_partitions(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int]:
     """Return the number of partitions of each topic. Raises StreamError if any is missing."""
-    topics = _existing(admin, settings)
+    topics = _existing(AdminClient(confluent_options(settings)), settings)
     if missing := [name for name in names if name not in topics]:
         raise StreamError(
             f"missing topics: {', '.join(missing)}; `python -m stream topics create` creates them"
@@ -202,7 +178,7 @@ def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:
         topics = admin.list_topics(timeout=TIMEOUT_S).topics
     except KafkaException as error:
         servers, why = settings.bootstrap_servers, error.args[0].str()
-        raise StreamError(f"no broker answers at {servers}: {why}") from error
+        raise BrokerUnreachableError(f"no broker answers at {servers}: {why}") from error
     return {name: len(topic.partitions) for name, topic in topics.items()}
 
 

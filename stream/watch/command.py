@@ -13,13 +13,12 @@ from contextlib import nullcontext
 
 import msgspec
 from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
 from rich.live import Live
 
 from stream.contract.messages import Recommendation
 from stream.settings import WatchSettings
 from stream.transport.clients import confluent_options
-from stream.transport.topics import existing_topics
+from stream.transport.topics import n_partitions
 from stream.watch.judge import Judge
 from stream.watch.screen import draw, session_line, summary_line
 from stream.watch.tally import SessionView, Tally
@@ -106,6 +105,6 @@ def _count(
 def _starts(settings: WatchSettings) -> list[TopicPartition]:
     """Where to begin in every partition of the three topics that a reader may see."""
     names = (settings.clicks_topic, settings.recommendations_topic, settings.dead_letter_topic)
-    topics = existing_topics(AdminClient(confluent_options(settings)), settings, names)
+    topics = n_partitions(settings, names)
     offset = OFFSET_BEGINNING if settings.from_beginning else OFFSET_END
     return [TopicPartition(name, p, offset) for name, n in topics.items() for p in range(n)]

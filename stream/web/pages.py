@@ -7,9 +7,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 STUCK_AFTER_S = 60.0
 """A batch takes tens of milliseconds, and a Kafka client gives up after 40 s."""
-LOST_AFTER_S = 300.0
-"""A rebalance and the restore of a million sessions take a minute. Faust logs a group's final
-refusal (no authorisation, say) and waits for ever; a restart at least says so again."""
 
 
 class Health(Protocol):
@@ -19,8 +16,6 @@ class Health(Protocol):
     def ready(self) -> bool: ...
     @property
     def stuck_s(self) -> float: ...
-    @property
-    def not_ready_s(self) -> float: ...
 
 
 def add_pages(app: faust.App, worker: Health, registry: CollectorRegistry) -> None:
@@ -29,12 +24,8 @@ def add_pages(app: faust.App, worker: Health, registry: CollectorRegistry) -> No
     @app.page("/healthz")
     async def healthz(self: Any, request: Any) -> Any:
         """200 while the event loop turns and nothing is stuck: what a liveness probe asks."""
-        healthy = worker.stuck_s < STUCK_AFTER_S and worker.not_ready_s < LOST_AFTER_S
-        body = {
-            "healthy": healthy,
-            "batch_s": round(worker.stuck_s, 1),
-            "not_ready_s": round(worker.not_ready_s, 1),
-        }
+        healthy = worker.stuck_s < STUCK_AFTER_S
+        body = {"healthy": healthy, "batch_s": round(worker.stuck_s, 1)}
         return self.json(body, status=200 if healthy else 503)
 
     @app.page("/ready")

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from stream.batch import Planner, Rules
+from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position
 from stream.session import decode_state, last_click_ms
-from stream.transport.protocol import Target
 from tests.integration.service import Deployment
 from tests.integration.traffic import Stored
 
@@ -127,7 +127,9 @@ def _fault_free(
         position = positions.setdefault(r.partition, Position(r.offset, "any"))
         record = Record(r.partition, r.offset, r.timestamp_ms, r.key, r.value)
         plan = planner.plan({r.partition: [record]}, {r.partition: position}, lookup)
-        planner.finish(plan, plan.score(), 0)
+        scores = plan.score()
+        planner.advance(plan, scores)
+        planner.answer(plan, scores, 0)
         positions |= plan.transaction.positions
         for key, raw in plan.transaction.changelog[r.partition].items():
             assert raw is not None, "only expiry deletes"

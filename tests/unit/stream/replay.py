@@ -9,13 +9,13 @@ from jaxtyping import Float32, Int32, Int64
 
 from stream.batch import Plan, Planner, Rules
 from stream.contract.context import ContextField
+from stream.contract.messages import Target
 from stream.contract.records import Message, Record
 from stream.model.bundle import Bundle, Manifest, Parity, PopularItem, TrainingData
 from stream.model.models import Model, Models
 from stream.model.scorer import Scorer
 from stream.position import Position, decode_position, encode_position
 from stream.session import PartitionSessions, Sessions
-from stream.transport.protocol import Target
 
 TOPIC = "clicks"
 PUBLISHED_MS = 77

@@ -15,11 +15,11 @@ from msgspec.structs import replace
 from stream.batch import Plan, Rules
 from stream.contract.click import Reason
 from stream.contract.context import FIRST_VALUE, MISSING, UNKNOWN, Context, ContextField
+from stream.contract.messages import Target
 from stream.contract.records import Message, Record
 from stream.counts import Judgement
 from stream.position import BadClickLimit, BadClickLimitError
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, last_click_ms
-from stream.transport.protocol import Target
 from tests.unit.stream.replay import RECORD_MS, FakeScorer, Replay, bundle_of
 
 IDLE_MS, LATENESS_MS = 1000, 500

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from stream.batch import Planner, Rules
+from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, decode_position
 from stream.session import Sessions, decode_state
-from stream.transport.protocol import Target
 
 KEPT = Path(__file__).parent / "kept"
 

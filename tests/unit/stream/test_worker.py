@@ -7,11 +7,11 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from stream.batch import Planner, Rules
+from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.metrics import Metrics
 from stream.model.models import Model, Models
 from stream.position import BadClickLimit
-from stream.transport.protocol import Target
 from stream.worker import INLINE_CLICKS, DroppedClickError, Worker
 from tests.memory_transport import MemoryBroker, MemoryTransport
 from tests.unit.stream.replay import FakeScorer, bundle_of

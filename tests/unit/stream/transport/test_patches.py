@@ -15,10 +15,10 @@ from faust.tables.recovery import Recovery
 from faust.transport.consumer import Consumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread
 from faust.types import TP
+from stream.transport.patches import PATCHES, WRITTEN_FOR, LeanMonitor, install_patches
 
 from stream.errors import StreamError
 from stream.transport import patches as faust_patches
-from stream.transport.patches import PATCHES, WRITTEN_FOR, LeanMonitor, install_patches
 
 # Called with fakes for their objects.
 consumer_class: Any = Consumer

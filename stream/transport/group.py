@@ -1,0 +1,236 @@
+"""Our membership in the consumer group: one thread that polls librdkafka, and nothing else does.
+
+Partitions that stay are neither revoked nor stopped by a rebalance (cooperative-sticky). New ones
+are assigned at once, but paused until the restore says where they go on.
+"""
+
+import asyncio
+import queue
+import struct
+import threading
+import time
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Message as Fetched
+
+from stream.contract.records import Record
+from stream.errors import StreamError
+from stream.transport.transactions import Membership
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+POLL_S = 0.1
+_REFUSED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.GROUP_AUTHORIZATION_FAILED,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.INCONSISTENT_GROUP_PROTOCOL,
+    KafkaError.INVALID_SESSION_TIMEOUT,
+}
+
+
+class Listener(Protocol):
+    """Who is told of the group's news, in the event loop."""
+
+    def on_assigned(self, partitions: Collection[int]) -> None:
+        """These are ours now, and paused."""
+
+    async def on_revoked(self, partitions: Collection[int], *, lost: bool) -> None:
+        """Somebody else gets these as soon as this returns; has got them if they are lost."""
+
+    def on_offset_lost(self, partition: int) -> None:
+        """The next offset is not in the log any more."""
+
+    def fail(self, error: Exception) -> None: ...
+
+
+class Group(threading.Thread):
+    """Polls until it is closed. Its methods are for the event loop."""
+
+    def __init__(self, options: Mapping[str, Any], topic: str, listener: Listener) -> None:
+        super().__init__(name="group", daemon=True)
+        self.membership = Membership(-1, "")
+        self._consumer = Consumer(dict(options))
+        self._topic = topic
+        self._listener = listener
+        self._loop = asyncio.get_running_loop()
+        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._held: list[Fetched] = []
+        self._asked: tuple[Future[list[Record]], int, float] | None = None
+        self._read: dict[int, int] = {}  # next offset of what was fetched
+        self._ends: dict[int, int] = {}  # offset of the end, where a fetch has met it
+        self._closing = False
+
+    def ask(self, limit: int, not_before: float) -> "Future[list[Record]]":
+        """Ask for a batch: of what is there at ``not_before`` (monotonic), or the next record."""
+        asked: Future[list[Record]] = Future()
+
+        def take() -> None:
+            self._asked = (asked, limit, not_before)
+
+        self._commands.put(take)
+        return asked
+
+    def start_at(self, offsets: Mapping[int, int]) -> "Future[None]":
+        """Deliver partitions from these offsets on."""
+        return self._call(lambda: self._start_at(offsets))
+
+    def pause(self, partitions: Collection[int]) -> "Future[None]":
+        """Deliver nothing of these."""
+        return self._call(lambda: self._consumer.pause(self._tps(partitions)))
+
+    def lag(self, partition: int, next_offset: int) -> int:
+        """Records behind an offset, by what the last fetch has told. Markers are no lag."""
+        tp = TopicPartition(self._topic, partition)
+        _, end = self._consumer.get_watermark_offsets(tp, cached=True) or (0, 0)
+        at_end = self._ends.get(partition, -1) >= end and next_offset >= self._read.get(
+            partition, 0
+        )
+        return 0 if at_end else max(0, end - next_offset)
+
+    def close(self) -> None:
+        """Leave the group; blocks."""
+        self._closing = True
+        self._commands.put(lambda: None)
+        if self.ident is not None:
+            self.join()
+
+    def _call(self, command: Callable[[], T]) -> "Future[T]":
+        done: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                done.set_result(command())
+            except Exception as error:
+                done.set_exception(error)
+
+        self._commands.put(run)
+        return done
+
+    # -- the polling thread ------------------------------------------------------------------
+
+    def run(self) -> None:
+        consumer = self._consumer
+        try:
+            consumer.subscribe(
+                [self._topic],
+                on_assign=self._on_assign,
+                on_revoke=self._on_revoke,
+                on_lost=partial(self._on_revoke, lost=True),
+            )
+            while not self._closing:
+                self._turn()
+                # From another thread it may wait ten seconds behind an idle poll.
+                self._read_membership()
+        except Exception as error:
+            self._tell(self._listener.fail, error)
+        finally:
+            self._closing = True
+            consumer.close()
+
+    def _turn(self) -> None:
+        """Fetch, or wait for somebody who asks; poll every so often for the group's sake."""
+        if self._held and self._asked is None:
+            try:
+                self._commands.get(timeout=POLL_S)()
+            except queue.Empty:
+                self._poll(0)
+        else:
+            if not self._held:
+                self._poll(POLL_S)
+            while not self._commands.empty():
+                self._commands.get()()
+        if self._held and self._asked is not None:
+            asked, limit, not_before = self._asked
+            if (pause_s := not_before - time.monotonic()) > 0:
+                time.sleep(pause_s)
+            more = self._consumer.consume(max(0, limit - len(self._held)), 0)
+            batch = [m for m in (*self._held, *more) if self._is_record(m)]
+            self._held.clear()
+            if batch:
+                self._asked = None
+                with suppress(InvalidStateError):  # cancelled: the worker stops
+                    asked.set_result([record_of(message) for message in batch])
+
+    def _poll(self, timeout_s: float) -> None:
+        message = self._consumer.poll(timeout_s)
+        if message is not None and self._is_record(message):
+            self._held.append(message)
+
+    def _is_record(self, message: Fetched) -> bool:
+        error = message.error()
+        if error is None:
+            self._read[message.partition()] = message.offset() + 1
+            return True
+        if error.code() == KafkaError._PARTITION_EOF:
+            self._ends[message.partition()] = message.offset()
+        elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+            self._tell(self._listener.on_offset_lost, message.partition())
+        elif error.code() in _REFUSED:
+            raise StreamError(f"{self._topic} cannot be read: {error.str()}")
+        return False
+
+    def _start_at(self, offsets: Mapping[int, int]) -> None:
+        self._held = [m for m in self._held if m.partition() not in offsets]
+        for partition, offset in offsets.items():
+            self._consumer.seek(TopicPartition(self._topic, partition, offset))
+            self._read[partition] = offset
+        self._consumer.resume(self._tps(offsets))
+
+    def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
+        partitions = [tp.partition for tp in assigned]
+        if partitions:
+            consumer.incremental_assign([TopicPartition(self._topic, p, 0) for p in partitions])
+            consumer.pause(self._tps(partitions))
+        self._read_membership()
+        self._tell(self._listener.on_assigned, partitions)
+
+    def _on_revoke(
+        self, consumer: Consumer, revoked: list[TopicPartition], *, lost: bool = False
+    ) -> None:
+        """A barrier: the group gives the partitions on when this returns."""
+        partitions = [tp.partition for tp in revoked]
+        self._held = [m for m in self._held if m.partition() not in partitions]
+        if not self._closing:
+            given_up = asyncio.run_coroutine_threadsafe(
+                self._listener.on_revoked(partitions, lost=lost), self._loop
+            )
+            while not given_up.done():
+                self._read_membership()  # a batch under way may need the new generation
+                time.sleep(0.002)
+            given_up.result()
+        consumer.incremental_unassign(revoked)
+
+    def _read_membership(self) -> None:
+        raw = bytes(self._consumer.consumer_group_metadata())
+        if not raw.startswith(_METADATA):
+            raise StreamError(f"librdkafka's group metadata begins with {raw[:8]!r}")
+        at = len(_METADATA)
+        (generation,) = struct.unpack_from("=i", raw, at)
+        _, member_id, *_ = raw[at + 4 :].split(b"\0")
+        self.membership = Membership(generation, member_id.decode())
+
+    def _tell(self, callback: Callable[[Any], None], value: object) -> None:
+        self._loop.call_soon_threadsafe(callback, value)
+
+    def _tps(self, partitions: Collection[int]) -> list[TopicPartition]:
+        return [TopicPartition(self._topic, p) for p in partitions]
+
+
+def record_of(message: Fetched) -> Record:
+    """librdkafka's message as our record; its timestamp is the topic's, the append time."""
+    _, timestamp_ms = message.timestamp()
+    return Record(
+        message.partition(), message.offset(), timestamp_ms, message.key(), message.value()
+    )
+
+
+_METADATA = b"CGMDv2:"
+"""What librdkafka's serialised group metadata begins with: generation, group, member follow."""
