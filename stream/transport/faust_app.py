@@ -298,6 +298,10 @@ class FaustTransport:
         event.ack()
         done.set()
 
+    async def _drained(self) -> None:
+        """Wait for the batches that are under way now."""
+        await asyncio.gather(*(done.wait() for _, done in [*self._in_flight.values()]))
+
     def _lose(self) -> None:
         """Nobody knows what was committed: drop everything, and restore it."""
         self._epoch += 1
@@ -359,7 +363,7 @@ class FaustTransport:
             if not gone.isdisjoint(restore.partitions):
                 self._cancel(task)
                 again |= set(restore.partitions) - gone
-        await asyncio.gather(*(done.wait() for _, done in [*self._in_flight.values()]))
+        await self._drained()
         await self._delivery.settled()  # a claim that was under way
         self.processor.drop(gone)
         if again:
@@ -413,6 +417,8 @@ class FaustTransport:
         """Leave the group, behind what was under way."""
         for task in [*self._restores]:
             self._cancel(task)
+        self._since.clear()  # nothing more is fetched
+        await self._drained()
         if self._group is not None:
             await asyncio.to_thread(self._group.close)
         await self._delivery.close()

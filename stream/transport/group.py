@@ -106,6 +106,8 @@ class Group(threading.Thread):
         done: Future[T] = Future()
 
         def run() -> None:
+            if not done.set_running_or_notify_cancel():
+                return
             try:
                 done.set_result(command())
             except Exception as error:

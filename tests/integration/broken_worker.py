@@ -8,110 +8,74 @@ import asyncio
 import os
 import signal
 import sys
-import uuid
+from collections.abc import Callable
 from typing import Any
-
-from faust.tables.recovery import Recovery
-from faust.transport.consumer import Consumer
 
 from stream import __main__ as command
 from stream import worker
-from stream.session import Sessions
-from stream.transport import patches, restore
-from stream.transport.topics import group_offsets
-from stream.transport.transactions import Delivery
+from stream.session import PartitionSessions
+from stream.transport import restore, transactions
+from stream.transport.faust_app import FaustTransport
+from stream.transport.restore import Restore
+from stream.transport.transactions import Delivery, Membership, TransactionalProducer
 
 
 def no_position_record() -> None:
-    """Go by the group's committed offsets, as a stock consumer does."""
-    check = restore._check_positions
+    """Begin where a consumer without offsets begins."""
+    read = Restore._read
 
-    async def check_positions(
-        partitions: Any, progress: Any, reader: Any, settings: Any, topic_id: str
-    ) -> int:
-        committed = group_offsets(settings, partitions)
-        for partition in partitions:
-            position = progress[partition].position
-            if position is not None:
-                position.next_offset = committed.get(partition, 0)
-        return await check(partitions, progress, reader, settings, topic_id)
+    def read_without_positions(self: Any, *arguments: Any) -> None:
+        read(self, *arguments)
+        for position in self._positions.values():
+            position.next_offset = 0
 
-    restore._check_positions = check_positions
+    Restore._read = read_without_positions  # type: ignore[method-assign]
 
 
-def no_fencing() -> None:
-    """Give every start its own transactional id, so that nobody fences anybody."""
-    new_producer = Delivery._new_producer
+def no_generation() -> None:
+    """Commit offsets as a consumer without a group does, which the broker does not fence."""
+    attempt = transactions.TxnOffsetCommit
 
-    def unfenced(self: Any, partition: int) -> Any:
-        settings = self._settings
-        self._settings = settings.model_copy(
-            update={"app_id": f"{settings.app_id}-{uuid.uuid4().hex[:8]}"}
-        )
-        producer = new_producer(self, partition)
-        self._settings = settings
-        return producer
+    def unfenced(*fields: Any) -> Any:
+        return attempt(*fields[:4], -1, "", *fields[6:])
 
-    Delivery._new_producer = unfenced  # type: ignore[method-assign]
+    transactions.TxnOffsetCommit = unfenced  # type: ignore[misc,assignment]
+    FaustTransport._membership = lambda self: Membership(0, "-")  # type: ignore[method-assign]
+
+
+def no_settling() -> None:
+    """Restore without waiting for a former owner's transaction or fencing it."""
+
+    async def settle(self: Any, owner: str, end: Any) -> dict[int, int]:
+        return {}
+
+    async def no_fence(self: Any, transactional_ids: Any) -> None:
+        return None
+
+    restore.Restore._settle = settle  # type: ignore[method-assign]
+    Delivery.fence = no_fence  # type: ignore[method-assign]
 
 
 def no_abort() -> None:
     """Leave a transaction that hangs to whatever ends it."""
 
-    async def abort_what_hangs(self: Any, partitions: Any) -> list[int]:
-        return []
+    async def abort_hanging(self: Any, transactional_ids: Any, partitions: Any) -> None:
+        return None
 
-    Delivery._abort_what_hangs = abort_what_hangs  # type: ignore[method-assign]
+    Delivery.abort_hanging = abort_hanging  # type: ignore[method-assign]
 
 
 def no_restore() -> None:
     """Take the positions from the changelog and leave the sessions there."""
 
-    def positions_only(self: Any, partition: int, key: bytes, value: bytes | None) -> None:
+    def positions_only(self: Any, key: bytes, value: bytes | None) -> None:
         return None
 
-    Sessions.restore = positions_only  # type: ignore[method-assign]
-
-
-def no_stopped_flow() -> None:
-    """Restore, but let Faust deliver clicks between its seek and its clearing of the queues."""
-
-    def restore_before_resume() -> None:
-        original = Recovery.on_recovery_completed
-
-        async def on_recovery_completed(self: Any, generation_id: int = 0) -> None:
-            await self.app.restore()
-            await original(self, generation_id)
-
-        Recovery.on_recovery_completed = on_recovery_completed  # type: ignore[method-assign]
-
-    _replace_patch("restore_before_resume", restore_before_resume)
-
-
-def slow_seek() -> None:
-    """Take a second between the seek and the resume, as a busy broker may: no guard is out.
-
-    Behind the patches, of which one seeks again: a wait before the last seek harms nobody, as
-    what was delivered in it is fetched once more.
-    """
-
-    def perform_seek_slowly() -> None:
-        seek = Consumer.perform_seek
-
-        async def perform_seek(self: Any) -> None:
-            await seek(self)
-            await asyncio.sleep(1.0)
-
-        Consumer.perform_seek = perform_seek  # type: ignore[method-assign]
-
-    patches.PATCHES = (  # type: ignore[assignment]  # one longer
-        *patches.PATCHES,
-        perform_seek_slowly,
-    )
+    PartitionSessions.restore = positions_only  # type: ignore[method-assign]
 
 
 def no_hole_check() -> None:
-    """Trust that what Faust delivers is everything."""
+    """Trust that what is delivered is everything."""
 
     async def check_holes(self: Any, plan: Any) -> None:
         return None
@@ -119,43 +83,69 @@ def no_hole_check() -> None:
     worker.Worker._check_holes = check_holes  # type: ignore[method-assign]
 
 
-def without_patch(name: str) -> None:
-    """Leave one of patches.PATCHES out."""
-    _replace_patch(name, lambda: None)
+def no_drain() -> None:
+    """Give partitions up while a batch of theirs is under way."""
+
+    async def drained(self: Any) -> None:
+        return None
+
+    FaustTransport._drained = drained  # type: ignore[method-assign]
+    Delivery.settled = drained  # type: ignore[method-assign]
 
 
-def _replace_patch(name: str, replacement: Any) -> None:
-    installed = patches.PATCHES
-    assert name in {patch.__name__ for patch in installed}
-    patches.PATCHES = tuple(  # type: ignore[assignment]  # of the same length
-        replacement if patch.__name__ == name else patch for patch in installed
-    )
+def slow_revocation() -> None:
+    """Take three seconds for the batch that a revocation finds under way: no guard is out."""
+    on_revoked, commit = FaustTransport.on_revoked, Delivery.commit
+    revoked = False
+
+    async def note(self: Any, partitions: Any, *, lost: bool) -> None:
+        nonlocal revoked
+        revoked = True
+        while not self._in_flight:
+            await asyncio.sleep(0.001)
+        await on_revoked(self, partitions, lost=lost)
+
+    async def commit_slowly(self: Any, transaction: Any) -> None:
+        nonlocal revoked
+        if revoked:
+            revoked = False
+            await asyncio.sleep(3)
+        await commit(self, transaction)
+
+    FaustTransport.on_revoked = note  # type: ignore[method-assign]
+    Delivery.commit = commit_slowly  # type: ignore[method-assign]
 
 
-def stop_before_commit() -> None:
-    """SIGSTOP itself between two sends: after planning the tenth batch, before delivering it."""
-    deliver = Delivery._commit
-    transactions = 0
+def sleep_before(step: str) -> Callable[[], None]:
+    """SIGSTOP itself in its tenth transaction: no guard is out."""
 
-    async def commit(self: Any, *arguments: Any) -> int:
-        nonlocal transactions
-        transactions += 1
-        if transactions == 40:
-            os.kill(os.getpid(), signal.SIGSTOP)
-        return await deliver(self, *arguments)
+    def install() -> None:
+        original = getattr(TransactionalProducer, step)
+        n_calls = 0
 
-    Delivery._commit = commit  # type: ignore[method-assign,assignment]
+        async def stop_first(self: Any, *arguments: Any) -> None:
+            nonlocal n_calls
+            n_calls += 1
+            if n_calls == 10:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            await original(self, *arguments)
+
+        setattr(TransactionalProducer, step, stop_first)
+
+    return install
 
 
 GUARDS = {
     "no_position_record": no_position_record,
-    "no_fencing": no_fencing,
+    "no_generation": no_generation,
+    "no_settling": no_settling,
     "no_abort": no_abort,
     "no_restore": no_restore,
-    "no_stopped_flow": no_stopped_flow,
     "no_hole_check": no_hole_check,
-    "slow_seek": slow_seek,
-    "stop_before_commit": stop_before_commit,
+    "no_drain": no_drain,
+    "slow_revocation": slow_revocation,
+    "sleep_before_offsets": sleep_before("send_offsets"),
+    "sleep_before_records": sleep_before("send_records"),
 }
 
 
@@ -163,10 +153,7 @@ def main() -> int:
     words = sys.argv[1:]
     split = words.index("--")
     for word in words[:split]:
-        if word.startswith("without:"):
-            without_patch(word.removeprefix("without:"))
-        else:
-            GUARDS[word]()
+        GUARDS[word]()
     return command.main(words[split + 1 :])
 
 
