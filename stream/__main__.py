@@ -1,6 +1,13 @@
 """``python -m stream worker | topics create | topics check | reset | watch``."""
 
 import os
+import signal
+
+# Before all other imports, which take a second: a worker that is stopped while it starts has
+# nothing to finish. Faust replaces this once it runs.
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar

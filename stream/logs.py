@@ -40,7 +40,8 @@ def configure_logging(level: str) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # Faust and aiokafka narrate at info; what an operator needs of it we log ourselves.
+    # What an operator needs of these we log ourselves: Faust narrates at info, and aiokafka calls
+    # every connection an error that a broker which is away refuses, hundreds a second.
     least = max(logging.WARNING, logging.getLevelName(level.upper()))
-    for chatty in ("faust", "mode", "aiokafka", "kafka"):
-        logging.getLogger(chatty).setLevel(least)
+    for chatty, at in (("faust", least), ("mode", least), ("aiokafka", logging.CRITICAL)):
+        logging.getLogger(chatty).setLevel(at)

@@ -1,6 +1,7 @@
 """Start a worker process: read the bundle, check the topics, run."""
 
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import structlog
@@ -24,8 +25,10 @@ log = structlog.get_logger(__name__)
 def run_worker(settings: WorkerSettings) -> int:
     """Serve until a signal; returns the exit code. Raises StreamError before the first click."""
     configure_logging(settings.log_level)
-    model = load_model(settings.bundle, settings.inference_threads)
-    check_topics(settings)
+    # In a thread: while C code works in the first one, no signal is answered.
+    with ThreadPoolExecutor(1) as preparing:
+        model = preparing.submit(load_model, settings.bundle, settings.inference_threads).result()
+        preparing.submit(check_topics, settings).result()
     _check_address(settings)
     # It would be a second series for every counter, which nobody reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here

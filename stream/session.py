@@ -64,57 +64,125 @@ class SessionState(msgspec.Struct, frozen=True):
     top_score: Float32[np.ndarray, "K"]
 
 
-def encode_state(state: SessionState) -> bytes:
-    """Return the state's bytes (little-endian, versioned)."""
-    parts = [
-        _HEADER.pack(
+class Stored(msgspec.Struct):
+    """A session whose parts are still bytes: what the path of a click reads and writes.
+
+    Most parts go from one state to the next as they are, and decoding them all took 9 us a click.
+    """
+
+    bundle: bytes
+    last_click_ms: int
+    n_clicks: int
+    last_outcome: int
+    trail: "Trail"
+    model_state: bytes
+    top_index: bytes
+    top_score: bytes
+
+    def encode(self) -> bytes:
+        """Return the state's bytes (little-endian, versioned)."""
+        header = _HEADER.pack(
             FORMAT,
-            state.last_outcome,
-            bytes.fromhex(state.bundle_id),
-            state.last_click_ms,
-            state.n_clicks,
-            len(state.trail),
-            state.model_state.size,
-            state.top_index.size,
+            self.last_outcome,
+            self.bundle,
+            self.last_click_ms,
+            self.n_clicks,
+            self.trail.n,
+            len(self.model_state) // 4,
+            len(self.top_index) // 4,
         )
-    ]
+        return b"".join((header, self.trail.raw, self.model_state, self.top_index, self.top_score))
+
+    @classmethod
+    def decode(cls, raw: bytes) -> "Stored":
+        """Return the parts of a state. Raises StreamError on an unknown format version."""
+        check_format(raw)
+        _, outcome, bundle, last_ms, n_clicks, n_trail, n_state, n_top = _HEADER.unpack_from(raw)
+        list_at = len(raw) - 8 * n_top
+        state_at = list_at - 4 * n_state
+        return cls(
+            bundle,
+            last_ms,
+            n_clicks,
+            outcome,
+            Trail(n_trail, raw[_HEADER.size : state_at]),
+            raw[state_at:list_at],
+            raw[list_at : list_at + 4 * n_top],
+            raw[list_at + 4 * n_top :],
+        )
+
+
+class Trail(msgspec.Struct):
+    """The last clicks of a session, as the bytes of ``n`` entries."""
+
+    n: int = 0
+    raw: bytes = b""
+
+    def add(self, item_id: str, timestamp_ms: int, event_hash: int, context: bytes) -> None:
+        """Append a click; the oldest one goes where there are too many."""
+        item = item_id.encode()
+        entry = _ENTRY.pack(timestamp_ms, event_hash, len(item), len(context))
+        first = 0
+        if self.n == TRAIL_CLICKS:
+            _, _, n_item, n_context = _ENTRY.unpack_from(self.raw)
+            first = _ENTRY.size + n_item + n_context
+        else:
+            self.n += 1
+        self.raw = b"".join((self.raw[first:], entry, item, context))
+
+    def has(self, event_hash: int) -> bool:
+        """Whether a click with this event is among them; 0 is no event."""
+        # Nearly always the first answer: the bytes are not there at all.
+        return (
+            event_hash != 0
+            and event_hash.to_bytes(8, "little") in self.raw
+            and any(click.event_hash == event_hash for click in self.clicks())
+        )
+
+    def clicks(self) -> list[TrailClick]:
+        clicks, raw, at = [], self.raw, 0
+        for _ in range(self.n):
+            timestamp_ms, event_hash, n_item, n_context = _ENTRY.unpack_from(raw, at)
+            at += _ENTRY.size
+            item_id = raw[at : at + n_item].decode()
+            at += n_item
+            clicks.append(TrailClick(item_id, timestamp_ms, event_hash, raw[at : at + n_context]))
+            at += n_context
+        return clicks
+
+
+def encode_state(state: SessionState) -> bytes:
+    """Return the state's bytes; the trail has no more clicks than a session keeps."""
+    trail = Trail()
     for click in state.trail:
-        item = click.item_id.encode()
-        entry = _ENTRY.pack(click.timestamp_ms, click.event_hash, len(item), len(click.context))
-        parts += (entry, item, click.context)
-    parts += (state.model_state.tobytes(), state.top_index.tobytes(), state.top_score.tobytes())
-    return b"".join(parts)
+        trail.add(click.item_id, click.timestamp_ms, click.event_hash, click.context)
+    return Stored(
+        bytes.fromhex(state.bundle_id),
+        state.last_click_ms,
+        state.n_clicks,
+        state.last_outcome,
+        trail,
+        state.model_state.tobytes(),
+        state.top_index.tobytes(),
+        state.top_score.tobytes(),
+    ).encode()
 
 
 def decode_state(raw: bytes) -> SessionState:
-    """Return the state of bytes that ``encode_state`` made; its arrays are views on them.
+    """Return the state of bytes, complete; its arrays are views on them.
 
     Raises StreamError on an unknown format version.
     """
-    check_format(raw)
-    _, outcome, bundle, last_click_ms, n_clicks, n_trail, n_state, n_top = _HEADER.unpack_from(raw)
-    at = _HEADER.size
-    trail = []
-    for _ in range(n_trail):
-        timestamp_ms, event_hash, n_item, n_context = _ENTRY.unpack_from(raw, at)
-        at += _ENTRY.size
-        item_id = raw[at : at + n_item].decode()
-        at += n_item
-        trail.append(TrailClick(item_id, timestamp_ms, event_hash, raw[at : at + n_context]))
-        at += n_context
-    model_state = np.frombuffer(raw, np.float32, n_state, at)
-    at += 4 * n_state
-    top_index = np.frombuffer(raw, np.int32, n_top, at)
-    top_score = np.frombuffer(raw, np.float32, n_top, at + 4 * n_top)
+    stored = Stored.decode(raw)
     return SessionState(
-        bundle.hex(),
-        last_click_ms,
-        n_clicks,
-        LastOutcome(outcome),
-        tuple(trail),
-        model_state,
-        top_index,
-        top_score,
+        stored.bundle.hex(),
+        stored.last_click_ms,
+        stored.n_clicks,
+        LastOutcome(stored.last_outcome),
+        tuple(stored.trail.clicks()),
+        np.frombuffer(stored.model_state, np.float32),
+        np.frombuffer(stored.top_index, np.int32),
+        np.frombuffer(stored.top_score, np.float32),
     )
 
 

@@ -55,23 +55,38 @@ class Recommendation(msgspec.Struct):
     published_ms: int
 
 
-_encode = msgspec.json.Encoder().encode
+class _Published(msgspec.Struct):
+    """A ``Recommendation`` whose items are encoded already."""
+
+    session_id: str
+    items: msgspec.Raw
+    model: str
+    outcome: str
+    click: ClickRef
+    published_ms: int
+
+
+encode_json = msgspec.json.Encoder().encode
 
 
 def recommendation(
     topic: str,
     record: Record,
     click: Click,
-    items: list[Item],
+    items: bytes,
     bundle_id: str,
     outcome: Outcome,
     published_ms: int,
 ) -> Message:
-    """Return the message that answers a click; its header ``source`` names the click's record."""
+    """Return the message that answers a click; its header ``source`` names the click's record.
+
+    items: the JSON array of a list's items.
+    """
     session_id, answered = click.session.decode(), ClickRef(click.item_id, click.timestamp_ms)
-    value = Recommendation(session_id, items, bundle_id, outcome, answered, published_ms)
+    listed = msgspec.Raw(items)
+    value = _Published(session_id, listed, bundle_id, outcome, answered, published_ms)
     source = f"{topic}-{record.partition}-{record.offset}".encode()
-    return Message(click.session, _encode(value), (("source", source),))
+    return Message(click.session, encode_json(value), (("source", source),))
 
 
 def dead_letter(topic: str, record: Record, bad: BadClick) -> Message:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from stream.contract.click import ClickParser
 from stream.contract.context import Context
+from stream.contract.messages import Item, encode_json
 from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer, Scorer
 
@@ -11,18 +12,22 @@ from stream.model.scorer import OnnxScorer, Scorer
 class Model:
     """A bundle in service: its graphs, catalogue, context fields and popularity list.
 
-    ``popular``: item ids and scores for sessions that the model has no list for, best first.
+    ``popular_json``: the items for sessions that the model has no list for, best first.
     """
 
     def __init__(self, bundle: Bundle, scorer: Scorer) -> None:
         self.manifest = bundle.manifest
         self.model_id = bundle.manifest.bundle_id
+        self.model_bytes = bytes.fromhex(self.model_id)
         self.item_ids = bundle.item_ids
         self.item_index = bundle.item_index
         self.scorer = scorer
         self.context = Context(bundle.manifest.context)
         self._event_types = frozenset(bundle.manifest.event_types)
-        self.popular = [(self.item_ids[p.item_index], p.score) for p in bundle.manifest.popular]
+        popular = [Item(self.item_ids[p.item_index], p.score) for p in bundle.manifest.popular]
+        self.popular_json = encode_json(popular)
+        # All of an item's JSON but its score, which ends it.
+        self.item_json = [encode_json(Item(name, 0))[:-2] for name in self.item_ids]
 
     def reads(self, event_type: str | None) -> bool:
         """Whether clicks of this type advance a session: those that the model was trained on."""

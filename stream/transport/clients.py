@@ -13,6 +13,7 @@ def confluent_options(settings: KafkaSettings) -> dict[str, Any]:
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": CLIENT_ID,
         "security.protocol": settings.security_protocol,
+        "reconnect.backoff.max.ms": 1_000,  # a broker that is back is noticed within a second
         # Critical alone: without a broker librdkafka prints hundreds of lines before the one
         # sentence in which we say so, and at info it tells of every client that ends.
         "log_level": 2,

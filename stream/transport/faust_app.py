@@ -335,7 +335,6 @@ class FaustTransport:
             "fetch.wait.max.ms": 5,
             "fetch.min.bytes": 100_000,
             "queued.max.messages.kbytes": 65_536,
-            "reconnect.backoff.max.ms": 1_000,
             # How soon partitions that are added to the input are noticed, and refused by `check`.
             "topic.metadata.refresh.interval.ms": 10_000,
         }
