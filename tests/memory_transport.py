@@ -5,13 +5,12 @@ It passes the contract tests of the real one (``tests/integration/test_transport
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from stream.contract.messages import Target
 from stream.contract.records import Message, Record
 from stream.position import Position
-from stream.transport.protocol import Processor, Restored, Table, Transaction
+from stream.transport.protocol import Batch, Processor, Restored, Transaction
 
 
 @dataclass
@@ -21,7 +20,7 @@ class MemoryBroker:
     n_partitions: int
     end: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     input: dict[int, list[Record]] = field(default_factory=lambda: defaultdict(list))
-    messages: dict[Target, list[Message]] = field(default_factory=lambda: {t: [] for t in Target})
+    messages: dict[str, list[Message]] = field(default_factory=lambda: defaultdict(list))
     changelog: dict[int, list[tuple[bytes, bytes | None]]] = field(
         default_factory=lambda: defaultdict(list)
     )
@@ -42,8 +41,8 @@ class MemoryTransport:
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
         self.stopped = asyncio.Event()
-        self._positions: dict[int, Position] = {}
         self._fetched: dict[int, int] = {}
+        self._committed: dict[int, int] = {}
 
     def run(self, processor: Processor) -> int:
         asyncio.run(self.serve(processor))
@@ -51,36 +50,29 @@ class MemoryTransport:
 
     async def serve(self, processor: Processor) -> None:
         """Restore, then let the processor run until ``stopped`` is set and nothing is left."""
-        await processor.restore()
+        self.restore(processor)
         await processor.run()
+
+    def restore(self, processor: Processor) -> None:
+        """Let the processor own every partition as it was last committed."""
+        restored, n_records = {}, 0
+        for partition in range(self.broker.n_partitions):
+            table = processor.new_partition()
+            for key, value in self.broker.changelog[partition]:
+                table.restore(key, value)
+                n_records += 1
+            table.finish_restore()
+            kept = self.broker.positions.get(partition)
+            position = kept.copy() if kept else Position(0, "memory")
+            restored[partition] = table, position
+            self._fetched[partition] = self._committed[partition] = position.next_offset
+        processor.own(restored, Restored(n_records, 0, 0.0))
 
     @property
     def ready(self) -> bool:
-        return bool(self._positions)
+        return bool(self._committed)
 
-    @property
-    def partitions(self) -> Collection[int]:
-        return self._positions.keys()
-
-    def position(self, partition: int) -> Position:
-        return self._positions[partition]
-
-    async def restore(self, table: Table) -> Restored:
-        partitions = range(self.broker.n_partitions)
-        table.own(partitions)
-        n_records = 0
-        for partition in partitions:
-            table.forget(partition)
-            for key, value in self.broker.changelog[partition]:
-                table.restore(partition, key, value)
-                n_records += 1
-            table.finish_restore(partition)
-            kept = self.broker.positions.get(partition)
-            self._positions[partition] = kept.copy() if kept else Position(0, "memory")
-            self._fetched[partition] = self._positions[partition].next_offset
-        return Restored(n_records, 0)
-
-    async def fetch(self) -> dict[int, list[Record]] | None:
+    async def fetch(self) -> Batch | None:
         while True:
             new = {
                 p: [r for r in self.broker.input[p] if r.offset >= begin]
@@ -88,28 +80,28 @@ class MemoryTransport:
             }
             if records := {p: of_p for p, of_p in new.items() if of_p}:
                 self._fetched |= {p: of_p[-1].offset + 1 for p, of_p in records.items()}
-                return records
+                return Batch(records, 0)
             if self.stopped.is_set():
                 return None
             await asyncio.sleep(0.001)
 
-    async def commit(self, transaction: Transaction) -> None:
-        for target, messages in transaction.messages.items():
-            self.broker.messages[target] += [m for of_p in messages.values() for m in of_p]
+    def is_current(self, batch: Batch) -> bool:
+        return True
+
+    async def commit(self, batch: Batch, transaction: Transaction) -> None:
+        for name, messages in transaction.messages.items():
+            self.broker.messages[name] += [m for of_p in messages.values() for m in of_p]
         for partition, changes in transaction.changelog.items():
             self.broker.changelog[partition] += changes.items()
         for partition, position in transaction.positions.items():
             self.broker.positions[partition] = position.copy()
-            self._positions[partition] = position
+            self._committed[partition] = position.next_offset
 
-    def acknowledge(self) -> None:
+    def acknowledge(self, batch: Batch) -> None:
         pass
 
-    async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> AsyncIterator[Record]:
-        for partition in start:
-            for record in self.broker.input[partition]:
-                if start[partition] <= record.offset < end[partition]:
-                    yield record
+    async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
+        return [r for p in start for r in self.broker.input[p] if start[p] <= r.offset < end[p]]
 
-    async def lag(self) -> dict[int, int]:
-        return {p: self.broker.end[p] - of_p.next_offset for p, of_p in self._positions.items()}
+    def lag(self) -> dict[int, int]:
+        return {p: self.broker.end[p] - offset for p, offset in self._committed.items()}

@@ -124,20 +124,24 @@ class Replay:
         records: dict[int, list[Record]] = {}
         for record in batch:
             records.setdefault(record.partition, []).append(record)
-        self.sessions.own({*self.sessions.partitions, *records})
+        new = records.keys() - self.sessions.partitions.keys()
+        self.sessions.own({p: PartitionSessions() for p in new})
         positions = {p: self.positions.get(p) or Position(0, "topic") for p in records}
         planner = Planner(Models(Model(self.bundle, self.scorer)), self.rules, TOPIC)
         plan = planner.plan(records, positions, self.sessions.get)
-        planner.finish(plan, plan.score(), PUBLISHED_MS)
-        transaction = plan.transaction
+        scores, transaction = plan.score(), plan.transaction
+        planner.advance(plan, scores)
         for p, position in transaction.positions.items():
             dead = self._dead(p, plan) if self.collect else []
             self.collected += len(dead)
             transaction.changelog[p].update(dict.fromkeys(dead))
             self.positions[p] = decode_position(encode_position(position))
+        self.sessions.apply(transaction)
+        # Behind the states, as a worker does: the answers depend on nothing that comes later.
+        planner.answer(plan, scores, PUBLISHED_MS)
+        for p in transaction.positions:
             for target in Target:
                 self.messages.setdefault(p, []).extend(transaction.messages[target][p])
-        self.sessions.apply(transaction.changelog)
         self.outputs.append(plan)
         return plan
 

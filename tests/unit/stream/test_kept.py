@@ -11,7 +11,7 @@ from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, decode_position
-from stream.session import Sessions, decode_state
+from stream.session import PartitionSessions, Sessions, decode_state
 
 KEPT = Path(__file__).parent / "kept"
 
@@ -19,15 +19,16 @@ KEPT = Path(__file__).parent / "kept"
 def test_a_session_goes_on_where_the_old_worker_left_it() -> None:
     model = load_model(KEPT / "bundle")
     assert (model.manifest.allowed_lateness_s, model.manifest.event_types) == (600, ())
-    sessions = Sessions()
-    sessions.own([0])
+    partition = PartitionSessions()
     for line in (KEPT / "changelog.jsonl").read_text().splitlines():
         key, value = (base64.b64decode(part) for part in json.loads(line).values())
         if key == POSITION_KEY:
             position = decode_position(value)
         else:
-            sessions.restore(0, key, value)
-    sessions.finish_restore(0)
+            partition.restore(key, value)
+    partition.finish_restore()
+    sessions = Sessions()
+    sessions.own({0: partition})
     assert sessions.sizes() == {0: 3}
     assert (position.next_offset, position.watermark_ms, position.topic_id) == (
         7,
@@ -40,7 +41,9 @@ def test_a_session_goes_on_where_the_old_worker_left_it() -> None:
     rules = Rules.of(model.manifest, BadClickLimit(1000, 0.5))
     planner = Planner(Models(model), rules, "clicks")
     plan = planner.plan({0: [record]}, {0: position}, sessions.get)
-    planner.finish(plan, plan.score(), 77)
+    scores = plan.score()
+    planner.advance(plan, scores)
+    planner.answer(plan, scores, 77)
     (message,) = plan.transaction.messages[Target.RECOMMENDATIONS][0]
     ours, theirs = json.loads(message.value or b""), then["recommendation"]
     for listed in (ours, theirs):

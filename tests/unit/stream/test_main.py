@@ -113,7 +113,6 @@ def test_a_bundle_that_is_not_there_is_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What a worker does to its process first, and a test must not do to the others.
-    monkeypatch.setattr("stream.service.install_patches", lambda: None)
     monkeypatch.setattr("stream.service.configure_logging", lambda level: None)
     err = refused(capsys, "worker", "--bundle=nowhere")
     assert err == "nowhere/manifest.json cannot be read: No such file or directory\n"

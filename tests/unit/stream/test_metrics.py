@@ -91,9 +91,9 @@ def test_live_quality_is_counted_at_20_and_late_clicks_apart(metrics: Metrics) -
 
 
 def test_a_partition_that_has_left_has_no_gauge_any_more(metrics: Metrics) -> None:
-    metrics.count_restore({0: 10, 1: 20}, Restored(30, 7), 0.2)
+    metrics.count_restore({0: 10, 1: 20}, Restored(30, 7, 0.2))
     metrics.lag.labels(0).set(7)
-    metrics.count_restore({1: 21}, Restored(1, 0), 0.1)
+    metrics.count_restore({1: 21}, Restored(1, 0, 0.1))
     assert value(metrics, "recs_live_sessions", partition="0") is None
     assert value(metrics, "recs_live_sessions", partition="1") == 21
     assert value(metrics, "recs_consumer_lag_clicks", partition="0") is None

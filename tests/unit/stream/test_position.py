@@ -29,6 +29,8 @@ positions = st.builds(
     bad_run_start=st.integers(0, 2**63 - 1),
     bad_window=st.binary(max_size=BAD_CLICK_WINDOW // 8),
     bad_window_start=st.integers(0, 2**63 - 1),
+    owner=st.text(max_size=30),
+    address=st.text(max_size=30),
 )
 
 
@@ -44,9 +46,17 @@ def test_a_position_comes_back_as_it_was(position: Position) -> None:
     assert decode_position(encode_position(position)) == position
 
 
-def test_a_position_without_bad_clicks_takes_about_50_bytes() -> None:
+def test_a_position_without_bad_clicks_takes_about_50_bytes_and_its_owner() -> None:
+    owner, address = "nextclick-0123456789ab", "worker-1.example.org:6066"
     position = Position(123_456_789, "QmFzZTY0LXRvcGljLWlkLQ", 1_764_000_000_000)
-    assert len(encode_position(position)) <= 50
+    position.owner, position.address = owner, address
+    assert len(encode_position(position)) <= 50 + len(owner) + len(address)
+
+
+def test_a_position_of_a_version_that_noted_no_owner_has_none() -> None:
+    raw = encode_position(Position(7, "t", 5, owner="o", address="a"))
+    older = msgspec.msgpack.encode(msgspec.msgpack.decode(raw)[:-2])
+    assert decode_position(older) == Position(7, "t", 5)
 
 
 def test_another_format_is_refused_in_one_sentence() -> None:

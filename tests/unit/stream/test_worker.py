@@ -1,5 +1,6 @@
 """The loop over a transport in memory: order, restarts, expiry and holes, without a broker."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -8,10 +9,11 @@ from prometheus_client import CollectorRegistry
 
 from stream.batch import Planner, Rules
 from stream.contract.messages import Target
-from stream.contract.records import Record
 from stream.metrics import Metrics
 from stream.model.models import Model, Models
-from stream.position import BadClickLimit
+from stream.position import BadClickLimit, BadClickLimitError
+from stream.session import decode_state
+from stream.transport.protocol import Batch, Processor, Transaction, TransactionLostError
 from stream.worker import INLINE_CLICKS, DroppedClickError, Worker
 from tests.memory_transport import MemoryBroker, MemoryTransport
 from tests.unit.stream.replay import FakeScorer, bundle_of
@@ -19,11 +21,16 @@ from tests.unit.stream.replay import FakeScorer, bundle_of
 ITEMS = ["a", "b", "c"]
 MODEL = Model(bundle_of(ITEMS, 2), FakeScorer(np.eye(3)[::-1], 2))
 RULES = Rules(1000, 0, BadClickLimit(1000, 0.5))
+IN_ORDER = {"timing": "in_order"}
 
 
 @pytest.fixture
 def broker() -> MemoryBroker:
     return MemoryBroker(2)
+
+
+class Ended(BaseException):
+    """Stands for the end of the process."""
 
 
 def click(session_id: str, item_id: str, timestamp_ms: int) -> tuple[bytes, bytes]:
@@ -34,6 +41,18 @@ def click(session_id: str, item_id: str, timestamp_ms: int) -> tuple[bytes, byte
 def worker_on(transport: MemoryTransport) -> tuple[Worker, Metrics]:
     metrics = Metrics(CollectorRegistry())
     return Worker(transport, Planner(Models(MODEL), RULES, "clicks"), metrics), metrics
+
+
+def ending(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+    """Let the worker end with an exception instead of its process; the errors it ends with."""
+    errors: list[Exception] = []
+
+    def fail(error: Exception) -> None:
+        errors.append(error)
+        raise Ended
+
+    monkeypatch.setattr(worker, "fail", fail)
+    return errors
 
 
 async def serve(broker: MemoryBroker) -> Metrics:
@@ -94,15 +113,131 @@ async def test_a_hole_with_a_click_in_it_ends_the_worker_before_anything_is_publ
     broker.produce(0, *click("s", "b", 1001))
     transport = MemoryTransport(broker)
     worker, _ = worker_on(transport)
-    errors: list[Exception] = []
-    monkeypatch.setattr(worker, "_on_error", errors.append)
+    errors = ending(worker, monkeypatch)
     fetch = transport.fetch
 
-    async def drop_the_first() -> dict[int, list[Record]] | None:
-        records = await fetch()
-        return {p: of_p[1:] for p, of_p in records.items()} if records else None
+    async def drop_the_first() -> Batch | None:
+        batch = await fetch()
+        return batch and Batch({p: of_p[1:] for p, of_p in batch.records.items()}, 0)
 
     monkeypatch.setattr(transport, "fetch", drop_the_first)
-    await transport.serve(worker)
+    with pytest.raises(Ended):
+        await transport.serve(worker)
     assert [type(error) for error in errors] == [DroppedClickError]
     assert sources(broker) == []
+
+
+class OneByOne(MemoryTransport):
+    """Fetches one record at a time, and notes what the worker asks for in which order."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self.calls: list[tuple[str, int]] = []
+        self.stopped.set()
+
+    async def fetch(self) -> Batch | None:
+        for p, begin in self._fetched.items():
+            for record in self.broker.input[p]:
+                if record.offset >= begin:
+                    self._fetched[p] = record.offset + 1
+                    self.calls.append(("fetch", record.offset))
+                    return Batch({p: [record]}, 0)
+        return None
+
+    async def commit(self, batch: Batch, transaction: Transaction) -> None:
+        await asyncio.sleep(0.01)
+        self.calls.append(("commit", offset_of(batch)))
+        await super().commit(batch, transaction)
+
+    def acknowledge(self, batch: Batch) -> None:
+        self.calls.append(("acknowledge", offset_of(batch)))
+
+
+def offset_of(batch: Batch) -> int:
+    ((record,),) = batch.records.values()
+    return record.offset
+
+
+async def test_batches_are_committed_in_order_and_each_is_planned_on_the_one_before(
+    broker: MemoryBroker,
+) -> None:
+    for n in range(5):
+        broker.produce(0, *click("s", ITEMS[n % 3], 1000 + n))
+    transport = OneByOne(broker)
+    worker, metrics = worker_on(transport)
+    await transport.serve(worker)
+    calls = transport.calls
+    assert [call for call in calls if call[0] == "commit"] == [("commit", n) for n in range(5)]
+    assert all(calls.index(("acknowledge", n)) > calls.index(("commit", n)) for n in range(5))
+    ahead = calls.index(("fetch", 1)) < calls.index(("commit", 0))
+    assert ahead, "the next batch is planned while the one before is committed"
+    # Were it planned on what is committed, four clicks would begin the session once more.
+    (_, last) = broker.changelog[0][-1]
+    assert last is not None
+    assert decode_state(last).n_clicks == 5
+    assert metrics.registry.get_sample_value("recs_live_predictions_total", IN_ORDER) == 4
+
+
+async def test_a_lost_transaction_publishes_and_counts_nothing_and_what_comes_again_is_answered(
+    broker: MemoryBroker,
+) -> None:
+    for n in range(4):
+        broker.produce(0, *click("s", ITEMS[n % 3], 1000 + n))
+    transport = Losing(broker)
+    worker, metrics = worker_on(transport)
+    await transport.serve(worker)
+    value = metrics.registry.get_sample_value
+    assert value("recs_lost_transactions_total") == 1
+    assert value("recs_clicks_total", {"outcome": "model"}) == 4
+    assert sources(broker) == [f"clicks-0-{n}" for n in range(4)]
+    (_, last) = broker.changelog[0][-1]
+    assert last is not None
+    assert decode_state(last).n_clicks == 4
+    acknowledged = [offset for what, offset in transport.calls if what == "acknowledge"]
+    fetched = [offset for what, offset in transport.calls if what == "fetch"]
+    assert sorted(acknowledged) == sorted(fetched), "the lost ones too"
+    assert len(fetched) > 4, "they came again"
+
+
+class Losing(OneByOne):
+    """Loses its second transaction, and restores as the real one does."""
+
+    epoch = 0
+    n_commits = 0
+
+    async def serve(self, processor: Processor) -> None:
+        self.processor = processor
+        await super().serve(processor)
+
+    async def fetch(self) -> Batch | None:
+        batch = await super().fetch()
+        return batch and Batch(batch.records, self.epoch)
+
+    def is_current(self, batch: Batch) -> bool:
+        return batch.epoch >= self.epoch
+
+    async def commit(self, batch: Batch, transaction: Transaction) -> None:
+        self.n_commits += 1
+        if self.n_commits != 2:
+            await super().commit(batch, transaction)
+            return
+        self.epoch += 1
+        self.processor.drop(range(self.broker.n_partitions))
+        self.restore(self.processor)
+        raise TransactionLostError("fenced")
+
+
+async def test_too_many_bad_clicks_end_the_worker_and_their_batch_publishes_nothing(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.produce(0, *click("s", "a", 1000))
+    broker.produce(0, b"s", b"no click")
+    transport = OneByOne(broker)
+    rules = Rules(1000, 0, BadClickLimit(1, 1.0))
+    metrics = Metrics(CollectorRegistry())
+    worker = Worker(transport, Planner(Models(MODEL), rules, "clicks"), metrics)
+    errors = ending(worker, monkeypatch)
+    with pytest.raises(Ended):
+        await transport.serve(worker)
+    assert [type(error) for error in errors] == [BadClickLimitError]
+    assert broker.messages[Target.DEAD_LETTERS] == []

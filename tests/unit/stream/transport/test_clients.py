@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka.admin import AdminClient
-from faust.transport.drivers.aiokafka import credentials_to_aiokafka_auth
 
 from stream.settings import KafkaSettings
-from stream.transport.clients import aiokafka_options, confluent_options, faust_options
+from stream.transport.clients import aiokafka_options, confluent_options
 
 # A throw-away pair, signed by itself, good for a hundred years.
 CERTIFICATE = """\
@@ -81,19 +80,12 @@ def security(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_aiokafka_and_faust_do_the_same_under_every_protocol(
-    settings_of: Make, protocol: str
-) -> None:
-    expected = {
+def test_aiokafka_does_what_every_protocol_says(settings_of: Make, protocol: str) -> None:
+    assert security(aiokafka_options(settings_of(protocol))) == {
         "protocol": protocol,
         "user": ("SCRAM-SHA-256", "user", "hunter2") if "SASL" in protocol else None,
         "tls": protocol.endswith("SSL"),
     }
-    settings = settings_of(protocol)
-    assert security(aiokafka_options(settings)) == expected
-    # By the very function that Faust hands its credentials to the driver with.
-    credentials = faust_options(settings).get("broker_credentials")
-    assert security(dict(credentials_to_aiokafka_auth(credentials))) == expected
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -109,8 +101,6 @@ def test_every_client_knows_every_broker(settings_of: Make) -> None:
     settings = settings_of("PLAINTEXT")
     assert aiokafka_options(settings)["bootstrap_servers"] == ["kafka-1:9092", "kafka-2:9093"]
     assert confluent_options(settings)["bootstrap.servers"] == "kafka-1:9092,kafka-2:9093"
-    urls = faust_options(settings)["broker"]
-    assert [(url.host, url.port) for url in urls] == [("kafka-1", 9092), ("kafka-2", 9093)]
 
 
 def test_without_files_tls_trusts_the_systems_certificates() -> None:

@@ -7,7 +7,7 @@ import pytest
 from stream.errors import StreamError
 from stream.settings import KafkaSettings
 from stream.transport import topics
-from stream.transport.topics import TopicFacts, check_topics
+from stream.transport.topics import check_topics, n_partitions
 
 RIGHT: dict[str, dict[str, str]] = {
     "clicks": {
@@ -43,7 +43,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr(topics, "AdminClient", lambda options: None)
     monkeypatch.setattr(topics, "_existing", lambda admin, settings: fake.partitions)
     monkeypatch.setattr(topics, "_configs", configs)
-    monkeypatch.setattr(topics, "_topic_id", lambda admin, topic: "the-id")
+    monkeypatch.setattr(topics, "_topic_id", lambda admin, topic: f"the-id of {topic}")
     return fake
 
 
@@ -53,9 +53,17 @@ def wrong(**settings: Any) -> str:
     return str(refusal.value)
 
 
-def test_topics_that_are_right_give_their_facts(broker: Broker) -> None:
+def test_topics_that_are_right_give_the_id_of_the_clicks(broker: Broker) -> None:
     broker.partitions |= {"recommendations": 3, "clicks-dead-letter": 1}
-    assert check_topics(KafkaSettings()) == TopicFacts("the-id", 4, 3, 1, 66536)
+    assert check_topics(KafkaSettings()) == "the-id of clicks"
+
+
+def test_partitions_are_counted_by_topic_and_missing_topics_are_named(broker: Broker) -> None:
+    broker.partitions["recommendations"] = 3
+    names = ["recommendations", "clicks"]
+    assert n_partitions(KafkaSettings(), names) == {"recommendations": 3, "clicks": 4}
+    with pytest.raises(StreamError, match="missing topics: a, b; "):
+        n_partitions(KafkaSettings(), ["a", "clicks", "b"])
 
 
 def test_missing_topics_are_all_named_with_the_command_that_makes_them(broker: Broker) -> None:
@@ -132,9 +140,9 @@ def test_the_topics_are_those_of_the_settings(broker: Broker) -> None:
     }
     broker.partitions = {names[name]: n for name, n in broker.partitions.items()}
     broker.config = {names[name]: config for name, config in broker.config.items()}
-    facts = check_topics(
+    found = check_topics(
         KafkaSettings(
             app_id="app", clicks_topic="c", recommendations_topic="r", dead_letter_topic="d"
         )
     )
-    assert facts.click_partitions == 4
+    assert found == "the-id of c"
