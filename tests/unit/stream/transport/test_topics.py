@@ -43,7 +43,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr(topics, "AdminClient", lambda options: None)
     monkeypatch.setattr(topics, "_existing", lambda admin, settings: fake.partitions)
     monkeypatch.setattr(topics, "_configs", configs)
-    monkeypatch.setattr(topics, "_topic_id", lambda admin, topic: f"the-id of {topic}")
+    monkeypatch.setattr(topics, "topic_id", lambda admin, topic: f"the-id of {topic}")
     return fake
 
 
