@@ -1,0 +1,216 @@
+"""How a restore settles what a former owner left and finds its positions, without a broker."""
+
+import threading
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from stream.errors import StreamError
+from stream.position import POSITION_KEY, Position, encode_position
+from stream.settings import KafkaSettings
+from stream.transport import restore as module
+from stream.transport.protocol import Transaction, TransactionLostError, Wiring
+from stream.transport.restore import Restore, former_ids
+from tests.counting_processor import Table
+
+WIRING = Wiring("g", "in", "log", {"answers": "out"})
+FORMER = "g-former"
+
+
+class Log:
+    """What the brokers say: bounds of topics, records of the changelog, offsets of the group."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[int, int, bytes, bytes | None]] = []
+        self.stable: deque[int] = deque()  # of the changelog at each look, then its end
+        self.end = 0
+        self.input = (0, 10**6)
+        self.committed: deque[dict[int, int] | None] = deque()
+        self.reads: list[tuple[Mapping[int, int], Mapping[int, int]]] = []
+
+    def append(self, key: bytes, value: bytes | None) -> None:
+        self.records.append((0, self.end, key, value))
+        self.end += 1
+
+    def bounds(self, settings: Any, topic: str, partitions: Any) -> dict[int, tuple[int, ...]]:
+        if topic == "in":
+            return dict.fromkeys(partitions, (self.input[0], self.input[1], self.input[1]))
+        stable = self.stable.popleft() if self.stable else self.end
+        return dict.fromkeys(partitions, (0, stable, self.end))
+
+    def read(
+        self,
+        settings: Any,
+        topic: str,
+        start: Mapping[int, int],
+        end: Mapping[int, int],
+        stop: threading.Event,
+    ) -> Iterator[list[Any]]:
+        self.reads.append((start, end))
+        yield [Changed(*r) for r in self.records if start[r[0]] <= r[1] < end[r[0]]]
+
+    def group_offsets(self, *arguments: Any) -> dict[int, int] | None:
+        return self.committed.popleft() if self.committed else {}
+
+
+class Changed:
+    def __init__(self, partition: int, offset: int, key: bytes, value: bytes | None) -> None:
+        self.partition, self.offset = (lambda: partition), (lambda: offset)
+        self.key, self.value = (lambda: key), (lambda: value)
+
+
+class FakeDelivery:
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    async def fence(self, transactional_ids: Collection[str]) -> None:
+        if transactional_ids:
+            self.calls.append(("fence", sorted(transactional_ids)))
+
+    async def abort_hanging(self, transactional_ids: Any, partitions: Any) -> None:
+        self.calls.append(("abort", (sorted(transactional_ids), sorted(partitions))))
+
+    async def commit(self, transaction: Transaction) -> None:
+        self.calls.append(("commit", dict(transaction.positions)))
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    monkeypatch.setattr(module, "bounds", log.bounds)
+    monkeypatch.setattr(module, "read_committed", log.read)
+    monkeypatch.setattr(module, "group_offsets", log.group_offsets)
+    monkeypatch.setattr(module, "_MARKERS_S", 0.1)
+    monkeypatch.setattr(module, "_HANGS_S", 0.1)
+    monkeypatch.setattr(module, "TRANSACTION_TIMEOUT_S", 0.2)
+    return log
+
+
+async def run(delivery: FakeDelivery, topic_id: str = "id") -> tuple[Table, Position, int]:
+    """Restore partition 0: its table, its position, and how many records were lost."""
+    fake: Any = delivery
+    restore = Restore(KafkaSettings(), WIRING, fake, [0])
+    restored, how = await restore.run(Table, topic_id, "me", "here:1")
+    table, position = restored[0]
+    assert isinstance(table, Table)
+    return table, position, how.n_lost
+
+
+def position(next_offset: int, owner: str = FORMER) -> bytes:
+    return encode_position(Position(next_offset, "id", 77, owner=owner, address="there:1"))
+
+
+async def test_the_changelog_is_taken_and_the_position_is_claimed(log: Log) -> None:
+    for key, value in [(b"a", b"1"), (b"b", b"2"), (POSITION_KEY, position(5)), (b"a", None)]:
+        log.append(key, value)
+    delivery = FakeDelivery()
+    table, found, n_lost = await run(delivery)
+    assert table.values == {b"b": b"2"}
+    assert found == Position(5, "id", 77, owner="me", address="here:1")
+    assert delivery.calls == [("commit", {0: found})]
+    assert n_lost == 0
+
+
+async def test_what_a_former_owner_commits_meanwhile_is_read_too(log: Log) -> None:
+    log.append(POSITION_KEY, position(5))
+    log.append(b"a", b"1")
+    log.append(POSITION_KEY, position(6))
+    log.stable += [1, 1, 1]  # the last two records are in an open transaction, for two looks
+    delivery = FakeDelivery()
+    table, found, _ = await run(delivery)
+    assert (table.values, found.next_offset) == ({b"a": b"1"}, 6)
+    assert [call for call, _ in delivery.calls] == ["commit"], "it ended by itself"
+    assert [(start[0], end[0]) for start, end in log.reads] == [(0, 1), (1, 3)]
+
+
+@pytest.mark.parametrize("shows", ["in the changelog", "as a pending offset"])
+async def test_an_owner_whose_transaction_stays_open_is_fenced(log: Log, shows: str) -> None:
+    log.append(POSITION_KEY, position(5))
+    if shows == "in the changelog":
+        log.append(b"a", b"1")
+        log.stable += [1] * 4
+    else:
+        log.committed += [None] * 4
+    delivery = FakeDelivery()
+    await run(delivery)
+    assert delivery.calls[0] == ("fence", [f"{FORMER}-0", f"{FORMER}-1"])
+    assert delivery.calls[1][0] == "commit"
+
+
+async def test_a_transaction_that_no_broker_knows_is_aborted(log: Log) -> None:
+    log.append(POSITION_KEY, position(5))
+    log.append(b"a", b"1")
+
+    class Ending(FakeDelivery):
+        async def abort_hanging(self, transactional_ids: Any, partitions: Any) -> None:
+            await super().abort_hanging(transactional_ids, partitions)
+            log.stable.clear()
+
+    log.stable += [1] * 100
+    delivery = Ending()
+    await run(delivery)
+    ids = [f"{FORMER}-0", f"{FORMER}-1"]
+    assert delivery.calls[:2] == [("fence", ids), ("abort", (ids, [0]))]
+
+
+async def test_a_transaction_that_stays_open_for_good_is_tried_again_later(log: Log) -> None:
+    log.append(POSITION_KEY, position(5))
+    log.append(b"a", b"1")
+    log.stable += [1] * 1000
+    delivery = FakeDelivery()
+    with pytest.raises(TransactionLostError, match=r"still open in log, partitions \[0\]"):
+        await run(delivery)
+    assert "commit" not in [call for call, _ in delivery.calls]
+
+
+async def test_an_owner_of_the_version_before_is_fenced_at_once(log: Log) -> None:
+    """It sent no offsets, so the group does not fence it."""
+    log.append(POSITION_KEY, position(5, owner=""))
+    delivery = FakeDelivery()
+    await run(delivery)
+    assert [call for call, _ in delivery.calls] == ["fence", "commit"]
+    assert delivery.calls[0] == ("fence", ["g-0"])
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (None, ()),
+        (Position(0, "id"), ("g-3",)),
+        (Position(0, "id", owner="w"), ("w-0", "w-1")),
+    ],
+)
+def test_former_ids_are_the_owners_or_the_partitions(
+    found: Position | None, expected: tuple[str, ...]
+) -> None:
+    assert former_ids(WIRING, 3, found) == expected
+
+
+# -- positions --------------------------------------------------------------------------------
+
+
+async def test_a_partition_that_nobody_has_had_begins_at_the_logs_begin(log: Log) -> None:
+    log.input = (40, 90)
+    _, found, n_lost = await run(FakeDelivery())
+    assert (found.next_offset, found.topic_id, n_lost) == (40, "id", 0)
+
+
+async def test_clicks_that_retention_took_are_counted(log: Log) -> None:
+    log.append(POSITION_KEY, position(5))
+    log.input = (40, 90)
+    _, found, n_lost = await run(FakeDelivery())
+    assert (found.next_offset, found.watermark_ms, n_lost) == (40, 77, 35)
+
+
+async def test_a_position_where_an_operator_must_decide_is_refused(log: Log) -> None:
+    log.committed.append({0: 7})
+    with pytest.raises(StreamError, match="log has no position for in-0, but the group g has com"):
+        await run(FakeDelivery())
+    log.append(POSITION_KEY, position(5))
+    with pytest.raises(StreamError, match="in has topic id other, but the position of in-0 is of "):
+        await run(FakeDelivery(), topic_id="other")
+    log.input = (0, 4)
+    with pytest.raises(StreamError, match="the position of in-0 is 5, past the topic's end at 4"):
+        await run(FakeDelivery())
