@@ -199,6 +199,7 @@ class FaustTransport:
         self._in_flight: dict[int, tuple[Any, asyncio.Event]] = {}
         self._wanted = asyncio.Event()
         self._queue: asyncio.Queue[Any]
+        self._running: asyncio.Task[None]
         self._asked_at = 0.0
 
     def run(self, processor: Processor) -> int:
@@ -220,7 +221,9 @@ class FaustTransport:
 
         async def process(stream: Any) -> None:
             self._queue = aiter(stream.channel).queue
-            await processor.run()
+            self._running = asyncio.create_task(processor.run())
+            # A worker that stops cancels its agents, but a batch under way is carried through.
+            await asyncio.shield(self._running)
 
         self.app.agent(self._input, name="process")(process)
         self.app.timer(OBSERVE_EVERY_S)(processor.observe)

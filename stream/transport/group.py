@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 POLL_S = 0.1
+LOOK_EVERY_S = 1.0
+"""How often the ends of the partitions are noted, for the lag."""
 _REFUSED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -64,6 +66,7 @@ class Group(threading.Thread):
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._held: list[Fetched] = []
         self._asked: tuple[Future[list[Record]], int, float] | None = None
+        self._highs: dict[int, int] = {}  # the log's end, as of the last fetch
         self._read: dict[int, int] = {}  # next offset of what was fetched
         self._ends: dict[int, int] = {}  # offset of the end, where a fetch has met it
         self._closing = False
@@ -87,13 +90,12 @@ class Group(threading.Thread):
         return self._call(lambda: self._consumer.pause(self._tps(partitions)))
 
     def lag(self, partition: int, next_offset: int) -> int:
-        """Records behind an offset, by what the last fetch has told. Markers are no lag."""
-        tp = TopicPartition(self._topic, partition)
-        _, end = self._consumer.get_watermark_offsets(tp, cached=True) or (0, 0)
-        at_end = self._ends.get(partition, -1) >= end and next_offset >= self._read.get(
-            partition, 0
-        )
-        return 0 if at_end else max(0, end - next_offset)
+        """Records behind an offset, by what the last fetches have told. Markers are no lag."""
+        end = self._highs.get(partition, 0)
+        all_read = next_offset >= self._read.get(partition, 0)
+        if all_read and self._ends.get(partition, -1) >= end:
+            return 0
+        return max(0, end - next_offset)
 
     def close(self) -> None:
         """Leave the group; blocks."""
@@ -127,10 +129,14 @@ class Group(threading.Thread):
                 on_revoke=self._on_revoke,
                 on_lost=partial(self._on_revoke, lost=True),
             )
+            looked_at = 0.0
             while not self._closing:
                 self._turn()
-                # From another thread it may wait ten seconds behind an idle poll.
+                # Asked for in another thread, both wait for seconds behind a poll or a rebalance.
                 self._read_membership()
+                if time.monotonic() - looked_at > LOOK_EVERY_S:
+                    looked_at = time.monotonic()
+                    self._highs = {p: self._high(p) for p in self._read}
         except Exception as error:
             self._tell(self._listener.fail, error)
         finally:
@@ -160,6 +166,11 @@ class Group(threading.Thread):
                 self._asked = None
                 with suppress(InvalidStateError):  # cancelled: the worker stops
                     asked.set_result([record_of(message) for message in batch])
+
+    def _high(self, partition: int) -> int:
+        tp = TopicPartition(self._topic, partition)
+        _, high = self._consumer.get_watermark_offsets(tp, cached=True) or (0, 0)
+        return high
 
     def _poll(self, timeout_s: float) -> None:
         message = self._consumer.poll(timeout_s)
@@ -199,6 +210,8 @@ class Group(threading.Thread):
     ) -> None:
         """A barrier: the group gives the partitions on when this returns."""
         partitions = [tp.partition for tp in revoked]
+        for partition in partitions:
+            self._read.pop(partition, None)
         self._held = [m for m in self._held if m.partition() not in partitions]
         if not self._closing:
             given_up = asyncio.run_coroutine_threadsafe(

@@ -127,7 +127,7 @@ def check_topics(settings: KafkaSettings) -> str:
         )
     if wrong:
         raise StreamError("; ".join(wrong))
-    return _topic_id(admin, clicks)
+    return topic_id(admin, clicks)
 
 
 def group_offsets(
@@ -190,7 +190,7 @@ def _configs(admin: AdminClient, names: tuple[str, ...]) -> dict[str, dict[str, 
     }
 
 
-def _topic_id(admin: AdminClient, topic: str) -> str:
+def topic_id(admin: AdminClient, topic: str) -> str:
     """Return a topic's id: another one after it was deleted and made anew."""
     request = TopicCollection([topic])
     future = admin.describe_topics(request, request_timeout=TIMEOUT_S)[topic]

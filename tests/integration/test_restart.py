@@ -47,8 +47,8 @@ def test_redelivered_dead_letters_and_expired_sessions_are_skipped(
     assert first.wait_for_exit() == 0
     assert {key for _, key in sessions_in_changelog(deployment)} == {b"new"}
     move_group_to(deployment, 0)
-    # Faust seeks to the group's offset, so all five come again, below the position.
-    again = deployment.start("without:seek_to_positions", *guards)
+    # All five come again, below the position.
+    again = deployment.start("seek_to_the_beginning", *guards)
     deployment.send([(b"new", click("new", "item-5", LOG_BEGIN_MS + HOUR_MS + 2))], partition=0)
     wait_for(
         lambda: (
