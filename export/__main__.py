@@ -1,12 +1,12 @@
 """``python -m export``: a training checkpoint in, a verified bundle out."""
 
+import dataclasses
 import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
-import onnx
 import structlog
 import torch
 from pydantic import Field, PositiveInt
@@ -17,6 +17,7 @@ from export.graph import OPSET
 from export.parity import ParitySession, check_parity, random_sessions
 from stream.errors import StreamError
 from stream.model.bundle import (
+    MIN_OVERLAP,
     Bundle,
     Manifest,
     Metrics,
@@ -96,15 +97,18 @@ def export_bundle(
         event_types=tuple(info.event_types.inputs or ()),
     )
     with tempfile.TemporaryDirectory() as graphs:
-        encode, rank = Path(graphs, "encode.onnx"), Path(graphs, "rank.onnx")
-        for graph, path in zip(bundle_graphs(model, k), (encode, rank), strict=True):
-            onnx.save(graph, path)
+        encode, rank, rank_int8 = bundle_graphs(model, k).save(Path(graphs))
         catalogue = checkpoint.catalogue
         staged = Bundle(manifest, catalogue.item_ids, catalogue.index, encode, rank)
-        parity = check_parity(model, OnnxScorer(staged), sessions)
+        int8 = OnnxScorer(dataclasses.replace(staged, rank_path=rank_int8)) if rank_int8 else None
+        parity = check_parity(model, OnnxScorer(staged), sessions, int8)
+        if int8 and parity.int8_overlap < MIN_OVERLAP:
+            found = round(parity.int8_overlap, 5)
+            log.warning("int8_left_out", overlap=found, expected=MIN_OVERLAP)
+            parity, rank_int8 = msgspec.structs.replace(parity, int8_overlap=0.0), None
         log.info("parity_checked", **msgspec.structs.asdict(parity))
         manifest = msgspec.structs.replace(manifest, parity=parity)
-        return write_bundle(root, manifest, catalogue.item_ids, encode, rank)
+        return write_bundle(root, manifest, catalogue.item_ids, encode, rank, rank_int8)
 
 
 def describe(config: ModelConfig) -> str:

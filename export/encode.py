@@ -1,7 +1,8 @@
-"""A model's two graphs: the forward pass of `train/network` written again in ONNX operations."""
+"""A model's graphs: the forward pass of `train/network` written again in ONNX operations."""
 
 from collections.abc import Iterable
-from typing import cast
+from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import onnx
@@ -9,15 +10,37 @@ from jaxtyping import Float32
 from onnx import TensorProto
 from torch import Tensor
 
-from export.graph import Graph, rank_graph, value_info
+from export.graph import Graph, rank_graph, rank_int8_graph, value_info
+from stream.model.bundle import ENCODE, RANK, RANK_INT8
 from train.network.cells import LowRank, RecurrentLayer, WindowLayer
 from train.network.model import SessionModel
 
 
-def bundle_graphs(model: SessionModel, k: int) -> tuple[onnx.ModelProto, onnx.ModelProto]:
-    """What encode.onnx and rank.onnx hold for this model and lists of k items."""
-    rows = model.output_rows(model.item_embedding)
-    return encode_graph(model), rank_graph(_array(rows), _array(model.output_bias), k)
+class BundleGraphs(NamedTuple):
+    """A bundle's graphs as they are in memory."""
+
+    encode: onnx.ModelProto
+    rank: onnx.ModelProto
+    rank_int8: onnx.ModelProto | None
+
+    def save(self, folder: Path) -> tuple[Path, Path, Path | None]:
+        """The files that now hold them, in the same order."""
+        encode, rank, rank_int8 = (folder / name for name in (ENCODE, RANK, RANK_INT8))
+        onnx.save(self.encode, encode)
+        onnx.save(self.rank, rank)
+        if self.rank_int8 is None:
+            return encode, rank, None
+        onnx.save(self.rank_int8, rank_int8)
+        return encode, rank, rank_int8
+
+
+def bundle_graphs(model: SessionModel, k: int) -> BundleGraphs:
+    """The graphs for this model and lists of k items."""
+    rows = _array(model.output_rows(model.item_embedding))
+    bias = _array(model.output_bias)
+    return BundleGraphs(
+        encode_graph(model), rank_graph(rows, bias, k), rank_int8_graph(rows, bias, k)
+    )
 
 
 def encode_graph(model: SessionModel) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""How a bundle's graphs are written out, and the second of them: a query into a list.
+"""How a bundle's graphs are written out, and those that make a query into a list.
 
 By hand and not by PyTorch's exporter, which took 5 s and more a model and gave the same encode
 graph, while nine tenths of a click's compute are the rank graph, whose operations are chosen by
@@ -18,6 +18,13 @@ OPSET = 20
 IR_VERSION = 10
 BLOCK = 64
 """Items whose scores are looked at together; 32 to 128 are equally fast."""
+SPARE = 20
+"""Items that rank_int8.onnx scores exactly beyond the list's length; more for lists that are
+longer. With trained weights 12 were enough for every one of 30,000 places in a list."""
+QUERY_LEVELS, ITEM_LEVELS = 63, 127
+"""Integers on either side of 0. A processor without VNNI adds two products in 16 bits, which hold
+2 x 127 x 127 (the query is sent as 1 to 127) and not 2 x 255 x 127. The items get the eighth bit:
+so rounded, the lists were nearer to the exact ones than the other way round."""
 
 
 class Graph:
@@ -105,7 +112,7 @@ def rank_graph(
     weight[-1] = np.finfo(np.float32).min
     weight[-1, :n_items] = output_bias
     graph = Graph()
-    size, last_axis = np.array(BLOCK), np.array([2])
+    last_axis = np.array([2])
     query_and_one = graph.add("Pad", "query", np.array([0, 0, 0, 1]), np.array(1, np.float32))
     all_scores = graph.add("MatMul", query_and_one, graph.constant(weight, "weight"))
     scores = graph.add("Reshape", all_scores, np.array([0, n_blocks, BLOCK]))
@@ -118,11 +125,89 @@ def rank_graph(
     candidates = graph.add("Reshape", block_scores, np.array([0, k * BLOCK]))
     top_score, place = graph.top(candidates, k)
     graph.add("Identity", top_score, output="top_score")
-    # place = (which of the k blocks) * BLOCK + (where in it)
+    index = _item_index(graph, blocks, place)
+    graph.add("Cast", index, to=TensorProto.INT32, output="top_index")
+    return _rank_model(graph, query_size, k)
+
+
+def n_candidates(k: int) -> int:
+    """Items that rank_int8.onnx scores exactly for a list of k."""
+    return k + max(k, SPARE)
+
+
+def rank_int8_graph(
+    output_rows: Float32[np.ndarray, "N D"], output_bias: Float32[np.ndarray, "N"], k: int
+) -> onnx.ModelProto | None:
+    """The graph of `rank_graph` with a product of integers, which may miss an item of the list.
+
+    Approximate scores of all items choose the candidates, and these are scored in float32. Scales:
+    one for all items, and one for each query, so that a list does not depend on its neighbours in
+    the batch. The bias is one more column; the items behind the last whole block are candidates of
+    every query. None for a catalogue of fewer blocks than candidates, where nothing is saved.
+
+    Measured as for `rank_graph`, on a processor with VNNI: 53 us a session at 16 sessions at once
+    and 47 at 32, of which the product is 18, the maxima 11, and the best of the best blocks 9
+    (float32: 85 and 89).
+    """
+    n_items, query_size = output_rows.shape
+    candidates, n_blocks = n_candidates(k), n_items // BLOCK
+    if n_blocks < candidates:
+        return None
+    in_blocks, last_axis = n_blocks * BLOCK, np.array([2])
+    largest_row, largest_bias = (float(np.abs(a).max()) for a in (output_rows, output_bias))
+    # The query's last number, which meets the bias; so large that the biases fill their integers.
+    unit = largest_bias / largest_row if largest_row else 1.0
+    rows = np.column_stack([output_rows, output_bias])
+    scaled = np.column_stack([output_rows, output_bias / unit if unit else output_bias])
+    item_step = (np.abs(scaled).max() or 1.0) / ITEM_LEVELS
+    weight = np.rint(scaled[:in_blocks].T / item_step).astype(np.int8)
+    graph = Graph()
+    query_and_one = graph.add("Pad", "query", np.array([0, 0, 0, 1]), np.array(1, np.float32))
+    query_and_unit = graph.add("Pad", "query", np.array([0, 0, 0, 1]), np.array(unit, np.float32))
+    largest = graph.add("ReduceMax", graph.add("Abs", query_and_unit), np.array([1]))
+    largest = graph.add("Max", largest, np.array(np.finfo(np.float32).tiny))
+    steps = graph.add("Div", query_and_unit, largest)
+    steps = graph.add("Round", graph.add("Mul", steps, np.array(QUERY_LEVELS, np.float32)))
+    zero = QUERY_LEVELS + 1
+    shifted = graph.add("Add", steps, np.array(zero, np.float32))
+    levels = graph.add("Cast", shifted, to=TensorProto.UINT8)
+    weight_name = graph.constant(weight, "weight_int8")
+    all_scores = graph.add("MatMulInteger", levels, weight_name, np.array(zero, np.uint8))
+    scores = graph.add("Reshape", all_scores, np.array([0, n_blocks, BLOCK]))
+    maxima = graph.add("ReduceMax", scores, last_axis, keepdims=0)
+    # Best block first: most of what follows is then worse than what has been found.
+    _, blocks = graph.top(maxima, candidates)
+    block_scores = graph.add(
+        "GatherND", scores, graph.add("Unsqueeze", blocks, last_axis), batch_dims=1
+    )
+    in_best = graph.add("Reshape", block_scores, np.array([0, candidates * BLOCK]))
+    _, place = graph.top(in_best, candidates)
+    # Into the catalogue's order, so that among ties the lower index comes first.
+    index, _ = graph.top(_item_index(graph, blocks, place), candidates, largest=0)
+    if n_rest := n_items - in_blocks:
+        batch = graph.add("Shape", "query", end=1)
+        shape = graph.add("Concat", batch, np.array([n_rest]), axis=0)
+        rest = graph.add("Expand", np.arange(in_blocks, n_items)[None], shape)
+        index = graph.add("Concat", index, rest, axis=1)
+    exact_rows = graph.add("Gather", graph.constant(rows, "weight"), index)
+    column = graph.add("Unsqueeze", query_and_one, last_axis)
+    exact = graph.add("Squeeze", graph.add("MatMul", exact_rows, column), last_axis)
+    top_score, where = graph.top(exact, k)
+    graph.add("Identity", top_score, output="top_score")
+    top_index = graph.add("GatherElements", index, where, axis=1)
+    graph.add("Cast", top_index, to=TensorProto.INT32, output="top_index")
+    return _rank_model(graph, query_size, k)
+
+
+def _item_index(graph: Graph, blocks: str, place: str) -> str:
+    """item_index of places in a row of blocks: place = (which of them) * BLOCK + (where in it)."""
+    size = np.array(BLOCK)
     number = graph.add("GatherElements", blocks, graph.add("Div", place, size), axis=1)
     first = graph.add("Mul", number, size)
-    index = graph.add("Add", first, graph.add("Mod", place, size))
-    graph.add("Cast", index, to=TensorProto.INT32, output="top_index")
+    return graph.add("Add", first, graph.add("Mod", place, size))
+
+
+def _rank_model(graph: Graph, query_size: int, k: int) -> onnx.ModelProto:
     return graph.model(
         [value_info("query", TensorProto.FLOAT, "B", query_size)],
         [

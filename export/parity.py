@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from stream.model.bundle import Parity
-from stream.model.scorer import Scorer
+from stream.model.scorer import Scorer, overlap
 from train.command import TrainError
 from train.network.model import SessionModel
 
@@ -38,19 +38,26 @@ class ParitySession(NamedTuple):
     context: Int32[np.ndarray, "_T F"]
 
 
-def check_parity(model: SessionModel, scorer: Scorer, sessions: Sequence[ParitySession]) -> Parity:
+def check_parity(
+    model: SessionModel,
+    scorer: Scorer,
+    sessions: Sequence[ParitySession],
+    int8: Scorer | None = None,
+) -> Parity:
     """The figures of a replay of ``sessions`` in which graphs and model agreed.
 
     Each side carries its own state from click to click, as a worker does, so that errors add up
     over a session. The truth is the model in float64: after every click state and query must be
     within 1e-5 of it, or as near as the model's own float32 is (``ROUNDING``). The list must be the
     top-k of the model's scores for that query, except that items whose scores are tied (``TIE``)
-    may change places. Raises TrainError at the first click that does not.
+    may change places. Raises TrainError at the first click that does not. Of ``int8``, whose lists
+    may miss an item, the overlap with ``scorer``'s lists is measured.
     """
     sessions = sorted(sessions, key=lambda session: len(session.item_index), reverse=True)
     exact = copy.deepcopy(model).double()
     max_error = max_error_pytorch = 0.0
     clicks = top_k_equal = 0
+    overlaps = 0.0
     for first in range(0, len(sessions), _SESSIONS_AT_ONCE):
         batch = sessions[first : first + _SESSIONS_AT_ONCE]
         state = np.zeros((len(batch), scorer.state_size), np.float32)
@@ -82,6 +89,8 @@ def check_parity(model: SessionModel, scorer: Scorer, sessions: Sequence[ParityS
                     )
                 max_error = max(max_error, error)
             top_k_equal += _check_top_k(where, top_index, scores)
+            if int8:
+                overlaps += n * overlap(top_index, int8.rank(query)[0])
             clicks += n
     return Parity(
         sessions=len(sessions),
@@ -89,6 +98,7 @@ def check_parity(model: SessionModel, scorer: Scorer, sessions: Sequence[ParityS
         max_error=max_error,
         max_error_pytorch=max_error_pytorch,
         top_k_equal=top_k_equal,
+        int8_overlap=overlaps / max(clicks, 1),
     )
 
 

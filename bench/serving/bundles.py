@@ -13,7 +13,7 @@ import onnx
 import torch
 from onnx import TensorProto
 
-from export.encode import bundle_graphs
+from export.encode import BundleGraphs, bundle_graphs
 from export.graph import OPSET, Graph, value_info
 from stream.model.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
 from train.network.model import ModelConfig, SessionModel
@@ -62,9 +62,10 @@ def write_tiny_bundle(
     config |= {"n_items": n_items, "hidden_size": hidden_size, "n_layers": n_layers}
     model = random_model(ModelConfig(**config), seed)
     if constant:
-        encode, rank = _counting_encode(model.state_size, hidden_size), _fixed_rank(hidden_size, k)
+        encode = _counting_encode(model.state_size, hidden_size)
+        graphs = BundleGraphs(encode, _fixed_rank(hidden_size, k), None)
     else:
-        encode, rank = bundle_graphs(model, k)
+        graphs = bundle_graphs(model, k)
     manifest = Manifest(
         architecture=model.config.cell,
         hidden_size=hidden_size,
@@ -83,12 +84,9 @@ def write_tiny_bundle(
         parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(index, float(k - index)) for index in range(k)],
     )
-    with tempfile.TemporaryDirectory() as graphs:
-        encode_path, rank_path = Path(graphs, "encode.onnx"), Path(graphs, "rank.onnx")
-        onnx.save(encode, encode_path)
-        onnx.save(rank, rank_path)
-        names = item_ids or [f"item-{index}" for index in range(n_items)]
-        return write_bundle(folder, manifest, names, encode_path, rank_path)
+    names = item_ids or [f"item-{index}" for index in range(n_items)]
+    with tempfile.TemporaryDirectory() as staged:
+        return write_bundle(folder, manifest, names, *graphs.save(Path(staged)))
 
 
 def _counting_encode(state_size: int, query_size: int) -> onnx.ModelProto:

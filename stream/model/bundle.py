@@ -1,7 +1,7 @@
 """The model bundle: the one contract between training and serving, owned by its consumer.
 
-A bundle is an immutable folder: two ONNX graphs, the catalogue, and a manifest with the hash of
-each. Export writes it through ``write_bundle``; a worker reads it through ``load_bundle``.
+A bundle is an immutable folder: two or three ONNX graphs, the catalogue, and a manifest with the
+hash of each. Export writes it through ``write_bundle``; a worker reads it through ``load_bundle``.
 """
 
 import hashlib
@@ -23,6 +23,10 @@ T = TypeVar("T")
 
 FORMAT = 2
 ENCODE, RANK, ITEMS, MANIFEST = "encode.onnx", "rank.onnx", "items.txt", "manifest.json"
+RANK_INT8 = "rank_int8.onnx"
+"""A faster rank.onnx for some processors; a bundle may be without it."""
+MIN_OVERLAP = 0.999
+"""Of the items that rank.onnx lists, the share that rank_int8.onnx must list too."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
@@ -45,13 +49,14 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     figures: dict[str, float]
 
 
-class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a replay through the ONNX graphs compares with PyTorch; all 0 if there was none.
 
     ``max_error``: the largest difference of a state's or a query's number from the model's in
     float64, as a share of it where it is larger than 1; ``max_error_pytorch``: that of PyTorch in
     float32. ``top_k_equal`` counts the clicks whose lists are equal position by position; in the
-    others only ties swapped places.
+    others only ties swapped places. ``int8_overlap``: the share of the items that rank.onnx listed
+    which rank_int8.onnx listed too; left out where it is 0, in a bundle without that graph.
     """
 
     sessions: Count
@@ -59,6 +64,7 @@ class Parity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_error: float
     max_error_pytorch: float
     top_k_equal: Count
+    int8_overlap: float = 0.0
 
 
 class PopularItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -109,6 +115,7 @@ class Bundle:
     item_index: dict[str, int]
     encode_path: Path
     rank_path: Path
+    rank_int8_path: Path | None = None
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -118,7 +125,7 @@ def load_bundle(folder: Path) -> Bundle:
     ``StreamError``. The folder's own name does not matter, so a bundle may be mounted anywhere.
     """
     manifest = _parse_manifest(folder / MANIFEST, _read(folder / MANIFEST))
-    if sorted(manifest.sha256) != sorted((ENCODE, RANK, ITEMS)):
+    if sorted({*manifest.sha256} - {RANK_INT8}) != sorted((ENCODE, RANK, ITEMS)):
         found, expected = sorted(manifest.sha256), sorted((ENCODE, RANK, ITEMS))
         raise StreamError(f"{folder / MANIFEST} lists {found}, expected {expected}")
     content = {name: _read(folder / name) for name in manifest.sha256}
@@ -131,16 +138,22 @@ def load_bundle(folder: Path) -> Bundle:
     check_context(folder / MANIFEST, manifest.context)
     _check_lists(folder / MANIFEST, manifest)
     item_index = {item_id: index for index, item_id in enumerate(item_ids)}
-    return Bundle(manifest, item_ids, item_index, folder / ENCODE, folder / RANK)
+    rank_int8 = folder / RANK_INT8 if RANK_INT8 in manifest.sha256 else None
+    return Bundle(manifest, item_ids, item_index, folder / ENCODE, folder / RANK, rank_int8)
 
 
 def write_bundle(
-    root: Path, manifest: Manifest, item_ids: Sequence[str], encode: Path, rank: Path
+    root: Path,
+    manifest: Manifest,
+    item_ids: Sequence[str],
+    encode: Path,
+    rank: Path,
+    rank_int8: Path | None = None,
 ) -> Path:
     """The folder ``root/<bundle_id>`` that now holds the bundle; one of the same content stays.
 
-    ``bundle_id`` and ``sha256`` are filled in here; ``encode`` and ``rank`` are copied. A bundle
-    that a worker would refuse raises ``StreamError`` and leaves nothing behind.
+    ``bundle_id`` and ``sha256`` are filled in here; the graphs are copied. A bundle that
+    a worker would refuse raises ``StreamError`` and leaves nothing behind.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -149,10 +162,11 @@ def write_bundle(
         raise StreamError(f"{root} cannot be written: {error.strerror}") from error
     try:
         staged.chmod(0o755)  # mkdtemp makes 0700, which a worker of another user cannot read
-        shutil.copyfile(encode, staged / ENCODE)
-        shutil.copyfile(rank, staged / RANK)
+        graphs = {ENCODE: encode, RANK: rank} | ({RANK_INT8: rank_int8} if rank_int8 else {})
+        for name, path in graphs.items():
+            shutil.copyfile(path, staged / name)
         (staged / ITEMS).write_bytes("".join(f"{item_id}\n" for item_id in item_ids).encode())
-        sha256 = {n: hashlib.sha256(_read(staged / n)).hexdigest() for n in (ENCODE, RANK, ITEMS)}
+        sha256 = {n: hashlib.sha256(_read(staged / n)).hexdigest() for n in (*graphs, ITEMS)}
         manifest = msgspec.structs.replace(manifest, sha256=sha256, bundle_id="")
         # Through JSON once before hashing: a figure given as 1 is read back as 1.0.
         manifest = _decode(staged / MANIFEST, msgspec.json.encode(manifest), Manifest)

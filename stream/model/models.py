@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import structlog
+
 from stream.contract.click import ClickParser
 from stream.contract.context import Context
 from stream.contract.messages import Item, encode_json
 from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer, Scorer
+
+log = structlog.get_logger()
 
 
 class Model:
@@ -35,9 +39,14 @@ class Model:
 
 
 def load_model(folder: Path, threads: int = 1) -> Model:
-    """Return the model of a bundle, its graphs opened and tried. Raises StreamError."""
+    """Return the model of a bundle, its graphs opened and tried. Raises StreamError.
+
+    Logs which way to rank is the fastest on this processor.
+    """
     bundle = load_bundle(folder)
-    return Model(bundle, OnnxScorer(bundle, threads))
+    scorer = OnnxScorer(bundle, threads)
+    log.info("ranking_chosen", **scorer.ranking._asdict())
+    return Model(bundle, scorer)
 
 
 class Models:

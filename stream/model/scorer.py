@@ -1,15 +1,17 @@
-"""The model as a worker sees it: two ONNX graphs, and how a micro-batch goes through them.
+"""The model as a worker sees it: its ONNX graphs, and how a micro-batch goes through them.
 
 A session may have several clicks in a batch, and each needs the state that the one before left.
 So the k-th steps of all sessions make up wave k, which is one call of ``encode``. Ranking needs no
 order and costs far more than a step: the steps that publish a list are ranked together at the end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
+from statistics import median
 from time import perf_counter
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import onnxruntime
@@ -17,7 +19,7 @@ from jaxtyping import Float32, Int32, Int64
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from stream.errors import StreamError
-from stream.model.bundle import Bundle
+from stream.model.bundle import MIN_OVERLAP, Bundle
 
 # ONNX Runtime's exceptions have no base of their own below Exception.
 _OnnxError = (
@@ -28,6 +30,16 @@ _OnnxError = (
     onnx_errors.NotImplemented,
     onnx_errors.RuntimeException,
 )
+
+FLOAT32, INT8 = "float32", "int8"
+"""The variants of ranking: rank.onnx and rank_int8.onnx."""
+_ROWS = (1, 16, 32, 64)
+"""Rows of the calls that are timed: a click alone, and parts of a batch. Scores of more rows leave
+the processor's cache: 122 us a row at 256 and 85 at 16 (43,000 items, H = 100)."""
+_ROUNDS, _TIMING_SECONDS = 6, 0.5
+"""Of the timing, without the first round; a large catalogue ends it after one round."""
+_PROBES = 256
+"""Queries on which int8 must list what float32 lists."""
 
 
 @runtime_checkable  # the tests' runtime type check asks for it
@@ -61,12 +73,28 @@ class Scorer(Protocol):
         ...
 
 
-class OnnxScorer:
-    """A bundle's two graphs in ONNX Runtime on the CPU.
+class Ranking(NamedTuple):
+    """How lists are made: the fastest way on this processor.
 
-    A call blocks for one pass through a graph, with the interpreter's lock released, and may be
-    made from any thread. Row b of a result depends on row b of the arguments alone. Raises
-    ``StreamError`` if a graph does not have the shapes of the manifest.
+    variant: FLOAT32 or INT8. rows: most of a call; larger batches are cut. us_a_row: what was
+    measured, by variant and rows of a call. int8_overlap: the share of float32's items that int8
+    listed too, None without that graph; below .999 it is not taken.
+    """
+
+    variant: str
+    rows: int
+    us_a_row: dict[str, dict[int, float]]
+    int8_overlap: float | None
+
+
+class OnnxScorer:
+    """A bundle's graphs in ONNX Runtime on the CPU.
+
+    The start takes up to a second more for finding out which graph ranks fastest on this processor
+    (``ranking``); that one makes all lists. A call blocks for passes through a graph, with the
+    interpreter's lock released, and may be made from any thread. Row b of a result depends on row b
+    of the arguments alone. Raises ``StreamError`` if a graph does not have the shapes of the
+    manifest.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -83,8 +111,15 @@ class OnnxScorer:
             {"query": query, "state_out": state},
         )
         top = {"top_index": f"int32[B,{k}]", "top_score": f"float[B,{k}]"}
-        self._rank = _open_graph(bundle.rank_path, threads, {"query": query}, top)
-        self._check_sizes(bundle)
+        paths = {FLOAT32: bundle.rank_path, INT8: bundle.rank_int8_path}
+        graphs = {
+            variant: _open_graph(path, threads, {"query": query}, top)
+            for variant, path in paths.items()
+            if path
+        }
+        self._check_sizes(bundle, graphs)
+        self.ranking = _fastest(graphs, self._probes(bundle))
+        self._rank = graphs[self.ranking.variant]
 
     def encode(
         self,
@@ -104,12 +139,12 @@ class OnnxScorer:
         self, query: Float32[np.ndarray, "B D"]
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
         """As ``Scorer.rank``."""
-        top_index, top_score = self._rank.run(["top_index", "top_score"], {"query": query})
-        assert isinstance(top_index, np.ndarray) and isinstance(top_score, np.ndarray)
-        return top_index, top_score
+        return _rank_in_parts(self._rank, query, self.ranking.rows)
 
-    def _check_sizes(self, bundle: Bundle) -> None:
-        """Run the last item and each field's last value through both graphs; warms them up too."""
+    def _check_sizes(
+        self, bundle: Bundle, graphs: Mapping[str, onnxruntime.InferenceSession]
+    ) -> None:
+        """Run the last item and each field's last value through the graphs."""
         n_items = bundle.manifest.n_items
         last = [field.size - 1 for field in bundle.manifest.context]
         context, state = np.array([last], np.int32), np.zeros((1, self.state_size), np.float32)
@@ -119,15 +154,85 @@ class OnnxScorer:
         )
         try:
             query, _ = self.encode(np.array([n_items - 1]), context, state)
-            where = f"{bundle.rank_path} fails"
-            top_index, _ = self.rank(query)
+            for variant, graph in graphs.items():
+                path = bundle.rank_int8_path if variant == INT8 else bundle.rank_path
+                where = f"{path} fails"
+                top_index, _ = _run_rank(graph, query)
+                if not 0 <= top_index.min() <= top_index.max() < n_items:
+                    raise StreamError(
+                        f"{path} gives item_index {top_index.min()} to {top_index.max()}, "
+                        f"but manifest says n_items={n_items}"
+                    )
         except _OnnxError as error:
             raise StreamError(f"{where}: {_first_line(error)}") from error
-        if not 0 <= top_index.min() <= top_index.max() < n_items:
-            raise StreamError(
-                f"{bundle.rank_path} gives item_index {top_index.min()} to {top_index.max()}, "
-                f"but manifest says n_items={n_items}"
-            )
+
+    def _probes(self, bundle: Bundle) -> Float32[np.ndarray, "P D"]:
+        """Queries of random sessions of two clicks, the same at each start."""
+        random = np.random.default_rng(0)
+        sizes = np.array([field.size for field in bundle.manifest.context], np.int32)
+        state = np.zeros((_PROBES, self.state_size), np.float32)
+        for _ in range(2):
+            item_index = random.integers(bundle.manifest.n_items, size=_PROBES)
+            context = random.integers(sizes, size=(_PROBES, len(sizes)), dtype=np.int32)
+            query, state = self.encode(item_index, context, state)
+        return query
+
+
+def overlap(listed: Int32[np.ndarray, "B K"], other: Int32[np.ndarray, "B K"]) -> float:
+    """The share of listed items that the other's row lists too."""
+    return float((listed[:, :, None] == other[:, None, :]).any(axis=2).mean())
+
+
+def _fastest(
+    graphs: Mapping[str, onnxruntime.InferenceSession], probes: Float32[np.ndarray, "P D"]
+) -> Ranking:
+    """The way to make lists, of graphs by variant.
+
+    One variant for batches of every size: scores differ between variants in their last bits, and a
+    list must not depend on how many clicks came at the same time.
+    """
+    shared = None
+    if INT8 in graphs:
+        lists = {v: _rank_in_parts(graph, probes, max(_ROWS))[0] for v, graph in graphs.items()}
+        shared = overlap(lists[FLOAT32], lists[INT8])
+        if shared < MIN_OVERLAP:
+            graphs = {FLOAT32: graphs[FLOAT32]}
+    seconds: dict[str, dict[int, list[float]]] = {v: {n: [] for n in _ROWS} for v in graphs}
+    began = perf_counter()
+    for n_round in range(_ROUNDS + 1):
+        for rows in _ROWS:
+            for variant, graph in graphs.items():
+                called = perf_counter()
+                _run_rank(graph, probes[:rows])
+                seconds[variant][rows].append(perf_counter() - called)
+        if n_round and perf_counter() - began > _TIMING_SECONDS:
+            break
+    us_a_row = {
+        variant: {rows: round(1e6 * median(s[1:]) / rows, 1) for rows, s in of.items()}
+        for variant, of in seconds.items()
+    }
+    variant = min(us_a_row, key=lambda variant: prod(us_a_row[variant].values()))
+    rows = min(_ROWS[1:], key=us_a_row[variant].__getitem__)
+    return Ranking(variant, rows, us_a_row, shared)
+
+
+def _rank_in_parts(
+    graph: onnxruntime.InferenceSession, query: Float32[np.ndarray, "B D"], rows: int
+) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
+    """Lists of as few calls of at most so many rows as it takes, all about as large."""
+    if len(query) <= rows:
+        return _run_rank(graph, query)
+    parts = np.array_split(query, -(-len(query) // rows))
+    top_index, top_score = zip(*(_run_rank(graph, part) for part in parts), strict=True)
+    return np.concatenate(top_index), np.concatenate(top_score)
+
+
+def _run_rank(
+    graph: onnxruntime.InferenceSession, query: Float32[np.ndarray, "B D"]
+) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
+    top_index, top_score = graph.run(["top_index", "top_score"], {"query": query})
+    assert isinstance(top_index, np.ndarray) and isinstance(top_score, np.ndarray)
+    return top_index, top_score
 
 
 def _open_graph(

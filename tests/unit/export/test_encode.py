@@ -95,7 +95,7 @@ def test_the_graph_takes_context_in_as_the_model_does(options: dict[str, Any]) -
 def test_the_rank_graph_scores_as_the_model_does(normalise: float) -> None:
     config = ModelConfig(n_items=N_ITEMS, hidden_size=HIDDEN_SIZE, normalise=normalise)
     model = random_model(config)
-    _, rank = bundle_graphs(model, N_ITEMS)
+    rank = bundle_graphs(model, N_ITEMS).rank
     session = onnxruntime.InferenceSession(
         rank.SerializeToString(), providers=["CPUExecutionProvider"]
     )

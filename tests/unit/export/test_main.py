@@ -10,7 +10,9 @@ import pytest
 import structlog
 import torch
 
+from export import encode
 from export.__main__ import ExportConfig, describe, export_bundle, main, parity_sessions
+from export.graph import rank_int8_graph
 from export.parity import random_sessions
 from stream.errors import StreamError
 from stream.model.bundle import load_bundle
@@ -44,15 +46,15 @@ def folder(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path, cell="lstm", n_layers=2, context=CONTEXT)
 
 
-def write_checkpoint(tmp_path: Path, **options: Any) -> Path:
-    """A checkpoint of an untrained model over 30 items."""
+def write_checkpoint(tmp_path: Path, n_items: int = N_ITEMS, **options: Any) -> Path:
+    """A checkpoint of an untrained model."""
     torch.manual_seed(0)
-    model = SessionModel(ModelConfig(n_items=N_ITEMS, hidden_size=8, **options))
+    model = SessionModel(ModelConfig(n_items=n_items, hidden_size=8, **options))
     info = CheckpointInfo(
         model=model.config,
         hyperparameters={},
         training=TrainingData(
-            first_timestamp_ms=1_000, last_timestamp_ms=9_000, clicks=77, sessions=20, items=N_ITEMS
+            first_timestamp_ms=1_000, last_timestamp_ms=9_000, clicks=77, sessions=20, items=n_items
         ),
         idle_timeout_s=1800,
         epoch=3,
@@ -60,11 +62,11 @@ def write_checkpoint(tmp_path: Path, **options: Any) -> Path:
         metrics={"recall_at_20": 0.5},
         history=[],
         finished=True,
-        popular=popular_items(np.arange(N_ITEMS)),
+        popular=popular_items(np.arange(n_items)),
         weights="weights-3.npz",
         resume="resume-3.npz",
     )
-    catalogue = Catalogue([f"item-{n}" for n in range(N_ITEMS)])
+    catalogue = Catalogue([f"item-{n}" for n in range(n_items)])
     save_checkpoint(tmp_path / "checkpoint", info, catalogue, weights_of(model), {})
     return tmp_path / "checkpoint"
 
@@ -110,15 +112,42 @@ def test_the_same_checkpoint_twice_is_one_bundle(checkpoint: Checkpoint, tmp_pat
     assert list((tmp_path / "bundles").iterdir()) == [first]
 
 
+def test_a_large_catalogue_comes_with_a_proved_graph_for_int8(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=2000))
+    sessions = random_sessions(50, 2000, [], seed=1)
+    bundle = load_bundle(export_bundle(checkpoint, tmp_path / "bundles", 5, sessions))
+    assert bundle.rank_int8_path is not None
+    assert 0.999 <= bundle.manifest.parity.int8_overlap <= 1
+
+
+def test_a_graph_for_int8_that_lists_other_items_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_model(
+        rows: np.ndarray, bias: np.ndarray, k: int, write: Any = rank_int8_graph
+    ) -> Any:
+        return write(np.roll(rows, 1, axis=0), bias, k)
+
+    monkeypatch.setattr(encode, "rank_int8_graph", of_another_model)
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=2000))
+    sessions = random_sessions(50, 2000, [], seed=1)
+    with structlog.testing.capture_logs() as logged:
+        folder = export_bundle(checkpoint, tmp_path / "bundles", 5, sessions)
+    assert not (folder / "rank_int8.onnx").exists()
+    assert load_bundle(folder).manifest.parity.int8_overlap == 0
+    (event,) = (line for line in logged if line["event"] == "int8_left_out")
+    assert event["overlap"] < event["expected"] == 0.999
+
+
 def test_a_failed_check_writes_nothing(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode = OnnxScorer.encode
+    undisturbed = OnnxScorer.encode
 
     def drifting_encode(
         scorer: OnnxScorer, item_index: np.ndarray, context: np.ndarray, state: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        query, after = encode(scorer, item_index, context, state)
+        query, after = undisturbed(scorer, item_index, context, state)
         return query, after + np.float32(1e-4)
 
     monkeypatch.setattr(OnnxScorer, "encode", drifting_encode)

@@ -82,6 +82,16 @@ def test_the_model_agrees_with_itself(model: SessionModel) -> None:
     assert 0 < parity.max_error == parity.max_error_pytorch < 1e-6
 
 
+def test_the_overlap_with_int8_is_measured_over_all_clicks(model: SessionModel) -> None:
+    sessions = [session_of(1, 2, 3), session_of(4)]
+    scorer = FakeScorer(model)
+    assert check_parity(model, scorer, sessions).int8_overlap == 0
+    swapped = FakeScorer(model, swapped_places=(0, 1))
+    assert check_parity(model, scorer, sessions, swapped).int8_overlap == 1
+    one_missing = FakeScorer(model, repeated_item=True)
+    assert check_parity(model, scorer, sessions, one_missing).int8_overlap == (K - 1) / K
+
+
 def test_sessions_of_every_length_go_through_whole(model: SessionModel) -> None:
     sessions = random_sessions(300, N_ITEMS, SIZES, seed=2)
     parity = check_parity(model, FakeScorer(model), sessions)

@@ -86,6 +86,8 @@ def test_lateness_and_event_types_come_back_and_change_the_name(tmp_path: Path) 
 def test_a_bundle_without_the_newer_fields_is_as_version_0_1_0_wrote_it(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_bytes())
     assert not {"allowed_lateness_s", "event_types"} & manifest.keys()
+    assert "int8_overlap" not in manifest["parity"]
+    assert not (folder / "rank_int8.onnx").exists()
     manifest["bundle_id"], bundle_id = "", manifest["bundle_id"]
     text = json.dumps(manifest, separators=(",", ":")).encode()
     assert hashlib.sha256(text).hexdigest()[:16] == bundle_id
@@ -123,6 +125,38 @@ def test_a_bundle_may_be_mounted_under_another_name(folder: Path) -> None:
 def test_a_worker_of_another_user_can_read_the_folder(folder: Path) -> None:
     assert folder.stat().st_mode & 0o055 == 0o055
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.iterdir())
+
+
+INT8_ITEMS = 2000
+"""A catalogue large enough for rank_int8.onnx, with lists of 5."""
+
+
+def test_a_graph_for_int8_belongs_to_the_content(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path / "a", n_items=INT8_ITEMS)
+    bundle = load_bundle(folder)
+    int8_path = folder / "rank_int8.onnx"
+    assert bundle.rank_int8_path == int8_path
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [*bundle.manifest.sha256, "manifest.json"]
+    )
+    files = bundle.encode_path, bundle.rank_path
+    without = write_bundle(tmp_path / "b", bundle.manifest, bundle.item_ids, *files)
+    assert load_bundle(without).rank_int8_path is None
+    assert load_bundle(without).manifest.bundle_id != bundle.manifest.bundle_id
+    measured = msgspec.structs.replace(bundle.manifest.parity, int8_overlap=0.9995)
+    manifest = msgspec.structs.replace(bundle.manifest, parity=measured)
+    again = write_bundle(tmp_path / "c", manifest, bundle.item_ids, *files, int8_path)
+    assert load_bundle(again).manifest.parity == measured
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda path: path.write_bytes(b"changed")])
+def test_a_missing_or_changed_graph_for_int8_is_refused(
+    tmp_path: Path, change: Callable[[Path], object]
+) -> None:
+    folder = write_tiny_bundle(tmp_path, n_items=INT8_ITEMS)
+    change(folder / "rank_int8.onnx")
+    with pytest.raises(StreamError, match=r"rank_int8.onnx (cannot be read|has sha256)"):
+        load_bundle(folder)
 
 
 @pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx", "items.txt"])

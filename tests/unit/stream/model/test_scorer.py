@@ -1,21 +1,30 @@
 """Laws of the scorer: a session's result is its own, whoever else is in the batch."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from msgspec.structs import replace
 from onnx import helper, numpy_helper
 
 from bench.serving.bundles import write_tiny_bundle
-from export.graph import BLOCK, rank_graph
+from export.graph import (
+    BLOCK,
+    ITEM_LEVELS,
+    QUERY_LEVELS,
+    n_candidates,
+    rank_graph,
+    rank_int8_graph,
+)
 from stream.errors import StreamError
 from stream.model.bundle import Bundle, load_bundle
-from stream.model.scorer import OnnxScorer
+from stream.model.scorer import FLOAT32, INT8, OnnxScorer, _fastest, overlap
 from train.data.context import ContextField
 
 BATCH_SIZES = [1, 2, 3, 7, 16, 64, 256]
@@ -53,9 +62,16 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return load_bundle(folder)
 
 
-@pytest.fixture(scope="module")
-def scorer(bundle: Bundle) -> OnnxScorer:
-    return OnnxScorer(bundle)
+def of_variant(bundle: Bundle, variant: str) -> Bundle:
+    """The bundle with this graph alone to make its lists."""
+    path = bundle.rank_int8_path if variant == INT8 else bundle.rank_path
+    assert path is not None
+    return dataclasses.replace(bundle, rank_path=path, rank_int8_path=None)
+
+
+@pytest.fixture(scope="module", params=[FLOAT32, INT8])
+def scorer(request: pytest.FixtureRequest, bundle: Bundle) -> OnnxScorer:
+    return OnnxScorer(of_variant(bundle, request.param))
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +111,17 @@ def test_sessions_ranked_together_are_bit_equal_to_sessions_ranked_apart(
         part_index, part_score = scorer.rank(query[rows])
         np.testing.assert_array_equal(part_index, top_index[rows])
         np.testing.assert_array_equal(part_score, top_score[rows])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100, 256])
+def test_a_batch_may_be_ranked_in_parts_of_any_size(
+    bundle: Bundle, stepped: Stepped, rows: int
+) -> None:
+    scorer, query = OnnxScorer(bundle), stepped[3]
+    expected = scorer.rank(query)
+    scorer.ranking = scorer.ranking._replace(rows=rows)
+    for found, whole in zip(scorer.rank(query), expected, strict=True):
+        np.testing.assert_array_equal(found, whole)
 
 
 def test_a_session_does_not_depend_on_its_place_in_the_batch(
@@ -162,12 +189,19 @@ def _weight(bundle: Bundle) -> np.ndarray:
     return numpy_helper.to_array(weight)
 
 
-def rank_of(scores: np.ndarray, k: int, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def rank_of(
+    scores: np.ndarray, k: int, folder: Path, variant: str = FLOAT32
+) -> tuple[np.ndarray, np.ndarray]:
     """Lists for sessions whose scores are given, one row each: the query picks a row."""
     n_sessions, n_items = scores.shape
     bundle = load_bundle(write_tiny_bundle(folder, n_items=n_items, hidden_size=n_sessions, k=k))
-    onnx.save(rank_graph(scores.T.copy(), np.zeros(n_items, np.float32), k), bundle.rank_path)
-    return OnnxScorer(bundle).rank(np.eye(n_sessions, dtype=np.float32))
+    graph = (rank_int8_graph if variant == INT8 else rank_graph)(
+        scores.T.copy(), np.zeros(n_items, np.float32), k
+    )
+    assert graph is not None
+    onnx.save(graph, bundle.rank_path)
+    scorer = OnnxScorer(of_variant(bundle, FLOAT32))
+    return scorer.rank(np.eye(n_sessions, dtype=np.float32))
 
 
 def test_equal_scores_stand_in_the_catalogues_order(tmp_path: Path) -> None:
@@ -179,14 +213,15 @@ def test_equal_scores_stand_in_the_catalogues_order(tmp_path: Path) -> None:
     assert top_score.tolist() == [[3, 3, 2, 2], [0, 0, 0, 0], [-1, -1, -1, -2]]
 
 
-@pytest.mark.parametrize("n_values", [2, 10, 1000])
+@pytest.mark.parametrize("variant", [FLOAT32, INT8])
+@pytest.mark.parametrize("n_values", [1, 2, 10, 1000])
 def test_equal_scores_stand_in_the_catalogues_order_across_blocks(
-    tmp_path: Path, n_values: int
+    tmp_path: Path, n_values: int, variant: str
 ) -> None:
     random = np.random.default_rng(n_values)
     n_items = 40 * BLOCK + 7
     scores = random.integers(n_values, size=(30, n_items)).astype(np.float32)
-    top_index, top_score = rank_of(scores, 20, tmp_path)
+    top_index, top_score = rank_of(scores, 20, tmp_path, variant)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :20]
     np.testing.assert_array_equal(top_index, expected)
     np.testing.assert_array_equal(top_score, np.take_along_axis(scores, expected, 1))
@@ -196,6 +231,130 @@ def test_a_list_may_be_the_whole_catalogue(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).standard_normal((4, 70)).astype(np.float32) - 1e6
     top_index, _ = rank_of(scores, 70, tmp_path)
     np.testing.assert_array_equal(top_index, np.argsort(-scores, axis=1, kind="stable"))
+
+
+def test_int8_finds_the_items_behind_the_last_whole_block(tmp_path: Path) -> None:
+    scores = np.random.default_rng(0).standard_normal((4, 40 * BLOCK + 30)).astype(np.float32)
+    scores[:, -25:] += 10
+    top_index, _ = rank_of(scores, 20, tmp_path, INT8)
+    np.testing.assert_array_equal(top_index, np.argsort(-scores, axis=1, kind="stable")[:, :20])
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.01, 30.0])
+def test_int8_lists_what_float32_lists_whatever_the_size_of_biases_and_queries(
+    tmp_path: Path, bias: float
+) -> None:
+    random = np.random.default_rng(1)
+    rows = random.standard_normal((20_000, 50)).astype(np.float32)
+    biases = (bias * random.standard_normal(20_000)).astype(np.float32)
+    bundle = load_bundle(write_tiny_bundle(tmp_path, 20_000, 50, k=K))
+    onnx.save(rank_graph(rows, biases, K), bundle.rank_path)
+    graph, int8_path = rank_int8_graph(rows, biases, K), bundle.rank_int8_path
+    assert graph is not None and int8_path is not None
+    onnx.save(graph, int8_path)
+    float32, int8 = (OnnxScorer(of_variant(bundle, variant)) for variant in (FLOAT32, INT8))
+    for size in (0.0, 0.01, 1.0, 100.0):
+        query = size * random.standard_normal((64, 50)).astype(np.float32)
+        listed, scores = float32.rank(query)
+        found, found_scores = int8.rank(query)
+        assert overlap(listed, found) >= 0.999
+        same = listed == found
+        np.testing.assert_allclose(found_scores[same], scores[same], rtol=1e-5, atol=1e-5)
+
+
+def test_two_products_of_int8_fit_in_16_bits() -> None:
+    """A processor without VNNI adds up so many; where more is needed it takes the largest."""
+    random = np.random.default_rng(2)
+    rows = random.standard_normal((3000, 8)).astype(np.float32)
+    graph = rank_int8_graph(rows, rows[:, 0], 5)
+    assert graph is not None
+    (product,) = (node for node in graph.graph.node if node.op_type == "MatMulInteger")
+    (weight,) = (w for w in graph.graph.initializer if w.name == product.input[1])
+    levels = onnx.helper.make_tensor_value_info(product.input[0], onnx.TensorProto.UINT8, None)
+    graph.graph.output.append(levels)
+    session = onnxruntime.InferenceSession(
+        graph.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    query = (100 * random.standard_normal((200, 8)) ** 5).astype(np.float32)
+    (sent,) = session.run([levels.name], {"query": query})
+    assert isinstance(sent, np.ndarray)
+    assert (sent.min(), sent.max()) == (1, 1 + 2 * QUERY_LEVELS)
+    assert np.abs(numpy_helper.to_array(weight).astype(int)).max() == ITEM_LEVELS
+    assert 2 * int(sent.max()) * ITEM_LEVELS < 2**15
+
+
+def test_a_catalogue_in_which_int8_saves_nothing_has_no_such_graph(tmp_path: Path) -> None:
+    n_items = n_candidates(K) * BLOCK
+    assert load_bundle(write_tiny_bundle(tmp_path, n_items, k=K)).rank_int8_path is not None
+    assert load_bundle(write_tiny_bundle(tmp_path, n_items - 1, k=K)).rank_int8_path is None
+
+
+class SlowGraph(onnxruntime.InferenceSession):  # type: ignore[misc] # it comes without types
+    """Always the same list, after a time that depends on the rows."""
+
+    def __init__(self, seconds: Callable[[int], float], *first: int) -> None:
+        self._seconds, self._list = seconds, np.array([first], np.int32)
+
+    def run(self, output_names: Any, input_feed: Any, run_options: Any = None) -> Any:
+        rows = len(input_feed["query"])
+        time.sleep(self._seconds(rows))
+        return [np.repeat(array, rows, axis=0) for array in (self._list, np.ones((1, 2), "f4"))]
+
+
+PROBES = np.zeros((64, 3), np.float32)
+
+
+@pytest.mark.parametrize(("int8_ms", "taken"), [(1, INT8), (3, FLOAT32)])
+def test_the_faster_graph_is_taken(int8_ms: int, taken: str) -> None:
+    graphs = {
+        FLOAT32: SlowGraph(lambda rows: 0.002, 4, 5),
+        INT8: SlowGraph(lambda rows: int8_ms / 1000, 5, 4),
+    }
+    ranking = _fastest(graphs, PROBES)
+    assert (ranking.variant, ranking.int8_overlap) == (taken, 1)
+    assert ranking.us_a_row[FLOAT32][1] > 2000 > 16 * ranking.us_a_row[FLOAT32][64]
+
+
+def test_a_fast_graph_with_other_items_is_not_taken() -> None:
+    graphs = {
+        FLOAT32: SlowGraph(lambda rows: 0.002, 4, 5),
+        INT8: SlowGraph(lambda rows: 0.0, 4, 6),
+    }
+    ranking = _fastest(graphs, PROBES)
+    assert (ranking.variant, ranking.int8_overlap) == (FLOAT32, 0.5)
+
+
+def test_batches_are_cut_where_a_row_costs_least() -> None:
+    graphs = {FLOAT32: SlowGraph(lambda rows: 0.001 if rows <= 32 else 0.004, 4, 5)}
+    assert _fastest(graphs, PROBES).rows == 32
+
+
+def test_a_bundle_without_int8_is_ranked_in_float32(bundle: Bundle) -> None:
+    ranking = OnnxScorer(of_variant(bundle, FLOAT32)).ranking
+    assert (ranking.variant, ranking.int8_overlap) == (FLOAT32, None)
+    assert ranking.us_a_row.keys() == {FLOAT32}
+
+
+def test_int8_that_lists_other_items_is_measured_and_left_alone(tmp_path: Path) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path / "a", N_ITEMS, k=K, seed=1))
+    other = load_bundle(write_tiny_bundle(tmp_path / "b", N_ITEMS, k=K, seed=2))
+    ranking = OnnxScorer(dataclasses.replace(bundle, rank_int8_path=other.rank_int8_path)).ranking
+    assert ranking.variant == FLOAT32
+    assert ranking.int8_overlap is not None and ranking.int8_overlap < 0.5
+
+
+def test_int8_lists_what_float32_lists(bundle: Bundle, stepped: Stepped) -> None:
+    float32, int8 = (OnnxScorer(of_variant(bundle, variant)) for variant in (FLOAT32, INT8))
+    assert overlap(float32.rank(stepped[3])[0], int8.rank(stepped[3])[0]) >= 0.999
+    both = OnnxScorer(bundle).ranking
+    assert both.int8_overlap is not None and both.int8_overlap >= 0.999
+    assert both.us_a_row.keys() == {FLOAT32, INT8}
+
+
+def test_overlap_counts_items_and_not_places() -> None:
+    listed = np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.int32)
+    assert overlap(listed, listed[:, ::-1].copy()) == 1
+    assert overlap(listed, np.array([[1, 2, 3, 9], [9, 8, 7, 1]], np.int32)) == 5 / 8
 
 
 def test_the_counting_model_adds_one_for_each_click(tmp_path: Path) -> None:
