@@ -328,17 +328,18 @@ class Waves:
     def score(self, scorer: Scorer) -> Scores:
         """Run everything. Blocks; the interpreter's lock is released inside ONNX Runtime."""
         started = perf_counter()
-        state = np.zeros((len(self._stored), scorer.state_size), np.float32)
-        for row, stored in enumerate(self._stored):
-            if stored is not None:
-                state[row] = stored
+        new = np.zeros(scorer.state_size, np.float32)
+        states = [new if state is None else state for state in self._stored]
+        # As bytes: 15 us for 256 sessions, and 41 a row at a time.
+        stored = bytearray().join(states)  # type: ignore[arg-type] # numpy's stubs: no Buffer
+        state = np.frombuffer(stored, np.float32).reshape(len(self._stored), scorer.state_size)
         queries = np.empty((self._n_ranks, scorer.query_size), np.float32)
         for wave in self._waves:
-            rows = np.array(wave.rows)
+            rows = np.array(wave.rows, np.int64)
             context = np.array(wave.contexts, np.int32).reshape(len(rows), -1)
             items = np.array(wave.items, np.int64)
             query, state[rows] = scorer.encode(items, context, state[rows])
-            rank_rows = np.array(wave.rank_rows)
+            rank_rows = np.array(wave.rank_rows, np.int64)
             ranked = rank_rows >= 0
             queries[rank_rows[ranked]] = query[ranked]
         encoded = perf_counter()
