@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -76,7 +76,7 @@ class Ranking(NamedTuple):
     """How lists are made: the fastest way on this processor.
 
     variant: FLOAT32 or INT8. rows: most of a call; larger batches are cut. us_a_row: the fastest
-    call, by variant and rows of a call; other processes only make calls slower.
+    call's CPU time, by variant and rows of a call; other processes can only make it longer.
     int8_overlap: the share of float32's items that int8 listed too, None without that graph; below
     .999 it is not taken.
     """
@@ -202,9 +202,9 @@ def _fastest(
     for n_round in range(_ROUNDS + 1):
         for rows in _ROWS:
             for variant, graph in graphs.items():
-                called = perf_counter()
+                called = process_time()
                 _run_rank(graph, probes[:rows])
-                seconds[variant][rows].append(perf_counter() - called)
+                seconds[variant][rows].append(process_time() - called)
         if n_round and perf_counter() - began > _TIMING_SECONDS:
             break
     us_a_row = {
