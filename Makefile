@@ -50,7 +50,7 @@ check: .venv/installed build/prometheus ## Formatting, lint, types, architecture
 	promtool test rules deploy/prometheus/alerts_test.yaml
 
 .PHONY: bench
-bench: .venv/installed ## Throughput and latency beside a naive Faust agent, into bench/results/stream.json
+bench: .venv/installed build/quix/installed ## Clicks/s, latency and CPU beside 0.1.0, a naive agent and Quix Streams, into bench/results/stream.json
 	$(PYTHON) -m bench.serving.stream
 
 .PHONY: bench-accuracy
@@ -80,6 +80,12 @@ clean: ## Remove the environment and everything built
 	test -x $(PYTHON) || $(UV) venv -q --python 3.11 .venv
 	$(UV) pip sync -q --python $(PYTHON) deploy/requirements.lock
 	$(UV) pip install -q --python $(PYTHON) --no-deps -e .
+	touch $@
+
+# Quix Streams wants older packages than ours: an environment of its own.
+build/quix/installed: bench/serving/quix.txt | $(UV)
+	$(UV) venv -q --clear --python $(PYTHON) build/quix
+	$(UV) pip install -q --python build/quix/bin/python -r bench/serving/quix.txt
 	touch $@
 
 build/tools/bin/uv:

@@ -93,6 +93,12 @@ class EmbeddedKafka:
     def running(self) -> bool:
         return self._child is not None and self._child.running
 
+    @property
+    def pid(self) -> int:
+        """Process id of the broker, which must be running."""
+        assert self._child is not None
+        return self._child.pid
+
     def start(self) -> None:
         """Start the broker and return when it answers, after 4 to 6 s with a warm cache.
 

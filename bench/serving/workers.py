@@ -14,10 +14,13 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from bench.serving.naive_agent import NaiveSettings
 from bench.serving.producer import ProducerSettings
+from bench.serving.quix_app import QuixSettings
 from bench.serving.reader import ReaderSettings
 from stream.settings import KafkaSettings, WorkerSettings
 
 PARTITIONS = 4
+ROOT = Path(__file__).parents[2]
+QUIX_PYTHON = ROOT / "build" / "quix" / "bin" / "python"
 STOP_TIMEOUT_S = 20
 WORKER_STAGES = ("plan", "score", "finish", "apply")
 """Stages that compute; ``deliver`` waits for the broker."""
@@ -30,22 +33,28 @@ class Contender:
     name: str
     bundle: Path
     backlog_clicks: int
-    rate: int
-    """Clicks/s at which its latency is measured."""
-    naive: bool = False
+    kind: type[KafkaSettings] = WorkerSettings
     checkout: Path | None = None
     """Folder whose code it runs; default: this one."""
+    partitions: int = PARTITIONS
+    commit_interval_s: float = 0.0
+    """Of a Quix application."""
 
-    def settings(self, kafka: KafkaSettings, web_port: int) -> KafkaSettings:
-        names = kafka.model_dump(exclude_none=True)
-        if self.naive:
-            return NaiveSettings(**names, bundle=self.bundle, partitions=PARTITIONS)
-        return WorkerSettings(**names, bundle=self.bundle, web_port=web_port, log_level="warning")
+    def settings(self, kafka: KafkaSettings, web_port: int, folder: Path) -> KafkaSettings:
+        """Of its process, which may keep files in a folder of its own below ``folder``."""
+        names = kafka.model_dump(exclude_none=True) | {"bundle": self.bundle}
+        if self.kind is NaiveSettings:
+            return NaiveSettings(**names, partitions=self.partitions)
+        if self.kind is QuixSettings:
+            state = folder / f"state-{kafka.app_id}"
+            return QuixSettings(**names, state_dir=state, commit_interval_s=self.commit_interval_s)
+        return WorkerSettings(**names, web_port=web_port, log_level="warning")
 
 
 MODULES: dict[type[KafkaSettings], list[str]] = {
     WorkerSettings: ["stream", "worker"],
     NaiveSettings: ["bench.serving.naive_agent"],
+    QuixSettings: ["bench.serving.quix_app"],
     ProducerSettings: ["bench.serving.producer"],
     ReaderSettings: ["bench.serving.reader"],
 }
@@ -55,7 +64,8 @@ def command(settings: KafkaSettings) -> list[str]:
     flags = []
     for name, value in settings.model_dump(mode="json", exclude_defaults=True).items():
         flags += [f"--{name.replace('_', '-')}", str(value)]
-    return [sys.executable, "-m", *MODULES[type(settings)], *flags]
+    python = str(QUIX_PYTHON) if isinstance(settings, QuixSettings) else sys.executable
+    return [python, "-m", *MODULES[type(settings)], *flags]
 
 
 @contextmanager
@@ -64,7 +74,7 @@ def program(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     """Run a command in a folder for the length of the block; its output goes to a file."""
     with output.open("wb") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=folder or ROOT)
     try:
         yield child
     finally:
@@ -90,41 +100,44 @@ def loop_cpu_seconds(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a worker has used so far. Seconds by stage are wall time."""
+    """What worker and broker have used so far. Seconds by stage are wall time."""
 
     clicks: int
-    cpu_s: float
-    loop_cpu_s: float
+    worker_s: float
+    broker_s: float
+    loop_s: float
     batches: int = 0
     stage_s: dict[str, float] = field(default_factory=dict)
 
     def per_click(self, before: "Usage") -> dict[str, float]:
-        """Microseconds per click since then: CPU in total, and by stage.
+        """Microseconds per click since then: CPU of worker and broker, and the worker's by stage.
 
         Nothing else runs on the event loop while a stage computes, so a stage's wall time is its
-        CPU time as long as a core is free. ``kafka_and_faust`` is the rest of the process's CPU
+        CPU time as long as a core is free. ``kafka_and_faust`` is the rest of the worker's CPU
         time; ``event_loop`` is the part of all of it that one core must do sequentially.
         """
         clicks = self.clicks - before.clicks
-        us = {
-            stage: (seconds - before.stage_s.get(stage, 0.0)) / clicks * 1e6
-            for stage, seconds in self.stage_s.items()
+        seconds = {
+            "worker": self.worker_s - before.worker_s,
+            "broker": self.broker_s - before.broker_s,
+            "event_loop": self.loop_s - before.loop_s,
         }
-        cpu_us = (self.cpu_s - before.cpu_s) / clicks * 1e6
-        loop_us = (self.loop_cpu_s - before.loop_cpu_s) / clicks * 1e6
-        figures = {"cpu": cpu_us, "event_loop": loop_us}
-        if us:
-            computing = {stage: us[stage] for stage in WORKER_STAGES}
-            figures |= computing | {"kafka_and_faust": cpu_us - sum(computing.values())}
-            figures["deliver_wall"] = us["deliver"]
-            figures["clicks_a_batch"] = clicks / (self.batches - before.batches)
-        return {name: round(value, 1) for name, value in figures.items()}
+        stages = {name: s - before.stage_s.get(name, 0.0) for name, s in self.stage_s.items()}
+        if stages:
+            computing = {stage: stages[stage] for stage in WORKER_STAGES}
+            rest = seconds["worker"] - sum(computing.values())
+            seconds |= computing | {"kafka_and_faust": rest, "deliver_wall": stages["deliver"]}
+        figures = {name: round(s / clicks * 1e6, 1) for name, s in seconds.items()}
+        if stages:
+            figures["clicks_a_batch"] = round(clicks / (self.batches - before.batches), 1)
+        return figures
 
 
-def usage_of(contender: Contender, pid: int, web_port: int, clicks: int) -> Usage:
+def usage_of(contender: Contender, pid: int, broker_pid: int, web_port: int, clicks: int) -> Usage:
     """What a contender has used; ``clicks`` is for one that does not count them itself."""
-    if contender.naive:
-        return Usage(clicks, cpu_seconds(pid), loop_cpu_seconds(pid))
+    used = cpu_seconds(pid), cpu_seconds(broker_pid), loop_cpu_seconds(pid)
+    if contender.kind is not WorkerSettings:
+        return Usage(clicks, *used)
     with urllib.request.urlopen(f"http://127.0.0.1:{web_port}/metrics", timeout=30) as page:
         text = page.read().decode()
     counted, batches, stage_s = 0.0, 0.0, {}
@@ -136,10 +149,12 @@ def usage_of(contender: Contender, pid: int, web_port: int, clicks: int) -> Usag
                 batches = sample.value
             elif sample.name == "recs_stage_seconds_sum":
                 stage_s[sample.labels["stage"]] = sample.value
-    return Usage(int(counted), cpu_seconds(pid), loop_cpu_seconds(pid), int(batches), stage_s)
+    return Usage(int(counted), *used, int(batches), stage_s)
 
 
 def shown(settings: KafkaSettings) -> dict[str, Any]:
     """The settings that affect speed, to keep with the figures."""
     ours = set(type(settings).model_fields) - set(KafkaSettings.model_fields)
-    return settings.model_dump(mode="json", include=ours - {"bundle", "web_host", "web_port"})
+    return settings.model_dump(
+        mode="json", include=ours - {"bundle", "state_dir", "web_host", "web_port"}
+    )

@@ -1,11 +1,11 @@
-"""The opponent does the same job: its one graph answers what our two do."""
+"""The opponents do the same job: its one graph answers what our two do."""
 
 from pathlib import Path
 
 import numpy as np
 
 from bench.serving.bundles import write_tiny_bundle
-from bench.serving.naive_agent import Model, advance
+from bench.serving.one_by_one import Model, advance
 from stream.contract.click import Click
 from stream.model.bundle import load_bundle
 from stream.model.scorer import OnnxScorer
@@ -14,7 +14,7 @@ from stream.session import decode_state, encode_state
 
 def test_one_graph_answers_as_encode_and_rank_do(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=500, n_layers=2, k=5))
-    model, scorer = Model(bundle, threads=1), OnnxScorer(bundle)
+    model, scorer = Model(bundle), OnnxScorer(bundle)
     state_of_model = np.zeros((1, 16), np.float32)
     no_context = np.empty((1, 0), np.int32)
     stored = None
@@ -32,7 +32,7 @@ def test_one_graph_answers_as_encode_and_rank_do(tmp_path: Path) -> None:
 
 def test_a_session_past_its_idle_timeout_begins_anew(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path, idle_timeout_s=60))
-    model = Model(bundle, threads=1)
+    model = Model(bundle)
     first = advance(bundle, model, Click(b"s", "item-1", 0, 1), None)
     later = Click(b"s", "item-2", 60_001, 2)
     fresh = advance(bundle, model, later, None)
