@@ -17,6 +17,7 @@ from bench.serving.producer import ProducerSettings
 from bench.serving.quix_app import QuixSettings
 from bench.serving.reader import ReaderSettings
 from stream.settings import KafkaSettings, WorkerSettings
+from train.command import TrainError
 
 PARTITIONS = 4
 ROOT = Path(__file__).parents[2]
@@ -114,9 +115,12 @@ class Usage:
 
         Nothing else runs on the event loop while a stage computes, so a stage's wall time is its
         CPU time as long as a core is free. ``kafka_and_faust`` is the rest of the worker's CPU
-        time; ``event_loop`` is the part of all of it that one core must do sequentially.
+        time; ``event_loop`` is the part of all of it that one core must do sequentially. Raises
+        TrainError where no click was answered since.
         """
         clicks = self.clicks - before.clicks
+        if clicks <= 0:
+            raise TrainError("no click was answered while it was measured")
         seconds = {
             "worker": self.worker_s - before.worker_s,
             "broker": self.broker_s - before.broker_s,

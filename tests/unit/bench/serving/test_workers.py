@@ -4,6 +4,8 @@ import os
 import time
 from pathlib import Path
 
+import pytest
+
 from bench.serving.quix_app import QuixSettings
 from bench.serving.workers import (
     QUIX_PYTHON,
@@ -14,6 +16,7 @@ from bench.serving.workers import (
     loop_cpu_seconds,
 )
 from stream.settings import KafkaSettings
+from train.command import TrainError
 
 
 def test_cpu_time_by_click_is_divided_among_the_stages() -> None:
@@ -40,6 +43,11 @@ def test_a_contender_without_metrics_has_its_cpu_time_alone() -> None:
         "broker": 30_000.0,
         "event_loop": 10_000.0,
     }
+
+
+def test_a_time_without_an_answer_has_no_figures() -> None:
+    with pytest.raises(TrainError, match="no click was answered"):
+        Usage(100, 3.0, 5.0, 2.0).per_click(Usage(100, 1.0, 2.0, 1.0))
 
 
 def test_cpu_time_is_that_of_the_process() -> None:
