@@ -16,7 +16,7 @@ import onnxruntime
 from onnx import compose, helper
 
 from stream.contract.click import BadClick, Click, ClickParser, Reason, Record
-from stream.contract.messages import Item, Message, Outcome, recommendation
+from stream.contract.messages import Item, Message, Outcome, encode_json, recommendation
 from stream.model.bundle import Bundle, load_bundle
 from stream.session import (
     TRAIL_CLICKS,
@@ -102,4 +102,6 @@ class OneByOne:
         listed = zip(state.top_index.tolist(), state.top_score.tolist(), strict=True)
         items = [Item(self._bundle.item_ids[index], score) for index, score in listed]
         now_ms, what = time.time_ns() // 1_000_000, (state.bundle_id, Outcome.MODEL)
-        return encode_state(state), recommendation(topic, record, click, items, *what, now_ms)
+        return encode_state(state), recommendation(
+            topic, record, click, encode_json(items), *what, now_ms
+        )
