@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.faults.service import Deployment
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import resolve_kafka
-from tests.integration.service import Deployment
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 300

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.faults.service import Deployment
+from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
+from bench.faults.verdict import sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
 from stream.contract.click import Reason
 from stream.session import decode_state
-from tests.integration.service import Deployment
-from tests.integration.traffic import LOG_BEGIN_MS, click, session_load
-from tests.integration.verdict import sessions_in_changelog, verdict
 
 YEAR_9999_MS = 253_370_764_800_000
 

@@ -15,8 +15,8 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from bench.faults.traffic import click, produce
 from deploy.processes import wait_for
-from tests.integration.traffic import click, produce
 from train.command import TrainError
 from train.data.clicks import read_clicks
 from train.data.collect import CollectSettings, collect

@@ -10,9 +10,9 @@ import msgspec
 import polars as pl
 import pytest
 
+from bench.faults.service import Deployment
+from bench.faults.traffic import produce
 from stream.position import POSITION_KEY, decode_position, encode_position
-from tests.integration.service import Deployment
-from tests.integration.traffic import produce
 from train.data.collect import CollectSettings, collect
 
 OLD = Path(__file__).parents[1] / "compatibility/8ec5a42"

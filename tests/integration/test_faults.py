@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.faults.service import Deployment
+from bench.faults.traffic import session_load
+from bench.faults.verdict import verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
 from deploy.processes import wait_for
-from tests.integration.service import Deployment
-from tests.integration.traffic import session_load
-from tests.integration.verdict import verdict
 
 N_CLICKS = 6000
 PER_SECOND = 1000.0

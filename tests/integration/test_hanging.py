@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.faults.service import SESSION_TIMEOUT_S, Deployment
+from bench.faults.traffic import session_load
+from bench.faults.verdict import verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
 from deploy.processes import wait_for
-from tests.integration.service import SESSION_TIMEOUT_S, Deployment
-from tests.integration.traffic import session_load
-from tests.integration.verdict import verdict
 
 N_CLICKS = 300
 CONTROL = 0x20

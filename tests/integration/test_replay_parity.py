@@ -17,6 +17,7 @@ import pytest
 import torch
 from jaxtyping import Float32
 
+from bench.faults.service import Deployment
 from bench.serving.bundles import random_model
 from deploy.demo.answers import AnswerReader, read_replay
 from deploy.demo.heldout import hold_out
@@ -32,7 +33,6 @@ from export.__main__ import export_bundle
 from export.parity import random_sessions
 from stream.contract.messages import Outcome
 from stream.settings import KafkaSettings
-from tests.integration.service import Deployment
 from train.baselines.popularity import item_support
 from train.data.clicks import Columns, read_clicks
 from train.data.context import ContextField, learn_fields

@@ -10,11 +10,11 @@ from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
+from bench.faults.service import Deployment
+from bench.faults.traffic import LOG_BEGIN_MS, click
+from bench.faults.verdict import sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
-from tests.integration.service import Deployment
-from tests.integration.traffic import LOG_BEGIN_MS, click
-from tests.integration.verdict import sessions_in_changelog, verdict
 from train.data.context import ContextField
 
 HOUR_MS = 3_600_000

@@ -8,6 +8,7 @@ from typing import Protocol
 import pytest
 from stream.transport.patches import install_patches
 
+from bench.faults.traffic import produce, read_topic
 from deploy.broker import free_port
 from stream.contract.messages import Target
 from stream.contract.records import Message, Record
@@ -15,7 +16,6 @@ from stream.settings import TopicsSettings, WorkerSettings
 from stream.transport.faust_app import FaustTransport
 from stream.transport.protocol import Restored, Transaction, Transport
 from stream.transport.topics import check_topics, create_topics
-from tests.integration.traffic import produce, read_topic
 from tests.memory_transport import MemoryBroker, MemoryTransport
 from tests.unit.stream.transport.test_patches import PATCHED
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.faults.service import ROOT, Deployment
+from bench.faults.traffic import LOG_BEGIN_MS, click
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import free_port
-from tests.integration.service import ROOT, Deployment
-from tests.integration.traffic import LOG_BEGIN_MS, click
 
 SESSION = "session-1"
 

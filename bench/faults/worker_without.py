@@ -1,6 +1,6 @@
 """A worker with a guard taken out, so that a fault test can show that the guard matters.
 
-``python -m tests.integration.broken_worker GUARD [GUARD ...] -- worker``; the guards of the
+``python -m bench.faults.worker_without GUARD [GUARD ...] -- worker``; the guards of the
 second group are intact there: they only place the fault.
 """
 

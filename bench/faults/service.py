@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bench.faults.traffic import Reader, Stored, produce, read_topic
 from deploy.broker import free_port
 from deploy.processes import wait_for
 from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import TopicsSettings
 from stream.transport.topics import create_topics
-from tests.integration.traffic import Reader, Stored, produce, read_topic
 
 ROOT = Path(__file__).parents[2]
 SESSION_TIMEOUT_S = 6
@@ -82,8 +82,8 @@ class Deployment:
         create_topics(TopicsSettings.model_validate(names | settings))
 
     def start(self, *broken: str, wait: bool = True, **settings: str) -> "WorkerProcess":
-        """Start a worker, with the named guards taken out (see broken_worker.py)."""
-        module = ["tests.integration.broken_worker", *broken, "--"] if broken else ["stream"]
+        """Start a worker, with the named guards taken out (see worker_without.py)."""
+        module = ["bench.faults.worker_without", *broken, "--"] if broken else ["stream"]
         port = free_port()
         environment = self.environment() | {
             "NEXTCLICK_BUNDLE": str(self.bundle),

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from bench.faults.service import Deployment
+from bench.faults.traffic import Stored
 from stream.batch import Planner, Rules
 from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position
 from stream.session import decode_state, last_click_ms
-from tests.integration.service import Deployment
-from tests.integration.traffic import Stored
 
 
 @dataclass(frozen=True)
