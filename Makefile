@@ -57,6 +57,10 @@ bench: .venv/installed build/quix/installed ## Clicks/s, latency and CPU beside 
 bench-accuracy: .venv/installed ## The GRU beside its baselines on RSC15-100k, into bench/results/rsc15-100k.json
 	$(PYTHON) -m bench.training.accuracy
 
+.PHONY: faults
+faults: .venv/installed ## Faults under load, 20 runs each, into bench/results/faults.json; goes on where it stopped
+	$(PYTHON) -m bench.faults
+
 .PHONY: broker
 broker: .venv/installed ## An Apache Kafka on 127.0.0.1:9092 until Ctrl-C
 	$(PYTHON) -m deploy.broker --port 9092

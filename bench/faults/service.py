@@ -33,6 +33,8 @@ class Deployment:
     log_dir: Path
     extra: dict[str, str] = field(default_factory=dict)
     workers: list["WorkerProcess"] = field(default_factory=list)
+    folder: Path = ROOT
+    """The checkout whose worker runs."""
 
     @property
     def clicks(self) -> str:
@@ -49,6 +51,10 @@ class Deployment:
     @property
     def changelog(self) -> str:
         return f"{self.app}-sessions-changelog"
+
+    @property
+    def topics(self) -> list[str]:
+        return [self.clicks, self.recommendations, self.dead_letters, self.changelog]
 
     def environment(self) -> dict[str, str]:
         return os.environ | self.names()
@@ -81,9 +87,9 @@ class Deployment:
         }
         create_topics(TopicsSettings.model_validate(names | settings))
 
-    def start(self, *broken: str, wait: bool = True, **settings: str) -> "WorkerProcess":
+    def start(self, *without: str, wait: bool = True, **settings: str) -> "WorkerProcess":
         """Start a worker, with the named guards taken out (see worker_without.py)."""
-        module = ["bench.faults.worker_without", *broken, "--"] if broken else ["stream"]
+        module = ["bench.faults.worker_without", *without, "--"] if without else ["stream"]
         port = free_port()
         environment = self.environment() | {
             "NEXTCLICK_BUNDLE": str(self.bundle),
@@ -95,7 +101,7 @@ class Deployment:
         with log_path.open("wb") as log_file:
             process = subprocess.Popen(
                 [sys.executable, "-m", *module, "worker"],
-                cwd=ROOT,
+                cwd=self.folder,
                 env=environment,
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
@@ -193,6 +199,12 @@ class WorkerProcess:
     def end(self, how: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(how)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether SIGSTOP holds it."""
+        status = Path(f"/proc/{self.process.pid}/stat").read_text()
+        return status.rpartition(")")[2].split()[0] == "T"
 
     def log(self) -> str:
         return self.log_path.read_text()

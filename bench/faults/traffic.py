@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from confluent_kafka import Message, Producer
+from confluent_kafka import KafkaError, Message, Producer
 
 from deploy import reader
 from deploy.reader import TopicReader
 
 LOG_BEGIN_MS = 1_700_000_000_000
 """When the clicks of the tests begin: in the past, so that no clock refuses them."""
+
+PATIENT = {"log_level": 2, "reconnect.backoff.max.ms": 200}
+"""Options of a client whose broker may be away: no log lines, and soon back with it."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,13 @@ def produce(
     partition: int = -1,
     per_second: float | None = None,
 ) -> int:
-    """Send records with a plain confluent-kafka producer; returns how many."""
+    """Send records with a plain idempotent producer; returns how many, all of them delivered."""
+    refused: list[KafkaError] = []
+
+    def delivered(error: KafkaError | None, _: Message) -> None:
+        if error is not None:
+            refused.append(error)
+
     producer = Producer(
         {
             "bootstrap.servers": bootstrap_servers,
@@ -60,6 +69,7 @@ def produce(
             "enable.idempotence": True,
             "message.max.bytes": 20_000_000,
             "linger.ms": 2,
+            **PATIENT,
         }
     )
     started = time.monotonic()
@@ -71,13 +81,16 @@ def produce(
                 time.sleep(ahead)
         while True:
             try:
-                producer.produce(topic, key=key, value=value, partition=partition)
+                producer.produce(
+                    topic, key=key, value=value, partition=partition, on_delivery=delivered
+                )
                 break
             except BufferError:
                 producer.poll(0.1)
         producer.poll(0)
         n += 1
     assert producer.flush(60) == 0
+    assert not refused, refused[0]
     return n
 
 
@@ -119,16 +132,20 @@ def _stored(record: Message) -> Stored:
 def session_load(
     n_clicks: int, n_sessions: int = 300, n_items: int = 50, seed: int = 1
 ) -> Iterator[tuple[bytes, bytes]]:
-    """Clicks of many sessions in order of time, one in twenty a repeated event."""
+    """Clicks of many sessions in order of time, one in twenty sent twice.
+
+    Every other session has no event ids: nothing but the delivery keeps a click of such a session
+    from being applied again.
+    """
     random = np.random.default_rng(seed)
     last: dict[str, bytes] = {}
     for n in range(n_clicks):
-        session = f"session-{random.integers(n_sessions)}"
+        number = random.integers(n_sessions)
+        session = f"session-{number}"
         if session in last and random.random() < 0.05:
             yield session.encode(), last[session]
             continue
-        value = click(
-            session, f"item-{random.integers(n_items + 2)}", LOG_BEGIN_MS + n, f"event-{n}"
-        )
+        item, event = f"item-{random.integers(n_items + 2)}", f"event-{n}" if number % 2 else None
+        value = click(session, item, LOG_BEGIN_MS + n, event)
         last[session] = value
         yield session.encode(), value

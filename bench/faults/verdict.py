@@ -1,11 +1,14 @@
 """What faults have done, from the topics alone.
 
 The reference is a fault-free run: the same clicks, read back from the clicks topic, go one by one
-through the batch functions in this process.
+through the batch functions in this process. Where several bundles have served, each has its own,
+and answers and states are compared with that of the bundle that they name.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,20 +31,36 @@ class Verdict:
     duplicates: int
     different: int
     wrong_states: int
+    over_applied: int
+    """Clicks that sessions count beyond those of the log."""
+    under_applied: int
+    """Clicks of the log that no session counts."""
     state_error: float
+    """Largest difference of a model state; one click of a counting bundle makes 1."""
     evidence: tuple[str, ...] = ()
     """Where the copies of a recommendation stand, and how the workers ended."""
 
     @property
     def exact(self) -> bool:
         return self.state_error < 1e-5 and not (
-            self.missing or self.duplicates or self.different or self.wrong_states
+            self.missing
+            or self.duplicates
+            or self.different
+            or self.wrong_states
+            or self.over_applied
+            or self.under_applied
         )
 
 
-def verdict(deployment: Deployment) -> Verdict:
-    """Compare recommendations and final states with those of a fault-free run."""
-    expected_answers, expected_states, dead = _fault_free(deployment)
+def verdict(deployment: Deployment, *others: Path) -> Verdict:
+    """Compare recommendations and final states with those of a fault-free run.
+
+    others: bundles that have served as well. A session that one took over from another must not
+    have outgrown its trail.
+    """
+    clicks = deployment.read(deployment.clicks)
+    runs = {b.name: _fault_free(deployment, b, clicks) for b in {deployment.bundle, *others}}
+    own = runs[deployment.bundle.name]
     found = deployment.read(deployment.recommendations)
     by_source: dict[str, Stored] = {}
     copies: list[tuple[Stored, Stored]] = []
@@ -53,26 +72,38 @@ def verdict(deployment: Deployment) -> Verdict:
     different = 0
     for source, record in by_source.items():
         assert record.value is not None
-        different += _essence(record.value) != _essence(expected_answers[source])
+        answer = _essence(record.value)
+        different += answer != _essence(runs.get(answer["model"], own).answers[source])
     found_states = sessions_in_changelog(deployment)
     # Expiry collects a dead session when it gets round to it.
-    states = {name: raw for name, raw in found_states.items() if name not in dead}
-    wrong = len(states.keys() ^ expected_states.keys())
+    states = {name: decode_state(r) for name, r in found_states.items() if name not in own.dead}
+    wrong = len(states.keys() ^ own.states.keys())
+    over_applied = sum(states[name].n_clicks for name in states.keys() - own.states.keys())
+    under_applied = 0
     state_error = 0.0
-    for name in states.keys() & expected_states.keys():
-        ours, theirs = decode_state(states[name]), decode_state(expected_states[name])
-        wrong += (ours.n_clicks, ours.trail, ours.last_click_ms, ours.last_outcome) != (
+    for name, raw in own.states.items():
+        if name not in states:
+            under_applied += decode_state(raw).n_clicks
+            continue
+        ours = states[name]
+        theirs = decode_state(runs.get(ours.bundle_id, own).states[name])
+        over_applied += max(0, ours.n_clicks - theirs.n_clicks)
+        under_applied += max(0, theirs.n_clicks - ours.n_clicks)
+        wrong += (ours.n_clicks, ours.trail, ours.last_click_ms) != (
             theirs.n_clicks,
             theirs.trail,
             theirs.last_click_ms,
-            theirs.last_outcome,
         )
+        # Another bundle's list is not judged: taking it over resets the outcome.
+        wrong += not others and ours.last_outcome != theirs.last_outcome
         state_error = max(state_error, float(np.abs(ours.model_state - theirs.model_state).max()))
     return Verdict(
-        missing=len(expected_answers.keys() - by_source.keys()),
+        missing=len(own.answers.keys() - by_source.keys()),
         duplicates=len(copies),
         different=different,
         wrong_states=wrong,
+        over_applied=over_applied,
+        under_applied=under_applied,
         state_error=state_error,
         evidence=(*map(_told, copies[:3]), *map(_told, copies[-3:]), *deployment.endings()),
     )
@@ -106,14 +137,18 @@ def _essence(value: bytes) -> Any:
     return answer
 
 
-def _fault_free(
-    deployment: Deployment,
-) -> tuple[dict[str, bytes], dict[tuple[int, bytes], bytes], set[tuple[int, bytes]]]:
-    """Answer every click of the topic, one at a time, with nothing but the batch functions.
+@dataclass(frozen=True)
+class _FaultFree:
+    """Answers by source; live states; names of dead sessions."""
 
-    Returns the answers by source, the live states, and the names of dead sessions.
-    """
-    model = load_model(deployment.bundle)
+    answers: dict[str, bytes]
+    states: dict[tuple[int, bytes], bytes]
+    dead: set[tuple[int, bytes]]
+
+
+def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) -> _FaultFree:
+    """Answer every click of the topic, one at a time, with nothing but the batch functions."""
+    model = load_model(bundle)
     rules = Rules.of(model.manifest, BadClickLimit(1_000_000, 1.0))
     planner = Planner(Models(model), rules, deployment.clicks)
     states: dict[tuple[int, bytes], bytes] = {}
@@ -123,7 +158,7 @@ def _fault_free(
     def lookup(partition: int, key: bytes) -> bytes | None:
         return states.get((partition, key))
 
-    for r in deployment.read(deployment.clicks):
+    for r in clicks:
         position = positions.setdefault(r.partition, Position(r.offset, "any"))
         record = Record(r.partition, r.offset, r.timestamp_ms, r.key, r.value)
         plan = planner.plan({r.partition: [record]}, {r.partition: position}, lookup)
@@ -142,4 +177,4 @@ def _fault_free(
         for name, raw in states.items()
         if rules.is_dead(last_click_ms(raw), positions[name[0]].watermark_ms)
     }
-    return answers, {n: raw for n, raw in states.items() if n not in dead}, dead
+    return _FaultFree(answers, {n: raw for n, raw in states.items() if n not in dead}, dead)

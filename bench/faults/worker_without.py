@@ -1,7 +1,7 @@
 """A worker with a guard taken out, so that a fault test can show that the guard matters.
 
-``python -m bench.faults.worker_without GUARD [GUARD ...] -- worker``; the guards of the
-second group are intact there: they only place the fault.
+``python -m bench.faults.worker_without GUARD [GUARD ...] -- worker``. A guard is a row of GUARDS:
+its name, the function that patches it away, and the fault that must reveal that it is gone.
 """
 
 import asyncio
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from stream import __main__ as command
@@ -136,25 +137,39 @@ def sleep_before(step: str) -> Callable[[], None]:
     return install
 
 
+@dataclass(frozen=True)
+class Guard:
+    """``remove`` takes it out of this process; the fault ``revealed_by`` must then do harm."""
+
+    remove: Callable[[], None]
+    revealed_by: str
+
+
 GUARDS = {
-    "no_position_record": no_position_record,
-    "no_generation": no_generation,
-    "no_settling": no_settling,
-    "no_abort": no_abort,
-    "no_restore": no_restore,
-    "no_hole_check": no_hole_check,
-    "no_drain": no_drain,
+    "position": Guard(no_position_record, "kill"),
+    "generation": Guard(no_generation, "pause"),
+    "settling": Guard(no_settling, "pause"),
+    "abort": Guard(no_abort, "broker_term"),
+    "restore": Guard(no_restore, "term"),
+    "holes": Guard(no_hole_check, "join"),
+    "drain": Guard(no_drain, "join"),
+}
+PLACES = {
     "slow_revocation": slow_revocation,
     "sleep_before_offsets": sleep_before("send_offsets"),
     "sleep_before_records": sleep_before("send_records"),
 }
+"""What only makes a fault likely, or places it: every guard is intact."""
 
 
 def main() -> int:
     words = sys.argv[1:]
     split = words.index("--")
     for word in words[:split]:
-        GUARDS[word]()
+        if word in PLACES:
+            PLACES[word]()
+        else:
+            GUARDS[word].remove()
     return command.main(words[split + 1 :])
 
 

@@ -36,7 +36,7 @@ def deployed(tmp_path: Path) -> Iterator[tuple[EmbeddedKafka, Deployment]]:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("survives", "guards"),
-    [(False, ()), (True, ()), (False, ("no_abort",))],
+    [(False, ()), (True, ()), (False, ("abort",))],
     ids=["a new worker", "the same worker", "broken"],
 )
 def test_a_transaction_that_lost_its_commit_markers_is_answered_once(

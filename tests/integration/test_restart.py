@@ -29,7 +29,7 @@ def move_group_to(deployment: Deployment, offset: int) -> None:
     admin.alter_consumer_group_offsets([request])[deployment.app].result(20)
 
 
-@pytest.mark.parametrize("guards", [(), ("no_position_record",)], ids=["whole", "broken"])
+@pytest.mark.parametrize("guards", [(), ("position",)], ids=["whole", "broken"])
 def test_redelivered_dead_letters_and_expired_sessions_are_skipped(
     deployment: Deployment, guards: tuple[str, ...]
 ) -> None:
