@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+import time
 from collections import deque
 from collections.abc import Collection
 from typing import Any
@@ -50,7 +51,13 @@ class FakeConsumer:
         self.metadata = b"CGMDv2:" + struct.pack("=i", 3) + b"group\0member-1\0\1"
 
     def poll(self, timeout_s: float) -> Fetched | None:
-        return self.coming.popleft() if self.coming else None
+        if self.coming:
+            return self.coming.popleft()
+        time.sleep(0.001)
+        return None
+
+    def subscribe(self, topics: list[str], **callbacks: Any) -> None: ...
+    def close(self) -> None: ...
 
     def consume(self, limit: int, timeout_s: float) -> list[Fetched]:
         return [self.coming.popleft() for _ in range(min(limit, len(self.coming)))]
@@ -199,19 +206,30 @@ async def test_partitions_start_where_the_restore_says_without_what_was_fetched_
 
 
 async def test_lag_is_what_is_behind_the_committed_offset_and_markers_are_none(
-    group: Group,
+    group: Group, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.0)
     consumer = consumer_of(group)
     consumer.ends[0] = 12  # ten records and two markers
-    assert group.lag(0, 0) == 12
+
+    async def lag_becomes(expected: int, committed: int) -> None:
+        async with asyncio.timeout(5):
+            while group.lag(0, committed) != expected:
+                await asyncio.sleep(0.001)
+
+    group.start()
+    group.start_at({0: 0})
+    await lag_becomes(12, 0)
+    asked = group.ask(20, 0.0)
     consumer.coming += [Fetched(0, n) for n in range(10)]
+    await asyncio.wrap_future(asked)
     consumer.coming.append(Fetched(0, 12, KafkaError._PARTITION_EOF))
-    group.ask(20, 0.0)
-    group._turn()
+    await lag_becomes(0, 10)
     assert group.lag(0, 4) == 8, "fetched, but not committed"
-    assert group.lag(0, 10) == 0, "there is nothing but markers"
     consumer.ends[0] = 15
-    assert group.lag(0, 10) == 5
+    await lag_becomes(5, 10)
+    group.close()
+    assert not group.is_alive()
 
 
 # -- rebalances -------------------------------------------------------------------------------
