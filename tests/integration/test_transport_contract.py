@@ -17,6 +17,7 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from bench.faults.traffic import produce, read_topic
 from deploy.broker import free_port
 from stream.contract.messages import Target
 from stream.contract.records import Record
@@ -34,7 +35,6 @@ from tests.counting_processor import (
     Table,
     counting_wiring,
 )
-from bench.faults.traffic import produce, read_topic
 from tests.memory_transport import MemoryBroker, MemoryTransport
 
 N_PARTITIONS = 2

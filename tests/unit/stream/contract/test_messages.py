@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.contract.click import BadClick, Click, Reason, Record
-from stream.contract.messages import Item, Outcome, dead_letter, recommendation
+from stream.contract.messages import Item, Outcome, dead_letter, encode_json, recommendation
 from stream.transport.topics import DEAD_LETTER_EXTRA_BYTES
 
 texts = st.text(min_size=1)  # without surrogates, as parse_click gives them
@@ -18,7 +18,8 @@ def test_a_recommendation_is_json_that_holds_the_click_and_the_list(
 ) -> None:
     record = Record(3, 41, 7, session_id.encode(), b"")
     click = Click(session_id.encode(), item_id, 5, 0)
-    message = recommendation("clicks", record, click, items, "b" * 16, Outcome.DUPLICATE, 9)
+    listed = encode_json(items)
+    message = recommendation("clicks", record, click, listed, "b" * 16, Outcome.DUPLICATE, 9)
     assert message.key == session_id.encode()
     assert message.headers == (("source", b"clicks-3-41"),)
     value = json.loads(message.value or b"")

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError
+from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from stream.contract.records import Record
 from stream.errors import StreamError
@@ -103,17 +103,18 @@ async def group(monkeypatch: pytest.MonkeyPatch) -> Group:
 
 
 def consumer_of(group: Group) -> FakeConsumer:
-    consumer: Any = group._consumer
-    return consumer
+    fake: object = group._consumer
+    assert isinstance(fake, FakeConsumer)
+    return fake
 
 
 def heard(group: Group) -> list[tuple[Any, ...]]:
-    listener: Any = group._listener
-    return listener.heard
+    assert isinstance(group._listener, Listener)
+    return group._listener.heard
 
 
 def tps(*partitions: int) -> Any:
-    return [module.TopicPartition("clicks", p) for p in partitions]
+    return [TopicPartition("clicks", p) for p in partitions]
 
 
 # -- membership -------------------------------------------------------------------------------
@@ -214,7 +215,7 @@ async def test_lag_is_what_is_behind_the_committed_offset_and_markers_are_none(
 
     async def lag_becomes(expected: int, committed: int) -> None:
         async with asyncio.timeout(5):
-            while group.lag(0, committed) != expected:
+            while group.lag(0, committed) != expected:  # noqa: ASYNC110  # of a thread
                 await asyncio.sleep(0.001)
 
     group.start()

@@ -51,7 +51,7 @@ class FakeBrokers(Brokers):
         self.partitions = {"in": 4, "log": 4, "out": 2}
 
     # what Brokers is to the others
-    client = property(lambda self: self)  # type: ignore[assignment]
+    client = property(lambda self: self)
     cluster = client
 
     async def start(self, topics: Any) -> None: ...
@@ -67,7 +67,7 @@ class FakeBrokers(Brokers):
         return self.partitions[topic]
 
     def leader_for_partition(self, tp: TopicPartition) -> int | None:
-        return 1 + tp.partition % 2
+        return 1 if tp.partition % 2 == 0 else 2
 
     def will_answer(self, request: type, *answers: Answer) -> None:
         self.answers[request] = deque(answers)
@@ -85,14 +85,11 @@ class FakeBrokers(Brokers):
             self.epoch += not code
             kind = InitProducerIdResponse if isinstance(request, InitProducerId) else EndTxnResponse
             return kind(0, code, 1000, self.epoch, {})
-        topics = fields(request)["topics"]
-        if isinstance(request, Produce):
-            codes = [
-                (t, [(p[0], code, 0, 0, 0, [], None, {}) for p in ps], {}) for t, ps, _ in topics
-            ]
-            return ProduceResponse(codes, 0, {})
-        codes = [(t, [(p[0], code, {}) for p in ps], {}) for t, ps, _ in topics]
-        return TxnOffsetCommitResponse(0, codes, {})
+        topics: list[Any] = fields(request)["topics"]
+        produced = isinstance(request, Produce)
+        rest: tuple[Any, ...] = (0, 0, 0, [], None, {}) if produced else ({},)
+        codes: list[Any] = [(t, [(p[0], code, *rest) for p in ps], {}) for t, ps, _ in topics]
+        return ProduceResponse(codes, 0, {}) if produced else TxnOffsetCommitResponse(0, codes, {})
 
 
 def fields(request: Any) -> dict[str, Any]:
@@ -349,7 +346,10 @@ class FakeClient:
         name = b"transaction.version"
         rows = b"\2" + bytes([len(name) + 1]) + name + bytes([0, self.level, 0, 0, 0])
         tags = bytes([1, 2, len(rows)]) + rows
-        return ApiVersionsResponse.decode(BytesIO(bytes(2) + b"\1" + bytes(4) + tags))
+        response: ApiVersionsResponse = ApiVersionsResponse.decode(
+            BytesIO(bytes(2) + b"\1" + bytes(4) + tags)
+        )
+        return response
 
 
 @pytest.mark.parametrize(("level", "is_refused"), [(0, True), (1, True), (2, False), (3, False)])
