@@ -40,9 +40,17 @@ def test_an_event_is_one_json_line_with_its_fields(capsys: pytest.CaptureFixture
 
 def test_a_librarys_record_is_json_as_well(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info")
-    logging.getLogger("aiokafka").warning("lost %s", "broker")
+    logging.getLogger("faust").warning("lost %s", "broker")
     (line,) = lines(capsys)
-    assert (line["event"], line["level"], line["logger"]) == ("lost broker", "warning", "aiokafka")
+    assert (line["event"], line["level"], line["logger"]) == ("lost broker", "warning", "faust")
+
+
+def test_a_broker_that_is_away_is_no_error_of_each_connection(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("debug")
+    logging.getLogger("aiokafka.conn").error("connection refused")
+    assert lines(capsys) == []
 
 
 @pytest.mark.parametrize(
