@@ -45,6 +45,7 @@ def write_tiny_bundle(
     seed: int = 0,
     *,
     constant: bool = False,
+    int8: bool = True,
     item_ids: Sequence[str] | None = None,
     idle_timeout_s: int | None = 1800,
     allowed_lateness_s: int = 600,
@@ -56,7 +57,8 @@ def write_tiny_bundle(
     ``config`` is the model's (``train.network.model.ModelConfig``); the default is a GRU.
     ``constant`` makes a model that costs next to nothing and counts: ``encode`` adds 1 to every
     component of the state, which reveals a click that is applied twice or not at all, and ``rank``
-    always answers items 0 to k - 1 with scores k to 1. ``item_ids`` default to item-0, item-1, and
+    always answers items 0 to k - 1 with scores k to 1. Without ``int8`` it is a bundle that older
+    workers read. ``item_ids`` default to item-0, item-1, and
     so on.
     """
     config |= {"n_items": n_items, "hidden_size": hidden_size, "n_layers": n_layers}
@@ -66,6 +68,7 @@ def write_tiny_bundle(
         graphs = BundleGraphs(encode, _fixed_rank(hidden_size, k), None)
     else:
         graphs = bundle_graphs(model, k)
+        graphs = graphs if int8 else graphs._replace(rank_int8=None)
     manifest = Manifest(
         architecture=model.config.cell,
         hidden_size=hidden_size,

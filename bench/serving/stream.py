@@ -72,18 +72,19 @@ class BenchSettings(Settings):
 
 
 def contenders(folder: Path) -> list[Contender]:
-    """Who can be measured; all serve bundles that the older commit reads, too."""
+    """Who can be measured; the older commit does not read a bundle with integers."""
     model = write_tiny_bundle(folder, N_ITEMS, HIDDEN_SIZE, k=K)
+    float32 = write_tiny_bundle(folder, N_ITEMS, HIDDEN_SIZE, k=K, int8=False)
     constant = write_tiny_bundle(folder, N_ITEMS, HIDDEN_SIZE, k=K, constant=True)
     before = checked_out(BEFORE)
     return [
         Contender("nextclick", model, 60_000),
-        Contender("before", model, 60_000, checkout=before),
+        Contender("before", float32, 60_000, checkout=before),
         Contender("constant", constant, 60_000),
         Contender("constant_before", constant, 60_000, checkout=before),
-        Contender("naive", model, 8_000, NaiveSettings),
+        Contender("naive", float32, 8_000, NaiveSettings),
         *(
-            Contender(f"quix-{interval_s:g}", model, 12_000, QuixSettings, None, 4, interval_s)
+            Contender(f"quix-{interval_s:g}", float32, 12_000, QuixSettings, None, 4, interval_s)
             for interval_s in QUIX_COMMIT_INTERVALS_S
         ),
         Contender("partitions_64", model, 60_000, partitions=64),
