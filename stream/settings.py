@@ -98,7 +98,7 @@ class KafkaSettings(BaseSettings):
     @property
     def wiring(self) -> Wiring:
         """The topics as the transport takes them."""
-        outputs = {
+        outputs: dict[str, str] = {
             Target.RECOMMENDATIONS: self.recommendations_topic,
             Target.DEAD_LETTERS: self.dead_letter_topic,
         }

@@ -17,8 +17,10 @@ from stream import worker
 from stream.session import PartitionSessions
 from stream.transport import restore, transactions
 from stream.transport.faust_app import FaustTransport
+from stream.transport.group import Group
 from stream.transport.restore import Restore
 from stream.transport.transactions import Delivery, Membership, TransactionalProducer
+from stream.transport.wire import TxnOffsetCommit
 
 
 def no_position_record() -> None:
@@ -30,17 +32,16 @@ def no_position_record() -> None:
         for position in self._positions.values():
             position.next_offset = 0
 
-    Restore._read = read_without_positions  # type: ignore[method-assign]
+    Restore._read = read_without_positions  # type: ignore[method-assign,assignment]
 
 
 def no_generation() -> None:
     """Commit offsets as a consumer without a group does, which the broker does not fence."""
-    attempt = transactions.TxnOffsetCommit
 
-    def unfenced(*fields: Any) -> Any:
-        return attempt(*fields[:4], -1, "", *fields[6:])
+    def unfenced(*fields: Any) -> TxnOffsetCommit:
+        return TxnOffsetCommit(*fields[:4], -1, "", *fields[6:])
 
-    transactions.TxnOffsetCommit = unfenced  # type: ignore[misc,assignment]
+    setattr(transactions, "TxnOffsetCommit", unfenced)  # noqa: B010  # mypy knows it as a class
     FaustTransport._membership = lambda self: Membership(0, "-")  # type: ignore[method-assign]
 
 
@@ -92,6 +93,16 @@ def no_drain() -> None:
 
     FaustTransport._drained = drained  # type: ignore[method-assign]
     Delivery.settled = drained  # type: ignore[method-assign]
+
+
+def seek_to_the_beginning() -> None:
+    """Let every click come again from the first one on: no guard is out."""
+    start_at = Group._start_at
+
+    def from_the_beginning(self: Any, offsets: Any) -> None:
+        start_at(self, dict.fromkeys(offsets, 0))
+
+    Group._start_at = from_the_beginning  # type: ignore[method-assign]
 
 
 def slow_revocation() -> None:
@@ -155,6 +166,7 @@ GUARDS = {
     "drain": Guard(no_drain, "join"),
 }
 PLACES = {
+    "seek_to_the_beginning": seek_to_the_beginning,
     "slow_revocation": slow_revocation,
     "sleep_before_offsets": sleep_before("send_offsets"),
     "sleep_before_records": sleep_before("send_records"),

@@ -11,9 +11,9 @@ import logging
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import faust
 import structlog
@@ -65,8 +65,12 @@ class BatchConsumer(consumer.Consumer):
 
     logger = logging.getLogger("faust.consumer")
 
-    async def subscribe(self, topics: Collection[str]) -> None:
-        if self.app.owner.start(self):
+    @property
+    def owner(self) -> "FaustTransport":
+        return cast(WorkerApp, self.app).owner
+
+    async def subscribe(self, topics: Iterable[str]) -> None:
+        if self.owner.start(self):
             # Behind this call, whose end Faust waits for when partitions are assigned.
             self.add_future(self._assign())
 
@@ -76,24 +80,24 @@ class BatchConsumer(consumer.Consumer):
         await self.on_partitions_assigned(self.assignment(), self.app.consumer_generation_id)
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        owner, n_batches = self.app.owner, 0
+        owner, n_batches = self.owner, 0
         while not (self._stopped.is_set() or fetcher._stopped.is_set()):
             batch = await owner.next_batch()
             n_batches += 1
             (tp,) = self.assignment()
-            now = time.time()
+            value: Any = batch
             message = ConsumerMessage(
-                tp.topic, tp.partition, n_batches, now, 1, [], None, batch, None, 0, 0, tp,
+                tp.topic, tp.partition, n_batches, time.time(), 1, [], None, value, None, 0, 0, tp,
                 generation_id=self.app.consumer_generation_id,
             )  # fmt: skip
             await self.callback(message)
 
     def assignment(self) -> set[TP]:
-        return {TP(self.app.owner.wiring.input, 0)}
+        return {TP(self.owner.wiring.input, 0)}
 
     async def on_stop(self) -> None:
         await super().on_stop()  # waits until what is under way is acknowledged
-        await self.app.owner.close()
+        await self.owner.close()
 
     async def _commit(self, offsets: Any) -> bool:
         return True  # offsets are in the transactions

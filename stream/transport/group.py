@@ -17,7 +17,6 @@ from typing import Any, Protocol, TypeVar
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, TopicPartition
-from confluent_kafka import Message as Fetched
 
 from stream.contract.records import Record
 from stream.errors import StreamError
@@ -25,6 +24,8 @@ from stream.transport.transactions import Membership
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
+Fetched = Any
+"""A message of librdkafka, whose stub says that a record may have no partition."""
 
 POLL_S = 0.1
 LOOK_EVERY_S = 1.0

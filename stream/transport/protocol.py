@@ -8,7 +8,7 @@ transport on Kafka.
 from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from stream.contract.records import Message, Record
 from stream.position import Position
@@ -77,8 +77,11 @@ class Processor(Protocol):
     def new_partition(self) -> PartitionTable:
         """Return an empty table, for a restore to fill."""
 
-    def own(self, restored: Mapping[int, tuple[PartitionTable, Position]], how: Restored) -> None:
-        """Take partitions over; their records come next, from the positions on."""
+    def own(self, restored: Mapping[int, tuple[Any, Position]], how: Restored) -> None:
+        """Take partitions over, with the tables that ``new_partition`` made and the restore filled.
+
+        Their records come next, from the positions on.
+        """
 
     def drop(self, partitions: Collection[int]) -> None:
         """Forget partitions: another worker has them, or they are restored anew."""

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -9,7 +10,6 @@ from confluent_kafka import (
     IsolationLevel,
     KafkaError,
     KafkaException,
-    Message,
     TopicPartition,
 )
 from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init__ has no __all__
@@ -30,8 +30,8 @@ def read_committed(
     start: Mapping[int, int],
     end: Mapping[int, int],
     stop: threading.Event | None = None,
-) -> Iterator[list[Message]]:
-    """Yield the committed records of partitions from ``start`` to ``end``, many at once.
+) -> Iterator[list[Any]]:
+    """Yield the committed records from ``start`` to ``end`` as librdkafka's messages, many at once.
 
     Where a transaction is open below ``end``, waits until it ends. A start below the log's begins
     at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException.
@@ -55,6 +55,7 @@ def read_committed(
         consumer.assign([TopicPartition(topic, p, offset) for p, offset in begin.items()])
         while pending and not (stop and stop.is_set()):
             records = []
+            message: Any  # its stub says that a record may have no partition
             for message in consumer.consume(AT_ONCE, 0.1):
                 partition, offset, error = message.partition(), message.offset(), message.error()
                 if error is None:

@@ -10,12 +10,13 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import KafkaError as ClientError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
+from confluent_kafka import KafkaError
 
 from stream.contract.records import Message
 from stream.errors import StreamError
@@ -46,7 +47,7 @@ _CONCURRENT = 51  # the markers of the last transaction are being written
 _UNREACHABLE = 13
 _REBALANCED = {22, 27, 113}  # another generation: ask again with the one that we are of
 _AGAIN = _REBALANCED | {3, 5, 6, 7, 8, 9, _UNREACHABLE, 14, 15, 16, 19, 20, 41, _CONCURRENT, 56}
-_LOST = {25, 45, 47, 48, 49, 59, 67, 82, 90}
+_LOST = {25, 45, 47, 48, 49, 52, 59, 82, 90, 120}
 
 
 def transactional_ids(owner: str) -> tuple[str, ...]:
@@ -70,7 +71,7 @@ class Brokers:
         self._coordinators: dict[tuple[CoordinationType, str], int] = {}
 
     async def start(self, topics: Collection[str]) -> None:
-        """Connect. Raises StreamError where the brokers speak no KIP-890, or KafkaError."""
+        """Connect. Raises StreamError where the brokers speak no KIP-890, or a client's error."""
         if self._client is not None:
             return
         client = AIOKafkaClient(
@@ -208,7 +209,7 @@ class TransactionalProducer:
         try:
             request = Produce(self._id, -1, timeout_ms, topics, {})
             answer = await self._brokers.client.send(node, request)
-        except (KafkaError, TimeoutError, OSError):
+        except (ClientError, TimeoutError, OSError):
             return [(tp, _UNREACHABLE) for tp in batches]
         return [*from_topics(answer.topics).items()]
 
@@ -234,7 +235,7 @@ class TransactionalProducer:
             self._sequences[tp] += n_records
         return batches
 
-    async def _to_coordinator(self, kind: CoordinationType, key: str, request: object) -> object:
+    async def _to_coordinator(self, kind: CoordinationType, key: str, request: object) -> Any:
         node = await self._brokers.coordinator(kind, key)
         return await self._brokers.client.send(node, request, group=ConnectionGroup.COORDINATION)
 
@@ -248,12 +249,12 @@ class TransactionalProducer:
         while True:
             try:
                 codes = await attempt()
-            except (KafkaError, TimeoutError, OSError):
+            except (ClientError, TimeoutError, OSError):
                 codes = {_UNREACHABLE}
             codes -= _DONE
             if not codes:
                 return
-            said = f"{what} of {self._id}: {', '.join(for_code(c).__name__ for c in codes)}"
+            said = f"{what} of {self._id}: {', '.join(KafkaError(c).name() for c in codes)}"
             if codes & _LOST or (codes <= _AGAIN and time.monotonic() > deadline):
                 raise TransactionLostError(said)
             if not codes <= _AGAIN:

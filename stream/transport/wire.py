@@ -35,7 +35,7 @@ def _by_partition(*fields: tuple[str, Any]) -> CompactArray:
     return CompactArray(("topic", _TEXT), ("partitions", partitions), _TAGS)
 
 
-class _Request(RequestStruct):
+class _Request(RequestStruct):  # type: ignore[misc]  # aiokafka has no types
     """A request of one version, which the broker knows or not."""
 
     FLEXIBLE_VERSION: ClassVar[bool] = True
@@ -52,7 +52,7 @@ class _Request(RequestStruct):
         return self
 
 
-class InitProducerIdResponse(Response):
+class InitProducerIdResponse(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 22, 5
     SCHEMA = Schema(_THROTTLE, ("error_code", Int16), *_PRODUCER, _TAGS)
 
@@ -64,7 +64,7 @@ class InitProducerId(_Request):
     SCHEMA = Schema(("transactional_id", _TEXT), ("timeout_ms", Int32), *_PRODUCER, _TAGS)
 
 
-class TxnOffsetCommitResponse(Response):
+class TxnOffsetCommitResponse(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 28, 5
     SCHEMA = Schema(_THROTTLE, ("topics", _by_partition(("error_code", Int16))), _TAGS)
 
@@ -85,7 +85,7 @@ class TxnOffsetCommit(_Request):
     )
 
 
-class ProduceResponse(Response):
+class ProduceResponse(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 0, 12
     SCHEMA = Schema(
         (
@@ -117,7 +117,7 @@ class Produce(_Request):
     )
 
 
-class EndTxnResponse(Response):
+class EndTxnResponse(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 26, 5
     SCHEMA = Schema(_THROTTLE, ("error_code", Int16), *_PRODUCER, _TAGS)
 
@@ -127,7 +127,7 @@ class EndTxn(_Request):
     SCHEMA = Schema(("transactional_id", _TEXT), *_PRODUCER, ("committed", Boolean), _TAGS)
 
 
-class ApiVersionsResponse(Response):
+class ApiVersionsResponse(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 18, 3
     SCHEMA = Schema(
         ("error_code", Int16),
