@@ -105,15 +105,18 @@ class Metrics:
             "recs_rebuilt_sessions_total",
             "Sessions whose model state was rebuilt from the trail under a new bundle.",
         )
-        self.rebalances = counter("recs_rebalances_total", "Assignments received from the group.")
+        self.rebalances = counter(
+            "recs_rebalances_total",
+            "Restores: of partitions that the group assigns, of all after a lost transaction.",
+        )
         self.restore = histogram(
             "recs_restore_seconds",
-            "Wall time of a restore: fencing, reading the changelog, seeking.",
+            "Wall time of a restore: settling with former owners, reading the changelog, claiming.",
             buckets=RESTORE_BUCKETS,
         )
         self.lost_transactions = counter(
             "recs_lost_transactions_total",
-            "Transactions that were fenced, refused or of unknown outcome: all is restored.",
+            "Transactions that failed or whose outcome is unknown: each is followed by a restore.",
         )
         self.restored = counter(
             "recs_restored_records_total", "Changelog records read by restores."
@@ -123,7 +126,9 @@ class Metrics:
             "Clicks appended and not yet processed, by partition.",
             ["partition"],
         )
-        self.ready = gauge("recs_ready", "1 when partitions are assigned and restored, else 0.")
+        self.ready = gauge(
+            "recs_ready", "1 when a member of the group with all its partitions restored, else 0."
+        )
         self.bundle = Info(
             "recs_bundle", "The bundle in service: bundle_id, architecture.", registry=registry
         )
