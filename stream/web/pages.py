@@ -6,7 +6,7 @@ import faust
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 STUCK_AFTER_S = 60.0
-"""A batch takes tens of milliseconds, and a Kafka client gives up after 40 s."""
+"""A batch takes tens of milliseconds, and brokers that are away lose it within half a minute."""
 
 
 class Health(Protocol):
@@ -30,7 +30,7 @@ def add_pages(app: faust.App, worker: Health, registry: CollectorRegistry) -> No
 
     @app.page("/ready")
     async def ready(self: Any, request: Any) -> Any:
-        """200 while partitions are assigned, restored and served."""
+        """200 while we are a member of the group and all our partitions are restored."""
         return self.json({"ready": worker.ready}, status=200 if worker.ready else 503)
 
     @app.page("/metrics")
