@@ -96,7 +96,7 @@ class Plan:
     """A batch before the models have run.
 
     holes: ranges of offsets, by partition, that no record was delivered for. touched: the sessions
-    of the batch. transaction, counts: what is known so far; ``finish`` completes them.
+    of the batch. transaction, counts: what is known so far; ``Planner`` completes them.
     """
 
     lookup: Lookup

@@ -123,9 +123,9 @@ class WorkerSettings(KafkaSettings):
     session_timeout_s: PositiveFloat = Field(default=10.0, ge=6.0, le=1800.0)
     """A worker that is silent for so long loses its partitions (the group's session timeout)."""
     web_host: str = "127.0.0.1"
-    """Address of /healthz, /ready and /metrics."""
+    """Address of /healthz, /ready and /metrics, which the position records tell others."""
     web_port: int = Field(default=6066, ge=1, le=65535)
-    """Port of /healthz, /ready and /metrics."""
+    """Port of /healthz, /ready and /metrics, told likewise."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
 
