@@ -251,8 +251,7 @@ class PartitionSessions:
         later: list[tuple[bytes, int]] = []
         while self._minutes and len(dead) + len(later) < limit:
             minute = self._minutes[0]
-            # As a whole, so that none is looked at again and again: the dead stay a minute longer.
-            if not is_dead((minute + 1) * BUCKET_MS - 1):
+            if not is_dead(minute * BUCKET_MS):  # nor is any session that clicked later
                 break
             keys = self._buckets[minute]
             while keys and len(dead) + len(later) < limit:

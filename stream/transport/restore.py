@@ -127,17 +127,19 @@ class Restore:
                 log.info("former_owners_fenced", transactional_ids=sorted(others))
                 await self._delivery.fence(others)
                 fenced = True
-            elif waited > _MARKERS_S + _HANGS_S and open_in and not aborted:
-                hanging = {"topic": self._wiring.changelog, "partitions": open_in}
-                log.warning("hanging_transaction_aborted", **hanging)
-                for owner_ids in {ids[p] for p in open_in}:
-                    of_owner = [p for p in open_in if ids[p] == owner_ids]
+            elif waited > _MARKERS_S + _HANGS_S and not aborted:
+                # In the changelog, or if only its offsets hang, nobody knows of which partition.
+                hanging = open_in or self.partitions
+                changelog = self._wiring.changelog
+                log.warning("hanging_transaction_aborted", topic=changelog, partitions=hanging)
+                for owner_ids in {ids[p] for p in hanging}:
+                    of_owner = [p for p in hanging if ids[p] == owner_ids]
                     await self._delivery.abort_hanging(owner_ids, of_owner)
                 aborted = True
             elif waited > 3 * TRANSACTION_TIMEOUT_S:
                 raise TransactionLostError(
                     f"a former owner's transaction is still open in {self._wiring.changelog}, "
-                    f"partitions {open_in or self.partitions}"
+                    f"partitions {open_in}, or in the offsets of {self._wiring.group_id}"
                 )
             await asyncio.sleep(0.05)
 

@@ -325,7 +325,7 @@ class Delivery:
     async def abort_hanging(
         self, transactional_ids: Collection[str], partitions: Collection[int]
     ) -> None:
-        """Write and abort a transaction of each id in all topics of these partitions.
+        """Write and abort a transaction of each id in all topics of these partitions, and offsets.
 
         Kafka 4.4 calls a transaction complete without writing its markers to a partition that has
         no leader at that moment: its one broker is shutting down. The records then hang in the
@@ -336,6 +336,8 @@ class Delivery:
         for name in transactional_ids:
             producer = TransactionalProducer(self._brokers, name)
             await producer.start()
+            wiring, offsets = self._wiring, dict.fromkeys(partitions, 0)
+            await producer.send_offsets(wiring.group_id, self._membership, wiring.input, offsets)
             tps = {tp for p in partitions for tp in self._topic_partitions(p)}
             await producer.send_records({tp: [_NOTHING] for tp in tps})
             await producer.end(commit=False)
