@@ -234,7 +234,9 @@ class FaustTransport:
 
     @property
     def ready(self) -> bool:
-        return self._joined and not self._restores and len(self._since) == len(self._assigned)
+        connected = self._group is not None and self._group.connected
+        restored = not self._restores and len(self._since) == len(self._assigned)
+        return connected and self._joined and restored
 
     def lag(self) -> dict[int, int]:
         if self._group is None:

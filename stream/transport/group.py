@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 import structlog
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
@@ -60,7 +61,10 @@ class Group(threading.Thread):
     def __init__(self, options: Mapping[str, Any], topic: str, listener: Listener) -> None:
         super().__init__(name="group", daemon=True)
         self.membership = Membership(-1, "")
-        self._consumer = Consumer(dict(options))
+        self.connected = True
+        """Whether the group's coordinator is, as of the last second."""
+        told = {"statistics.interval.ms": 1_000, "stats_cb": self._on_statistics}
+        self._consumer = Consumer(dict(options) | told)
         self._topic = topic
         self._listener = listener
         self._loop = asyncio.get_running_loop()
@@ -223,6 +227,9 @@ class Group(threading.Thread):
                 time.sleep(0.002)
             given_up.result()
         consumer.incremental_unassign(revoked)
+
+    def _on_statistics(self, text: str) -> None:
+        self.connected = msgspec.json.decode(text)["cgrp"]["state"] == "up"
 
     def _read_membership(self) -> None:
         raw = bytes(self._consumer.consumer_group_metadata())
