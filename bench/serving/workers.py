@@ -1,11 +1,12 @@
 """The contenders as processes: how each is started, and what it has used."""
 
 import os
+import re
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,41 @@ def cpu_seconds(pid: int, thread: str = "") -> float:
 def loop_cpu_seconds(pid: int) -> float:
     """CPU time of a process's first thread, which is the event loop's."""
     return cpu_seconds(pid, f"/task/{pid}")
+
+
+def memory_mib(pid: int) -> float:
+    """The process's memory (resident set) now."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found, "a process that has not ended"
+    return round(int(found[1]) / 1024, 1)
+
+
+def disk_mib(log_dir: Path, topic: str) -> float:
+    """What a topic takes of the broker's disk; files may come and go meanwhile."""
+    n_blocks = 0
+    for path in log_dir.glob(f"{topic}-*/*"):
+        with suppress(FileNotFoundError):
+            n_blocks += path.stat().st_blocks
+    return round(n_blocks * 512 / 2**20, 1)
+
+
+def metric_totals(web_port: int) -> dict[str, float]:
+    """A worker's samples by name, added up over labels, and each series with its labels."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{web_port}/metrics", timeout=60) as page:
+        return totals(page.read().decode())
+
+
+def totals(text: str) -> dict[str, float]:
+    """Samples in Prometheus' text format; see ``metric_totals``."""
+    found: dict[str, float] = {}
+    for line in text.splitlines():
+        if not line.startswith("#"):
+            series, _, value = line.rpartition(" ")
+            name, _, labels = series.partition("{")
+            found[name] = found.get(name, 0.0) + float(value)
+            if labels:
+                found[series] = float(value)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
