@@ -6,6 +6,7 @@ transaction. Batches follow each other at once, so a figure is the time from one
 
 import asyncio
 import itertools
+import logging
 import struct
 import sys
 import tempfile
@@ -358,6 +359,9 @@ def summary(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def run(settings: ClientsSettings) -> None:
+    # aiokafka says so of every request that it repeats while the last transaction's markers are
+    # being written: hundreds of lines.
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="nextclick-bench-") as name:
         folder = Path(name)
@@ -374,7 +378,7 @@ def run(settings: ClientsSettings) -> None:
                 for contender in CONTENDERS[:: 1 if number % 2 else -1]:
                     row = recorded[stream].row(contender, number)
                     rows.append(row)
-                    log.info("measured", **row | {"ms": median(row["ms"])})
+                    log.info("measured", **row | {"ms": round(median(row["ms"]), 2)})
     figures = summary(rows)
     bytes_a_batch = {stream: of_stream.bytes_a_batch for stream, of_stream in recorded.items()}
     keep(settings.out, {"bytes_a_batch": bytes_a_batch, "transactions": figures, "rows": rows})

@@ -111,7 +111,8 @@ def measure_soak(n_clicks: int, settle_s: int, picture: Path, folder: Path) -> d
         try:
             worker = deployment.start()
             with Samples(worker, broker.data_dir / "log", deployment.changelog) as samples:
-                deployment.send(clicks(n_clicks, until_answered(worker)))
+                deployment.send(clicks(n_clicks, until_answered(worker, AHEAD)))
+                until_answered(worker, 0)(n_clicks)
                 sent_s = samples.seconds
                 log.info("sent", clicks=n_clicks, seconds=sent_s)
                 with late(deployment, LATE_RATE):
@@ -140,13 +141,13 @@ def measure_soak(n_clicks: int, settle_s: int, picture: Path, folder: Path) -> d
     return figures | {"rows": rows}
 
 
-def until_answered(worker: WorkerProcess) -> Callable[[int], None]:
-    """Wait until the worker has answered all of the clicks sent but AHEAD."""
+def until_answered(worker: WorkerProcess, ahead: int) -> Callable[[int], None]:
+    """Wait until the worker has answered all of the clicks sent but so many."""
     answered = 0.0
 
     def wait(n_sent: int) -> None:
         nonlocal answered
-        while n_sent - answered > AHEAD:
+        while n_sent - answered > ahead:
             time.sleep(0.2)
             answered = metric_totals(worker.port)["recs_batch_clicks_sum"]
 
