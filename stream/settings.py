@@ -4,6 +4,8 @@ What training and serving must agree on (idle timeout, lateness, event types, K,
 a setting: the bundle's manifest has it.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -18,10 +20,22 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from stream.contract.messages import Target
-from stream.transport.protocol import Wiring
+from stream.contract.records import Target
 
 Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """The topics of one processor. ``outputs``: by the name that the processor calls them.
+
+    The changelog has as many partitions as the input.
+    """
+
+    group_id: str
+    input: str
+    changelog: str
+    outputs: Mapping[str, str]
 
 
 class KafkaSettings(BaseSettings):

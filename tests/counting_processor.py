@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from stream.contract.records import Message, Record
 from stream.position import Position
+from stream.settings import Wiring
 from stream.transport.protocol import (
     Batch,
     PartitionTable,
@@ -15,7 +16,6 @@ from stream.transport.protocol import (
     Transaction,
     TransactionLostError,
     Transport,
-    Wiring,
 )
 
 COUNTS = "counts"

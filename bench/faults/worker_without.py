@@ -18,8 +18,9 @@ from stream.session import PartitionSessions
 from stream.transport import restore, transactions
 from stream.transport.faust_app import FaustTransport
 from stream.transport.group import Group
+from stream.transport.protocol import Membership
 from stream.transport.restore import Restore
-from stream.transport.transactions import Delivery, Membership, TransactionalProducer
+from stream.transport.transactions import Delivery, TransactionalProducer
 from stream.transport.wire import TxnOffsetCommit
 
 

@@ -39,11 +39,11 @@ from stream.contract.records import Message, Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position, encode_position
 from stream.session import PartitionSessions, Sessions
-from stream.settings import KafkaSettings, TopicsSettings
-from stream.transport.clients import aiokafka_options, confluent_options
-from stream.transport.protocol import Transaction, Wiring
-from stream.transport.topics import BATCH_BYTES, create_topics
-from stream.transport.transactions import Brokers, Membership, TransactionalProducer
+from stream.settings import KafkaSettings, TopicsSettings, Wiring
+from stream.transport.clients import BATCH_BYTES, aiokafka_options, confluent_options
+from stream.transport.protocol import Membership, Transaction
+from stream.transport.topics import create_topics
+from stream.transport.transactions import Brokers, TransactionalProducer
 from train.command import Settings, run_command
 
 log = structlog.get_logger(__name__)
@@ -191,8 +191,9 @@ class Librdkafka:
         producer = self._producer
         producer.begin_transaction()
         for (topic, partition), messages in batch.records.items():
-            for key, value, headers in ((m.key, m.value, list(m.headers)) for m in messages):
-                producer.produce(topic, value, key, partition, headers=headers)
+            for m in messages:
+                headers: Any = list(m.headers)
+                producer.produce(topic, m.value, m.key, partition, headers=headers)
         offsets = [TopicPartition(self._kafka.clicks_topic, p, n) for p, n in batch.offsets.items()]
         producer.send_offsets_to_transaction(
             offsets, self._member.consumer.consumer_group_metadata(), 60

@@ -7,17 +7,11 @@ import msgspec
 from stream.contract.click import BadClick, Click
 from stream.contract.records import Message as Message
 from stream.contract.records import Record
+from stream.contract.records import Target as Target
 
 _DETAIL_BYTES = 1024
 """Longest detail header: with the other four it stays far below the 64 KiB that the dead-letter
 topic grants beyond the largest click."""
-
-
-class Target(StrEnum):
-    """What the worker writes besides its changelog."""
-
-    RECOMMENDATIONS = "recommendations"
-    DEAD_LETTERS = "dead_letters"
 
 
 class Outcome(StrEnum):

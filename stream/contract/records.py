@@ -1,5 +1,7 @@
 """Records as Kafka holds them: bytes, before anybody knows what they mean."""
 
+from enum import StrEnum
+
 import msgspec
 
 Headers = tuple[tuple[str, bytes], ...]
@@ -24,3 +26,10 @@ class Message(msgspec.Struct, frozen=True):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+
+
+class Target(StrEnum):
+    """What the worker writes besides its changelog."""
+
+    RECOMMENDATIONS = "recommendations"
+    DEAD_LETTERS = "dead_letters"

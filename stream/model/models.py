@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from stream.contract.click import ClickParser
 from stream.contract.context import Context
-from stream.contract.messages import Item, encode_json
 from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer, Scorer
 
 log = structlog.get_logger()
+_encode = msgspec.json.Encoder().encode
 
 
 class Model:
@@ -28,10 +29,11 @@ class Model:
         self.scorer = scorer
         self.context = Context(bundle.manifest.context)
         self._event_types = frozenset(bundle.manifest.event_types)
-        popular = [Item(self.item_ids[p.item_index], p.score) for p in bundle.manifest.popular]
-        self.popular_json = encode_json(popular)
         # All of an item's JSON but its score, which ends it.
-        self.item_json = [encode_json(Item(name, 0))[:-2] for name in self.item_ids]
+        self.item_json = [_encode({"item_id": name, "score": 0})[:-2] for name in self.item_ids]
+        listed = [(p.item_index, p.score) for p in bundle.manifest.popular]
+        popular = [self.item_json[index] + _encode(score) for index, score in listed]
+        self.popular_json = b"[%b}]" % b"},".join(popular)
 
     def reads(self, event_type: str | None) -> bool:
         """Whether clicks of this type advance a session: those that the model was trained on."""

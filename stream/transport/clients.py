@@ -6,6 +6,8 @@ from typing import Any
 from stream.settings import KafkaSettings
 
 CLIENT_ID = "nextclick"
+BATCH_BYTES = 1_000_000
+"""Largest batch of records the worker produces; the brokers' default takes it."""
 
 
 def confluent_options(settings: KafkaSettings) -> dict[str, Any]:

@@ -27,14 +27,20 @@ from faust.types import TP, ConsumerMessage
 from yarl import URL
 
 from stream.contract.records import Record
-from stream.settings import WorkerSettings
+from stream.settings import Wiring, WorkerSettings
 from stream.transport.clients import confluent_options
 from stream.transport.group import Group, record_of
-from stream.transport.protocol import Batch, Processor, Transaction, TransactionLostError, Wiring
+from stream.transport.protocol import (
+    Batch,
+    Membership,
+    Processor,
+    Transaction,
+    TransactionLostError,
+)
 from stream.transport.reader import read_committed
 from stream.transport.restore import Restore
 from stream.transport.topics import BrokerUnreachableError
-from stream.transport.transactions import Delivery, Membership
+from stream.transport.transactions import Delivery
 
 log = structlog.get_logger(__name__)
 

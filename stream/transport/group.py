@@ -21,7 +21,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from stream.contract.records import Record
 from stream.errors import StreamError
-from stream.transport.transactions import Membership
+from stream.transport.protocol import Membership
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")

@@ -14,19 +14,6 @@ from stream.contract.records import Message, Record
 from stream.position import Position
 
 
-@dataclass(frozen=True, slots=True)
-class Wiring:
-    """The topics of one processor. ``outputs``: by the name that the processor calls them.
-
-    The changelog has as many partitions as the input.
-    """
-
-    group_id: str
-    input: str
-    changelog: str
-    outputs: Mapping[str, str]
-
-
 @dataclass(slots=True)
 class Transaction:
     """All that one batch writes, by the input partition that it comes from.
@@ -42,6 +29,13 @@ class Transaction:
         default_factory=lambda: defaultdict(dict)
     )
     positions: dict[int, Position] = field(default_factory=dict)
+
+
+class Membership(NamedTuple):
+    """Who we are in the consumer group; generation -1: not a member."""
+
+    generation: int
+    member_id: str
 
 
 class TransactionLostError(Exception):

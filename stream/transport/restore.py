@@ -6,22 +6,18 @@ aborted; then the changelog is read to its end, and whatever is written there la
 """
 
 import asyncio
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 
 import structlog
 
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, decode_position
-from stream.settings import KafkaSettings
-from stream.transport.protocol import (
-    PartitionTable,
-    Restored,
-    Transaction,
-    TransactionLostError,
-    Wiring,
-)
+from stream.settings import KafkaSettings, Wiring
+from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
 from stream.transport.reader import bounds, read_committed
 from stream.transport.topics import group_offsets
 from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
@@ -80,6 +76,7 @@ class Restore:
         for position in self._positions.values():
             position.owner, position.address = owner, address
         await self._delivery.commit(Transaction(positions=self._positions))
+        await asyncio.to_thread(_give_memory_back)
         restored = {p: (self.tables[p], self._positions[p]) for p in partitions}
         return restored, Restored(self._n_records, n_lost, time.perf_counter() - started)
 
@@ -178,6 +175,12 @@ class Restore:
                 log.error("clicks_lost_to_retention", topic=topic, partition=partition, **lost)
                 position.next_offset = begin
         return n_lost
+
+
+def _give_memory_back() -> None:
+    """Let the system have what the reading took: 90 bytes a session of a million."""
+    with suppress(AttributeError, OSError):  # not the GNU C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def former_ids(wiring: Wiring, partition: int, position: Position | None) -> tuple[str, ...]:

@@ -18,9 +18,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
 )
 
 from stream.errors import StreamError
-from stream.settings import KafkaSettings, TopicsSettings
-from stream.transport.clients import confluent_options
-from stream.transport.protocol import Wiring
+from stream.settings import KafkaSettings, TopicsSettings, Wiring
+from stream.transport.clients import BATCH_BYTES, confluent_options
 
 TIMEOUT_S = 20
 POLL_S = 0.1
@@ -40,15 +39,15 @@ class BrokerUnreachableError(StreamError):
 
 DEAD_LETTER_EXTRA_BYTES = 65_536
 """What a dead letter's headers may add to the click it keeps."""
-BATCH_BYTES = 1_000_000
-"""Largest batch of records the worker produces; the brokers' default takes it."""
 _CHANGELOG_CONFIG = {
     # compact only: retention would delete the position record of a partition without clicks.
     "cleanup.policy": "compact",
     # Small segments, since the active one is never compacted: a restore reads all of it.
-    "segment.ms": "600000",
+    "segment.ms": "120000",
     "segment.bytes": "67108864",
-    "max.compaction.lag.ms": "3600000",
+    "max.compaction.lag.ms": "600000",
+    # A restore takes less: longer than that, nobody has read a session and not its end.
+    "delete.retention.ms": "300000",
     "min.cleanable.dirty.ratio": "0.2",
 }
 

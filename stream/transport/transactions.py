@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import KafkaError as ClientError
@@ -21,10 +21,9 @@ from confluent_kafka import KafkaError
 from stream.contract.records import Message
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, encode_position
-from stream.settings import KafkaSettings
-from stream.transport.clients import aiokafka_options
-from stream.transport.protocol import Transaction, TransactionLostError, Wiring
-from stream.transport.topics import BATCH_BYTES
+from stream.settings import KafkaSettings, Wiring
+from stream.transport.clients import BATCH_BYTES, aiokafka_options
+from stream.transport.protocol import Membership, Transaction, TransactionLostError
 from stream.transport.wire import (
     ApiVersions,
     EndTxn,
@@ -53,13 +52,6 @@ _LOST = {25, 45, 47, 48, 49, 52, 59, 82, 90, 120}
 def transactional_ids(owner: str) -> tuple[str, ...]:
     """The ids that a worker's transactions take turns with; ``owner`` is its ``Position.owner``."""
     return f"{owner}-0", f"{owner}-1"
-
-
-class Membership(NamedTuple):
-    """Who we are in the consumer group; generation -1: not a member."""
-
-    generation: int
-    member_id: str
 
 
 class Brokers:

@@ -14,7 +14,7 @@ from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.transport import group as module
 from stream.transport.group import Group
-from stream.transport.transactions import Membership
+from stream.transport.protocol import Membership
 
 
 class Fetched:

@@ -9,9 +9,9 @@ import pytest
 
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, encode_position
-from stream.settings import KafkaSettings
+from stream.settings import KafkaSettings, Wiring
 from stream.transport import restore as module
-from stream.transport.protocol import Transaction, TransactionLostError, Wiring
+from stream.transport.protocol import Transaction, TransactionLostError
 from stream.transport.restore import Restore, former_ids
 from tests.counting_processor import Table
 

@@ -13,14 +13,13 @@ from aiokafka.structs import TopicPartition
 from stream.contract.records import Message
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, decode_position
-from stream.settings import KafkaSettings
+from stream.settings import KafkaSettings, Wiring
 from stream.transport import transactions
-from stream.transport.protocol import Transaction, TransactionLostError, Wiring
-from stream.transport.topics import BATCH_BYTES
+from stream.transport.clients import BATCH_BYTES
+from stream.transport.protocol import Membership, Transaction, TransactionLostError
 from stream.transport.transactions import (
     Brokers,
     Delivery,
-    Membership,
     TransactionalProducer,
     transactional_ids,
 )
