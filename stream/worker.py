@@ -1,8 +1,8 @@
 """The loop: a micro-batch goes through planner, models, sessions and transaction, in that order.
 
-Two batches are under way at a time: one is planned and scored, while the one before is encoded and
-committed. The second is planned on states that are not committed yet, which is right since a
-transaction that is lost drops all of them.
+While a batch is encoded and committed, the next is planned and scored, and a third may wait. They
+are planned on states that are not committed yet, which is right since a transaction that is lost
+drops all of them.
 """
 
 import asyncio

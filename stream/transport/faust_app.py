@@ -27,9 +27,10 @@ from faust.types import TP, ConsumerMessage
 from yarl import URL
 
 from stream.contract.records import Record
+from stream.errors import StreamError
 from stream.settings import Wiring, WorkerSettings
 from stream.transport.clients import confluent_options
-from stream.transport.group import Group, record_of
+from stream.transport.group import REFUSED, Group, record_of
 from stream.transport.protocol import (
     Batch,
     Membership,
@@ -102,7 +103,7 @@ class BatchConsumer(consumer.Consumer):
         return {TP(self.owner.wiring.input, 0)}
 
     async def on_stop(self) -> None:
-        await super().on_stop()  # waits until what is under way is acknowledged
+        await super().on_stop()
         await self.owner.close()
 
     async def _commit(self, offsets: Any) -> bool:
@@ -201,7 +202,9 @@ class FaustTransport:
         self._group: Group | None = None
         self._joined = False
         self._assigned: set[int] = set()
-        self._restores: dict[asyncio.Task[None], Restore] = {}
+        self._restore: Restore | None = None
+        self._restoring: asyncio.Task[None] | None = None
+        self._closing = False
         # Whatever is fetched before a partition is started, or lost, carries a smaller epoch.
         self._epoch = self._lost_at = 0
         self._since: dict[int, int] = {}
@@ -241,8 +244,7 @@ class FaustTransport:
     @property
     def ready(self) -> bool:
         connected = self._group is not None and self._group.connected
-        restored = not self._restores and len(self._since) == len(self._assigned)
-        return connected and self._joined and restored
+        return connected and self._joined and self._since.keys() == self._assigned
 
     def lag(self) -> dict[int, int]:
         if self._group is None:
@@ -255,7 +257,12 @@ class FaustTransport:
             found = read_committed(self._settings, topic, start, end)
             return [record_of(message) for messages in found for message in messages]
 
-        return await asyncio.to_thread(read)
+        while True:
+            try:
+                return await asyncio.to_thread(read)
+            except KafkaException as error:
+                log.warning("read_repeated", topic=self.wiring.input, detail=str(error))
+                await asyncio.sleep(RETRY_S)
 
     # -- batches ---------------------------------------------------------------------------
 
@@ -322,10 +329,9 @@ class FaustTransport:
         self._epoch += 1
         self._lost_at = self._epoch
         self._since.clear()
-        for restore in [*self._restores]:
-            self._cancel(restore)
+        self._cancel_restore()
         self.processor.drop(self._assigned)
-        self.on_assigned(self._assigned)
+        self._restore_missing()
 
     # -- the group's news --------------------------------------------------------------------
 
@@ -339,7 +345,7 @@ class FaustTransport:
             "partition.assignment.strategy": "cooperative-sticky",
             "session.timeout.ms": round(self._settings.session_timeout_s * 1000),
             "heartbeat.interval.ms": round(self._settings.session_timeout_s * 250),
-            # Nobody polls while a batch waits for a broker that is away.
+            # A revocation waits for the batch under way, and that for a broker that is away.
             "max.poll.interval.ms": 300_000,
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
@@ -360,11 +366,7 @@ class FaustTransport:
     def on_assigned(self, partitions: Collection[int]) -> None:
         self._joined = True
         self._assigned |= set(partitions)
-        if partitions:
-            restore = Restore(self._settings, self.wiring, self._delivery, partitions)
-            task = asyncio.create_task(self._restore(restore))
-            self._restores[task] = restore
-            task.add_done_callback(self._restores.pop)
+        self._restore_missing()
 
     async def on_revoked(self, partitions: Collection[int], *, lost: bool) -> None:
         gone = set(partitions)
@@ -372,16 +374,12 @@ class FaustTransport:
         self._assigned -= gone
         for p in gone:
             self._since.pop(p, None)
-        again: set[int] = set()
-        for task, restore in [*self._restores.items()]:
-            if not gone.isdisjoint(restore.partitions):
-                self._cancel(task)
-                again |= set(restore.partitions) - gone
+        if self._restore is not None and not gone.isdisjoint(self._restore.partitions):
+            self._cancel_restore()
         await self._drained()
         await self._delivery.settled()  # a claim that was under way
         self.processor.drop(gone)
-        if again:
-            self.on_assigned(again)
+        self._restore_missing()
 
     def on_offset_lost(self, partition: int) -> None:
         """Retention has overrun us: the restore counts what is lost, and goes on behind it."""
@@ -391,48 +389,76 @@ class FaustTransport:
     def fail(self, error: Exception) -> None:
         self.processor.fail(error)
 
-    def _cancel(self, task: "asyncio.Task[None]") -> None:
-        self._restores.pop(task).stop.set()
-        task.remove_done_callback(self._restores.pop)
-        task.cancel()
+    # -- restores: one at a time, so that no two claim the same partition ------------------------
 
-    async def _restore(self, restore: Restore) -> None:
-        """Restore, claim and start partitions; again until the brokers let us."""
-        assert self._group is not None, "the group has assigned them"
-        address = f"{self._settings.web_host}:{self._settings.web_port}"
-        while True:
-            for p in restore.partitions:
-                self._since.pop(p, None)
+    def _restore_missing(self) -> None:
+        """See to it that what is assigned gets restored."""
+        running = self._restoring is not None and not self._restoring.done()
+        if self._assigned - self._since.keys() and not running and not self._closing:
+            self._restoring = asyncio.create_task(self._restore_all())
+
+    def _cancel_restore(self) -> None:
+        if self._restore is not None:
+            self._restore.stop.set()
+            self._restore = None
+        if self._restoring is not None:
+            self._restoring.cancel()
+            self._restoring = None
+
+    async def _restore_all(self) -> None:
+        """Restore, claim and start partitions until none is missing, or the brokers let us."""
+        while missing := self._assigned - self._since.keys():
+            restore = Restore(self._settings, self.wiring, self._delivery, missing)
+            self._restore = restore
             try:
-                await asyncio.wrap_future(self._group.pause(restore.partitions))
-                await self._delivery.start()
-                topic_id = await asyncio.to_thread(self._check)
-                new = self.processor.new_partition
-                restored, how = await restore.run(new, topic_id, self._owner, address)
-                self.processor.own(restored, how)
-                offsets = {p: position.next_offset for p, (_, position) in restored.items()}
-                self._committed |= offsets
-                # They are paused: no record is under way that was fetched elsewhere.
-                self._epoch += 1
-                self._since |= dict.fromkeys(restore.partitions, self._epoch)
-                await asyncio.wrap_future(self._group.start_at(offsets))
-                return
+                await self._restore_once(restore)
             except _UNREACHABLE as error:
+                self._forget(restore)
+                if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
+                    self.processor.fail(StreamError(f"the brokers refuse a restore: {error}"))
                 log.warning("restore_repeated", partitions=restore.partitions, detail=str(error))
                 await asyncio.sleep(RETRY_S)
+            except asyncio.CancelledError:
+                self._forget(restore)
+                raise
             except Exception as error:
                 self.processor.fail(error)
                 raise
+        self._restore = None
+
+    async def _restore_once(self, restore: Restore) -> None:
+        assert self._group is not None, "the group has assigned them"
+        await asyncio.wrap_future(self._group.pause(restore.partitions))
+        await self._delivery.start()
+        topic_id = await asyncio.to_thread(self._check)
+        new, address = (
+            self.processor.new_partition,
+            f"{self._settings.web_host}:{self._settings.web_port}",
+        )
+        restored, how = await restore.run(new, topic_id, self._owner, address)
+        self.processor.own(restored, how)
+        offsets = {p: position.next_offset for p, (_, position) in restored.items()}
+        self._committed |= offsets
+        # They are paused: no record is under way that was fetched elsewhere.
+        self._epoch += 1
+        self._since |= dict.fromkeys(restore.partitions, self._epoch)
+        await asyncio.wrap_future(self._group.start_at(offsets))
+
+    def _forget(self, restore: Restore) -> None:
+        """Deliver nothing of partitions whose start is in doubt."""
+        for p in restore.partitions:
+            self._since.pop(p, None)
 
     def _membership(self) -> Membership:
         return self._group.membership if self._group else Membership(-1, "")
 
     async def close(self) -> None:
         """Leave the group, behind what was under way."""
-        for task in [*self._restores]:
-            self._cancel(task)
+        self._closing = True
+        self._cancel_restore()
         self._since.clear()  # nothing more is fetched
         await self._drained()
+        await self._delivery.settled()
         if self._group is not None:
             await asyncio.to_thread(self._group.close)
         await self._delivery.close()

@@ -31,7 +31,7 @@ Fetched = Any
 POLL_S = 0.1
 LOOK_EVERY_S = 1.0
 """How often the ends of the partitions are noted, for the lag."""
-_REFUSED = {
+REFUSED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
@@ -92,7 +92,12 @@ class Group(threading.Thread):
 
     def pause(self, partitions: Collection[int]) -> "Future[None]":
         """Deliver nothing of these."""
-        return self._call(lambda: self._consumer.pause(self._tps(partitions)))
+
+        def pause() -> None:
+            self._consumer.pause(self._tps(partitions))
+            self._held = [m for m in self._held if m.partition() not in partitions]
+
+        return self._call(pause)
 
     def lag(self, partition: int, next_offset: int) -> int:
         """Records behind an offset, by what the last fetches have told. Markers are no lag."""
@@ -165,8 +170,8 @@ class Group(threading.Thread):
             if (pause_s := not_before - time.monotonic()) > 0:
                 time.sleep(pause_s)
             more = self._consumer.consume(max(0, limit - len(self._held)), 0)
-            batch = [m for m in (*self._held, *more) if self._is_record(m)]
-            self._held.clear()
+            found = [*self._held, *(m for m in more if self._is_record(m))]
+            batch, self._held = found[:limit], found[limit:]
             if batch:
                 self._asked = None
                 with suppress(InvalidStateError):  # cancelled: the worker stops
@@ -191,7 +196,7 @@ class Group(threading.Thread):
             self._ends[message.partition()] = message.offset()
         elif error.code() == KafkaError._AUTO_OFFSET_RESET:
             self._tell(self._listener.on_offset_lost, message.partition())
-        elif error.code() in _REFUSED:
+        elif error.code() in REFUSED:
             raise StreamError(f"{self._topic} cannot be read: {error.str()}")
         return False
 

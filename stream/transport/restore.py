@@ -75,7 +75,8 @@ class Restore:
         n_lost = await self._check_positions(topic_id, committed)
         for position in self._positions.values():
             position.owner, position.address = owner, address
-        await self._delivery.commit(Transaction(positions=self._positions))
+        # Cut off, it would be left open; on_revoked waits for it.
+        await asyncio.shield(self._delivery.commit(Transaction(positions=self._positions)))
         await asyncio.to_thread(_give_memory_back)
         restored = {p: (self.tables[p], self._positions[p]) for p in partitions}
         return restored, Restored(self._n_records, n_lost, time.perf_counter() - started)
@@ -118,13 +119,15 @@ class Restore:
             if not open_in and committed is not None:
                 return committed
             waited = time.monotonic() - began
-            if waited > _MARKERS_S and not fenced:
+            # A new client may take a second to say that offsets are settled.
+            patience = _MARKERS_S if open_in else 3 * _MARKERS_S
+            if waited > patience and not fenced:
                 others = {name for of_p in ids.values() for name in of_p}
                 others -= set(transactional_ids(owner))
                 log.info("former_owners_fenced", transactional_ids=sorted(others))
                 await self._delivery.fence(others)
                 fenced = True
-            elif waited > _MARKERS_S + _HANGS_S and not aborted:
+            elif waited > patience + _HANGS_S and not aborted:
                 # In the changelog, or if only its offsets hang, nobody knows of which partition.
                 hanging = open_in or self.partitions
                 changelog = self._wiring.changelog

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.errors import BrokerResponseError
 from aiokafka.errors import KafkaError as ClientError
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
@@ -45,7 +46,7 @@ _DONE = {0, 46}  # 46: the broker has the batch already
 _CONCURRENT = 51  # the markers of the last transaction are being written
 _UNREACHABLE = 13
 _REBALANCED = {22, 27, 113}  # another generation: ask again with the one that we are of
-_AGAIN = _REBALANCED | {3, 5, 6, 7, 8, 9, _UNREACHABLE, 14, 15, 16, 19, 20, 41, _CONCURRENT, 56}
+_AGAIN = _REBALANCED | {-1, 3, 5, 6, 7, 8, 9, _UNREACHABLE, 14, 15, 16, 19, 20, 41, _CONCURRENT, 56}
 _LOST = {25, 45, 47, 48, 49, 52, 59, 82, 90, 120}
 
 
@@ -98,7 +99,10 @@ class Brokers:
         return self._coordinators[kind, key]
 
     def n_partitions(self, topic: str) -> int:
-        return len(self.client.cluster.partitions_for_topic(topic) or ())
+        found = self.client.cluster.partitions_for_topic(topic)
+        if not found:
+            raise TransactionLostError(f"the brokers do not know of {topic}")
+        return len(found)
 
     async def forget(self) -> None:
         """Look for leaders and coordinators again."""
@@ -241,6 +245,8 @@ class TransactionalProducer:
         while True:
             try:
                 codes = await attempt()
+            except BrokerResponseError as error:
+                codes = {error.errno}
             except (ClientError, TimeoutError, OSError):
                 codes = {_UNREACHABLE}
             codes -= _DONE
@@ -285,7 +291,11 @@ class Delivery:
                 wiring = self._wiring
                 topics = (wiring.input, wiring.changelog, *wiring.outputs.values())
                 await self._brokers.start(topics)
-                await asyncio.gather(*(producer.start() for producer in self._producers))
+                try:
+                    await asyncio.gather(*(producer.start() for producer in self._producers))
+                except BaseException:
+                    await self._brokers.close()  # they may have other addresses by now
+                    raise
                 self._started = True
 
     async def commit(self, transaction: Transaction) -> None:

@@ -132,7 +132,7 @@ async def test_an_owner_whose_transaction_stays_open_is_fenced(log: Log, shows: 
         log.append(b"a", b"1")
         log.stable += [1] * 4
     else:
-        log.committed += [None] * 4
+        log.committed += [None] * 8
     delivery = FakeDelivery()
     await run(delivery)
     assert delivery.calls[0] == ("fence", [f"{FORMER}-0", f"{FORMER}-1"])
