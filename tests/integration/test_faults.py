@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from bench.faults.traffic import session_load
 from bench.faults.verdict import verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
+from deploy.command import DeployError
 from deploy.processes import wait_for
 
 N_CLICKS = 6000
@@ -36,6 +38,11 @@ def load(deployment: Deployment) -> Iterator[threading.Thread]:
     )
     yield thread
     thread.join(60)
+
+
+def damaged(guards: tuple[str, ...]) -> AbstractContextManager[None]:
+    """Without a guard clicks may stay unanswered: the verdict finds them missing."""
+    return suppress(DeployError, AssertionError) if guards else nullcontext()
 
 
 def in_full_swing(deployment: Deployment, share: float) -> None:
@@ -87,12 +94,16 @@ def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     load.start()
     in_full_swing(deployment, 0.1)
     second = deployment.start(*guards)
+    wait_for(lambda: second.metric("recs_rebalances_total") >= 1, 60, "partitions that move")
+    time.sleep(4)  # until the slow batch has been committed
     in_full_swing(deployment, 0.4)
     first.end(signal.SIGTERM)
-    assert first.wait_for_exit(30) == 0, first.log()
+    ended = first.wait_for_exit(30)
+    assert guards or ended == 0, first.log()
     load.join()
-    deployment.wait_until_answered(N_CLICKS)
-    assert second.process.poll() is None, second.log()
+    with damaged(guards):
+        deployment.wait_until_answered(N_CLICKS, 45 if guards else 90)
+    assert guards or second.process.poll() is None, second.log()
     found = verdict(deployment)
     assert found.exact != bool(guards), str(found)
 
@@ -118,8 +129,9 @@ def test_a_worker_that_sleeps_past_its_session_timeout_writes_nothing_when_it_wa
     time.sleep(0.5)
     sleeper.end(signal.SIGCONT)
     load.join()
-    deployment.wait_until_answered(N_CLICKS)
-    sleeper.wait_until_ready()
+    with damaged(guards):
+        deployment.wait_until_answered(N_CLICKS, 45 if guards else 90)
+        sleeper.wait_until_ready()
     assert guards or "transaction_lost" in sleeper.log()
     found = verdict(deployment)
     assert found.exact != bool(guards), str(found)
