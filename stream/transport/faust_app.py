@@ -372,8 +372,7 @@ class FaustTransport:
         gone = set(partitions)
         self._joined &= not lost
         self._assigned -= gone
-        for p in gone:
-            self._since.pop(p, None)
+        self._forget(gone)
         if self._restore is not None and not gone.isdisjoint(self._restore.partitions):
             self._cancel_restore()
         await self._drained()
@@ -413,13 +412,13 @@ class FaustTransport:
             try:
                 await self._restore_once(restore)
             except _UNREACHABLE as error:
-                self._forget(restore)
+                self._forget(restore.partitions)
                 if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
                     self.processor.fail(StreamError(f"the brokers refuse a restore: {error}"))
                 log.warning("restore_repeated", partitions=restore.partitions, detail=str(error))
                 await asyncio.sleep(RETRY_S)
             except asyncio.CancelledError:
-                self._forget(restore)
+                self._forget(restore.partitions)
                 raise
             except Exception as error:
                 self.processor.fail(error)
@@ -444,9 +443,9 @@ class FaustTransport:
         self._since |= dict.fromkeys(restore.partitions, self._epoch)
         await asyncio.wrap_future(self._group.start_at(offsets))
 
-    def _forget(self, restore: Restore) -> None:
-        """Deliver nothing of partitions whose start is in doubt."""
-        for p in restore.partitions:
+    def _forget(self, partitions: Collection[int]) -> None:
+        """Deliver nothing of partitions that are leaving, or whose start is in doubt."""
+        for p in partitions:
             self._since.pop(p, None)
 
     def _membership(self) -> Membership:

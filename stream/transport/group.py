@@ -16,14 +16,12 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-import structlog
 from confluent_kafka import Consumer, KafkaError, TopicPartition
 
 from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.transport.protocol import Membership
 
-log = structlog.get_logger(__name__)
 T = TypeVar("T")
 Fetched = Any
 """A message of librdkafka, whose stub says that a record may have no partition."""
@@ -95,7 +93,7 @@ class Group(threading.Thread):
 
         def pause() -> None:
             self._consumer.pause(self._tps(partitions))
-            self._held = [m for m in self._held if m.partition() not in partitions]
+            self._drop_held(partitions)
 
         return self._call(pause)
 
@@ -200,8 +198,11 @@ class Group(threading.Thread):
             raise StreamError(f"{self._topic} cannot be read: {error.str()}")
         return False
 
+    def _drop_held(self, partitions: Collection[int]) -> None:
+        self._held = [m for m in self._held if m.partition() not in partitions]
+
     def _start_at(self, offsets: Mapping[int, int]) -> None:
-        self._held = [m for m in self._held if m.partition() not in offsets]
+        self._drop_held(offsets)
         for partition, offset in offsets.items():
             self._consumer.seek(TopicPartition(self._topic, partition, offset))
             self._read[partition] = offset
@@ -222,7 +223,7 @@ class Group(threading.Thread):
         partitions = [tp.partition for tp in revoked]
         for partition in partitions:
             self._read.pop(partition, None)
-        self._held = [m for m in self._held if m.partition() not in partitions]
+        self._drop_held(partitions)
         if not self._closing:
             given_up = asyncio.run_coroutine_threadsafe(
                 self._listener.on_revoked(partitions, lost=lost), self._loop

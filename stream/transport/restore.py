@@ -42,7 +42,7 @@ class Restore:
         delivery: Delivery,
         partitions: Collection[int],
     ) -> None:
-        self.tables: dict[int, PartitionTable] = {}
+        self._tables: dict[int, PartitionTable] = {}
         self.stop = threading.Event()
         self._settings, self._wiring, self._delivery = settings, wiring, delivery
         self.partitions = sorted(partitions)
@@ -63,14 +63,14 @@ class Restore:
         """
         started = time.perf_counter()
         partitions, changelog = self.partitions, self._wiring.changelog
-        self.tables = {p: new_table() for p in partitions}
+        self._tables = {p: new_table() for p in partitions}
         found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
         stable = {p: end for p, (_, end, _) in found.items()}
         await asyncio.to_thread(self._read, dict.fromkeys(partitions, 0), stable)
         committed = await self._settle(owner, {p: end for p, (_, _, end) in found.items()})
         found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
         await asyncio.to_thread(self._read, stable, {p: end for p, (_, _, end) in found.items()})
-        for table in self.tables.values():
+        for table in self._tables.values():
             await asyncio.to_thread(table.finish_restore)
         n_lost = await self._check_positions(topic_id, committed)
         for position in self._positions.values():
@@ -78,11 +78,11 @@ class Restore:
         # Cut off, it would be left open; on_revoked waits for it.
         await asyncio.shield(self._delivery.commit(Transaction(positions=self._positions)))
         await asyncio.to_thread(_give_memory_back)
-        restored = {p: (self.tables[p], self._positions[p]) for p in partitions}
+        restored = {p: (self._tables[p], self._positions[p]) for p in partitions}
         return restored, Restored(self._n_records, n_lost, time.perf_counter() - started)
 
     def _read(self, start: Mapping[int, int], end: Mapping[int, int]) -> None:
-        tables = self.tables
+        tables = self._tables
         for messages in read_committed(
             self._settings, self._wiring.changelog, start, end, self.stop
         ):

@@ -41,6 +41,9 @@ _NOTHING = Message(b"\x00aborted", None)
 """A record that is written to be aborted."""
 _TransactionPartition = tuple[str, int]
 
+_TIMEOUT_MS = round(TRANSACTION_TIMEOUT_S * 1000)
+_NO_ANSWER = (ClientError, TimeoutError, OSError)
+
 # Error codes of Kafka's protocol.
 _DONE = {0, 46}  # 46: the broker has the batch already
 _CONCURRENT = 51  # the markers of the last transaction are being written
@@ -69,7 +72,7 @@ class Brokers:
             return
         client = AIOKafkaClient(
             **aiokafka_options(self._settings),
-            request_timeout_ms=round(TRANSACTION_TIMEOUT_S * 1000),
+            request_timeout_ms=_TIMEOUT_MS,
         )
         try:
             await client.bootstrap()
@@ -128,8 +131,7 @@ class TransactionalProducer:
         """Fence whoever has the id: its open transaction is aborted."""
 
         async def init() -> set[int]:
-            timeout_ms = round(TRANSACTION_TIMEOUT_S * 1000)
-            request = InitProducerId(self._id, timeout_ms, -1, -1, {})
+            request = InitProducerId(self._id, _TIMEOUT_MS, -1, -1, {})
             answer = await self._to_coordinator(CoordinationType.TRANSACTION, self._id, request)
             self._producer = (answer.producer_id, answer.producer_epoch)
             return {answer.error_code}
@@ -201,11 +203,10 @@ class TransactionalProducer:
         self, node: int, batches: Mapping[_TransactionPartition, bytes]
     ) -> list[tuple[_TransactionPartition, int]]:
         topics = by_topic({tp: (batch,) for tp, batch in batches.items()})
-        timeout_ms = round(TRANSACTION_TIMEOUT_S * 1000)
         try:
-            request = Produce(self._id, -1, timeout_ms, topics, {})
+            request = Produce(self._id, -1, _TIMEOUT_MS, topics, {})
             answer = await self._brokers.client.send(node, request)
-        except (ClientError, TimeoutError, OSError):
+        except _NO_ANSWER:
             return [(tp, _UNREACHABLE) for tp in batches]
         return [*from_topics(answer.topics).items()]
 
@@ -247,7 +248,7 @@ class TransactionalProducer:
                 codes = await attempt()
             except BrokerResponseError as error:
                 codes = {error.errno}
-            except (ClientError, TimeoutError, OSError):
+            except _NO_ANSWER:
                 codes = {_UNREACHABLE}
             codes -= _DONE
             if not codes:
