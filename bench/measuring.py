@@ -2,13 +2,30 @@
 
 import multiprocessing
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Self, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Background(threading.Thread):
+    """A thread for the length of a block; its ``run`` ends once ``stopped`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(name=type(self).__name__.lower(), daemon=True)
+        self.stopped = threading.Event()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped.set()
+        self.join()
 
 
 class Spent(NamedTuple):

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, ConsumerGroupState, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -22,6 +22,7 @@ from confluent_kafka.admin import AdminClient
 from bench.faults.service import ROOT, Deployment, WorkerProcess
 from bench.faults.traffic import PATIENT, session_load
 from bench.faults.verdict import verdict
+from bench.measuring import Background
 from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
 from deploy.processes import wait_for
@@ -46,11 +47,11 @@ class Bundles(NamedTuple):
     second: Path
 
 
-class Watcher(threading.Thread):
+class Watcher(Background):
     """A read_committed reader of the recommendations that notes when each one arrives."""
 
     def __init__(self, bootstrap_servers: str, topic: str) -> None:
-        super().__init__(daemon=True)
+        super().__init__()
         self._consumer = Consumer(
             {
                 "bootstrap.servers": bootstrap_servers,
@@ -62,26 +63,17 @@ class Watcher(threading.Thread):
         )
         tps = [TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(PARTITIONS)]
         self._consumer.assign(tps)
-        self._stopped = threading.Event()
         self.arrivals: list[tuple[int, float]] = []
         """Partition and time.monotonic() of each answer."""
 
     def run(self) -> None:
-        while not self._stopped.is_set():
+        while not self.stopped.is_set():
             message = self._consumer.poll(0.2)
             if message is not None and not message.error():  # a broker that is away comes back
                 partition = message.partition()
                 assert partition is not None
                 self.arrivals.append((partition, time.monotonic()))
         self._consumer.close()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self.join()
 
     def last_s(self) -> float:
         """When the last answer came."""

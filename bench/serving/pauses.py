@@ -1,11 +1,12 @@
 """How long a worker's event loop holds everybody up, seen from outside: its pages answer late."""
 
 import http.client
-import threading
 import time
 from typing import NamedTuple
 
 import numpy as np
+
+from bench.measuring import Background
 
 EVERY_S = 0.005
 TOO_LONG_MS = 50.0
@@ -18,26 +19,17 @@ class Answer(NamedTuple):
     ms: float
 
 
-class Pauses(threading.Thread):
+class Pauses(Background):
     """Asks for a worker's /healthz every 5 ms until it is stopped; nobody there is no answer."""
 
     def __init__(self, port: int) -> None:
-        super().__init__(name="pauses", daemon=True)
+        super().__init__()
         self._port = port
-        self._stopped = threading.Event()
         self.answers: list[Answer] = []
-
-    def __enter__(self) -> "Pauses":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self.join()
 
     def run(self) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
-        while not self._stopped.is_set():
+        while not self.stopped.is_set():
             began = time.monotonic()
             try:
                 connection.request("GET", "/healthz")
@@ -46,7 +38,7 @@ class Pauses(threading.Thread):
                 connection.close()
             else:
                 self.answers.append(Answer(began, 1000 * (time.monotonic() - began)))
-            self._stopped.wait(max(0.0, began + EVERY_S - time.monotonic()))
+            self.stopped.wait(max(0.0, began + EVERY_S - time.monotonic()))
 
     def since(self, began_s: float) -> dict[str, float]:
         """Figures of the answers to what was asked for since then."""

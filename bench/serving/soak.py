@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from bench.faults.service import Deployment, WorkerProcess
 from bench.faults.traffic import LOG_BEGIN_MS, click
+from bench.measuring import Background
 from bench.serving.bundles import write_tiny_bundle
 from bench.serving.producer import ClickStream
 from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, K, Row
@@ -64,30 +65,21 @@ def late_clicks(ended: threading.Event) -> Iterator[tuple[bytes, bytes]]:
         yield session.encode(), click(session, f"item-{n % 100}", LOG_BEGIN_MS + 2 * LOG_MS + n)
 
 
-class Samples(threading.Thread):
+class Samples(Background):
     """Looks at worker and changelog every five seconds until it is stopped."""
 
     def __init__(self, worker: WorkerProcess, log_dir: Path, changelog: str) -> None:
-        super().__init__(name="samples", daemon=True)
+        super().__init__()
         self._worker, self._log_dir, self._changelog = worker, log_dir, changelog
         self._began = time.monotonic()
-        self._stopped = threading.Event()
         self.rows: list[Row] = [self._sample()]
-
-    def __enter__(self) -> "Samples":
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stopped.set()
-        self.join()
 
     @property
     def seconds(self) -> float:
         return round(time.monotonic() - self._began, 1)
 
     def run(self) -> None:
-        while not self._stopped.wait(SAMPLE_S):
+        while not self.stopped.wait(SAMPLE_S):
             self.rows.append(self._sample())
             log.info("sample", **self.rows[-1])
 
