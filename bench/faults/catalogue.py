@@ -74,9 +74,16 @@ def rolling(scene: Scene) -> Proof:
         scene.wait(partial(_is_ready, new), "a ready worker")
         scene.settled()
     proof = _moved(scene, before)
+    both = {bundle.name for bundle in scene.bundles}
+    # A worker is ready before its first answer.
+    scene.wait(lambda: _models(scene) == both, "answers of both bundles")
+    return proof | {"hit": True}
+
+
+def _models(scene: Scene) -> set[str]:
+    """Names of the bundles that have answered."""
     answers = scene.deployment.read(scene.deployment.recommendations)
-    models = {json.loads(answer.value or b"")["model"] for answer in answers}
-    return proof | {"hit": models == {bundle.name for bundle in scene.bundles}}
+    return {json.loads(answer.value or b"")["model"] for answer in answers}
 
 
 def _is_ready(worker: WorkerProcess) -> bool:
