@@ -213,7 +213,7 @@ class FaustTransport:
         self._wanted = asyncio.Event()
         self._queue: asyncio.Queue[Any]
         self._running: asyncio.Task[None]
-        self._asked_at = 0.0
+        self._asked_at, self._more = 0.0, False
 
     def run(self, processor: Processor) -> int:
         loop = uvloop.new_event_loop()
@@ -267,8 +267,13 @@ class FaustTransport:
     # -- batches ---------------------------------------------------------------------------
 
     async def next_batch(self) -> Batch:
-        """As Faust's consumer asks for it: fetched once the processor wants one."""
-        await self._wanted.wait()
+        """As Faust's consumer asks for it: fetched once the processor wants one.
+
+        Where more waits than a batch may have, the next one is fetched while this one is scored:
+        to wait for it took a sixth of the time.
+        """
+        if not self._more:
+            await self._wanted.wait()
         assert self._group is not None, "Faust fetches after it has subscribed"
         # A lone record does not wait, and one that queued during a batch waits no longer; without
         # the pause, transactions run back to back and saturate two cores.
@@ -277,6 +282,7 @@ class FaustTransport:
         fetched = await asyncio.wrap_future(asked)
         self._asked_at = time.monotonic()
         self._wanted.clear()
+        self._more = len(fetched) == self._settings.batch_clicks
         records: dict[int, list[Record]] = {}
         for record in fetched:
             records.setdefault(record.partition, []).append(record)
