@@ -112,6 +112,20 @@ def due(
     return [f for f in faults if done[f] < wanted and tried[f] < TRIES * wanted]
 
 
+def rows_so_far(lines: Path, out: Path, code: str) -> list[Row]:
+    """The runs of a code, a line each; on a machine that has none yet, what the result kept."""
+    if not lines.exists():
+        kept = [row for row in rows_of(out) if row["code"] == code]
+        lines.write_text("".join(f"{json.dumps(row)}\n" for row in kept))
+    return [json.loads(line) for line in lines.read_text().splitlines()]
+
+
+def rows_of(out: Path) -> list[Row]:
+    """All runs that a result has kept."""
+    rows: list[Row] = json.loads(out.read_text()).get("rows", []) if out.exists() else []
+    return rows
+
+
 class Series:
     """The runs of one code, kept line by line."""
 
@@ -122,8 +136,7 @@ class Series:
         self._bundles = write_bundles(self._checkout, folder)
         self._lines = LINES / f"{self.code}.jsonl"
         self._end_s = time.monotonic() + 60 * (settings.minutes or 60 * 24 * 365)
-        lines = self._lines.read_text().splitlines() if self._lines.exists() else []
-        self.rows: list[Row] = [json.loads(line) for line in lines]
+        self.rows = rows_so_far(self._lines, settings.out, code)
 
     def run(self, faults: Sequence[str]) -> None:
         """Round by round, until each fault has its runs or the time is over."""
@@ -213,8 +226,7 @@ def spread(values: Sequence[float]) -> Row:
 
 def kept(out: Path, series: Series) -> list[Row]:
     """The rows of other codes that the result holds already, and those of this one."""
-    before = json.loads(out.read_text()).get("rows", []) if out.exists() else []
-    return [row for row in before if row["code"] != series.code] + series.rows
+    return [row for row in rows_of(out) if row["code"] != series.code] + series.rows
 
 
 def run(settings: FaultsSettings) -> int:

@@ -1,10 +1,11 @@
 """What make faults counts, without a broker."""
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
-from bench.faults.__main__ import due, summary
+from bench.faults.__main__ import due, rows_so_far, summary
 from bench.faults.catalogue import FAULTS
 from bench.faults.scene import CONTROL, abort_markers, gaps
 from bench.faults.worker_without import GUARDS
@@ -23,6 +24,16 @@ def test_a_second_call_goes_on_where_the_first_stopped() -> None:
     assert due(done, faults, 4, False, None) == ["join"]
     assert due(done, faults, 4, True, None) == faults, "nothing ran on one core"
     assert due(done, faults, 3, True, None) == faults
+
+
+def test_a_second_call_elsewhere_goes_on_behind_what_the_result_kept(tmp_path: Path) -> None:
+    lines, out = tmp_path / "c.jsonl", tmp_path / "faults.json"
+    assert rows_so_far(lines, out, "c") == []
+    lines.unlink()
+    out.write_text(json.dumps({"rows": [row("kill", 1), row("kill", 1, code="older")]}))
+    assert rows_so_far(lines, out, "c") == [row("kill", 1)]
+    out.unlink()
+    assert rows_so_far(lines, out, "c") == [row("kill", 1)], "they are lines now"
 
 
 def test_a_run_whose_fault_did_not_hit_is_repeated_and_one_that_went_wrong_is_not() -> None:
