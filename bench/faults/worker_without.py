@@ -19,6 +19,7 @@ from stream.transport import restore, transactions
 from stream.transport.faust_app import FaustTransport
 from stream.transport.group import Group
 from stream.transport.protocol import Membership
+from stream.transport.reader import bounds
 from stream.transport.restore import Restore
 from stream.transport.transactions import Delivery, TransactionalProducer
 from stream.transport.wire import TxnOffsetCommit
@@ -44,6 +45,24 @@ def no_generation() -> None:
 
     setattr(transactions, "TxnOffsetCommit", unfenced)  # noqa: B010  # mypy knows it as a class
     FaustTransport._membership = lambda self: Membership(0, "-")  # type: ignore[method-assign]
+
+
+class _Unrefused(int):
+    """A generation that no check finds too small."""
+
+    def __lt__(self, other: object) -> bool:
+        return False
+
+
+def no_membership() -> None:
+    """Commit while the group does not count us: with generation -1, which the broker lets pass."""
+    membership = FaustTransport._membership
+
+    def unrefused(self: Any) -> Membership:
+        generation, member_id = membership(self)
+        return Membership(_Unrefused(generation), member_id or "-")
+
+    FaustTransport._membership = unrefused  # type: ignore[method-assign]
 
 
 def no_settling() -> None:
@@ -75,6 +94,16 @@ def no_restore() -> None:
         return None
 
     PartitionSessions.restore = positions_only  # type: ignore[method-assign]
+
+
+def no_uncommitted_end() -> None:
+    """Restore up to where a reader is let, while the markers behind it are being written."""
+
+    def stable_bounds(*arguments: Any) -> dict[int, tuple[int, int, int]]:
+        found = bounds(*arguments)
+        return {p: (begin, stable, stable) for p, (begin, stable, _) in found.items()}
+
+    setattr(restore, "bounds", stable_bounds)  # noqa: B010  # mypy knows its arguments
 
 
 def no_hole_check() -> None:
@@ -160,7 +189,9 @@ class Guard:
 GUARDS = {
     "position": Guard(no_position_record, "kill"),
     "generation": Guard(no_generation, "pause"),
+    "membership": Guard(no_membership, "pause"),
     "settling": Guard(no_settling, "pause"),
+    "uncommitted_end": Guard(no_uncommitted_end, "kill"),
     "abort": Guard(no_abort, "broker_term"),
     "restore": Guard(no_restore, "term"),
     "holes": Guard(no_hole_check, "join"),
