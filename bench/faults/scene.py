@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 
 from bench.faults.service import ROOT, Deployment, WorkerProcess
 from bench.faults.traffic import PATIENT, session_load
-from bench.faults.verdict import verdict
+from bench.faults.verdict import Verdict, verdict
 from bench.measuring import Background
 from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
@@ -243,11 +243,14 @@ def run_once(
     shared: EmbeddedKafka | str | None = None,
     guards: tuple[str, ...] = (),
     checkout: Path = ROOT,
+    module: str = "stream",
+    judge: Callable[..., Verdict] = verdict,
 ) -> dict[str, Any]:
     """Run a fault once; ``folder`` gets the logs.
 
     shared: the broker of several runs, or one's address, for a fault that leaves it alone.
-    guards: taken out of every worker. checkout: whose worker runs.
+    guards: taken out of every worker. checkout: whose worker runs. module: the worker, and judge:
+    what it should have done, of another processor than ours.
 
     Returns the proof, the verdict and the gaps. What never came about (a worker that does not get
     ready, clicks that stay unanswered) is in ``error``, and the verdict stands all the same.
@@ -260,13 +263,15 @@ def run_once(
             broker = shared if isinstance(shared, EmbeddedKafka) else None
         servers = broker.bootstrap_servers if broker else str(shared)
         name = f"faults-{uuid.uuid4().hex[:8]}"
-        deployment = Deployment(servers, name, bundles.first, folder, folder=checkout)
+        deployment = Deployment(
+            servers, name, bundles.first, folder, folder=checkout, module=module
+        )
         stack.callback(deployment.close)
         deployment.create_topics(partitions=PARTITIONS)
         watcher = stack.enter_context(Watcher(servers, deployment.recommendations))
         admin = admin_of(deployment)
         scene = Scene(deployment, bundles, broker, Random(seed), watcher, admin, guards)
-        row = _act(fault, scene, stack.enter_context(ThreadPoolExecutor(1)))
+        row = _act(fault, scene, stack.enter_context(ThreadPoolExecutor(1)), judge)
         deployment.close()
         if not fault.own_broker:
             for deleted in scene.admin.delete_topics(deployment.topics).values():
@@ -274,7 +279,9 @@ def run_once(
     return row
 
 
-def _act(fault: Fault, scene: Scene, pool: ThreadPoolExecutor) -> dict[str, Any]:
+def _act(
+    fault: Fault, scene: Scene, pool: ThreadPoolExecutor, judge: Callable[..., Verdict]
+) -> dict[str, Any]:
     deployment, watcher = scene.deployment, scene.watcher
     row: dict[str, Any] = {"workers": scene.random.randint(*fault.workers), "hit": False}
     enough = threading.Event()
@@ -304,7 +311,7 @@ def _act(fault: Fault, scene: Scene, pool: ThreadPoolExecutor) -> dict[str, Any]
         enough.set()
         pool.shutdown()
     others = set(scene.bundles) - {deployment.bundle} if fault.replaces_bundle else ()
-    found = verdict(deployment, *others)
+    found = judge(deployment, *others)
     row |= {"exact": found.exact, **asdict(found), "aborted": scene.aborted()}
     return row
 

@@ -35,6 +35,8 @@ class Deployment:
     workers: list["WorkerProcess"] = field(default_factory=list)
     folder: Path = ROOT
     """The checkout whose worker runs."""
+    module: str = "stream"
+    """What a worker process runs, with the word ``worker``."""
 
     @property
     def clicks(self) -> str:
@@ -89,7 +91,7 @@ class Deployment:
 
     def start(self, *without: str, wait: bool = True, **settings: str) -> "WorkerProcess":
         """Start a worker, with the named guards taken out (see worker_without.py)."""
-        module = ["bench.faults.worker_without", *without, "--"] if without else ["stream"]
+        module = ["bench.faults.worker_without", *without, "--"] if without else [self.module]
         port = free_port()
         environment = self.environment() | {
             "NEXTCLICK_BUNDLE": str(self.bundle),

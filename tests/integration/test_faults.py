@@ -1,13 +1,15 @@
 """Exactly once under load: kill -9, SIGTERM, a join and a leave, a paused worker.
 
 Each of these tests also runs with the guard taken out that makes it pass, and must then see the
-damage. The last test is one run of each fault of ``make faults``.
+damage. Then comes one run of each fault of ``make faults``, and some of them on the workers of
+another processor.
 """
 
 import os
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -18,7 +20,7 @@ from bench.faults.catalogue import FAULTS
 from bench.faults.scene import Bundles, run_once
 from bench.faults.service import Deployment
 from bench.faults.traffic import session_load
-from bench.faults.verdict import verdict
+from bench.faults.verdict import Verdict, sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
@@ -176,3 +178,42 @@ def test_a_fault_that_hits_leaves_every_click_answered_and_applied_once(
         pytest.skip("a disk of its own for the broker is a mount, which needs root")
     row = run_once(FAULTS[fault], fault, tmp_path, bundles, shared=kafka)
     assert "error" not in row and row["hit"] and row["exact"], row
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause", "two"])
+def test_a_second_processor_counts_each_click_once(
+    kafka: str, bundles: Bundles, tmp_path: Path, fault: str
+) -> None:
+    row = run_once(
+        FAULTS[fault],
+        fault,
+        tmp_path,
+        bundles,
+        shared=kafka,
+        module="tests.counting_worker",
+        judge=counted,
+    )
+    assert "error" not in row and row["hit"] and row["exact"], row
+
+
+def counted(deployment: Deployment) -> Verdict:
+    """Compare counts, published and kept, with the clicks of each session."""
+    n_clicks: dict[tuple[int, bytes], int] = defaultdict(int)
+    for click in deployment.read(deployment.clicks):
+        n_clicks[click.partition, click.key or b""] += 1
+    published: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+    for count in deployment.read(deployment.recommendations):
+        published[count.partition, count.key or b""].append(int(count.value or b""))
+    kept = {name: int(value) for name, value in sessions_in_changelog(deployment).items()}
+    assert kept.keys() == n_clicks.keys()
+    right = {name: list(range(1, n + 1)) for name, n in n_clicks.items()}
+    return Verdict(
+        missing=sum(len(set(right[name]) - set(published[name])) for name in right),
+        duplicates=sum(len(counts) - len(set(counts)) for counts in published.values()),
+        different=sum(published[name] != counts for name, counts in right.items()),
+        wrong_states=0,
+        over_applied=sum(max(0, kept[name] - n) for name, n in n_clicks.items()),
+        under_applied=sum(max(0, n - kept[name]) for name, n in n_clicks.items()),
+        state_error=0.0,
+        evidence=(*deployment.endings(),),
+    )
