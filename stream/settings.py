@@ -127,7 +127,8 @@ class WorkerSettings(KafkaSettings):
     batch_clicks: PositiveInt = Field(default=256, le=4096)
     """Most clicks in one micro-batch."""
     batch_window_s: NonNegativeFloat = Field(default=0.010, le=1.0)
-    """Shortest time from one micro-batch to the next: clicks that come closer go together."""
+    """How long a broker gathers clicks for a micro-batch; half of it is the shortest time from one
+    batch to the next."""
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""
     bad_click_run_limit: PositiveInt = 1000

@@ -275,9 +275,9 @@ class FaustTransport:
         if not self._more:
             await self._wanted.wait()
         assert self._group is not None, "Faust fetches after it has subscribed"
-        # A lone record does not wait, and one that queued during a batch waits no longer; without
-        # the pause, transactions run back to back and saturate two cores.
-        not_before = self._asked_at + self._settings.batch_window_s
+        # One broker gathers for a window, but the fetches of several end at different times:
+        # without a pause, transactions would run back to back and saturate two cores.
+        not_before = self._asked_at + self._settings.batch_window_s / 2
         asked = self._group.ask(self._settings.batch_clicks, not_before)
         fetched = await asyncio.wrap_future(asked)
         self._asked_at = time.monotonic()
@@ -358,8 +358,8 @@ class FaustTransport:
             "enable.partition.eof": True,
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
-            # A fetch for each click costs more than its answer.
-            "fetch.wait.max.ms": 5,
+            # The broker gathers a batch: a fetch for each click costs more than its answer.
+            "fetch.wait.max.ms": max(5, round(1000 * self._settings.batch_window_s)),
             "fetch.min.bytes": 100_000,
             "queued.max.messages.kbytes": 65_536,
             # How soon partitions that are added to the input are noticed, and refused by `check`.
