@@ -1,8 +1,7 @@
 """The loop: a micro-batch goes through planner, models, sessions and transaction, in that order.
 
-While a batch is encoded and committed, the next is planned and scored, and a third may wait. They
-are planned on states that are not committed yet, which is right since a transaction that is lost
-drops all of them.
+While a batch is encoded and committed, the next is planned and scored. It is planned on states that
+are not committed yet, which is right since a transaction that is lost drops all of them.
 """
 
 import asyncio
@@ -102,13 +101,18 @@ class Worker:
             planner.advance(plan, scores)
             self._collect(plan)
             sessions.apply(plan.transaction)
+        delivering = self._batch_started is not None
         await self._scored.put(_Scored(batch, plan, scores))
+        if delivering:
+            # Where transactions take longest, a batch that is fetched sooner only waits longer.
+            await self._scored.join()
 
     async def _deliver(self) -> None:
         """Answer and commit batches in order."""
         transport = self._transport
         try:
             while (scored := await self._scored.get()) is not None:
+                self._scored.task_done()  # as far as who waits for it is concerned
                 self._batch_started = time.monotonic()
                 if transport.is_current(scored.batch):
                     await self._commit(*scored)
