@@ -20,6 +20,13 @@ _DIM: dict[str, Any] = {"style": "dim"}
 _LINE: dict[str, Any] = {"no_wrap": True}
 
 
+def visible(text: str) -> str:
+    """What a stranger wrote, without what a terminal would obey: \\x1b for an escape character."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def draw(
     settings: WatchSettings, tally: Tally, session: SessionView | None, now_s: float, trouble: str
 ) -> RenderableType:
@@ -66,8 +73,10 @@ def _figures(tally: Tally, now_s: float) -> RenderableType:
         grid.add_row(f"  {outcome}", f"{count:,}", share)
     rejected = tally.dead_letters.total()
     style = "bold red" if rejected else ""
-    reasons = ", ".join(f"{name} {count}" for name, count in tally.dead_letters.most_common(2))
-    grid.add_row("dead letters", Text(f"{rejected:,}", style), reasons)
+    reasons = ", ".join(
+        f"{visible(name)} {count}" for name, count in tally.dead_letters.most_common(2)
+    )
+    grid.add_row("dead letters", Text(f"{rejected:,}", style), Text(reasons))
     curve = tally.clicks_by_second(now_s)
     peak, top = max(curve), len(_BARS) - 1
     bars = "".join(_BARS[-(-n_clicks * top // max(peak, 1))] for n_clicks in curve)
@@ -90,16 +99,16 @@ def _session_panel(session: SessionView | None, settings: WatchSettings) -> Pane
     first = session.n_clicks - len(session.steps) + 1
     clicks.add_row("", Text("its clicks", "dim"), Text("in list before", "dim"))
     for number, step in enumerate(session.steps, start=first):
-        clicks.add_row(f"{number}", Text(step.item_id), _verdict(step.outcome, step.rank))
+        clicks.add_row(f"{number}", Text(visible(step.item_id)), _verdict(step.outcome, step.rank))
     listed = _grid(_RIGHT | _DIM, name, _RIGHT | _DIM, padding=(0, 1))
     listed.add_row("", Text("its list now", "dim"), Text("score", "dim"))
     clicked = {step.item_id for step in session.steps}
     for place, item in enumerate(session.items[:SHOWN_CLICKS], start=1):
         style = "yellow" if item.item_id in clicked else ""
-        listed.add_row(f"{place}", Text(item.item_id, style), f"{item.score:.2f}")
+        listed.add_row(f"{place}", Text(visible(item.item_id), style), f"{item.score:.2f}")
     columns = _grid({"ratio": 1}, {"ratio": 1}, padding=(0, 2), expand=True)
     columns.add_row(clicks, listed)
-    title = f"session {session.session_id}, {session.n_clicks} clicks seen"
+    title = f"session {visible(session.session_id)}, {session.n_clicks} clicks seen"
     more = len(session.items) - SHOWN_CLICKS
     foot = Text(f"yellow: clicked before{f'; {more} more in the list' if more > 0 else ''}", "dim")
     return Panel(Group(columns, foot), title=Text(title), border_style="yellow", height=_PANEL_ROWS)
@@ -137,4 +146,5 @@ def session_line(session: SessionView) -> str:
     step = session.steps[-1]
     listed = ", ".join(item.item_id for item in session.items[:5])
     verdict = _verdict(step.outcome, step.rank)
-    return f"{session.session_id} click {session.n_clicks}: {step.item_id} ({verdict}) -> {listed}"
+    line = f"{session.session_id} click {session.n_clicks}: {step.item_id} ({verdict}) -> {listed}"
+    return visible(line)

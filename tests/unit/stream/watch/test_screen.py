@@ -67,3 +67,17 @@ def test_outside_a_terminal_the_figures_are_one_line() -> None:
     assert "Recall@20 0.5000, MRR@20 0.2500 of 2" in line
     assert "dead letters 1" in line
     assert session_line(session) == "s-1 click 3: [red]lamp (#2) -> tent, [red]lamp"
+
+
+def test_what_a_stranger_wrote_does_not_reach_the_terminal_as_an_order() -> None:
+    evil, shown = "s\x1b]0;owned\x07\x1b[2J\u202e", r"s\x1b]0;owned\x07\x1b[2J\u202e"
+    tally = Tally()
+    tally.add_click("clicks-0-0", 1000, now_s=10.5)
+    answer = Recommendation(evil, [Item(evil, 1.0)], "m", Outcome.MODEL, ClickRef(evil, 0), 0)
+    session = tally.add_recommendation("clicks-0-0", answer, None, 1009, now_s=10.5)
+    tally.add_click("clicks-0-1", 1000, now_s=10.5)
+    tally.add_dead_letter("clicks-0-1", evil)
+    line = session_line(session)
+    assert line.isprintable() and line.count(shown) == 3
+    view = drawn(tally, session, WatchSettings(), "")
+    assert all(text.isprintable() for text in view.splitlines()) and view.count(shown) >= 2
