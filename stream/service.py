@@ -17,7 +17,7 @@ from stream.model.models import Models, load_model
 from stream.position import BadClickLimit
 from stream.settings import WorkerSettings
 from stream.transport.faust_app import FaustTransport
-from stream.transport.topics import check_topics
+from stream.transport.topics import check_topics, largest_click
 from stream.web.pages import add_pages
 from stream.worker import Worker
 
@@ -35,6 +35,7 @@ def run_worker(settings: WorkerSettings) -> int:
     with ThreadPoolExecutor(1) as preparing:
         model = preparing.submit(load_model, settings.bundle, settings.inference_threads).result()
         preparing.submit(check_topics, settings).result()
+        max_click_bytes = preparing.submit(largest_click, settings).result()
     _check_address(settings)
     # It would be a second series for every counter, which nobody reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here
@@ -47,7 +48,7 @@ def run_worker(settings: WorkerSettings) -> int:
     )
     limit = BadClickLimit(settings.bad_click_run_limit, settings.bad_click_share_limit)
     rules = Rules.of(model.manifest, limit)
-    planner = Planner(Models(model), rules, settings.clicks_topic)
+    planner = Planner(Models(model, max_click_bytes), rules, settings.clicks_topic)
     transport = FaustTransport(settings, settings.wiring, partial(check_topics, settings))
     worker = Worker(transport, planner, metrics)
     add_pages(transport.app, worker, metrics.registry)

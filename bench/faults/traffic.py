@@ -54,6 +54,7 @@ def produce(
     *,
     partition: int = -1,
     per_second: float | None = None,
+    compression: str = "none",
 ) -> int:
     """Send records with a plain idempotent producer; returns how many, all of them delivered."""
     refused: list[KafkaError] = []
@@ -67,7 +68,8 @@ def produce(
             "bootstrap.servers": bootstrap_servers,
             "partitioner": "murmur2_random",
             "enable.idempotence": True,
-            "message.max.bytes": 20_000_000,
+            "message.max.bytes": 500_000_000,
+            "compression.type": compression,
             "linger.ms": 2,
             **PATIENT,
         }

@@ -170,8 +170,9 @@ def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) 
             assert raw is not None, "only expiry deletes"
             states[r.partition, key] = raw
         for message in plan.transaction.messages[Target.RECOMMENDATIONS][r.partition]:
-            assert message.value is not None
-            answers[dict(message.headers)["source"].decode()] = message.value
+            source = dict(message.headers)["source"]
+            assert message.value is not None and source is not None
+            answers[source.decode()] = message.value
     dead = {
         name
         for name, raw in states.items()

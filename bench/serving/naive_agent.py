@@ -66,7 +66,8 @@ def build_app(settings: NaiveSettings, answer: OneByOne) -> faust.App:
     )
 
     async def send(topic: faust.TopicT, message: Message) -> None:
-        await topic.send(key=message.key, value=message.value, headers=dict(message.headers))
+        headers = {name: value or b"" for name, value in message.headers}
+        await topic.send(key=message.key, value=message.value, headers=headers)
 
     @app.agent(clicks)
     async def recommend(stream: faust.StreamT[bytes]) -> None:

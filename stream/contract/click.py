@@ -4,6 +4,7 @@ Values on the path of a click are msgspec structs: a frozen dataclass takes thre
 make. Every accepted click can be encoded into a session state (see session.py).
 """
 
+import sys
 import unicodedata
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -42,11 +43,18 @@ class ClickParser:
     """Reads clicks with the context columns that a bundle declares.
 
     Whether a click is good does not depend on those: a column may hold anything, or be absent.
-    ``decode`` replaces the decoder of JSON; its texts should be those of ``columns``.
+    ``decode`` replaces the decoder of JSON; its texts should be those of ``columns``. A record of
+    more than ``max_bytes``, uncompressed, is no click.
     """
 
-    def __init__(self, columns: Sequence[str] = (), decode: Decoder | None = None) -> None:
+    def __init__(
+        self,
+        columns: Sequence[str] = (),
+        decode: Decoder | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
         self._decode = decode or JsonDecoder(columns)
+        self._max_bytes = sys.maxsize if max_bytes is None else max_bytes
         self._keys = [column_key(name) for name in columns]
 
     def __call__(self, record: Record) -> Click | BadClick:
@@ -65,6 +73,12 @@ class ClickParser:
 
     def wire_click(self, record: Record) -> WireClick | BadClick:
         """The good click of a record as it was decoded, or why there is none."""
+        if record.n_bytes > self._max_bytes:
+            return BadClick(
+                Reason.TOO_LARGE,
+                f"key, value and headers have {record.n_bytes} bytes uncompressed; expected at "
+                f"most {self._max_bytes}, the topic's max.message.bytes",
+            )
         if record.value is None:
             return BadClick(Reason.NULL_VALUE, "the record has no value")
         if record.key is None:

@@ -20,6 +20,7 @@ MAX_JSON_BYTES = 6 * MAX_VALUE_BYTES + 2
 class Reason(StrEnum):
     """Why a click is bad: the metric label and the dead letter's header."""
 
+    TOO_LARGE = "too_large"
     NULL_KEY = "null_key"
     NULL_VALUE = "null_value"
     NOT_JSON = "not_json"
@@ -85,11 +86,24 @@ class JsonDecoder:
         try:
             return self._decode(value)
         except msgspec.ValidationError as error:
-            return BadClick(Reason.BAD_FIELD, str(error))
+            return self._with_typed_event(value) or BadClick(Reason.BAD_FIELD, str(error))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             # msgspec raises the last two for broken UTF-8 inside a string and for a few thousand
             # nested brackets; they are not MsgspecErrors.
             return BadClick(Reason.NOT_JSON, str(error))
+
+    def _with_typed_event(self, value: bytes) -> WireClick | None:
+        """The click, if all that is wrong with it is an ``event_type`` that is no string.
+
+        Context never makes a click bad, and an event type is context: 3 is "3", as in training.
+        """
+        try:
+            fields = _decode_fields(value)
+            raw = fields.get("event_type", msgspec.Raw(b"null"))
+            fields["event_type"] = msgspec.Raw(msgspec.json.encode(text_of(raw) or None))
+            return self._decode(msgspec.json.encode(fields))
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
 
     def further_texts(self, value: bytes) -> dict[str, str | None]:
         """The texts of a good click's fields beyond WireClick's, without those that are null.

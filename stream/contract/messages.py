@@ -1,17 +1,20 @@
 """What the worker publishes: recommendations and dead letters, as Kafka messages."""
 
 from enum import StrEnum
+from hashlib import sha256
 
 import msgspec
 
-from stream.contract.click import BadClick, Click
+from stream.contract.click import BadClick, Click, Reason
 from stream.contract.records import Message as Message
 from stream.contract.records import Record
 from stream.contract.records import Target as Target
 
 _DETAIL_BYTES = 1024
-"""Longest detail header: with the other four it stays far below the 64 KiB that the dead-letter
-topic grants beyond the largest click."""
+"""Longest detail header: with the others it stays far below the 64 KiB that the dead-letter topic
+grants beyond the largest click."""
+_KEPT_BYTES = 16_384
+"""What stays of the key, and of the value, of a record that is too large: both fit in 64 KiB."""
 
 
 class Outcome(StrEnum):
@@ -84,12 +87,22 @@ def recommendation(
 
 
 def dead_letter(topic: str, record: Record, bad: BadClick) -> Message:
-    """Return the message that keeps a bad click: its own key and value, and why it is bad."""
+    """Return the message that keeps a bad click: its own key, value and headers, and why it is bad.
+
+    Of one that is too large it keeps the beginnings, the sizes and the value's SHA-256.
+    """
+    key, value, own = record.key, record.value, record.headers
+    if bad.reason == Reason.TOO_LARGE:
+        digest = sha256(value or b"").hexdigest()
+        own = (("bytes", str(record.n_bytes).encode()), ("sha256", digest.encode()))
+        key, value = key and key[:_KEPT_BYTES], value and value[:_KEPT_BYTES]
     headers = (
+        *own,  # first, so that of two with a name ours is the last
         ("reason", bad.reason.encode()),
         ("topic", topic.encode()),
         ("partition", str(record.partition).encode()),
         ("offset", str(record.offset).encode()),
+        ("timestamp_ms", str(record.timestamp_ms).encode()),
         ("detail", bad.detail.encode(errors="replace")[:_DETAIL_BYTES]),
     )
-    return Message(record.key, record.value, headers)
+    return Message(key, value, headers)

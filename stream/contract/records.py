@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-Headers = tuple[tuple[str, bytes], ...]
+Headers = tuple[tuple[str, bytes | None], ...]
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -18,6 +18,15 @@ class Record(msgspec.Struct, frozen=True):
     timestamp_ms: int
     key: bytes | None
     value: bytes | None
+    headers: Headers = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Plain size, whatever it was compressed to."""
+        size = len(self.key or b"") + len(self.value or b"")
+        if self.headers:
+            size += sum(len(name) + len(value or b"") for name, value in self.headers)
+        return size
 
 
 class Message(msgspec.Struct, frozen=True):

@@ -55,12 +55,12 @@ class Models:
     """The models in service: today one, which answers every session.
 
     The path of a click asks ``of`` at each click and keeps no model between batches. ``parse``
-    keeps of a click what any of the models reads.
+    keeps of a click what any of the models reads, and refuses more than ``max_click_bytes``.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, max_click_bytes: int | None = None) -> None:
         self._model = model
-        self.parse = ClickParser(model.context.columns)
+        self.parse = ClickParser(model.context.columns, max_bytes=max_click_bytes)
 
     def of(self, session: bytes) -> Model:
         """Return the model that answers a session."""

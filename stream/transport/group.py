@@ -256,8 +256,14 @@ class Group(threading.Thread):
 def record_of(message: Fetched) -> Record:
     """librdkafka's message as our record; its timestamp is the topic's, the append time."""
     _, timestamp_ms = message.timestamp()
+    headers = message.headers()
     return Record(
-        message.partition(), message.offset(), timestamp_ms, message.key(), message.value()
+        message.partition(),
+        message.offset(),
+        timestamp_ms,
+        message.key(),
+        message.value(),
+        tuple(headers) if headers else (),
     )
 
 

@@ -129,6 +129,15 @@ def check_topics(settings: KafkaSettings) -> str:
     return topic_id(admin, clicks)
 
 
+def largest_click(settings: KafkaSettings) -> int:
+    """Return the clicks topic's max.message.bytes: the dead-letter topic takes so much, and more.
+
+    To Kafka it limits what is sent; compressed, a thousand times as much may be in it.
+    """
+    config = _configs(AdminClient(confluent_options(settings)), (settings.clicks_topic,))
+    return int(config[settings.clicks_topic]["max.message.bytes"])
+
+
 def group_offsets(
     settings: KafkaSettings, wiring: Wiring, partitions: Iterable[int], timeout_s: float
 ) -> dict[int, int] | None:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_every_kind_of_click_goes_where_the_contract_says(deployment: Deployment
         Reason.KEY_MISMATCH: (b"other", good),
         Reason.BAD_SESSION_ID: (b"", click("", "item-1", LOG_BEGIN_MS)),
     }
-    assert set(bad) == set(Reason)
+    assert set(bad) == set(Reason) - {Reason.TOO_LARGE}
     clicks = [
         (b"s", good),
         *bad.values(),
@@ -56,7 +57,7 @@ def test_every_kind_of_click_goes_where_the_contract_says(deployment: Deployment
         assert letter.headers["partition"] == b"0"
         assert letter.headers["offset"] == str(n).encode()
         assert letter.headers["detail"]
-    for reason in Reason:
+    for reason in bad:
         assert worker.metric(f'recs_rejected_clicks_total{{reason="{reason}"}}') == 1
     assert worker.metric('recs_clicks_total{outcome="duplicate"}') == 1
 
@@ -166,3 +167,39 @@ def test_a_bad_click_as_large_as_the_topic_takes_is_a_dead_letter(
     (letter,) = deployment.read(deployment.dead_letters)
     assert letter.value == value
     assert len(deployment.read(deployment.recommendations)) == 1
+
+
+@pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
+def test_a_record_that_is_small_compressed_and_large_plain_is_a_short_dead_letter(
+    deployment: Deployment, codec: str
+) -> None:
+    good = [(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(3)]
+    large = b"x" * 3_000_000
+    deployment.send([good[0], (b"s", large), good[1]], partition=0, compression=codec)
+    worker = deployment.start()
+    deployment.send([good[2]], partition=0)
+    deployment.wait_until_answered(4)
+    assert worker.process.poll() is None
+    (letter,) = deployment.read(deployment.dead_letters)
+    assert letter.value == large[: len(letter.value or b"")] and letter.value
+    told = {name: value.decode() for name, value in letter.headers.items()}
+    assert (told["reason"], told["offset"], told["bytes"]) == ("too_large", "1", "3000001")
+    assert told["sha256"] == sha256(large).hexdigest()
+    assert len(deployment.read(deployment.recommendations)) == 3
+    assert worker.metric('recs_rejected_clicks_total{reason="too_large"}') == 1
+
+
+@pytest.mark.parametrize("codec", ["gzip", "zstd"])
+def test_what_a_decompression_bomb_costs_is_bounded(deployment: Deployment, codec: str) -> None:
+    good = [(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(2)]
+    worker = deployment.start()
+    deployment.send([good[0]], partition=0)
+    deployment.wait_until_answered(1)
+    for _ in range(3):
+        deployment.send([(b"s", bytes(300_000_000))], partition=0, compression=codec)
+    deployment.send([good[1]], partition=0)
+    deployment.wait_until_answered(5)
+    assert worker.process.poll() is None
+    status = Path(f"/proc/{worker.process.pid}/status").read_text()
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
+    assert int(peak) < 1_000_000, f"{peak} kB"

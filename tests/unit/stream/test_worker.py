@@ -67,7 +67,7 @@ async def serve(broker: MemoryBroker) -> Metrics:
 
 def sources(broker: MemoryBroker) -> list[str]:
     messages = broker.messages[Target.RECOMMENDATIONS]
-    return sorted(dict(message.headers)["source"].decode() for message in messages)
+    return sorted((dict(message.headers)["source"] or b"").decode() for message in messages)
 
 
 @pytest.mark.parametrize("n_clicks", [1, INLINE_CLICKS, INLINE_CLICKS + 1])

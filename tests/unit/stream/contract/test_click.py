@@ -105,6 +105,27 @@ def test_a_context_column_is_read_under_any_name(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("event_type", "expected"),
+    [(3, "3"), (3.0, "3"), (True, "true"), (["view"], None), ({}, None), ("v" * 5000, "v" * 5000)],
+)
+def test_an_event_type_that_is_no_string_never_makes_a_click_bad(
+    event_type: object, expected: str | None
+) -> None:
+    click = checked(record(click_json(event_type=event_type)))
+    assert isinstance(click, Click) and click.event_type == expected
+
+
+def test_a_record_that_is_larger_than_the_topic_takes_is_no_click() -> None:
+    parse = ClickParser(max_bytes=1000)
+    value = click_json(more="x" * 800)
+    fits = Record(0, 0, NOW_MS, b"s", value)
+    assert isinstance(parse(fits), Click)
+    header = (("trace", b"x" * (1000 - fits.n_bytes)),)
+    too_large = parse(Record(0, 0, NOW_MS, b"s", value, header))
+    assert isinstance(too_large, BadClick) and too_large.reason == Reason.TOO_LARGE
+
+
+@pytest.mark.parametrize(
     ("value", "reason"),
     [
         (None, Reason.NULL_VALUE),
@@ -123,7 +144,7 @@ def test_a_context_column_is_read_under_any_name(name: str) -> None:
         (click_json(item_id=None), Reason.BAD_FIELD),
         (click_json(item_id=7), Reason.BAD_FIELD),
         (click_json(event_id=7), Reason.BAD_FIELD),
-        (click_json(event_type=["view"]), Reason.BAD_FIELD),
+        (click_json(event_type=["view"], item_id=7), Reason.BAD_FIELD),
         (click_json(timestamp_ms=True), Reason.BAD_FIELD),
         (click_json(timestamp_ms=1.0), Reason.BAD_FIELD),
         (click_json(timestamp_ms=str(NOW_MS)), Reason.BAD_FIELD),
@@ -279,4 +300,5 @@ def test_10_000_mutated_clicks_never_raise_and_reach_every_reason_of_the_value()
     rng = random.Random(1)
     parsed = [checked(record(mutated(rng), rng.choice((b"s", b"s", b"")))) for _ in range(10_000)]
     reasons = {click.reason if isinstance(click, BadClick) else None for click in parsed}
-    assert reasons == {None, *Reason} - {Reason.NULL_KEY, Reason.NULL_VALUE}
+    others = {Reason.TOO_LARGE, Reason.NULL_KEY, Reason.NULL_VALUE}
+    assert reasons == {None, *Reason} - others

@@ -1,7 +1,9 @@
 """What is published: JSON that any reader can take, and dead letters that any topic can."""
 
 import json
+from hashlib import sha256
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,12 +45,18 @@ def test_a_dead_letter_keeps_key_and_value_and_its_headers_stay_small(
     key: bytes | None, value: bytes | None, reason: Reason, detail: str
 ) -> None:
     topic = "t" * 249  # the longest that Kafka takes
-    message = dead_letter(
-        topic, Record(2**31 - 1, 2**63 - 1, 0, key, value), BadClick(reason, detail)
-    )
+    own = (("traceparent", b"00-1-2-01"), ("reason", None))
+    record = Record(2**31 - 1, 2**63 - 1, 1234, key, value, own)
+    message = dead_letter(topic, record, BadClick(reason, detail))
     assert (message.key, message.value) == (key, value)
-    headers = dict(message.headers)
-    assert list(headers) == ["reason", "topic", "partition", "offset", "detail"]
+    if reason != Reason.TOO_LARGE:
+        assert message.headers[:2] == own
+        message = msgspec.structs.replace(message, headers=message.headers[2:])
+    headers = {name: text or b"" for name, text in message.headers}
+    sizes = ["bytes", "sha256"] if reason == Reason.TOO_LARGE else []
+    names = ["reason", "topic", "partition", "offset", "timestamp_ms", "detail"]
+    assert list(headers) == sizes + names
+    assert headers["timestamp_ms"] == b"1234"
     assert headers["reason"] == reason.value.encode()
     assert headers["topic"] == topic.encode()
     assert headers["partition"] == b"2147483647"
@@ -57,6 +65,17 @@ def test_a_dead_letter_keeps_key_and_value_and_its_headers_stay_small(
     assert (
         sum(len(name) + len(text) for name, text in headers.items()) < DEAD_LETTER_EXTRA_BYTES / 2
     )
+
+
+def test_of_a_record_that_is_too_large_the_beginning_its_size_and_its_hash_are_kept() -> None:
+    record = Record(0, 0, 0, b"k" * 100_000, b"v" * 100_000, (("h", b"x" * 100_000),))
+    message = dead_letter("t", record, BadClick(Reason.TOO_LARGE, "x" * 9999))
+    headers = {name: text or b"" for name, text in message.headers}
+    size = sum(len(name) + len(text) for name, text in headers.items())
+    assert len(message.key or b"") + len(message.value or b"") + size < DEAD_LETTER_EXTRA_BYTES
+    assert set(message.key or b"") == set(b"k") and set(message.value or b"") == set(b"v")
+    assert headers["bytes"] == b"300001"
+    assert headers["sha256"].decode() == sha256(b"v" * 100_000).hexdigest()
 
 
 def test_a_detail_that_cannot_be_encoded_is_kept_with_a_mark_and_cut() -> None:

@@ -40,6 +40,9 @@ class Fetched:
 
     value = key
 
+    def headers(self) -> list[tuple[str, bytes]] | None:
+        return None
+
 
 class FakeConsumer:
     """Hands out what ``coming`` holds, and notes what is asked."""
