@@ -4,6 +4,7 @@ What training and serving must agree on (idle timeout, lateness, event types, K,
 a setting: the bundle's manifest has it.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -76,6 +78,17 @@ class KafkaSettings(BaseSettings):
     """Topic the recommendations are written to."""
     dead_letter_topic: Topic = "clicks-dead-letter"
     """Topic the bad clicks are written to."""
+
+    @field_validator("bootstrap_servers")
+    @classmethod
+    def _check_servers(cls, servers: str) -> str:
+        # One of the worker's two clients reads a scheme as the host's name.
+        if not all(re.fullmatch(r"[^\s/]+", server.strip()) for server in servers.split(",")):
+            raise ValueError(
+                "expected host:port, separated by commas; what others write as a scheme, such as "
+                "SSL://, is the setting security_protocol"
+            )
+        return servers
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -72,6 +72,7 @@ class Restore:
         await asyncio.to_thread(self._read, stable, {p: end for p, (_, _, end) in found.items()})
         for table in self._tables.values():
             await asyncio.to_thread(table.finish_restore)
+        self._warn_of_moved_offsets(committed)
         n_lost = await self._check_positions(topic_id, committed)
         for position in self._positions.values():
             position.owner, position.address = owner, address
@@ -142,6 +143,24 @@ class Restore:
                     f"partitions {open_in}, or in the offsets of {self._wiring.group_id}"
                 )
             await asyncio.sleep(0.05)
+
+    def _warn_of_moved_offsets(self, committed: Mapping[int, int]) -> None:
+        """Say that offsets which somebody has moved move nothing: the positions decide.
+
+        A position without an owner is one of `reset`, which leaves the group's offsets alone.
+        """
+        for partition, offset in committed.items():
+            position = self._positions.get(partition)
+            if position is not None and position.owner and position.next_offset != offset:
+                log.warning(
+                    "group_offset_ignored",
+                    group=self._wiring.group_id,
+                    topic=self._wiring.input,
+                    partition=partition,
+                    group_offset=offset,
+                    position=position.next_offset,
+                    detail="the position decides; `python -m stream reset` moves it",
+                )
 
     async def _check_positions(self, topic_id: str, committed: Mapping[int, int]) -> int:
         """Give each partition a position that its records can be read on from; returns lost ones.

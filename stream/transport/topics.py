@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import structlog
 from confluent_kafka import (
     Consumer,
     KafkaError,
@@ -20,6 +21,8 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
 from stream.errors import StreamError
 from stream.settings import KafkaSettings, TopicsSettings, Wiring
 from stream.transport.clients import BATCH_BYTES, confluent_options
+
+log = structlog.get_logger(__name__)
 
 TIMEOUT_S = 20
 POLL_S = 0.1
@@ -39,6 +42,8 @@ class BrokerUnreachableError(StreamError):
 
 DEAD_LETTER_EXTRA_BYTES = 65_536
 """What a dead letter's headers may add to the click it keeps."""
+_REPLICAS, _IN_SYNC = 3, {"min.insync.replicas": "2"}
+"""With which one lost broker loses nothing and stops nothing."""
 _CHANGELOG_CONFIG = {
     # compact only: retention would delete the position record of a partition without clicks.
     "cleanup.policy": "compact",
@@ -53,7 +58,10 @@ _CHANGELOG_CONFIG = {
 
 
 def create_topics(settings: TopicsSettings) -> list[str]:
-    """Make the topics that are missing; returns their names. Existing ones are left alone."""
+    """Make the topics that are missing; returns their names. Existing ones are left alone.
+
+    An existing clicks topic decides the number of partitions: they belong to its producers.
+    """
     size = {"max.message.bytes": str(settings.max_message_bytes)}
     wanted = {
         # The append time is what latency is counted from, and no producer's clock can forge it.
@@ -65,10 +73,13 @@ def create_topics(settings: TopicsSettings) -> list[str]:
         },
         settings.changelog_topic: _CHANGELOG_CONFIG,
     }
+    if settings.replication_factor >= _REPLICAS:
+        wanted = {name: config | _IN_SYNC for name, config in wanted.items()}
     admin = AdminClient(confluent_options(settings))
     existing = _existing(admin, settings)
+    partitions = existing.get(settings.clicks_topic, settings.partitions)
     missing = [
-        NewTopic(name, settings.partitions, settings.replication_factor, config=config)
+        NewTopic(name, partitions, settings.replication_factor, config=config)
         for name, config in wanted.items()
         if name not in existing
     ]
@@ -114,6 +125,7 @@ def check_topics(settings: KafkaSettings) -> str:
         requirements.append(
             (topic, "max.message.bytes", lambda size: int(size) >= BATCH_BYTES, batch)
         )
+    n_brokers, replicas = _replicas(admin, names)
     wrong = [
         f"{topic} has {key}={config[topic][key]}, expected {expected}"
         for topic, key, is_right, expected in requirements
@@ -124,6 +136,17 @@ def check_topics(settings: KafkaSettings) -> str:
             f"{changelog} has {partitions[changelog]} partitions, "
             f"{clicks} has {partitions[clicks]}: they must be equal"
         )
+    for name in names:
+        in_sync = int(config[name]["min.insync.replicas"])
+        if in_sync > replicas[name]:
+            wrong.append(
+                f"{name} has min.insync.replicas={in_sync}, expected at most {replicas[name]}, "
+                "its replicas: nothing can be written to it"
+            )
+        elif n_brokers > 1 and (replicas[name] < min(_REPLICAS, n_brokers) or in_sync < 2):
+            expected = "3 replicas and min.insync.replicas=2, so that no lost broker loses records"
+            found = {"replicas": replicas[name], "min_insync_replicas": in_sync}
+            log.warning("weak_replication", topic=name, **found, expected=expected)
     if wrong:
         raise StreamError("; ".join(wrong))
     return topic_id(admin, clicks)
@@ -196,6 +219,13 @@ def _configs(admin: AdminClient, names: tuple[str, ...]) -> dict[str, dict[str, 
         resource.name: {key: entry.value for key, entry in future.result(TIMEOUT_S).items()}
         for resource, future in futures.items()
     }
+
+
+def _replicas(admin: AdminClient, names: Iterable[str]) -> tuple[int, dict[str, int]]:
+    """How many brokers there are, and on how many each topic's first partition is."""
+    found = admin.list_topics(timeout=TIMEOUT_S)
+    replicas = {name: len(found.topics[name].partitions[0].replicas) for name in names}
+    return len(found.brokers), replicas
 
 
 def topic_id(admin: AdminClient, topic: str) -> str:

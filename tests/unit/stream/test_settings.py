@@ -49,7 +49,11 @@ def _cli(kind: Any, *words: str) -> Any:
         ("web_port", [1, 65535], [0, 65536]),
         ("app_id", ["a.b_c-D9"], ["", "a b", "a/b", "a" * 201]),
         ("clicks_topic", ["clicks"], ["", "clicks!", "c" * 250]),
-        ("bootstrap_servers", ["a:1,b:2"], [""]),
+        (
+            "bootstrap_servers",
+            ["a:1,b:2", "[::1]:9092", "a"],
+            ["", "a:1,", "PLAINTEXT://a:1", "a:1 b:2"],
+        ),
         ("security_protocol", ["SSL"], ["TLS", "ssl"]),
         ("sasl_mechanism", ["PLAIN"], ["GSSAPI"]),
         ("log_level", ["debug"], ["DEBUG", "loud"]),

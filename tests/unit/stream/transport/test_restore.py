@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, encode_position
@@ -202,6 +203,22 @@ async def test_clicks_that_retention_took_are_counted(log: Log) -> None:
     log.input = (40, 90)
     _, found, n_lost = await run(FakeDelivery())
     assert (found.next_offset, found.watermark_ms, n_lost) == (40, 77, 35)
+
+
+@pytest.mark.parametrize(
+    ("owner", "committed", "n_warnings"), [(FORMER, 5, 0), (FORMER, 2, 1), ("", 2, 0)]
+)
+async def test_an_offset_that_somebody_has_moved_is_not_passed_over_without_a_word(
+    log: Log, owner: str, committed: int, n_warnings: int
+) -> None:
+    log.append(POSITION_KEY, position(5, owner))
+    log.committed.append({0: committed})
+    with capture_logs() as logged:
+        _, found, _ = await run(FakeDelivery())
+    assert found.next_offset == 5
+    warnings = [line for line in logged if line["event"] == "group_offset_ignored"]
+    assert len(warnings) == n_warnings
+    assert all((w["group_offset"], w["position"]) == (2, 5) for w in warnings)
 
 
 async def test_a_position_where_an_operator_must_decide_is_refused(log: Log) -> None:

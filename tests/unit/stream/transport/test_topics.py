@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from stream.errors import StreamError
 from stream.settings import KafkaSettings
@@ -30,7 +31,10 @@ class Broker:
 
     def __init__(self) -> None:
         self.partitions = dict.fromkeys(RIGHT, 4)
-        self.config = {name: dict(config) for name, config in RIGHT.items()}
+        self.config = {
+            name: config | {"min.insync.replicas": "1"} for name, config in RIGHT.items()
+        }
+        self.n_brokers, self.replicas = 1, dict.fromkeys(RIGHT, 1)
 
 
 @pytest.fixture
@@ -43,6 +47,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     monkeypatch.setattr(topics, "AdminClient", lambda options: None)
     monkeypatch.setattr(topics, "_existing", lambda admin, settings: fake.partitions)
     monkeypatch.setattr(topics, "_configs", configs)
+    monkeypatch.setattr(topics, "_replicas", lambda admin, names: (fake.n_brokers, fake.replicas))
     monkeypatch.setattr(topics, "topic_id", lambda admin, topic: f"the-id of {topic}")
     return fake
 
@@ -125,6 +130,28 @@ def test_the_changelog_has_as_many_partitions_as_the_clicks(broker: Broker) -> N
     assert wrong() == f"{CHANGELOG} has 5 partitions, clicks has 4: they must be equal"
 
 
+def test_a_topic_that_nothing_can_be_written_to_is_named(broker: Broker) -> None:
+    broker.config["recommendations"]["min.insync.replicas"] = "2"
+    assert wrong() == (
+        "recommendations has min.insync.replicas=2, expected at most 1, its replicas: nothing can "
+        "be written to it"
+    )
+
+
+def test_topics_that_a_lost_broker_would_hurt_are_told(broker: Broker) -> None:
+    with capture_logs() as logged:
+        check_topics(KafkaSettings())
+    assert not logged, "there is nowhere else to put replicas"
+    broker.n_brokers, broker.replicas = 3, dict.fromkeys(RIGHT, 3)
+    for name in ("clicks", "recommendations"):
+        broker.config[name]["min.insync.replicas"] = "2"
+    broker.replicas["clicks"] = 2
+    with capture_logs() as logged:
+        check_topics(KafkaSettings())
+    told = {(w["topic"], w["replicas"], w["min_insync_replicas"]) for w in logged}
+    assert told == {("clicks", 2, 2), ("clicks-dead-letter", 3, 1), (CHANGELOG, 3, 1)}
+
+
 def test_everything_that_is_wrong_is_said_at_once(broker: Broker) -> None:
     broker.partitions[CHANGELOG] = 5
     broker.config["clicks"]["message.timestamp.type"] = "CreateTime"
@@ -140,6 +167,7 @@ def test_the_topics_are_those_of_the_settings(broker: Broker) -> None:
     }
     broker.partitions = {names[name]: n for name, n in broker.partitions.items()}
     broker.config = {names[name]: config for name, config in broker.config.items()}
+    broker.replicas = dict.fromkeys(names.values(), 1)
     found = check_topics(
         KafkaSettings(
             app_id="app", clicks_topic="c", recommendations_topic="r", dead_letter_topic="d"
