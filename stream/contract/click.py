@@ -73,6 +73,8 @@ class ClickParser:
 
     def wire_click(self, record: Record) -> WireClick | BadClick:
         """The good click of a record as it was decoded, or why there is none."""
+        if record.trouble:
+            return BadClick(Reason.UNREADABLE, record.trouble)
         if record.n_bytes > self._max_bytes:
             return BadClick(
                 Reason.TOO_LARGE,

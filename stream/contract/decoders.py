@@ -20,6 +20,7 @@ MAX_JSON_BYTES = 6 * MAX_VALUE_BYTES + 2
 class Reason(StrEnum):
     """Why a click is bad: the metric label and the dead letter's header."""
 
+    UNREADABLE = "unreadable"
     TOO_LARGE = "too_large"
     NULL_KEY = "null_key"
     NULL_VALUE = "null_value"

@@ -11,6 +11,7 @@ class Record(msgspec.Struct, frozen=True):
     """One record that was read.
 
     ``timestamp_ms`` is the record's own (the append time, as ``topics create`` sets it).
+    ``trouble`` says why nothing but the place could be read.
     """
 
     partition: int
@@ -19,6 +20,7 @@ class Record(msgspec.Struct, frozen=True):
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    trouble: str = ""
 
     @property
     def n_bytes(self) -> int:

@@ -9,7 +9,7 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from functools import partial
@@ -67,7 +67,7 @@ class Group(threading.Thread):
         self._listener = listener
         self._loop = asyncio.get_running_loop()
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._held: list[Fetched] = []
+        self._held: list[Record] = []
         self._asked: tuple[Future[list[Record]], int, float] | None = None
         self._highs: dict[int, int] = {}  # the log's end, as of the last fetch
         self._read: dict[int, int] = {}  # next offset of what was fetched
@@ -168,12 +168,12 @@ class Group(threading.Thread):
             if (pause_s := not_before - time.monotonic()) > 0:
                 time.sleep(pause_s)
             more = self._consumer.consume(max(0, limit - len(self._held)), 0)
-            found = [*self._held, *(m for m in more if self._is_record(m))]
+            found = [*self._held, *self._records(more)]
             batch, self._held = found[:limit], found[limit:]
             if batch:
                 self._asked = None
                 with suppress(InvalidStateError):  # cancelled: the worker stops
-                    asked.set_result([record_of(message) for message in batch])
+                    asked.set_result(batch)
 
     def _high(self, partition: int) -> int:
         tp = TopicPartition(self._topic, partition)
@@ -182,24 +182,43 @@ class Group(threading.Thread):
 
     def _poll(self, timeout_s: float) -> None:
         message = self._consumer.poll(timeout_s)
-        if message is not None and self._is_record(message):
-            self._held.append(message)
+        if message is not None:
+            self._held += self._records([message])
 
-    def _is_record(self, message: Fetched) -> bool:
-        error = message.error()
-        if error is None:
-            self._read[message.partition()] = message.offset() + 1
-            return True
-        if error.code() == KafkaError._PARTITION_EOF:
-            self._ends[message.partition()] = message.offset()
-        elif error.code() == KafkaError._AUTO_OFFSET_RESET:
-            self._tell(self._listener.on_offset_lost, message.partition())
-        elif error.code() in REFUSED:
-            raise StreamError(f"{self._topic} cannot be read: {error.str()}")
-        return False
+    def _records(self, messages: Iterable[Fetched]) -> Iterator[Record]:
+        """What is a record of these messages, fetched together; the others are news."""
+        passed_over = set()
+        for message in messages:
+            error, partition = message.error(), message.partition()
+            if partition in passed_over:
+                continue  # comes again behind the seek
+            if error is None:
+                self._read[partition] = message.offset() + 1
+                yield record_of(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._ends[partition] = message.offset()
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                self._tell(self._listener.on_offset_lost, partition)
+            elif error.code() == KafkaError._BAD_COMPRESSION:
+                passed_over.add(partition)
+                yield self._pass_over(partition, message.offset(), error.str())
+            elif error.code() in REFUSED:
+                raise StreamError(f"{self._topic} cannot be read: {error.str()}")
+
+    def _pass_over(self, partition: int, batch_begin: int, trouble: str) -> Record:
+        """Go on behind a record whose batch cannot be decompressed; returns what is known of it.
+
+        librdkafka tells where the batch begins, stays there, and would repeat itself for ever (its
+        issue 5260: zstd beyond some 100 MB). Where the batch ends it does not tell, so that each
+        of its offsets is met, and passed over, by itself.
+        """
+        offset = max(batch_begin, self._read.get(partition, batch_begin))
+        self._read[partition] = offset + 1
+        self._consumer.seek(TopicPartition(self._topic, partition, offset + 1))
+        return Record(partition, offset, time.time_ns() // 1_000_000, None, None, trouble=trouble)
 
     def _drop_held(self, partitions: Collection[int]) -> None:
-        self._held = [m for m in self._held if m.partition() not in partitions]
+        self._held = [record for record in self._held if record.partition not in partitions]
 
     def _start_at(self, offsets: Mapping[int, int]) -> None:
         self._drop_held(offsets)

@@ -183,6 +183,28 @@ async def test_errors_are_no_records_and_an_offset_that_is_gone_is_told(group: G
     assert heard(group) == [("offset lost", 2)]
 
 
+async def test_a_batch_that_cannot_be_decompressed_is_passed_over_record_by_record(
+    group: Group,
+) -> None:
+    bad = Fetched(0, 7, KafkaError._BAD_COMPRESSION)
+    consumer = consumer_of(group)
+    consumer.coming += [Fetched(0, 6), Fetched(1, 3), bad, bad, Fetched(0, 9), Fetched(1, 4)]
+    asked = group.ask(10, 0.0)
+    group._turn()
+    found = [(r.partition, r.offset, r.trouble, r.value) for r in asked.result(0)]
+    # What else came of that partition at the same time comes again.
+    assert found == [
+        *((0, 6, "", b"k"), (1, 3, "", b"k")),
+        *((0, 7, "said the broker", None), (1, 4, "", b"k")),
+    ]
+    assert consumer.calls == [("seek to 8", [0])]
+    consumer.coming += [bad]  # still the batch that begins at 7
+    asked = group.ask(10, 0.0)
+    group._turn()
+    assert [(r.offset, r.trouble) for r in asked.result(0)] == [(8, "said the broker")]
+    assert consumer.calls[1:] == [("seek to 9", [0])]
+
+
 async def test_a_topic_that_we_may_not_read_ends_it(group: Group) -> None:
     consumer_of(group).coming.append(Fetched(0, 0, KafkaError.TOPIC_AUTHORIZATION_FAILED))
     with pytest.raises(StreamError, match="clicks cannot be read: said the broker"):
