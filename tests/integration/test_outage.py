@@ -1,7 +1,10 @@
-"""A broker that is away for longer than the session timeout, and a start that is interrupted."""
+"""A broker that is away, frozen or forgetful, and a start that is interrupted."""
 
+import os
 import signal
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,9 +14,69 @@ from bench.faults.traffic import session_load
 from bench.faults.verdict import verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
+from deploy.command import DeployError
 from deploy.processes import wait_for
 
 AWAY_S = 2 * SESSION_TIMEOUT_S + 8
+
+
+FORGETFUL = {
+    "transactional.id.expiration.ms": "2000",
+    "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
+    "producer.id.expiration.ms": "2000",
+    "producer.id.expiration.check.interval.ms": "500",
+}
+"""A week's silence in seconds: the broker forgets ids, and the producers behind them."""
+
+
+def test_the_first_click_after_a_long_silence_is_answered(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
+    with EmbeddedKafka(tmp_path / "kafka", properties=FORGETFUL) as broker:
+        deployment = Deployment(broker.bootstrap_servers, "silence", bundle, tmp_path)
+        deployment.create_topics()
+        try:
+            worker = deployment.start()
+            load = list(session_load(400))
+            for begin in (0, 200):
+                deployment.send(load[begin : begin + 200])
+                deployment.wait_until_answered(begin + 200)
+                time.sleep(6)
+            assert worker.process.poll() is None, worker.log()
+            assert "transaction_lost" in worker.log(), "the ids had been forgotten"
+            found = verdict(deployment)
+        finally:
+            deployment.close()
+    assert found.exact, str(found)
+
+
+@pytest.mark.timeout(180)
+def test_a_broker_that_freezes_under_load_loses_nothing(tmp_path: Path) -> None:
+    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
+    with EmbeddedKafka(tmp_path / "kafka") as broker:
+        deployment = Deployment(broker.bootstrap_servers, "frozen", bundle, tmp_path)
+        deployment.create_topics()
+        load = threading.Thread(
+            target=deployment.send,
+            args=(session_load(6000),),
+            kwargs={"per_second": 500.0},
+        )
+        try:
+            workers = [deployment.start() for _ in range(2)]
+            load.start()
+            time.sleep(3)
+            os.kill(broker.pid, signal.SIGSTOP)
+            time.sleep(AWAY_S)
+            os.kill(broker.pid, signal.SIGCONT)
+            load.join()
+            deployment.wait_until_answered(6000)
+            for worker in workers:
+                assert worker.process.poll() is None, worker.log()
+            found = verdict(deployment)
+        finally:
+            with suppress(DeployError):  # one that is stopped cannot be ended
+                os.kill(broker.pid, signal.SIGCONT)
+            deployment.close()
+    assert found.exact, str(found)
 
 
 @pytest.mark.timeout(180)

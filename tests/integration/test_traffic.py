@@ -1,0 +1,108 @@
+"""Traffic that few producers make, and every one may."""
+
+from collections.abc import Iterator
+
+import pytest
+from confluent_kafka import Producer
+from confluent_kafka.admin import AdminClient
+
+from bench.faults.service import Deployment
+from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
+from bench.faults.verdict import sessions_in_changelog, verdict
+from deploy.processes import wait_for
+from stream.session import decode_state
+
+HOUR_MS = 3_600_000
+
+
+def test_clicks_of_aborted_transactions_are_never_answered(deployment: Deployment) -> None:
+    deployment.start()
+    producer = Producer(
+        {
+            "bootstrap.servers": deployment.bootstrap_servers,
+            "transactional.id": f"{deployment.app}-shop",
+            "partitioner": "murmur2_random",
+            "compression.type": "zstd",
+        }
+    )
+    producer.init_transactions(30)
+    n_committed, load = 0, list(session_load(2000))
+    for n in range(40):
+        clicks = load[50 * n : 50 * (n + 1)]
+        producer.begin_transaction()
+        for key, value in clicks:
+            producer.produce(deployment.clicks, value, key)
+        if n % 3:
+            producer.commit_transaction(30)
+            n_committed += len(clicks)
+        else:
+            producer.flush(30)  # else nothing of it reaches the topic
+            producer.abort_transaction(30)
+    wait_for(
+        lambda: len(deployment.read(deployment.recommendations)) == n_committed,
+        60,
+        "the committed clicks' answers",
+    )
+    assert verdict(deployment).exact
+
+
+@pytest.mark.timeout(240)
+def test_a_session_of_100_000_clicks_is_one_session(deployment: Deployment) -> None:
+    n_clicks = 100_000
+    clicks = (
+        (b"robot", click("robot", f"item-{n % 50}", LOG_BEGIN_MS + n, f"event-{n}"))
+        for n in range(n_clicks)
+    )
+    deployment.send(clicks)
+    worker = deployment.start()
+    deployment.wait_until_answered(n_clicks, timeout_s=180)
+    assert worker.process.poll() is None
+    (raw,) = sessions_in_changelog(deployment).values()
+    state = decode_state(raw)
+    assert (state.n_clicks, len(state.trail)) == (n_clicks, 50)
+
+
+@pytest.mark.timeout(240)
+def test_100_000_sessions_that_expire_at_one_moment_hold_nobody_up(
+    deployment: Deployment,
+) -> None:
+    n_sessions = 100_000
+
+    def load() -> Iterator[tuple[bytes, bytes]]:
+        for n in range(n_sessions):
+            name = f"session-{n}"
+            yield name.encode(), click(name, f"item-{n % 50}", LOG_BEGIN_MS)
+
+    deployment.send(load())
+    worker = deployment.start()
+    deployment.wait_until_answered(n_sessions, timeout_s=180)
+    late = [
+        (b"late-%d" % n, click(f"late-{n}", "item-1", LOG_BEGIN_MS + 3 * HOUR_MS + n))
+        for n in range(4000)
+    ]
+    deployment.send(late, per_second=500.0)
+    deployment.wait_until_answered(n_sessions + len(late))
+    stages = 'recs_stage_seconds_bucket{le="0.05",stage="%s"}'
+    for stage in ("apply", "plan"):
+        slow = worker.metric(f'recs_stage_seconds_count{{stage="{stage}"}}') - worker.metric(
+            stages % stage
+        )
+        assert slow <= 3, f"{slow} batches took more than 50 ms to {stage}"
+    ended = worker.metric("recs_expired_sessions_total")
+    assert ended > 4000, f"{ended} sessions ended"
+
+
+def test_a_clicks_topic_that_is_made_anew_under_a_worker_ends_it_with_a_sentence(
+    deployment: Deployment,
+) -> None:
+    worker = deployment.start()
+    deployment.send(session_load(500))
+    deployment.wait_until_answered(500)
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
+    for deleted in admin.delete_topics([deployment.clicks]).values():
+        deleted.result(30)
+    wait_for(lambda: deployment.clicks not in admin.list_topics(timeout=10).topics, 30, "no topic")
+    deployment.create_topics()
+    deployment.send(session_load(100))
+    assert worker.wait_for_exit(90) == 2, worker.log()
+    assert "the topic was deleted and created again" in worker.log()
