@@ -1,9 +1,10 @@
 """Traffic that few producers make, and every one may."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bench.faults.service import Deployment
@@ -90,6 +91,28 @@ def test_100_000_sessions_that_expire_at_one_moment_hold_nobody_up(
         assert slow <= 3, f"{slow} batches took more than 50 ms to {stage}"
     ended = worker.metric("recs_expired_sessions_total")
     assert ended > 4000, f"{ended} sessions ended"
+
+
+def test_clicks_that_retention_takes_under_a_running_worker_are_counted_and_the_rest_answered(
+    deployment: Deployment,
+) -> None:
+    worker = deployment.start()
+    deployment.send(session_load(400), partition=0)
+    deployment.wait_until_answered(400)
+    worker.end(signal.SIGSTOP)
+    deployment.send(session_load(400, seed=2), partition=0)
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
+    begin = TopicPartition(deployment.clicks, 0, 600)
+    for deleted in admin.delete_records([begin]).values():
+        deleted.result(30)
+    worker.end(signal.SIGCONT)
+    deployment.wait_until_answered(800)
+    assert worker.process.poll() is None
+    lost = worker.metric("recs_lost_clicks_total")
+    answers = len(deployment.read(deployment.recommendations))
+    # What the worker had asked for when it was stopped reached it all the same.
+    assert 0 < lost <= 200 and lost + answers == 800
+    assert "clicks_lost_to_retention" in worker.log()
 
 
 def test_a_clicks_topic_that_is_made_anew_under_a_worker_ends_it_with_a_sentence(
