@@ -140,8 +140,7 @@ class WorkerSettings(KafkaSettings):
     batch_clicks: PositiveInt = Field(default=256, le=4096)
     """Most clicks in one micro-batch."""
     batch_window_s: NonNegativeFloat = Field(default=0.010, le=1.0)
-    """How long a broker gathers clicks for a micro-batch; half of it is the shortest time from one
-    batch to the next."""
+    """How long a broker gathers clicks for a micro-batch; batches are at least half of it apart."""
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""
     bad_click_run_limit: PositiveInt = 1000

@@ -86,8 +86,8 @@ def test_a_wrong_environment_variable_is_named(
     err = refused(capsys, "worker", "--bundle=b")
     assert err == (
         "--batch-window-s (or NEXTCLICK_BATCH_WINDOW_S) is '2', expected: less than or equal to "
-        "1; it means: Shortest time from one micro-batch to the next: clicks that come closer "
-        "go together.\n"
+        "1; it means: How long a broker gathers clicks for a micro-batch; batches are at least "
+        "half of it apart.\n"
     )
 
 
