@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stream.contract.records import Record
 from stream.errors import StreamError
@@ -223,7 +223,15 @@ class Group(threading.Thread):
     def _start_at(self, offsets: Mapping[int, int]) -> None:
         self._drop_held(offsets)
         for partition, offset in offsets.items():
-            self._consumer.seek(TopicPartition(self._topic, partition, offset))
+            tp = TopicPartition(self._topic, partition, offset)
+            try:
+                self._consumer.seek(tp)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:
+                    raise
+                # An offset that the log had lost has stopped the fetching: no seek starts it again.
+                self._consumer.incremental_unassign([tp])
+                self._consumer.incremental_assign([tp])
             self._read[partition] = offset
         self._consumer.resume(self._tps(offsets))
 
