@@ -1,14 +1,15 @@
 """The real broker of the integration tests, and their time limit."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from bench.faults.service import Deployment
 from bench.serving.bundles import write_tiny_bundle
-from deploy.broker import resolve_kafka
+from deploy.broker import EmbeddedKafka, resolve_kafka
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 300
@@ -51,3 +52,18 @@ def deployment(
     deployment.create_topics()
     yield deployment
     deployment.close()
+
+
+@contextmanager
+def own_deployment(
+    folder: Path, properties: Mapping[str, str] | None = None
+) -> Iterator[tuple[EmbeddedKafka, Deployment]]:
+    """As ``deployment``, on a broker of its own that the test may end, freeze or configure."""
+    bundle = write_tiny_bundle(folder, n_items=50, hidden_size=8, k=20)
+    with EmbeddedKafka(folder / "kafka", properties=properties) as broker:
+        deployment = Deployment(broker.bootstrap_servers, "own", bundle, folder)
+        deployment.create_topics()
+        try:
+            yield broker, deployment
+        finally:
+            deployment.close()

@@ -22,9 +22,9 @@ from bench.faults.service import Deployment
 from bench.faults.traffic import session_load
 from bench.faults.verdict import Verdict, sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
-from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
 from deploy.processes import wait_for
+from tests.integration.conftest import own_deployment
 
 N_CLICKS = 6000
 PER_SECOND = 1000.0
@@ -143,27 +143,21 @@ def test_a_worker_that_sleeps_past_its_session_timeout_writes_nothing_when_it_wa
 
 
 def test_a_broker_that_restarts_under_load_loses_nothing(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
-    with EmbeddedKafka(tmp_path / "kafka") as broker:
-        deployment = Deployment(broker.bootstrap_servers, "restart", bundle, tmp_path)
-        deployment.create_topics()
+    with own_deployment(tmp_path) as (broker, deployment):
         load = threading.Thread(
             target=deployment.send,
             args=(session_load(N_CLICKS),),
             kwargs={"per_second": PER_SECOND},
         )
-        try:
-            worker = deployment.start()
-            load.start()
-            in_full_swing(deployment, 0.2)
-            broker.stop()
-            broker.start()
-            load.join()
-            deployment.wait_until_answered(N_CLICKS)
-            assert worker.process.poll() is None, worker.log()
-            found = verdict(deployment)
-        finally:
-            deployment.close()
+        worker = deployment.start()
+        load.start()
+        in_full_swing(deployment, 0.2)
+        broker.stop()
+        broker.start()
+        load.join()
+        deployment.wait_until_answered(N_CLICKS)
+        assert worker.process.poll() is None, worker.log()
+        found = verdict(deployment)
     assert found.exact, str(found)
 
 

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,10 +11,8 @@ import pytest
 from bench.faults.service import SESSION_TIMEOUT_S, Deployment
 from bench.faults.traffic import session_load
 from bench.faults.verdict import verdict
-from bench.serving.bundles import write_tiny_bundle
-from deploy.broker import EmbeddedKafka
-from deploy.command import DeployError
 from deploy.processes import wait_for
+from tests.integration.conftest import own_deployment
 
 AWAY_S = 2 * SESSION_TIMEOUT_S + 8
 
@@ -30,83 +27,65 @@ FORGETFUL = {
 
 
 def test_the_first_click_after_a_long_silence_is_answered(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
-    with EmbeddedKafka(tmp_path / "kafka", properties=FORGETFUL) as broker:
-        deployment = Deployment(broker.bootstrap_servers, "silence", bundle, tmp_path)
-        deployment.create_topics()
-        try:
-            worker = deployment.start()
-            load = list(session_load(400))
-            for begin in (0, 200):
-                deployment.send(load[begin : begin + 200])
-                deployment.wait_until_answered(begin + 200)
-                time.sleep(6)
-            assert worker.process.poll() is None, worker.log()
-            assert "transaction_lost" in worker.log(), "the ids had been forgotten"
-            found = verdict(deployment)
-        finally:
-            deployment.close()
+    with own_deployment(tmp_path, FORGETFUL) as (_, deployment):
+        worker = deployment.start()
+        load = list(session_load(400))
+        for begin in (0, 200):
+            deployment.send(load[begin : begin + 200])
+            deployment.wait_until_answered(begin + 200)
+            time.sleep(6)
+        assert worker.process.poll() is None, worker.log()
+        assert "transaction_lost" in worker.log(), "the ids had been forgotten"
+        found = verdict(deployment)
     assert found.exact, str(found)
 
 
 @pytest.mark.timeout(180)
 def test_a_broker_that_freezes_under_load_loses_nothing(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
-    with EmbeddedKafka(tmp_path / "kafka") as broker:
-        deployment = Deployment(broker.bootstrap_servers, "frozen", bundle, tmp_path)
-        deployment.create_topics()
+    with own_deployment(tmp_path) as (broker, deployment):
         load = threading.Thread(
             target=deployment.send,
             args=(session_load(6000),),
             kwargs={"per_second": 500.0},
         )
+        workers = [deployment.start() for _ in range(2)]
+        load.start()
+        time.sleep(3)
+        os.kill(broker.pid, signal.SIGSTOP)
         try:
-            workers = [deployment.start() for _ in range(2)]
-            load.start()
-            time.sleep(3)
-            os.kill(broker.pid, signal.SIGSTOP)
             time.sleep(AWAY_S)
-            os.kill(broker.pid, signal.SIGCONT)
-            load.join()
-            deployment.wait_until_answered(6000)
-            for worker in workers:
-                assert worker.process.poll() is None, worker.log()
-            found = verdict(deployment)
         finally:
-            with suppress(DeployError):  # one that is stopped cannot be ended
-                os.kill(broker.pid, signal.SIGCONT)
-            deployment.close()
+            os.kill(broker.pid, signal.SIGCONT)
+        load.join()
+        deployment.wait_until_answered(6000)
+        for worker in workers:
+            assert worker.process.poll() is None, worker.log()
+        found = verdict(deployment)
     assert found.exact, str(found)
 
 
 @pytest.mark.timeout(180)
 def test_workers_outlive_an_outage_in_silence_and_go_on_when_it_ends(tmp_path: Path) -> None:
-    bundle = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20)
-    with EmbeddedKafka(tmp_path / "kafka") as broker:
-        deployment = Deployment(broker.bootstrap_servers, "outage", bundle, tmp_path)
-        deployment.create_topics()
-        try:
-            worker = deployment.start()
-            load = list(session_load(2000))
-            deployment.send(load[:1000])
-            broker.stop()
-            began = time.monotonic()
-            n_lines = len(worker.log().splitlines())
-            wait_for(lambda: worker.get("/ready")[0] == 503, AWAY_S, "a worker that is not ready")
-            time.sleep(max(0.0, began + AWAY_S - time.monotonic()))
-            assert worker.process.poll() is None, worker.log()
-            assert worker.get("/healthz")[0] == 200
-            assert len(worker.log().splitlines()) - n_lines <= AWAY_S
-            broker.start()
-            back = time.monotonic()
-            wait_for(lambda: worker.get("/ready")[0] == 200, 30, "a ready worker")
-            print(f"ready {time.monotonic() - back:.1f} s after the broker")
-            deployment.send(load[1000:])
-            deployment.wait_until_answered(2000)
-            assert worker.process.poll() is None, worker.log()
-            found = verdict(deployment)
-        finally:
-            deployment.close()
+    with own_deployment(tmp_path) as (broker, deployment):
+        worker = deployment.start()
+        load = list(session_load(2000))
+        deployment.send(load[:1000])
+        broker.stop()
+        began = time.monotonic()
+        n_lines = len(worker.log().splitlines())
+        wait_for(lambda: worker.get("/ready")[0] == 503, AWAY_S, "a worker that is not ready")
+        time.sleep(max(0.0, began + AWAY_S - time.monotonic()))
+        assert worker.process.poll() is None, worker.log()
+        assert worker.get("/healthz")[0] == 200
+        assert len(worker.log().splitlines()) - n_lines <= AWAY_S
+        broker.start()
+        back = time.monotonic()
+        wait_for(lambda: worker.get("/ready")[0] == 200, 30, "a ready worker")
+        print(f"ready {time.monotonic() - back:.1f} s after the broker")
+        deployment.send(load[1000:])
+        deployment.wait_until_answered(2000)
+        assert worker.process.poll() is None, worker.log()
+        found = verdict(deployment)
     assert found.exact, str(found)
 
 
