@@ -24,6 +24,9 @@ from stream.transport.restore import Restore
 from stream.transport.transactions import Delivery, TransactionalProducer
 from stream.transport.wire import TxnOffsetCommit
 
+SLOW_S = 9.0
+"""On a slow machine the next owner takes six to join, to restore and to process its first click."""
+
 
 def no_position_record() -> None:
     """Begin where a consumer without offsets begins."""
@@ -136,7 +139,7 @@ def seek_to_the_beginning() -> None:
 
 
 def slow_revocation() -> None:
-    """Take three seconds for the batch that a revocation finds under way: no guard is out.
+    """Take ``SLOW_S`` for the batch that a revocation finds under way: no guard is out.
 
     There nearly always is one, since every batch takes a while.
     """
@@ -152,7 +155,7 @@ def slow_revocation() -> None:
         before = n_revocations
         await asyncio.sleep(0.2)
         if n_revocations > before:
-            await asyncio.sleep(3)
+            await asyncio.sleep(SLOW_S)
         await commit(self, transaction)
 
     FaustTransport.on_revoked = note  # type: ignore[method-assign]

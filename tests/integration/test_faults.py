@@ -21,6 +21,7 @@ from bench.faults.scene import Bundles, run_once
 from bench.faults.service import Deployment
 from bench.faults.traffic import session_load
 from bench.faults.verdict import Verdict, sessions_in_changelog, verdict
+from bench.faults.worker_without import SLOW_S
 from bench.serving.bundles import write_tiny_bundle
 from deploy.command import DeployError
 from deploy.processes import wait_for
@@ -28,6 +29,8 @@ from tests.integration.conftest import own_deployment
 
 N_CLICKS = 6000
 PER_SECOND = 1000.0
+BY_CHANCE = pytest.mark.flaky(reruns=2)
+"""A worker without its guard must come to harm, but a slow machine spares it now and then."""
 
 
 @pytest.fixture
@@ -89,9 +92,11 @@ def test_sigterm_under_load_is_exact_and_exits_with_0(
     assert found.exact != bool(guards), str(found)
 
 
-# For 15 s: on a slow machine a worker takes 8 to start and to join.
-@pytest.mark.parametrize("load", [400.0], indirect=True, ids=["400/s"])
-@pytest.mark.parametrize("guards", [(), ("drain",)], ids=["whole", "broken"])
+# For 24 s: on a slow machine a worker takes 8 to start and to join, and the slow batch as many.
+@pytest.mark.parametrize("load", [250.0], indirect=True, ids=["250/s"])
+@pytest.mark.parametrize(
+    "guards", [(), pytest.param(("drain",), marks=BY_CHANCE)], ids=["whole", "broken"]
+)
 def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     deployment: Deployment, load: threading.Thread, guards: tuple[str, ...]
 ) -> None:
@@ -100,7 +105,8 @@ def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     in_full_swing(deployment, 0.1)
     second = deployment.start(*guards)
     wait_for(lambda: second.metric("recs_rebalances_total") >= 1, 60, "partitions that move")
-    time.sleep(4)  # until the slow batch has been committed
+    if guards:
+        time.sleep(SLOW_S)  # until the slow batch is committed, behind the back of its new owner
     in_full_swing(deployment, 0.4)
     first.end(signal.SIGTERM)
     ended = first.wait_for_exit(30)
@@ -117,9 +123,9 @@ def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     ("step", "guards"),
     [
         ("offsets", ()),
-        ("offsets", ("generation",)),
+        pytest.param("offsets", ("generation",), marks=BY_CHANCE),
         ("records", ()),
-        ("records", ("settling",)),
+        pytest.param("records", ("settling",), marks=BY_CHANCE),
     ],
     ids=["offsets-whole", "offsets-broken", "records-whole", "records-broken"],
 )
