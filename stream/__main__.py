@@ -1,4 +1,4 @@
-"""``python -m stream worker | topics create | topics check | reset | watch``."""
+"""``python -m stream worker | topics create | topics check | resume | reset | watch``."""
 
 import os
 import signal
@@ -20,6 +20,7 @@ from stream.errors import StreamError
 from stream.settings import (
     KafkaSettings,
     ResetSettings,
+    ResumeSettings,
     TopicsSettings,
     WatchSettings,
     WorkerSettings,
@@ -121,6 +122,17 @@ def _reset(settings: ResetSettings) -> None:
         print(f"partition {partition}: goes on at offset {offset}")
 
 
+def _resume(settings: ResumeSettings) -> None:
+    from stream.resume import resume_partitions
+
+    resumed = resume_partitions(settings)
+    for partition, offset in resumed.items():
+        how = "passes over" if settings.pass_over else "goes on at"
+        print(f"partition {partition}: {how} offset {offset}")
+    if not resumed:
+        print("no partition is paused")
+
+
 def _watch(settings: WatchSettings) -> None:
     from stream.watch.command import watch
 
@@ -135,6 +147,7 @@ COMMANDS: dict[str, tuple[type[KafkaSettings], Callable[[Any], int | None]]] = {
     "worker": (WorkerSettings, _worker),
     "topics create": (TopicsSettings, _topics_create),
     "topics check": (KafkaSettings, _topics_check),
+    "resume": (ResumeSettings, _resume),
     "reset": (ResetSettings, _reset),
     "watch": (WatchSettings, _watch),
 }

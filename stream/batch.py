@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from stream.contract.click import BadClick, Click
+from stream.contract.click import BadClick, Click, Reason
 from stream.contract.messages import Outcome, Target, dead_letter, encode_json, recommendation
 from stream.contract.records import Record
 from stream.counts import Answered, BatchCounts, Judgement, rank_in_list
@@ -58,6 +58,11 @@ _Listed = tuple[bytes, bytes]
 """A list out of a session's state: int32 item indices and float32 scores."""
 _ListRef = int | _Listed | None
 """A list: row of its model's rank call in this batch, out of the state, or none (popularity)."""
+
+
+_UNPROCESSABLE = BadClick(
+    Reason.UNPROCESSABLE, "the worker failed to process it, and an operator has passed it over"
+)
 
 
 class _Session(msgspec.Struct):
@@ -120,11 +125,15 @@ class Plan:
 
 
 class Planner:
-    """Plans and finishes batches of one clicks topic; keeps nothing between them."""
+    """Plans and finishes batches of one clicks topic; keeps no session between them.
+
+    passed_over: records, by partition and offset, that an operator sends to the dead letters.
+    """
 
     def __init__(self, models: Models, rules: Rules, topic: str) -> None:
         self.rules = rules
         self.topic = topic
+        self.passed_over: set[tuple[int, int]] = set()
         self._models = models
 
     def plan(
@@ -139,6 +148,7 @@ class Planner:
         copied, not changed. Raises BadClickLimitError; nothing has been done then.
         """
         plan, limit, parse = Plan(lookup), self.rules.limit, self._models.parse
+        passed_over = self.passed_over
         for partition, of_partition in records.items():
             position = plan.transaction.positions[partition] = positions[partition].copy()
             touched = plan.touched[partition] = set()
@@ -150,7 +160,10 @@ class Planner:
                     hole = (position.next_offset, record.offset)
                     plan.holes.setdefault(partition, []).append(hole)
                 position.next_offset = record.offset + 1
-                click = parse(record)
+                if passed_over and (partition, record.offset) in passed_over:
+                    click: Click | BadClick = _UNPROCESSABLE
+                else:
+                    click = parse(record)
                 if isinstance(click, BadClick):
                     limit.count_bad(position, self.topic, partition, record.offset)
                     plan.counts.rejected.append((record, click.reason))

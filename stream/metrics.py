@@ -126,6 +126,11 @@ class Metrics:
             "Clicks appended and not yet processed, by partition.",
             ["partition"],
         )
+        self.paused = gauge(
+            "recs_paused_partition",
+            "1 while a partition is paused before a record that cannot be processed, else 0.",
+            ["partition"],
+        )
         self.ready = gauge(
             "recs_ready", "1 when a member of the group with all its partitions restored, else 0."
         )
@@ -196,11 +201,15 @@ class Metrics:
         self.restored.inc(restored.n_records)
         self.lost.inc(restored.n_lost)
         self.restore.observe(restored.seconds)
-        self.set_by_partition(sessions_by_partition, {})
+        self.set_by_partition(sessions_by_partition, {}, ())
 
-    def set_by_partition(self, sessions: Mapping[int, int], lag: Mapping[int, int]) -> None:
+    def set_by_partition(
+        self, sessions: Mapping[int, int], lag: Mapping[int, int], paused: Collection[int]
+    ) -> None:
         """Set the gauges of the owned partitions; those that left have none."""
-        for gauge, values in ((self.sessions, sessions), (self.lag, lag)):
+        is_paused = {partition: partition in paused for partition in sessions}
+        gauges = ((self.sessions, sessions), (self.lag, lag), (self.paused, is_paused))
+        for gauge, values in gauges:
             gauge.clear()
             for partition, value in values.items():
                 gauge.labels(partition).set(value)

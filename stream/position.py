@@ -21,7 +21,7 @@ FORMAT: Final = 1
 
 
 class BadClickLimitError(Exception):
-    """So many bad clicks that the deployment must be wrong, not the data."""
+    """So many bad clicks in a partition that its producers must be wrong, not some clicks."""
 
 
 class Position(msgspec.Struct, array_like=True):
@@ -35,6 +35,7 @@ class Position(msgspec.Struct, array_like=True):
     bad_window_start: offset of the first bad click since the window was last clean.
     owner, address: who has applied it: what its transactional ids begin with, and where its pages
     are (host:port).
+    excused_until: bad clicks below this offset are not counted: an operator has seen them.
     """
 
     next_offset: int
@@ -47,10 +48,15 @@ class Position(msgspec.Struct, array_like=True):
     format: int = FORMAT
     owner: str = ""
     address: str = ""
+    excused_until: int = 0
 
     def copy(self) -> "Position":
         """Return an equal position that can be advanced without touching this one."""
         return msgspec.structs.replace(self)
+
+    def excuse(self, until: int) -> "Position":
+        """Return this position with a clean record of bad clicks, which begins at an offset."""
+        return msgspec.structs.replace(self, bad_run=0, bad_window=b"", excused_until=until)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,8 @@ class BadClickLimit:
 
     def count_bad(self, position: Position, topic: str, partition: int, offset: int) -> None:
         """Note a bad click; raises BadClickLimitError where it is one too many."""
+        if offset < position.excused_until:
+            return
         if not position.bad_run:
             position.bad_run_start = offset
         if not position.bad_window:

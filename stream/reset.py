@@ -7,11 +7,11 @@ from confluent_kafka.admin import AdminClient
 
 from stream.errors import StreamError
 from stream.position import POSITION_KEY, Position, decode_position, encode_position
-from stream.settings import ResetSettings
+from stream.settings import KafkaSettings, ResetSettings
 from stream.transport.clients import confluent_options
 from stream.transport.reader import bounds, read_committed
 from stream.transport.restore import former_ids
-from stream.transport.topics import TIMEOUT_S, check_topics, n_partitions
+from stream.transport.topics import TIMEOUT_S, check_topics, chosen_partitions
 
 
 def reset_positions(settings: ResetSettings) -> dict[int, int]:
@@ -22,19 +22,13 @@ def reset_positions(settings: ResetSettings) -> dict[int, int]:
     """
     topic_id = check_topics(settings)
     _check_stopped(settings)
-    (n_clicks_partitions,) = n_partitions(settings, [settings.clicks_topic]).values()
-    partitions, only = range(n_clicks_partitions), settings.partition
-    if only is not None and only not in partitions:
-        topic = f"{settings.clicks_topic} has {n_clicks_partitions} partitions"
-        raise StreamError(f"partition is {only}, {topic}")
-    if only is not None:
-        partitions = range(only, only + 1)
+    partitions = chosen_partitions(settings, settings.partition)
     offsets = _target_offsets(settings, partitions)
-    old = _positions(settings, partitions, stable_only=True)
+    old = positions(settings, partitions, stable_only=True)
     for p, position in old.items():
         for name in former_ids(settings.wiring, p, position):
             _producer(settings, name)  # fences whoever has it
-    old = _positions(settings, partitions, stable_only=False)
+    old = positions(settings, partitions, stable_only=False)
     producer = _producer(settings, f"{settings.app_id}-reset")
     producer.begin_transaction()
     for p, offset in offsets.items():
@@ -79,8 +73,8 @@ def _target_offsets(settings: ResetSettings, partitions: Collection[int]) -> dic
     return dict.fromkeys(partitions, offset)
 
 
-def _positions(
-    settings: ResetSettings, partitions: Collection[int], *, stable_only: bool
+def positions(
+    settings: KafkaSettings, partitions: Collection[int], *, stable_only: bool
 ) -> dict[int, Position]:
     """The last position of each partition, of what is stable or of all that is written."""
     topic, start = settings.changelog_topic, dict.fromkeys(partitions, 0)

@@ -18,7 +18,7 @@ from stream.position import BadClickLimit
 from stream.settings import WorkerSettings
 from stream.transport.faust_app import FaustTransport
 from stream.transport.topics import check_topics, largest_click
-from stream.web.pages import add_pages
+from stream.web.pages import add_pages, add_resume
 from stream.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -52,6 +52,7 @@ def run_worker(settings: WorkerSettings) -> int:
     transport = FaustTransport(settings, settings.wiring, partial(check_topics, settings))
     worker = Worker(transport, planner, metrics)
     add_pages(transport.app, worker, metrics.registry)
+    add_resume(transport.app, worker)
     # What is there by now stays: no collection need look at it again (it took up to 150 ms).
     gc.collect()
     gc.freeze()

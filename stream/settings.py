@@ -144,15 +144,15 @@ class WorkerSettings(KafkaSettings):
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""
     bad_click_run_limit: PositiveInt = 1000
-    """Stop at this many bad clicks in a row in one partition."""
+    """Pause a partition at this many bad clicks in a row."""
     bad_click_share_limit: float = Field(default=0.5, gt=0.0, le=1.0)
-    """Stop when more than this share of a partition's last 2,000 clicks is bad."""
+    """Pause a partition when more than this share of its last 2,000 clicks is bad."""
     session_timeout_s: PositiveFloat = Field(default=10.0, ge=6.0, le=1800.0)
     """A worker that is silent for so long loses its partitions (the group's session timeout)."""
     web_host: str = "127.0.0.1"
-    """Address of /healthz, /ready and /metrics, which the position records tell others."""
+    """Address of the worker's pages, which the position records tell others."""
     web_port: int = Field(default=6066, ge=1, le=65535)
-    """Port of /healthz, /ready and /metrics, told likewise."""
+    """Port of the worker's pages, told likewise."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
 
@@ -175,6 +175,15 @@ class ResetSettings(KafkaSettings):
     """earliest, latest or an offset."""
     partition: NonNegativeInt | None = None
     """The partition to move; unset: all of them."""
+
+
+class ResumeSettings(KafkaSettings):
+    """Let partitions go on that a worker has paused."""
+
+    partition: NonNegativeInt | None = None
+    """The partition that goes on; unset: all that are paused."""
+    pass_over: bool = False
+    """Send the record that it waits before to the dead-letter topic; unset: try it again."""
 
 
 class WatchSettings(KafkaSettings):

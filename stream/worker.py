@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 import structlog
 
 from stream.batch import Plan, Planner
+from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.metrics import Metrics
 from stream.model.models import Model
@@ -30,7 +31,6 @@ log = structlog.get_logger(__name__)
 
 EXIT_BUG = 1
 EXIT_DEPLOYMENT = 2
-EXIT_BAD_CLICKS = 3
 COLLECT_PER_CLICK = 2
 COLLECT_AT_LEAST = 64
 """Expiry looks at this many sessions a batch: enough to outrun any rate of new ones, and bounded,
@@ -41,20 +41,20 @@ way to the scoring thread and back costs 1 to 2 ms where two cores are busy. Mor
 the commit of the batch before."""
 
 
-_ENDS = (
-    (BadClickLimitError, "bad_click_limit", EXIT_BAD_CLICKS),
-    (StreamError, "bad_deployment", EXIT_DEPLOYMENT),
-)
-
-
 class DroppedClickError(Exception):
     """The transport passed over a click that the topic holds."""
 
 
-class _Scored(NamedTuple):
-    batch: Batch
+class _Step(NamedTuple):
     plan: Plan
     scores: Mapping[Model, Scores]
+
+
+class _Scored(NamedTuple):
+    """A batch and the steps that it took: one, unless a record failed."""
+
+    batch: Batch
+    steps: list[_Step]
 
 
 class Worker:
@@ -68,6 +68,7 @@ class Worker:
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._scored: asyncio.Queue[_Scored | None] = asyncio.Queue(1)
         self._batch_started: float | None = None
+        self._paused: dict[int, int] = {}  # the offset that a paused partition waits before
 
     # -- the loop -------------------------------------------------------------------------
 
@@ -82,30 +83,87 @@ class Worker:
         await delivering
 
     async def _advance(self, batch: Batch) -> None:
-        """Plan and score a batch, and let the sessions go on to the next one."""
-        sessions, planner, transport = self._sessions, self._planner, self._transport
+        """Plan and score a batch, and let the sessions go on to the next one.
+
+        Where that fails, each partition and then each record is a step of its own, until the one
+        is found that fails: its partition is paused before it, and the others go on.
+        """
+        steps: list[_Step] = []
+        parts = [batch.records]
+        while parts and self._transport.is_current(batch):
+            records = parts.pop(0)
+            try:
+                step = await self._step(records)
+            except (StreamError, DroppedClickError):
+                raise
+            except Exception as error:
+                if smaller := _smaller(records):
+                    parts[:0] = smaller
+                    continue
+                ((partition, (record,)),) = records.items()
+                self._pause(record, error)
+                parts = [part for part in parts if partition not in part]
+                continue
+            if self._transport.is_current(batch):
+                with self._stage("apply"):
+                    self._collect(step.plan)
+                    self._sessions.apply(step.plan.transaction)
+                steps.append(step)
+        if not self._transport.is_current(batch):
+            self._transport.acknowledge(batch)
+            return
+        delivering = self._batch_started is not None
+        await self._scored.put(_Scored(batch, steps))
+        if delivering:
+            # Where transactions take longest, a batch that is fetched sooner only waits longer.
+            await self._scored.join()
+
+    async def _step(self, records: Mapping[int, Sequence[Record]]) -> _Step:
+        """Plan and score records; the sessions stay as they are."""
+        sessions, planner = self._sessions, self._planner
         with self._stage("plan"):
-            positions = {p: sessions.partitions[p].position for p in batch.records}
-            plan = planner.plan(batch.records, positions, sessions.get)
+            positions = {p: sessions.partitions[p].position for p in records}
+            plan = planner.plan(records, positions, sessions.get)
         await self._check_holes(plan)
         with self._stage("score"):
-            if sum(map(len, batch.records.values())) <= INLINE_CLICKS:
+            if sum(map(len, records.values())) <= INLINE_CLICKS:
                 scores = plan.score()
             else:
                 loop = asyncio.get_running_loop()
                 scores = await loop.run_in_executor(self._scoring, plan.score)
-        if not transport.is_current(batch):
-            transport.acknowledge(batch)
-            return
-        with self._stage("apply"):
             planner.advance(plan, scores)
-            self._collect(plan)
-            sessions.apply(plan.transaction)
-        delivering = self._batch_started is not None
-        await self._scored.put(_Scored(batch, plan, scores))
-        if delivering:
-            # Where transactions take longest, a batch that is fetched sooner only waits longer.
-            await self._scored.join()
+        return _Step(plan, scores)
+
+    def _pause(self, record: Record, error: Exception) -> None:
+        """Leave a partition alone from this record on, until an operator says how to go on."""
+        where = {"topic": self._planner.topic, "partition": record.partition}
+        self._paused[record.partition] = record.offset
+        self._transport.pause(record.partition)
+        is_limit = isinstance(error, BadClickLimitError)
+        log.critical(
+            "partition_paused",
+            **where,
+            offset=record.offset,
+            detail=str(error) if is_limit else "the worker failed at this record",
+            exc_info=None if is_limit else error,
+        )
+
+    async def resume(self, partition: int, excused_until: int, *, pass_over: bool) -> int | None:
+        """Go on with a paused partition; returns the offset, or None if it is not paused here.
+
+        excused_until: bad clicks below this offset count for no limit. pass_over: the record at
+        the offset becomes a dead letter.
+        """
+        offset = self._paused.pop(partition, None)
+        if offset is None:
+            return None
+        if pass_over:
+            self._planner.passed_over.add((partition, offset))
+        sessions = self._sessions.partitions[partition]
+        sessions.position = sessions.position.excuse(excused_until)
+        log.warning("partition_resumed", partition=partition, offset=offset, pass_over=pass_over)
+        await self._transport.resume(partition, sessions.position.next_offset)
+        return offset
 
     async def _deliver(self) -> None:
         """Answer and commit batches in order."""
@@ -114,14 +172,16 @@ class Worker:
             while (scored := await self._scored.get()) is not None:
                 self._scored.task_done()  # as far as who waits for it is concerned
                 self._batch_started = time.monotonic()
-                if transport.is_current(scored.batch):
-                    await self._commit(*scored)
+                for step in scored.steps:
+                    if transport.is_current(scored.batch):
+                        await self._commit(scored.batch, step)
                 self._batch_started = None
                 transport.acknowledge(scored.batch)
         except Exception as error:
             self.fail(error)
 
-    async def _commit(self, batch: Batch, plan: Plan, scores: Mapping[Model, Scores]) -> None:
+    async def _commit(self, batch: Batch, step: _Step) -> None:
+        plan, scores = step
         with self._stage("finish"):
             self._planner.answer(plan, scores, _now_ms())
         try:
@@ -182,20 +242,25 @@ class Worker:
         for sessions, position in restored.values():
             sessions.position = position
         self._sessions.own({p: sessions for p, (sessions, _) in restored.items()})
+        self._forget_pauses(restored)
         self._metrics.count_restore(self._sessions.sizes(), how)
         counts = {"records": how.n_records, "sessions": len(self._sessions)}
         log.info("restored", partitions=sorted(restored), **counts, seconds=round(how.seconds, 3))
 
     def drop(self, partitions: Collection[int]) -> None:
         self._sessions.drop(partitions)
+        self._forget_pauses(partitions)
+
+    def _forget_pauses(self, partitions: Collection[int]) -> None:
+        """What is owned anew is tried anew."""
+        for partition in partitions:
+            self._paused.pop(partition, None)
 
     def fail(self, error: Exception) -> NoReturn:
         """Log and end the process at once; what was not committed is done again after a restart."""
-        for kind, event, exit_code in _ENDS:
-            if isinstance(error, kind):
-                log.critical(event, detail=str(error))
-                code = exit_code
-                break
+        if isinstance(error, StreamError):
+            log.critical("bad_deployment", detail=str(error))
+            code = EXIT_DEPLOYMENT
         else:
             log.critical("worker_failed", exc_info=error)
             code = EXIT_BUG
@@ -219,7 +284,16 @@ class Worker:
     async def observe(self) -> None:
         """Set the gauges."""
         self._metrics.ready.set(self.ready)
-        self._metrics.set_by_partition(self._sessions.sizes(), self._transport.lag())
+        sizes = self._sessions.sizes()
+        self._metrics.set_by_partition(sizes, self._transport.lag(), self._paused)
+
+
+def _smaller(records: Mapping[int, Sequence[Record]]) -> list[dict[int, list[Record]]]:
+    """Partitions one by one, or the records of the only one; none if there is but one record."""
+    if len(records) > 1:
+        return [{partition: list(of_partition)} for partition, of_partition in records.items()]
+    ((partition, of_partition),) = records.items()
+    return [{partition: [record]} for record in of_partition] if len(of_partition) > 1 else []
 
 
 def _now_ms() -> int:

@@ -42,6 +42,7 @@ class MemoryTransport:
         self.broker = broker
         self.stopped = asyncio.Event()
         self._fetched: dict[int, int] = {}
+        self._paused: set[int] = set()
         self._committed: dict[int, int] = {}
 
     def run(self, processor: Processor) -> int:
@@ -77,6 +78,7 @@ class MemoryTransport:
             new = {
                 p: [r for r in self.broker.input[p] if r.offset >= begin]
                 for p, begin in self._fetched.items()
+                if p not in self._paused
             }
             if records := {p: of_p for p, of_p in new.items() if of_p}:
                 self._fetched |= {p: of_p[-1].offset + 1 for p, of_p in records.items()}
@@ -99,6 +101,13 @@ class MemoryTransport:
 
     def acknowledge(self, batch: Batch) -> None:
         pass
+
+    def pause(self, partition: int) -> None:
+        self._paused.add(partition)
+
+    async def resume(self, partition: int, offset: int) -> None:
+        self._paused.discard(partition)
+        self._fetched[partition] = offset
 
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         return [r for p in start for r in self.broker.input[p] if start[p] <= r.offset < end[p]]

@@ -14,6 +14,7 @@ from typing import Any
 
 from stream import __main__ as command
 from stream import worker
+from stream.contract.click import ClickParser
 from stream.session import PartitionSessions
 from stream.transport import restore, transactions
 from stream.transport.faust_app import FaustTransport
@@ -162,6 +163,18 @@ def slow_revocation() -> None:
     Delivery.commit = commit_slowly  # type: ignore[method-assign]
 
 
+def fail_at_poison() -> None:
+    """Have a bug that one click in the topic meets: no guard is out."""
+    parse = ClickParser.__call__
+
+    def parse_or_fail(self: Any, record: Any) -> Any:
+        if record.value == b"poison":
+            raise ZeroDivisionError("a bug of ours")
+        return parse(self, record)
+
+    ClickParser.__call__ = parse_or_fail  # type: ignore[method-assign]
+
+
 def sleep_before(step: str) -> Callable[[], None]:
     """SIGSTOP itself in its tenth transaction: no guard is out."""
 
@@ -203,6 +216,7 @@ GUARDS = {
 PLACES = {
     "seek_to_the_beginning": seek_to_the_beginning,
     "slow_revocation": slow_revocation,
+    "fail_at_poison": fail_at_poison,
     "sleep_before_offsets": sleep_before("send_offsets"),
     "sleep_before_records": sleep_before("send_records"),
 }

@@ -30,6 +30,7 @@ class Reason(StrEnum):
     KEY_MISMATCH = "key_mismatch"
     BAD_ITEM_ID = "bad_item_id"
     BAD_TIMESTAMP = "bad_timestamp"
+    UNPROCESSABLE = "unprocessable"
 
 
 class BadClick(msgspec.Struct, frozen=True):

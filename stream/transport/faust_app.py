@@ -8,6 +8,7 @@ group.py, restore.py, transactions.py. To Faust it is one partition that never l
 
 import asyncio
 import logging
+import socket
 import tempfile
 import time
 import uuid
@@ -208,6 +209,7 @@ class FaustTransport:
         # Whatever is fetched before a partition is started, or lost, carries a smaller epoch.
         self._epoch = self._lost_at = 0
         self._since: dict[int, int] = {}
+        self._paused: set[int] = set()
         self._committed: dict[int, int] = {}
         self._in_flight: dict[int, tuple[Any, asyncio.Event]] = {}
         self._wanted = asyncio.Event()
@@ -300,7 +302,7 @@ class FaustTransport:
             records = {
                 p: of_p
                 for p, of_p in fetched.records.items()
-                if since.get(p, fetched.epoch + 1) <= fetched.epoch
+                if since.get(p, fetched.epoch + 1) <= fetched.epoch and p not in self._paused
             }
             batch = Batch(records, fetched.epoch)
             if records:
@@ -325,6 +327,21 @@ class FaustTransport:
         event, done = self._in_flight.pop(id(batch))
         event.ack()
         done.set()
+
+    def pause(self, partition: int) -> None:
+        assert self._group is not None, "the partition is ours"
+        self._paused.add(partition)
+        self._group.pause([partition])
+
+    async def resume(self, partition: int, offset: int) -> None:
+        assert self._group is not None, "the partition is ours"
+        # Behind what was fetched before the pause, which the new epoch makes out of date.
+        await asyncio.wrap_future(self._group.pause([partition]))
+        if partition in self._since:
+            self._epoch += 1
+            self._since[partition] = self._epoch
+            self._paused.discard(partition)
+            await asyncio.wrap_future(self._group.start_at({partition: offset}))
 
     async def _drained(self) -> None:
         """Wait for the batches that are under way now."""
@@ -436,10 +453,9 @@ class FaustTransport:
         await asyncio.wrap_future(self._group.pause(restore.partitions))
         await self._delivery.start()
         topic_id = await asyncio.to_thread(self._check)
-        new, address = (
-            self.processor.new_partition,
-            f"{self._settings.web_host}:{self._settings.web_port}",
-        )
+        host, port = self._settings.web_host, self._settings.web_port
+        address = f"{socket.gethostname() if host == '0.0.0.0' else host}:{port}"  # noqa: S104
+        new = self.processor.new_partition
         restored, how = await restore.run(new, topic_id, self._owner, address)
         self.processor.own(restored, how)
         offsets = {p: position.next_offset for p, (_, position) in restored.items()}
@@ -447,6 +463,7 @@ class FaustTransport:
         # They are paused: no record is under way that was fetched elsewhere.
         self._epoch += 1
         self._since |= dict.fromkeys(restore.partitions, self._epoch)
+        self._paused.difference_update(restore.partitions)
         await asyncio.wrap_future(self._group.start_at(offsets))
 
     def _forget(self, partitions: Collection[int]) -> None:

@@ -125,6 +125,12 @@ class Transport(Protocol):
     def acknowledge(self, batch: Batch) -> None:
         """Nothing more comes of a fetched batch: it was committed or dropped."""
 
+    def pause(self, partition: int) -> None:
+        """Deliver nothing more of a partition, until ``resume`` or until it is owned anew."""
+
+    async def resume(self, partition: int, offset: int) -> None:
+        """Deliver a partition again, from this offset on."""
+
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         """Read a range of offsets of the input topic again: committed records only."""
 

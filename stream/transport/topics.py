@@ -204,6 +204,17 @@ def n_partitions(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int
     return {name: topics[name] for name in names}
 
 
+def chosen_partitions(settings: KafkaSettings, only: int | None) -> range:
+    """Return the partitions of the clicks topic, or one. Raises StreamError if that is none."""
+    (n_clicks_partitions,) = n_partitions(settings, [settings.clicks_topic]).values()
+    if only is None:
+        return range(n_clicks_partitions)
+    if only >= n_clicks_partitions:
+        topic = f"{settings.clicks_topic} has {n_clicks_partitions} partitions"
+        raise StreamError(f"partition is {only}, {topic}")
+    return range(only, only + 1)
+
+
 def _existing(admin: AdminClient, settings: KafkaSettings) -> dict[str, int]:
     try:
         topics = admin.list_topics(timeout=TIMEOUT_S).topics

@@ -1,4 +1,4 @@
-"""The worker's pages: /healthz, /ready and /metrics, on Faust's own web server."""
+"""The worker's pages on Faust's own web server: /healthz, /ready, /metrics, and one to go on."""
 
 from typing import Any, Protocol
 
@@ -16,6 +16,14 @@ class Health(Protocol):
     def ready(self) -> bool: ...
     @property
     def stuck_s(self) -> float: ...
+
+
+class Resumable(Protocol):
+    """A worker that can let a paused partition go on (see worker.py)."""
+
+    async def resume(
+        self, partition: int, excused_until: int, *, pass_over: bool
+    ) -> int | None: ...
 
 
 def add_pages(app: faust.App, worker: Health, registry: CollectorRegistry) -> None:
@@ -39,3 +47,21 @@ def add_pages(app: faust.App, worker: Health, registry: CollectorRegistry) -> No
         # As a header: aiohttp refuses a charset in its content_type argument.
         headers = {"Content-Type": CONTENT_TYPE_LATEST}
         return self.bytes(generate_latest(registry), headers=headers)
+
+
+def add_resume(app: faust.App, worker: Resumable) -> None:
+    """Register the page that `python -m stream resume` asks."""
+
+    @app.page("/partitions/{partition}/resume")
+    class Resume(faust.web.View):
+        async def post(self, request: Any, partition: str) -> Any:
+            """Go on with a paused partition; 404 where it is not paused here (see resume.py)."""
+            asked = request.query
+            if not partition.isdecimal() or not asked.get("excused_until", "0").isdecimal():
+                return self.json({"error": "expected numbers"}, status=400)
+            offset = await worker.resume(
+                int(partition),
+                int(asked.get("excused_until", 0)),
+                pass_over=asked.get("pass_over") == "true",
+            )
+            return self.json({"offset": offset}, status=404 if offset is None else 200)

@@ -1,17 +1,19 @@
 """Bad input: routed, counted, explained, and nothing lost."""
 
 import json
-import time
+import signal
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bench.faults.service import Deployment
+from bench.faults.service import Deployment, WorkerProcess
 from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
+from deploy.processes import wait_for
 from stream.contract.click import Reason
 from stream.session import decode_state
 
@@ -30,7 +32,8 @@ def test_every_kind_of_click_goes_where_the_contract_says(deployment: Deployment
         Reason.KEY_MISMATCH: (b"other", good),
         Reason.BAD_SESSION_ID: (b"", click("", "item-1", LOG_BEGIN_MS)),
     }
-    assert set(bad) == set(Reason) - {Reason.TOO_LARGE, Reason.UNREADABLE}
+    others = {Reason.TOO_LARGE, Reason.UNREADABLE, Reason.UNPROCESSABLE}
+    assert set(bad) == set(Reason) - others
     clicks = [
         (b"s", good),
         *bad.values(),
@@ -127,7 +130,15 @@ def test_random_bytes_and_mutated_clicks_lose_nothing_and_stop_nothing(
     assert answers >= len(good)
 
 
-def test_ten_thousand_bad_clicks_in_a_row_stop_the_worker_and_lose_nothing(
+def is_paused(worker: WorkerProcess, partition: int) -> bool:
+    return worker.metric(f'recs_paused_partition{{partition="{partition}"}}') == 1
+
+
+def is_answered(deployment: Deployment, partition: int, next_offset: int) -> bool:
+    return deployment.positions()[partition].next_offset == next_offset
+
+
+def test_a_partition_at_its_limit_is_paused_alone_until_an_operator_lets_it_go_on(
     deployment: Deployment,
 ) -> None:
     n_good = deployment.send(
@@ -135,22 +146,56 @@ def test_ten_thousand_bad_clicks_in_a_row_stop_the_worker_and_lose_nothing(
     )
     deployment.send(((b"s", b"no click") for _ in range(10_000)), partition=0)
     deployment.send([(b"s", click("s", "item-2", LOG_BEGIN_MS + 400))], partition=0)
-    limit = f"offsets {n_good} to {n_good + 999}"
-    at_stop = []
-    for _ in range(2):
-        worker = deployment.start(wait=False)
-        assert worker.wait_for_exit() == 3, worker.log()
-        assert f"1000 bad clicks in a row in {deployment.clicks}-0, {limit}" in worker.log()
-        at_stop.append(deployment.positions()[0].next_offset)
-        time.sleep(6)  # a worker that died holds its partitions for the session timeout
-    # A restart cuts other batches and may commit a few more of those before the limit.
-    assert at_stop[0] <= at_stop[1] < n_good + 1000
-    assert len(deployment.read(deployment.dead_letters)) == at_stop[1] - n_good
-    worker = deployment.start(bad_click_run_limit="20000", bad_click_share_limit="1.0")
-    deployment.wait_until_answered(10_301)
+    for begin in (0, 100):  # the second worker inherits the partition, and does not end either
+        worker = deployment.start()
+        wait_for(partial(is_paused, worker, 0), 60, "a paused partition")
+        assert f"offsets {n_good} to {n_good + 999}: the limit is 1000" in worker.log()
+        assert deployment.positions()[0].next_offset == n_good + 999, "those before are applied"
+        others = ((b"t", click("t", "item-1", LOG_BEGIN_MS + n)) for n in range(begin, begin + 100))
+        deployment.send(others, partition=1)
+        wait_for(partial(is_answered, deployment, 1, begin + 100), 60, "the others")
+        assert [is_paused(worker, p) for p in range(4)] == [True, False, False, False]
+        if begin == 0:
+            worker.end(signal.SIGKILL)
+    found = deployment.command("resume")
+    assert found.stdout == f"partition 0: goes on at offset {n_good + 999}\n", found.stderr
+    deployment.wait_until_answered(10_501)
     assert len(deployment.read(deployment.dead_letters)) == 10_000
-    assert len(deployment.read(deployment.recommendations)) == 301
+    assert len(deployment.read(deployment.recommendations)) == 501
+    wait_for(lambda: not is_paused(worker, 0), 10, "a gauge at rest")
+    assert deployment.command("resume").stdout == "no partition is paused\n"
+    # The excuse ends with what was in the log.
+    deployment.send(((b"s", b"no click") for _ in range(1_100)), partition=0)
+    wait_for(partial(is_paused, worker, 0), 60, "a partition that is paused again")
     assert worker.process.poll() is None
+
+
+def test_a_click_that_cannot_be_processed_pauses_its_partition_until_it_is_passed_over(
+    deployment: Deployment,
+) -> None:
+    def clicks(name: str, n_before: int, n_clicks: int = 50) -> list[tuple[bytes, bytes]]:
+        at = range(n_before, n_before + n_clicks)
+        return [(name.encode(), click(name, "item-1", LOG_BEGIN_MS + n)) for n in at]
+
+    deployment.send([*clicks("s", 0), (b"s", b"poison"), *clicks("s", 50)], partition=0)
+    deployment.send(clicks("t", 0), partition=1)
+    worker = deployment.start("fail_at_poison")
+    wait_for(partial(is_paused, worker, 0), 60, "a paused partition")
+    deployment.send(clicks("t", 50), partition=1)
+    deployment.wait_until_answered(150)
+    assert deployment.positions()[0].next_offset == 50
+    assert "ZeroDivisionError" in worker.log(), "bugs are not swallowed"
+    tried = deployment.command("resume", "--partition", "0")
+    assert tried.stdout == "partition 0: goes on at offset 50\n", tried.stderr
+    wait_for(lambda: worker.log().count("partition_paused") == 2, 60, "a partition paused again")
+    wrong = deployment.command("resume", "--partition", "1")
+    assert (wrong.returncode, wrong.stderr) == (2, "partition 1 is not paused\n")
+    found = deployment.command("resume", "--partition", "0", "--pass-over")
+    assert found.stdout == "partition 0: passes over offset 50\n", found.stderr
+    deployment.wait_until_answered(201)
+    (letter,) = deployment.read(deployment.dead_letters)
+    assert letter.value == b"poison" and letter.headers["reason"] == b"unprocessable"
+    assert verdict(deployment).exact, str(verdict(deployment))
 
 
 @pytest.mark.parametrize("size", [1_000_000, 5_000_000])

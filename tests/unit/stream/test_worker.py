@@ -2,16 +2,19 @@
 
 import asyncio
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
 from stream.batch import Planner, Rules
+from stream.contract.click import BadClick, Click
 from stream.contract.messages import Target
+from stream.contract.records import Record
 from stream.metrics import Metrics
 from stream.model.models import Model, Models
-from stream.position import BadClickLimit, BadClickLimitError
+from stream.position import BadClickLimit
 from stream.session import decode_state
 from stream.transport.protocol import Batch, Processor, Transaction, TransactionLostError
 from stream.worker import INLINE_CLICKS, DroppedClickError, Worker
@@ -227,17 +230,62 @@ class Losing(OneByOne):
         raise TransactionLostError("fenced")
 
 
-async def test_too_many_bad_clicks_end_the_worker_and_their_batch_publishes_nothing(
-    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+class Poisoned(Models):
+    """Meets a bug at the click b"poison"."""
+
+    def __init__(self) -> None:
+        super().__init__(MODEL)
+        parse = self.parse
+
+        def parse_or_fail(record: Record) -> Click | BadClick:
+            if record.value == b"poison":
+                raise ZeroDivisionError
+            return parse(record)
+
+        self.parse = parse_or_fail  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("models", "limit", "ill"),
+    [(Poisoned(), 1000, b"poison"), (Models(MODEL), 1, b"no click")],
+    ids=["a bug", "the limit"],
+)
+@pytest.mark.parametrize("pass_over", [False, True])
+async def test_an_ill_partition_is_paused_alone_and_goes_on_when_it_is_told_to(
+    broker: MemoryBroker, models: Models, limit: int, ill: bytes, pass_over: bool
 ) -> None:
-    broker.produce(0, *click("s", "a", 1000))
-    broker.produce(0, b"s", b"no click")
-    transport = OneByOne(broker)
-    rules = Rules(1000, 0, BadClickLimit(1, 1.0))
+    """All in one batch, which is taken apart: what comes before the ill record is answered."""
+    for partition in range(2):
+        for n in range(40):
+            broker.produce(partition, *click(f"s{partition}", "a", 1000 + n))
+    broker.produce(0, b"s0", ill)
+    broker.produce(0, *click("s0", "b", 1050))
+    transport = MemoryTransport(broker)
+    rules = Rules(1000, 0, BadClickLimit(limit, 1.0))
     metrics = Metrics(CollectorRegistry())
-    worker = Worker(transport, Planner(Models(MODEL), rules, "clicks"), metrics)
-    errors = ending(worker, monkeypatch)
-    with pytest.raises(Ended):
-        await transport.serve(worker)
-    assert [type(error) for error in errors] == [BadClickLimitError]
-    assert broker.messages[Target.DEAD_LETTERS] == []
+    worker = Worker(transport, Planner(models, rules, "clicks"), metrics)
+    serving = asyncio.create_task(transport.serve(worker))
+
+    async def until(next_offsets: list[int], paused: list[int]) -> None:
+        gauge = partial(metrics.registry.get_sample_value, "recs_paused_partition")
+        found: object = None
+        async with asyncio.timeout(10):
+            while found != (next_offsets, paused):
+                await asyncio.sleep(0.001)  # the worker has no event for it
+                await worker.observe()
+                offsets = [position.next_offset for _, position in sorted(broker.positions.items())]
+                found = (offsets, [gauge({"partition": p}) for p in "01"])
+
+    await until([40, 40], [1, 0])
+    broker.produce(1, *click("s1", "a", 1050))
+    await until([40, 41], [1, 0])
+    assert await worker.resume(1, 0, pass_over=pass_over) is None
+    assert await worker.resume(0, 41, pass_over=pass_over) == 40
+    goes_on = pass_over or ill != b"poison"
+    await until([42 if goes_on else 40, 41], [not goes_on, 0])
+    transport.stopped.set()
+    await serving
+    letters = broker.messages[Target.DEAD_LETTERS]
+    reason = b"unprocessable" if pass_over else b"not_json"
+    assert [dict(letter.headers)["reason"] for letter in letters] == [reason] * goes_on
+    assert len(set(sources(broker))) == len(sources(broker)) == 81 + goes_on
