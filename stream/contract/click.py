@@ -19,6 +19,8 @@ from stream.contract.records import Record as Record
 
 MAX_ID_BYTES = 256
 _EXPECTED_ID = f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8"
+EARLIEST_MS = 946_684_800_000
+"""The year 2000. What is below is no time of a click: seconds, or the beginning of a clock."""
 MAX_FUTURE_MS = 5 * 60 * 1000
 """How far a click's own clock may run ahead of the broker's."""
 TRAIL_CLICKS = 50
@@ -99,10 +101,16 @@ class ClickParser:
         if not 1 <= len(item) <= MAX_ID_BYTES or _has_control_character(wire.item_id):
             found = f"item_id has {len(item)} bytes or contains a control character"
             return BadClick(Reason.BAD_ITEM_ID, f"{found}; {_EXPECTED_ID}")
-        if not 0 <= wire.timestamp_ms <= record.timestamp_ms + MAX_FUTURE_MS:
+        if wire.timestamp_ms < EARLIEST_MS:
+            return BadClick(
+                Reason.TIMESTAMP_TOO_SMALL,
+                f"timestamp_ms is {wire.timestamp_ms}; expected milliseconds since 1970, at least "
+                f"{EARLIEST_MS} (the year 2000): are these seconds?",
+            )
+        if wire.timestamp_ms > record.timestamp_ms + MAX_FUTURE_MS:
             return BadClick(
                 Reason.BAD_TIMESTAMP,
-                f"timestamp_ms is {wire.timestamp_ms}; expected 0 to 5 minutes after the "
+                f"timestamp_ms is {wire.timestamp_ms}; expected at most 5 minutes after the "
                 f"record's Kafka timestamp, {record.timestamp_ms}",
             )
         return wire

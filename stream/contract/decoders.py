@@ -29,6 +29,7 @@ class Reason(StrEnum):
     BAD_SESSION_ID = "bad_session_id"
     KEY_MISMATCH = "key_mismatch"
     BAD_ITEM_ID = "bad_item_id"
+    TIMESTAMP_TOO_SMALL = "timestamp_too_small"
     BAD_TIMESTAMP = "bad_timestamp"
     UNPROCESSABLE = "unprocessable"
 

@@ -26,6 +26,7 @@ def test_every_kind_of_click_goes_where_the_contract_says(deployment: Deployment
         Reason.NOT_JSON: (b"s", b"not json"),
         Reason.BAD_FIELD: (b"s", b'{"session_id": "s", "timestamp_ms": 1}'),
         Reason.BAD_ITEM_ID: (b"s", click("s", "x" * 10_000, LOG_BEGIN_MS)),
+        Reason.TIMESTAMP_TOO_SMALL: (b"s", click("s", "item-1", LOG_BEGIN_MS // 1000)),
         Reason.BAD_TIMESTAMP: (b"s", click("s", "item-1", YEAR_9999_MS)),
         Reason.NULL_VALUE: (b"s", None),
         Reason.NULL_KEY: (None, good),

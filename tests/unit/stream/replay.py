@@ -19,7 +19,9 @@ from stream.session import PartitionSessions, Sessions
 
 TOPIC = "clicks"
 PUBLISHED_MS = 77
-RECORD_MS = 10_000_000
+BEGIN_MS = 2800 * 7 * 86_400_000
+"""The clicks' times are counted from here: whole weeks since 1970, in 2023."""
+RECORD_MS = BEGIN_MS + 10_000_000
 """Every record's own timestamp, so that a click's may be anything a test needs."""
 
 

@@ -20,7 +20,7 @@ from stream.contract.records import Message, Record
 from stream.counts import Judgement
 from stream.position import BadClickLimit, BadClickLimitError
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, last_click_ms
-from tests.unit.stream.replay import RECORD_MS, FakeScorer, Replay, bundle_of
+from tests.unit.stream.replay import BEGIN_MS, RECORD_MS, FakeScorer, Replay, bundle_of
 
 IDLE_MS, LATENESS_MS = 1000, 500
 NEVER = Rules(None, 0, BadClickLimit(1000, 0.5))
@@ -98,12 +98,14 @@ def records_of(made: Sequence[Spec]) -> list[Record]:
 def click(
     session_id: str,
     item_id: str,
-    timestamp_ms: int,
+    after_ms: int,
     offset: int,
     event_id: str | None = None,
     **context: object,
 ) -> Record:
-    fields = {"session_id": session_id, "item_id": item_id, "timestamp_ms": timestamp_ms, **context}
+    """A click so long after BEGIN_MS."""
+    at_ms = BEGIN_MS + after_ms
+    fields = {"session_id": session_id, "item_id": item_id, "timestamp_ms": at_ms, **context}
     if event_id is not None:
         fields["event_id"] = event_id
     return Record(0, offset, RECORD_MS, session_id.encode(), json.dumps(fields).encode())
@@ -417,7 +419,7 @@ def test_no_list_depends_on_what_a_later_click_says(
     """The context of the click to come is not known when a list is made, so nothing peeks."""
     changed = records[:at]
     for r in records[at:]:
-        said = json.loads(r.value or b"") | {column: "cart", "timestamp_ms": 9_000_000}
+        said = json.loads(r.value or b"") | {column: "cart", "timestamp_ms": RECORD_MS}
         changed.append(replace(r, value=json.dumps(said).encode()))
     before, after = (
         lists_of(Replay(BUNDLE, SCORER, NEVER).run([log]), records[:at])
@@ -496,12 +498,13 @@ def test_a_model_list_is_published_for_a_known_item() -> None:
         "items": [{"item_id": i, "score": s} for i, s in AFTER_A],
         "model": "a" * 16,
         "outcome": "model",
-        "click": {"item_id": "a", "timestamp_ms": 100},
+        "click": {"item_id": "a", "timestamp_ms": BEGIN_MS + 100},
         "published_ms": 77,
     }
     state = state_of(replay)
-    assert (state.n_clicks, state.last_click_ms, state.last_outcome) == (1, 100, LastOutcome.MODEL)
-    assert state.trail == (TrailClick("a", 100, 0),)
+    assert (state.n_clicks, state.last_outcome) == (1, LastOutcome.MODEL)
+    assert state.last_click_ms == BEGIN_MS + 100
+    assert state.trail == (TrailClick("a", BEGIN_MS + 100, 0),)
     assert state.top_index.tolist() == [1, 2, 3]
 
 
@@ -555,7 +558,7 @@ def test_an_unknown_item_gets_the_last_list_and_enters_the_trail_alone() -> None
     assert published(output) == [("unknown_item", AFTER_A)]
     state = state_of(replay)
     assert [c.item_id for c in state.trail] == ["a", "unknown"]
-    assert (state.last_click_ms, state.n_clicks) == (100, 2)
+    assert (state.last_click_ms, state.n_clicks) == (BEGIN_MS + 100, 2)
     assert state.last_outcome is LastOutcome.UNKNOWN_ITEM
     assert state.model_state.tobytes() == known.model_state.tobytes()
     assert state.top_index.tolist() == known.top_index.tolist()
@@ -597,7 +600,7 @@ def test_a_bad_click_becomes_a_dead_letter_and_the_next_click_is_served() -> Non
     assert dict(letter.headers)["reason"] == Reason.NOT_JSON.encode()
     assert dict(letter.headers)["offset"] == b"0"
     assert published(output) == [("model", AFTER_A)]
-    assert output.transaction.positions[0].watermark_ms == 1
+    assert output.transaction.positions[0].watermark_ms == BEGIN_MS + 1
 
 
 def test_partitions_of_one_batch_share_nothing() -> None:
@@ -642,8 +645,8 @@ def test_the_watermark_is_the_largest_timestamp_of_a_good_click_at_lower_offsets
         click("u", "a", 300, 2),
         click("u", "\x00", 5000, 3),  # bad: its timestamp counts for nothing
     ]
-    watermarks = [replay.step([r]).transaction.positions[0].watermark_ms for r in log]
-    assert watermarks == [100, 900, 900, 900]
+    positions = [replay.step([r]).transaction.positions[0] for r in log]
+    assert [position.watermark_ms - BEGIN_MS for position in positions] == [100, 900, 900, 900]
 
 
 def test_a_click_does_not_move_the_watermark_it_is_judged_by() -> None:
@@ -669,8 +672,8 @@ def test_an_earlier_timestamp_is_late_and_a_gap_of_0() -> None:
     assert output.counts.late == 1
     assert output.counts.judgements == [Judgement(True, 1)]
     state = state_of(replay)
-    assert (state.n_clicks, state.last_click_ms) == (2, 1000)
-    assert state.trail[-1].timestamp_ms == 0
+    assert (state.n_clicks, state.last_click_ms) == (2, BEGIN_MS + 1000)
+    assert state.trail[-1].timestamp_ms == BEGIN_MS
 
 
 def test_a_click_of_the_same_millisecond_is_not_late() -> None:

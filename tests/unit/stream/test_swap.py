@@ -14,7 +14,7 @@ from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer
 from stream.position import BadClickLimit
 from stream.session import decode_state
-from tests.unit.stream.replay import RECORD_MS, Replay
+from tests.unit.stream.replay import BEGIN_MS, RECORD_MS, Replay
 from train.data.context import ContextField
 
 N_ITEMS, N_CLICKS, SWAP, BATCH = 40, 600, 330, 24
@@ -63,7 +63,7 @@ def load(*, silent_until: int = 0) -> list[Record]:
         value = {
             "session_id": session,
             "item_id": f"item-{random.integers(N_ITEMS + 20)}",
-            "timestamp_ms": int(offset * 40 + random.integers(-200, 200) + 1000),
+            "timestamp_ms": int(BEGIN_MS + offset * 40 + random.integers(-200, 200)),
             "event_id": f"e{offset if random.random() < 0.95 else offset - 7}",
             **({} if offset < silent_until else said),
         }

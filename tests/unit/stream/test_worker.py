@@ -19,7 +19,7 @@ from stream.session import decode_state
 from stream.transport.protocol import Batch, Processor, Transaction, TransactionLostError
 from stream.worker import INLINE_CLICKS, DroppedClickError, Worker
 from tests.memory_transport import MemoryBroker, MemoryTransport
-from tests.unit.stream.replay import FakeScorer, bundle_of
+from tests.unit.stream.replay import BEGIN_MS, FakeScorer, bundle_of
 
 ITEMS = ["a", "b", "c"]
 MODEL = Model(bundle_of(ITEMS, 2), FakeScorer(np.eye(3)[::-1], 2))
@@ -36,8 +36,9 @@ class Ended(BaseException):
     """Stands for the end of the process."""
 
 
-def click(session_id: str, item_id: str, timestamp_ms: int) -> tuple[bytes, bytes]:
-    value = {"session_id": session_id, "item_id": item_id, "timestamp_ms": timestamp_ms}
+def click(session_id: str, item_id: str, after_ms: int) -> tuple[bytes, bytes]:
+    at_ms = BEGIN_MS + after_ms
+    value = {"session_id": session_id, "item_id": item_id, "timestamp_ms": at_ms}
     return session_id.encode(), json.dumps(value).encode()
 
 

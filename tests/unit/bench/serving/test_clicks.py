@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+from bench.faults.traffic import LOG_BEGIN_MS
 from bench.serving.producer import LONGEST_SESSION, ClickStream
 from stream.contract.click import Click, ClickParser, Record
 
@@ -15,8 +16,9 @@ def parsed(n_clicks: int, seed: int) -> list[Click]:
     stream, parse_click = ClickStream(N_ITEMS, seed, N_OPEN), ClickParser()
     clicks = []
     for offset in range(n_clicks):
-        key, value = stream.click(timestamp_ms=offset)
-        click = parse_click(Record(0, offset, offset, key, value))
+        at_ms = LOG_BEGIN_MS + offset
+        key, value = stream.click(at_ms)
+        click = parse_click(Record(0, offset, at_ms, key, value))
         assert isinstance(click, Click)
         clicks.append(click)
     return clicks

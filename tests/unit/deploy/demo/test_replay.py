@@ -6,6 +6,7 @@ from datetime import date
 import numpy as np
 import polars as pl
 
+from bench.faults.traffic import LOG_BEGIN_MS
 from deploy.demo.replay import _records
 from stream.contract.click import Click, ClickParser, Record
 from stream.contract.context import Context
@@ -15,7 +16,8 @@ from train.data.sessions import TARGET_WEIGHT
 
 def log(**columns: pl.Series) -> pl.DataFrame:
     n = len(next(iter(columns.values())))
-    wire = {"session_id": ["s"] * n, "item_id": ["i"] * n, "timestamp_ms": range(n)}
+    at_ms = range(LOG_BEGIN_MS, LOG_BEGIN_MS + n)
+    wire = {"session_id": ["s"] * n, "item_id": ["i"] * n, "timestamp_ms": at_ms}
     return pl.DataFrame({**wire, **columns})
 
 
@@ -36,10 +38,10 @@ def test_context_goes_along_and_what_is_missing_does_not() -> None:
     )
     assert sent(clicks) == [
         {
-            **{"session_id": "s", "item_id": "i", "timestamp_ms": 0, "event_type": "1"},
+            **{"session_id": "s", "item_id": "i", "timestamp_ms": LOG_BEGIN_MS, "event_type": "1"},
             **{"device": "tv", "dwell_ms": 15, "price": 1.1, "old": True, "day": "2024-01-01"},
         },
-        {"session_id": "s", "item_id": "i", "timestamp_ms": 1, "device": ""},
+        {"session_id": "s", "item_id": "i", "timestamp_ms": LOG_BEGIN_MS + 1, "device": ""},
     ]
 
 
@@ -64,7 +66,7 @@ def test_the_stream_numbers_a_replayed_log_as_the_trainer_does() -> None:
     parse = ClickParser(context.columns)
     numbers = []
     for key, value in _records(clicks):
-        click = parse(Record(0, 0, 5_000, key.encode(), value))
+        click = parse(Record(0, 0, LOG_BEGIN_MS + n, key.encode(), value))
         assert isinstance(click, Click)
         numbers.append(context.indices(click.context, click.timestamp_ms, None))
     np.testing.assert_array_equal(numbers, context_indices(clicks, fields))

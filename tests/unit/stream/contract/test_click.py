@@ -10,7 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from stream.contract.click import MAX_FUTURE_MS, BadClick, Click, ClickParser, Reason, Record
+from stream.contract.click import (
+    EARLIEST_MS,
+    MAX_FUTURE_MS,
+    BadClick,
+    Click,
+    ClickParser,
+    Reason,
+    Record,
+)
 from stream.contract.context import MISSING, UNKNOWN, Context, ContextField
 from stream.contract.decoders import WireClick
 from stream.session import LastOutcome, SessionState, TrailClick, decode_state, encode_state
@@ -152,10 +160,13 @@ def test_a_record_that_is_larger_than_the_topic_takes_is_no_click() -> None:
         (b'{"session_id":"s","item_id":"i","timestamp_ms":' + b"1" * 5000 + b"}", Reason.BAD_FIELD),
         (click_json(timestamp_ms=10**29), Reason.BAD_TIMESTAMP),
         (click_json(timestamp_ms=YEAR_9999_MS), Reason.BAD_TIMESTAMP),
-        (click_json(timestamp_ms=-1), Reason.BAD_TIMESTAMP),
+        (click_json(timestamp_ms=-1), Reason.TIMESTAMP_TOO_SMALL),
+        (click_json(timestamp_ms=NOW_MS // 1000), Reason.TIMESTAMP_TOO_SMALL),
+        (click_json(timestamp_ms=EARLIEST_MS - 1), Reason.TIMESTAMP_TOO_SMALL),
+        (click_json(timestamp_ms=NOW_MS * 1000), Reason.BAD_TIMESTAMP),
         (click_json(timestamp_ms=NOW_MS + MAX_FUTURE_MS + 1), Reason.BAD_TIMESTAMP),
         (click_json(timestamp_ms=NOW_MS + MAX_FUTURE_MS), None),
-        (click_json(timestamp_ms=0), None),
+        (click_json(timestamp_ms=EARLIEST_MS), None),
         (click_json(session_id="other"), Reason.KEY_MISMATCH),
         (click_json(item_id=""), Reason.BAD_ITEM_ID),
         (click_json(item_id="i" * 257), Reason.BAD_ITEM_ID),
@@ -197,9 +208,9 @@ def test_a_null_key_is_bad_and_so_is_one_of_other_bytes() -> None:
 
 
 def test_a_timestamp_is_measured_against_the_records_own() -> None:
-    value = click_json(timestamp_ms=1000)
-    assert isinstance(parse_click(record(value, timestamp_ms=1000 - MAX_FUTURE_MS)), Click)
-    assert isinstance(parse_click(record(value, timestamp_ms=999 - MAX_FUTURE_MS)), BadClick)
+    before_ms = NOW_MS - MAX_FUTURE_MS
+    assert isinstance(parse_click(record(click_json(), timestamp_ms=before_ms)), Click)
+    assert isinstance(parse_click(record(click_json(), timestamp_ms=before_ms - 1)), BadClick)
 
 
 def test_another_decoder_is_held_to_the_same_rules() -> None:
@@ -250,7 +261,7 @@ any_json = st.recursive(
         optional={
             "session_id": any_text | any_json,
             "item_id": any_text | any_json,
-            "timestamp_ms": st.integers(-1, NOW_MS + 2 * MAX_FUTURE_MS) | any_json,
+            "timestamp_ms": st.integers(EARLIEST_MS - 1, NOW_MS + 2 * MAX_FUTURE_MS) | any_json,
             "event_id": any_text | any_json,
             "event_type": any_text | any_json,
             "more": any_json,

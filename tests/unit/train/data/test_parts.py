@@ -29,13 +29,15 @@ from train.data.parts import (
 )
 
 BEGIN = Begin(cluster="c", topic="clicks", since=None, from_offsets={})
+NOW_MS = 1_700_000_000_000
 
 
 def record(offset: int, **fields: object) -> Record:
     """Click number ``offset``, one of three sessions'."""
     session_id = f"s{offset % 3}"
-    click = {"session_id": session_id, "item_id": f"i{offset}", "timestamp_ms": offset, **fields}
-    return Record(0, offset, 10**6, session_id.encode(), json.dumps(click).encode())
+    wire = {"session_id": session_id, "item_id": f"i{offset}", "timestamp_ms": NOW_MS + offset}
+    click = wire | fields
+    return Record(0, offset, NOW_MS, session_id.encode(), json.dumps(click).encode())
 
 
 def take(out: Path, records: Sequence[Record], *, per_part: int = 3, lost: int = 0) -> CollectState:
@@ -144,8 +146,10 @@ def test_a_folder_of_another_beginning_or_of_other_files_is_refused(tmp_path: Pa
 
 # -- what becomes of a record ------------------------------------------------------------------
 
-NOW_MS = 1_700_000_000_000
-GOOD = {"session_id": "s", "item_id": "i", "timestamp_ms": 5, "event_id": "e", "event_type": "t"}
+GOOD = {
+    **{"session_id": "s", "item_id": "i", "timestamp_ms": NOW_MS},
+    **{"event_id": "e", "event_type": "t"},
+}
 
 
 def taken(*values: bytes) -> pl.DataFrame:
@@ -208,7 +212,7 @@ def test_further_fields_are_those_with_a_value_that_are_not_the_wires() -> None:
 
 @pytest.mark.parametrize("bad", [b'"x":1e999', b'"x":"\xff"', b'"\xff":1', b'"x":[1e999]'])
 def test_a_field_that_cannot_be_read_takes_no_other_with_it(bad: bytes) -> None:
-    value = b'{"session_id":"s","item_id":"i","timestamp_ms":5,%s,"page":"home"}' % bad
+    value = b'{"session_id":"s","item_id":"i","timestamp_ms":%d,%s,"page":"home"}' % (NOW_MS, bad)
     assert taken(value)["page"].to_list() == ["home"]
 
 
@@ -242,7 +246,8 @@ odd_json = st.sampled_from(
 @settings(deadline=None)
 def test_a_collected_field_has_the_number_that_the_stream_gives_it(pages: list[bytes]) -> None:
     values = [
-        b'{"session_id":"s","item_id":"i","timestamp_ms":5,"page":%s}' % page for page in pages
+        b'{"session_id":"s","item_id":"i","timestamp_ms":%d,"page":%s}' % (NOW_MS, page)
+        for page in pages
     ]
     found = taken(*values)
     column = found["page"] if "page" in found else pl.Series("page", [None] * len(pages), pl.String)
