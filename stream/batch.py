@@ -44,9 +44,9 @@ class Rules:
         idle_ms = None if idle_s is None else idle_s * 1000
         return cls(idle_ms, manifest.allowed_lateness_s * 1000, limit)
 
-    def is_dead(self, last_click_ms: int, watermark_ms: int) -> bool:
-        """Whether no click after the watermark can find this session any more."""
-        return self.is_past_gap(last_click_ms, watermark_ms - self.allowed_lateness_ms)
+    def is_dead(self, seen_ms: int, watermark_ms: int) -> bool:
+        """Whether the log has gone on for so long since the session's last click that it ended."""
+        return self.is_past_gap(seen_ms, watermark_ms - self.allowed_lateness_ms)
 
     def is_past_gap(self, last_click_ms: int, timestamp_ms: int) -> bool:
         """Whether a click comes too long after its session's last one to continue it."""
@@ -71,6 +71,7 @@ class _Session(msgspec.Struct):
     model: Model
     waves: Waves
     row: int
+    seen_ms: int
     last_click_ms: int
     n_clicks: int
     last_outcome: int
@@ -194,6 +195,7 @@ class Planner:
         late = click.timestamp_ms < session.last_click_ms
         plan.counts.late += late
         session.changed = True
+        session.seen_ms = max(watermark_ms, click.timestamp_ms)
         session.n_clicks += 1
         session.trail.add(click.item_id, click.timestamp_ms, click.event_hash, click.context)
         if index is None:
@@ -220,10 +222,12 @@ class Planner:
             past = Stored.decode(raw)
         # The order of the rules makes the outcome a function of the log alone, whether or not
         # expiry has collected the session: first what the watermark calls dead, then a repeated
-        # event (whatever its timestamp), then the click's own gap.
+        # event (whatever its timestamp), then the click's own gap. The first looks at no click's
+        # own time: a producer whose clock is slow, or whose clicks waited somewhere, has sessions
+        # like any other.
         if (
             past is None
-            or self.rules.is_dead(past.last_click_ms, watermark_ms)
+            or self.rules.is_dead(past.seen_ms, watermark_ms)
             or (
                 self.rules.is_past_gap(past.last_click_ms, click.timestamp_ms)
                 and not past.trail.has(click.event_hash)
@@ -240,7 +244,8 @@ class Planner:
         plan.counts.expired += name in plan.sessions or plan.lookup(*name) is not None
         waves, fallback = plan.waves[model], LastOutcome.FALLBACK
         row = waves.add_session(None)
-        begun = _Session(model, waves, row, click.timestamp_ms, 0, fallback, Trail(), None)
+        at_ms = click.timestamp_ms
+        begun = _Session(model, waves, row, at_ms, at_ms, 0, fallback, Trail(), None)
         plan.sessions[name] = begun
         return begun
 
@@ -312,6 +317,7 @@ class _States:
         state_at = session.row * self._state_bytes
         return Stored(
             self._bundle,
+            session.seen_ms,
             session.last_click_ms,
             session.n_clicks,
             session.last_outcome,
@@ -328,6 +334,7 @@ def _from_state(plan: Plan, model: Model, stored: Stored) -> _Session:
         model,
         waves,
         waves.add_session(np.frombuffer(stored.model_state, np.float32) if same_model else None),
+        stored.seen_ms,
         stored.last_click_ms,
         stored.n_clicks,
         stored.last_outcome,

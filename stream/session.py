@@ -20,12 +20,14 @@ from stream.errors import StreamError
 from stream.position import Position
 from stream.transport.protocol import Transaction
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
-# format, last outcome, bundle id, last_click_ms, clicks, trail entries, floats of state, top-k.
-_HEADER = struct.Struct("<BB8sqIHIH")
-_LAST_CLICK = struct.Struct("<q")
-_LAST_CLICK_AT: Final = 10
+# format, last outcome, bundle id, seen_ms, last_click_ms, clicks, trail entries, floats of state,
+# top-k.
+_HEADER = struct.Struct("<BB8sqqIHIH")
+_SEEN = struct.Struct("<q")
+_SEEN_AT: Final = 10
+_LAST_CLICK_AT: Final = 18
 _ENTRY = struct.Struct("<qQHH")  # timestamp_ms, event hash, bytes of the item id, of the context
 
 
@@ -49,12 +51,15 @@ class TrailClick(msgspec.Struct, frozen=True):
 class SessionState(msgspec.Struct, frozen=True):
     """One session under one bundle.
 
+    seen_ms: the partition's watermark behind the session's last click, whatever its own time: how
+    long ago it was by the log. last_click_ms: the latest time of the clicks themselves.
     model_state: all that the model remembers after the last known item; only the model knows what
     the numbers mean.
     top_index, top_score: the last list the model made, best first; empty before the first.
     """
 
     bundle_id: str
+    seen_ms: int
     last_click_ms: int
     n_clicks: int
     last_outcome: LastOutcome
@@ -71,6 +76,7 @@ class Stored(msgspec.Struct):
     """
 
     bundle: bytes
+    seen_ms: int
     last_click_ms: int
     n_clicks: int
     last_outcome: int
@@ -85,6 +91,7 @@ class Stored(msgspec.Struct):
             FORMAT,
             self.last_outcome,
             self.bundle,
+            self.seen_ms,
             self.last_click_ms,
             self.n_clicks,
             self.trail.n,
@@ -96,12 +103,14 @@ class Stored(msgspec.Struct):
     @classmethod
     def decode(cls, raw: bytes) -> "Stored":
         """Return the parts of a state. Raises StreamError on an unknown format version."""
-        check_format(raw)
-        _, outcome, bundle, last_ms, n_clicks, n_trail, n_state, n_top = _HEADER.unpack_from(raw)
+        raw = in_todays_format(raw)
+        header = _HEADER.unpack_from(raw)
+        _, outcome, bundle, seen_ms, last_ms, n_clicks, n_trail, n_state, n_top = header
         list_at = len(raw) - 8 * n_top
         state_at = list_at - 4 * n_state
         return cls(
             bundle,
+            seen_ms,
             last_ms,
             n_clicks,
             outcome,
@@ -158,6 +167,7 @@ def encode_state(state: SessionState) -> bytes:
         trail.add(click.item_id, click.timestamp_ms, click.event_hash, click.context)
     return Stored(
         bytes.fromhex(state.bundle_id),
+        state.seen_ms,
         state.last_click_ms,
         state.n_clicks,
         state.last_outcome,
@@ -176,6 +186,7 @@ def decode_state(raw: bytes) -> SessionState:
     stored = Stored.decode(raw)
     return SessionState(
         stored.bundle.hex(),
+        stored.seen_ms,
         stored.last_click_ms,
         stored.n_clicks,
         LastOutcome(stored.last_outcome),
@@ -186,16 +197,26 @@ def decode_state(raw: bytes) -> SessionState:
     )
 
 
-def last_click_ms(raw: bytes) -> int:
-    """Return ``last_click_ms`` without decoding the rest: expiry asks for many."""
-    return int(_LAST_CLICK.unpack_from(raw, _LAST_CLICK_AT)[0])
+def seen_ms(raw: bytes) -> int:
+    """Return ``seen_ms`` without decoding the rest: expiry asks for many."""
+    return int(_SEEN.unpack_from(raw, _SEEN_AT)[0])
 
 
-def check_format(raw: bytes) -> None:
-    """Raise StreamError, one sentence, on bytes of another format version."""
+def in_todays_format(raw: bytes) -> bytes:
+    """Return a state's bytes as this version writes them.
+
+    Format 1, of 0.1.0 and 0.2.0, has no seen_ms: there a session ended by the time of its last
+    click. Raises StreamError, one sentence, on any other format.
+    """
+    if raw[:1] == b"\x01" and len(raw) >= _HEADER.size - _SEEN.size:
+        last_click = raw[_SEEN_AT:_LAST_CLICK_AT]
+        return b"".join((bytes([FORMAT]), raw[1:_LAST_CLICK_AT], last_click, raw[_LAST_CLICK_AT:]))
     if len(raw) < _HEADER.size or raw[0] != FORMAT:
         found = raw[0] if raw else "nothing"
-        raise StreamError(f"session state has format {found}, but this version reads {FORMAT}")
+        raise StreamError(
+            f"session state has format {found}, but this version reads 1 and {FORMAT}"
+        )
+    return raw
 
 
 BUCKET_MS: Final = 60_000
@@ -204,8 +225,8 @@ BUCKET_MS: Final = 60_000
 class PartitionSessions:
     """One partition: its position, its sessions' bytes, and when to look at which for expiry.
 
-    A session stands once in the queue, in the bucket of a minute that is not after its last click:
-    8 bytes a session, where a heap of pairs takes 100.
+    A session stands once in the queue, in the bucket of a minute that is not after its seen_ms: 8
+    bytes a session, where a heap of pairs takes 100.
     """
 
     def __init__(self) -> None:
@@ -219,13 +240,12 @@ class PartitionSessions:
         if value is None:
             self.states.pop(key, None)
         else:
-            check_format(value)
-            self.states[key] = value
+            self.states[key] = in_todays_format(value)
 
     def finish_restore(self) -> None:
         """Rebuild the expiry queue from the states."""
         for key, raw in self.states.items():
-            self._enqueue(key, last_click_ms(raw))
+            self._enqueue(key, seen_ms(raw))
 
     def apply(self, changes: Mapping[bytes, bytes | None], position: Position) -> None:
         """Take what a batch writes; None deletes."""
@@ -235,7 +255,7 @@ class PartitionSessions:
                 del self.states[key]
                 continue
             if key not in self.states:
-                self._enqueue(key, last_click_ms(raw))
+                self._enqueue(key, seen_ms(raw))
             self.states[key] = raw
 
     def collect(
@@ -251,24 +271,24 @@ class PartitionSessions:
         later: list[tuple[bytes, int]] = []
         while self._minutes and len(dead) + len(later) < limit:
             minute = self._minutes[0]
-            if not is_dead(minute * BUCKET_MS):  # nor is any session that clicked later
+            if not is_dead(minute * BUCKET_MS):  # nor is any session that was seen later
                 break
             keys = self._buckets[minute]
             while keys and len(dead) + len(later) < limit:
                 key = keys.pop()
-                last_ms = last_click_ms(self.states[key])
-                if key in keep or not is_dead(last_ms):
-                    later.append((key, last_ms))
+                at_ms = seen_ms(self.states[key])
+                if key in keep or not is_dead(at_ms):
+                    later.append((key, at_ms))
                 else:
                     dead.append(key)
             if not keys:
                 del self._buckets[heapq.heappop(self._minutes)]
-        for key, last_ms in later:
-            self._enqueue(key, last_ms)
+        for key, at_ms in later:
+            self._enqueue(key, at_ms)
         return dead
 
-    def _enqueue(self, key: bytes, last_ms: int) -> None:
-        minute = last_ms // BUCKET_MS
+    def _enqueue(self, key: bytes, at_ms: int) -> None:
+        minute = at_ms // BUCKET_MS
         if minute not in self._buckets:
             self._buckets[minute] = []
             heapq.heappush(self._minutes, minute)

@@ -20,7 +20,7 @@ from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position
-from stream.session import decode_state, last_click_ms
+from stream.session import decode_state, seen_ms
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,10 @@ def verdict(deployment: Deployment, *others: Path) -> Verdict:
         theirs = decode_state(runs.get(ours.bundle_id, own).states[name])
         over_applied += max(0, ours.n_clicks - theirs.n_clicks)
         under_applied += max(0, theirs.n_clicks - ours.n_clicks)
-        wrong += (ours.n_clicks, ours.trail, ours.last_click_ms) != (
+        wrong += (ours.n_clicks, ours.trail, ours.seen_ms, ours.last_click_ms) != (
             theirs.n_clicks,
             theirs.trail,
+            theirs.seen_ms,
             theirs.last_click_ms,
         )
         # Another bundle's list is not judged: taking it over resets the outcome.
@@ -176,6 +177,6 @@ def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) 
     dead = {
         name
         for name, raw in states.items()
-        if rules.is_dead(last_click_ms(raw), positions[name[0]].watermark_ms)
+        if rules.is_dead(seen_ms(raw), positions[name[0]].watermark_ms)
     }
     return _FaultFree(answers, {n: raw for n, raw in states.items() if n not in dead}, dead)

@@ -71,9 +71,11 @@ def advance(bundle: Bundle, model: Model, click: Click, stored: bytes | None) ->
     listed = model.step(bundle.item_index[click.item_id], before.model_state if before else None)
     trail = before.trail if before else ()
     now = TrailClick(click.item_id, click.timestamp_ms, click.event_hash)
+    last_click_ms = max(click.timestamp_ms, before.last_click_ms if before else 0)
     return SessionState(
         bundle.manifest.bundle_id,
-        max(click.timestamp_ms, before.last_click_ms if before else 0),
+        last_click_ms,
+        last_click_ms,
         before.n_clicks + 1 if before else 1,
         LastOutcome.MODEL,
         (*trail, now)[-TRAIL_CLICKS:],

@@ -100,7 +100,8 @@ def states(model_id: str, n_sessions: int) -> Iterator[tuple[bytes, bytes]]:
         )
         model_state, index, score = kinds[n % len(kinds)]
         state = SessionState(
-            model_id, last_ms, length, LastOutcome.MODEL, trail, model_state, index, score
+            *(model_id, last_ms, last_ms, length, LastOutcome.MODEL),
+            *(trail, model_state, index, score),
         )
         yield f"session-{n:07d}".encode(), encode_state(state)
 

@@ -79,8 +79,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     ``bundle_id`` is the start of the sha256 over all other fields; as ``sha256`` is one of them,
     it names the content of the whole folder. ``idle_timeout_s`` None: a session never expires.
-    ``allowed_lateness_s``: how far a click may lag behind its partition and still find its
-    session. ``event_types``: the types of event that advance a session; empty: all.
+    ``allowed_lateness_s``: how much longer than that the partition may go on before it does.
+    ``event_types``: the types of event that advance a session; empty: all.
     ``state_size``: numbers the model remembers of a session, zeros at first; ``query_size``: those
     that a list is made from. ``architecture``, ``hidden_size`` and ``n_layers`` are for people.
     """

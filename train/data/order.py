@@ -83,9 +83,9 @@ def as_served(
 
     The stream takes clicks in the order of their offsets (docs/contract.md, "Late clicks"). A late
     click gets the time of its session's latest click, so a gap of 0 s; its own stands in OWN_MS. A
-    session ends, for earlier clicks too, once its latest click is further behind the watermark than
-    ``idle_timeout_s`` and ``allowed_lateness_s`` together: what follows is called session+2,
-    session+3 and so on. Gaps longer than the timeout are left to ``cut_sessions``.
+    session ends, for earlier clicks too, once the watermark has gone on since its last click by
+    more than ``idle_timeout_s`` and ``allowed_lateness_s`` together: what follows is called
+    session+2, session+3 and so on. Gaps longer than the timeout are left to ``cut_sessions``.
     The log itself where a session's rows are not in the order of their offsets, in which they were
     collected. With a timeout it needs the column WATERMARK_MS. Raises TrainError if a
     new name is another session's.
@@ -121,7 +121,7 @@ def _serve(
     if idle_timeout_s is not None:
         idle_ms, dead_ms = 1000 * idle_timeout_s, 1000 * (idle_timeout_s + allowed_lateness_s)
     # By partition too: where partitions were added, a session's older clicks may come later.
-    last: dict[tuple[int, int], tuple[int, int]] = {}  # offset and time
+    last: dict[tuple[int, int], tuple[int, int, int]] = {}  # offset, time, watermark behind it
     parts: dict[int, int] = {}
     served = np.empty((2, len(late)), dtype=np.int64)
     rows = zip(
@@ -132,15 +132,16 @@ def _serve(
     )
     for row, (session, partition, offset, at_ms, watermark_ms) in enumerate(rows):
         part = parts.setdefault(session, 1)
+        seen_ms = max(watermark_ms, at_ms)
         if (before := last.get((session, partition))) is not None:
-            last_offset, last_ms = before
+            last_offset, last_ms, last_seen_ms = before
             if offset <= last_offset:
                 return None
-            if watermark_ms - last_ms > dead_ms and at_ms - last_ms <= idle_ms:
+            if watermark_ms - last_seen_ms > dead_ms and at_ms - last_ms <= idle_ms:
                 part = parts[session] = part + 1
             else:
                 at_ms = max(last_ms, at_ms)
-        last[session, partition] = offset, at_ms
+        last[session, partition] = offset, at_ms, seen_ms
         served[:, row] = at_ms, part
     return served[0], served[1]
 

@@ -150,8 +150,8 @@ class Replay:
     def _dead(self, partition: int, plan: Plan) -> list[bytes]:
         watermark_ms = plan.transaction.positions[partition].watermark_ms
 
-        def is_dead(last_click_ms: int) -> bool:
-            return self.rules.is_dead(last_click_ms, watermark_ms)
+        def is_dead(seen_ms: int) -> bool:
+            return self.rules.is_dead(seen_ms, watermark_ms)
 
         return self.partition(partition).collect(is_dead, plan.touched[partition], 100)
 

@@ -19,7 +19,14 @@ from stream.contract.messages import Target
 from stream.contract.records import Message, Record
 from stream.counts import Judgement
 from stream.position import BadClickLimit, BadClickLimitError
-from stream.session import LastOutcome, SessionState, TrailClick, decode_state, last_click_ms
+from stream.session import (
+    LastOutcome,
+    SessionState,
+    TrailClick,
+    decode_state,
+    encode_state,
+    seen_ms,
+)
 from tests.unit.stream.replay import BEGIN_MS, RECORD_MS, FakeScorer, Replay, bundle_of
 
 IDLE_MS, LATENESS_MS = 1000, 500
@@ -61,8 +68,8 @@ specs = st.builds(
     Spec,
     session_id=st.sampled_from("stuvw"),
     item_id=st.sampled_from([*ITEMS, "unknown", "new"]),
-    # Small steps, late clicks, gaps about the idle timeout, and gaps that kill every session.
-    step_ms=st.sampled_from([0, 1, 30, 300, -1, -300, -1400, 999, 1000, 1001, 1501, 2600]),
+    # Small steps, late clicks, stale ones, gaps about the idle timeout, and some that end all.
+    step_ms=st.sampled_from([0, 1, 30, 300, -1, -300, -1400, -2600, 999, 1000, 1001, 1501, 2600]),
     event_id=st.sampled_from([None, None, "e1", "e2", "e3"]),
     event_type=st.sampled_from([None, "view", "cart", "purchase"]),
     device=st.sampled_from([None, "tv", 3, 3.0, True, [], "x" * 65]),
@@ -142,7 +149,7 @@ def living(replay: Replay) -> dict[tuple[int, bytes], bytes]:
         (p, key): raw
         for p, of_partition in replay.sessions.partitions.items()
         for key, raw in of_partition.states.items()
-        if not replay.rules.is_dead(last_click_ms(raw), replay.positions[p].watermark_ms)
+        if not replay.rules.is_dead(seen_ms(raw), replay.positions[p].watermark_ms)
     }
 
 
@@ -204,6 +211,14 @@ def test_every_record_is_answered_once_or_rejected_once(records: list[Record]) -
 TYPED = bundle_of(ITEMS, n_recommendations=3, context=CONTEXT, event_types=("view", "cart"))
 
 
+def unseen(replay: Replay) -> dict[tuple[int, bytes], bytes]:
+    """The states but for when the log saw them."""
+    return {
+        name: encode_state(replace(decode_state(raw), seen_ms=0))
+        for name, raw in living(replay).items()
+    }
+
+
 def is_read(record: Record) -> bool:
     return record.value == b"{}" or json.loads(record.value or b"")["event_type"] in (
         "view",
@@ -227,7 +242,7 @@ def test_sessions_go_on_as_if_other_events_had_never_been(records: list[Record])
     read = [r for r in records if is_read(r)]
     alone = Replay(BUNDLE, SCORER, NEVER).run([read])
     assert set(lists_of(every, read)) == set(lists_of(alone, read))
-    assert living(every) == living(alone)
+    assert unseen(every) == unseen(alone)  # they move the watermark
     others = [a for a in every.outputs[0].counts.answered if not is_read(a.record)]
     assert {a.outcome for a in others} <= {"other_event"}
     assert len(others) == len(records) - len(read)
@@ -503,7 +518,7 @@ def test_a_model_list_is_published_for_a_known_item() -> None:
     }
     state = state_of(replay)
     assert (state.n_clicks, state.last_outcome) == (1, LastOutcome.MODEL)
-    assert state.last_click_ms == BEGIN_MS + 100
+    assert state.seen_ms == state.last_click_ms == BEGIN_MS + 100
     assert state.trail == (TrailClick("a", BEGIN_MS + 100, 0),)
     assert state.top_index.tolist() == [1, 2, 3]
 
@@ -635,6 +650,44 @@ def test_a_session_is_dead_when_the_watermark_has_left_it_behind(
     output = replay.step([click("s", "b", 101, 2)])
     assert state_of(replay).n_clicks == n_clicks
     assert output.counts.judgements == ([Judgement(False, 1)] if n_clicks == 2 else [])
+
+
+@pytest.mark.parametrize("lateness_ms", [0, LATENESS_MS])
+@pytest.mark.parametrize("collect", [False, True])
+def test_a_producer_whose_clock_is_slow_has_sessions_like_any_other(
+    lateness_ms: int, collect: bool
+) -> None:
+    """However far its clicks are behind those of a punctual one, whose clicks come in between."""
+    slow_ms = 100 * IDLE_MS
+    log = [click("punctual", "a", slow_ms, 0)]
+    for n, (item, event) in enumerate([("a", "e1"), ("a", "e1"), ("b", "e2"), ("a", "e1")]):
+        log.append(click("slow", item, n * IDLE_MS // 2, 2 * n + 1, event))
+        log.append(click("punctual", "b", slow_ms + n * IDLE_MS // 2, 2 * n + 2))
+    rules = Rules(IDLE_MS, lateness_ms, BadClickLimit(1000, 0.5))
+    replay = Replay(HAND, HAND_SCORER, rules, collect).run([r] for r in log)
+    said = [
+        published(output)[0][0]
+        for output in replay.outputs
+        if b"slow" in {m.key for m in answers(output)}
+    ]
+    assert said == ["model", "duplicate", "model", "duplicate"]
+    assert state_of(replay, b"slow").n_clicks == 2
+    # Its sessions end as well: by the gap between its own clicks, and by the watermark.
+    replay.step([click("slow", "a", 3 * IDLE_MS, 9, "e3")])
+    assert state_of(replay, b"slow").n_clicks == 1
+    now_ms = slow_ms + 3 * IDLE_MS // 2
+    for n, (more_ms, outcome) in enumerate([(IDLE_MS + lateness_ms, "duplicate"), (1, "model")]):
+        now_ms += more_ms
+        replay.step([click("punctual", "a", now_ms, 2 * n + 10)])
+        output = replay.step([click("slow", "a", 3 * IDLE_MS, 2 * n + 11, "e3")])
+        assert published(output)[0][0] == outcome
+
+
+def test_a_lag_that_stays_the_same_ends_no_session_even_with_lateness_0() -> None:
+    replay = hand(Rules(IDLE_MS, 0, BadClickLimit(1000, 0.5)))
+    replay.step([click("punctual", "a", 2, 0), click("s", "a", 0, 1)])
+    replay.step([click("punctual", "a", 2 + IDLE_MS, 2), click("s", "a", IDLE_MS, 3)])
+    assert state_of(replay).n_clicks == 2
 
 
 def test_the_watermark_is_the_largest_timestamp_of_a_good_click_at_lower_offsets() -> None:

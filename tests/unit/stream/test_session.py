@@ -14,10 +14,10 @@ from stream.session import (
     LastOutcome,
     SessionState,
     TrailClick,
-    check_format,
     decode_state,
     encode_state,
-    last_click_ms,
+    in_todays_format,
+    seen_ms,
 )
 
 timestamps = st.integers(0, 2**63 - 1)
@@ -31,6 +31,7 @@ trail_clicks = st.builds(
 parts_of_states = st.fixed_dictionaries(
     {
         "bundle_id": st.binary(min_size=8, max_size=8).map(bytes.hex),
+        "seen_ms": timestamps,
         "last_click_ms": timestamps,
         "n_clicks": st.integers(0, 2**32 - 1),
         "last_outcome": st.sampled_from(LastOutcome),
@@ -55,7 +56,8 @@ def test_a_state_comes_back_as_it_was(parts: dict[str, Any]) -> None:
     state = state_of(parts)
     back = decode_state(encode_state(state))
     assert back.bundle_id == state.bundle_id
-    assert (back.last_click_ms, back.n_clicks) == (state.last_click_ms, state.n_clicks)
+    assert (back.seen_ms, back.last_click_ms) == (state.seen_ms, state.last_click_ms)
+    assert back.n_clicks == state.n_clicks
     assert (back.last_outcome, back.trail) == (state.last_outcome, state.trail)
     for name in ("model_state", "top_index", "top_score"):
         ours, theirs = getattr(back, name), getattr(state, name)
@@ -64,11 +66,11 @@ def test_a_state_comes_back_as_it_was(parts: dict[str, Any]) -> None:
 
 
 @given(parts_of_states)
-def test_bytes_tell_the_last_click_without_the_rest_and_are_canonical(
+def test_bytes_tell_when_it_was_seen_without_the_rest_and_are_canonical(
     parts: dict[str, Any],
 ) -> None:
     raw = encode_state(state_of(parts))
-    assert last_click_ms(raw) == parts["last_click_ms"]
+    assert seen_ms(raw) == parts["seen_ms"]
     assert encode_state(decode_state(raw)) == raw
 
 
@@ -78,6 +80,7 @@ def test_a_state_of_100_numbers_and_20_recommendations_has_the_bytes_it_should()
     state = SessionState(
         "00" * 8,
         1,
+        1,
         3,
         LastOutcome.MODEL,
         trail,
@@ -85,16 +88,16 @@ def test_a_state_of_100_numbers_and_20_recommendations_has_the_bytes_it_should()
         zeros.astype("i4"),
         zeros,
     )
-    # 30 of header, 20 and the item id for each click, 4 for each number.
-    assert len(encode_state(state)) == 30 + 3 * (20 + 6) + 4 * (100 + 20 + 20)
+    # 38 of header, 20 and the item id for each click, 4 for each number.
+    assert len(encode_state(state)) == 38 + 3 * (20 + 6) + 4 * (100 + 20 + 20)
 
 
 @pytest.mark.parametrize(
-    ("raw", "found"), [(b"", "nothing"), (b"\x02" + bytes(40), "2"), (b"\x00" * 40, "0")]
+    ("raw", "found"), [(b"", "nothing"), (b"\x03" + bytes(40), "3"), (b"\x00" * 40, "0")]
 )
 def test_another_format_is_refused_in_one_sentence(raw: bytes, found: str) -> None:
-    sentence = f"session state has format {found}, but this version reads 1"
-    for read in (check_format, decode_state):
+    sentence = f"session state has format {found}, but this version reads 1 and 2"
+    for read in (in_todays_format, decode_state):
         with pytest.raises(StreamError) as refusal:
             read(raw)
         assert str(refusal.value) == sentence
@@ -102,4 +105,13 @@ def test_another_format_is_refused_in_one_sentence(raw: bytes, found: str) -> No
 
 def test_bytes_too_short_for_a_header_are_refused() -> None:
     with pytest.raises(StreamError):
-        check_format(b"\x01" * 29)
+        in_todays_format(b"\x01" * 29)
+    with pytest.raises(StreamError):
+        in_todays_format(b"\x02" * 37)
+
+
+@given(parts_of_states)
+def test_a_state_of_format_1_was_seen_at_its_last_click(parts: dict[str, Any]) -> None:
+    raw = encode_state(state_of(parts | {"seen_ms": parts["last_click_ms"]}))
+    first = b"\x01" + raw[1:10] + raw[18:]
+    assert in_todays_format(first) == raw

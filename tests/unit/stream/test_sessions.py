@@ -24,31 +24,28 @@ EMPTY = np.empty(0, np.float32)
 POSITION = Position(0, "t")
 
 
-def state(last_click_ms: int) -> bytes:
-    return encode_state(
-        SessionState(
-            "0" * 16, last_click_ms, 1, LastOutcome.MODEL, (), EMPTY, np.empty(0, np.int32), EMPTY
-        )
-    )
+def state(seen_ms: int) -> bytes:
+    parts = "0" * 16, seen_ms, 7, 1, LastOutcome.MODEL, (), EMPTY, np.empty(0, np.int32), EMPTY
+    return encode_state(SessionState(*parts))
 
 
-def holding(**last_click_ms: int) -> PartitionSessions:
+def holding(**seen_ms: int) -> PartitionSessions:
     partition = PartitionSessions()
-    for name, ms in last_click_ms.items():
+    for name, ms in seen_ms.items():
         partition.restore(name.encode(), state(ms))
     partition.finish_restore()
     return partition
 
 
-def clicked_before(before_ms: int) -> Callable[[int], bool]:
-    return lambda last_click_ms: last_click_ms < before_ms
+def seen_before(before_ms: int) -> Callable[[int], bool]:
+    return lambda seen_ms: seen_ms < before_ms
 
 
 def collect_before(
     partition: PartitionSessions, before_ms: int, keep: set[bytes], limit: int
 ) -> list[bytes]:
-    """Collect what was last clicked before a time, and delete it as a commit does."""
-    dead = partition.collect(clicked_before(before_ms), keep, limit)
+    """Collect what was last seen before a time, and delete it as a commit does."""
+    dead = partition.collect(seen_before(before_ms), keep, limit)
     partition.apply(dict.fromkeys(dead), POSITION)
     return dead
 
@@ -76,7 +73,7 @@ def test_a_restore_takes_states_and_tombstones() -> None:
 
 def test_a_restore_refuses_what_a_newer_version_wrote() -> None:
     with pytest.raises(StreamError):
-        PartitionSessions().restore(b"s", b"\x02" + state(1)[1:])
+        PartitionSessions().restore(b"s", b"\x03" + state(1)[1:])
 
 
 def test_a_commit_is_applied_whole() -> None:
@@ -125,8 +122,8 @@ def test_no_limit_is_spent_on_a_queue_that_has_nothing_dead() -> None:
     partition = holding(a=5, b=6)
     asked: list[int] = []
 
-    def is_dead(last_click_ms: int) -> bool:
-        asked.append(last_click_ms)
+    def is_dead(seen_ms: int) -> bool:
+        asked.append(seen_ms)
         return False
 
     assert partition.collect(is_dead, set(), 1000) == []
@@ -163,7 +160,7 @@ def test_whatever_happens_the_queue_has_one_entry_a_session_and_only_dead_ones_g
     for clicks, passed_ms, limit, restored in made:
         now_ms += passed_ms
         touched = {name.encode(): now_ms + late_ms for name, late_ms in clicks.items()}
-        dead = partition.collect(clicked_before(now_ms - idle_ms), touched.keys(), limit)
+        dead = partition.collect(seen_before(now_ms - idle_ms), touched.keys(), limit)
         assert len(dead) <= limit
         assert not set(dead) & touched.keys()
         assert all(now_ms - truth[key] > idle_ms for key in dead)
@@ -187,7 +184,7 @@ def test_a_million_ms_of_traffic_leaves_no_more_sessions_than_are_alive() -> Non
     partition, held = PartitionSessions(), []
     for now_ms in range(0, 1_000_000, 5_000):
         clicked = {b"%d" % rng.randrange(10**9): state(now_ms) for _ in range(rng.randint(0, 20))}
-        dead = partition.collect(clicked_before(now_ms - 50_000), clicked.keys(), 64)
+        dead = partition.collect(seen_before(now_ms - 50_000), clicked.keys(), 64)
         partition.apply(clicked | dict.fromkeys(dead), POSITION)
         held.append(len(partition.states))
     # The 50 s of the living, the batch of now, and a minute that may wait for the rest of its kind.

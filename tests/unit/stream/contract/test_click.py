@@ -61,6 +61,7 @@ def checked(record: Record) -> Click | BadClick:
     state = SessionState(
         "0" * 16,
         parsed.timestamp_ms,
+        parsed.timestamp_ms,
         1,
         LastOutcome.MODEL,
         (click,),
