@@ -180,6 +180,7 @@ class Planner:
 
     def _plan_click(self, plan: Plan, record: Record, click: Click, watermark_ms: int) -> None:
         model = self._models.of(click.session)
+        plan.counts.stale += self.rules.is_dead(click.timestamp_ms, watermark_ms)
         session = self._resume(plan, model, record.partition, click, watermark_ms)
         if not model.reads(click.event_type):
             listed = session.current if session else None
@@ -241,6 +242,7 @@ class Planner:
     def _begin(self, plan: Plan, model: Model, partition: int, click: Click) -> _Session:
         """Return a new session, in the place of one that ended if there was one."""
         name = (partition, click.session)
+        plan.counts.begun += 1
         plan.counts.expired += name in plan.sessions or plan.lookup(*name) is not None
         waves, fallback = plan.waves[model], LastOutcome.FALLBACK
         row = waves.add_session(None)

@@ -75,8 +75,9 @@ class BatchCounts:
     """One micro-batch over all its partitions.
 
     rejected: of each bad click the reason. skipped: clicks below the position. late: clicks older
-    than their session's last one. expired: sessions that ended. rebuilt: sessions whose model
-    state was made again from the trail.
+    than their session's last one. stale: clicks so old that the watermark would call a session dead
+    that was last seen at their time. begun, expired: sessions that began, that ended. rebuilt:
+    sessions whose model state was made again from the trail.
     """
 
     answered: list[Answered] = field(default_factory=list)
@@ -84,5 +85,7 @@ class BatchCounts:
     judgements: list[Judgement] = field(default_factory=list)
     skipped: int = 0
     late: int = 0
+    stale: int = 0
+    begun: int = 0
     expired: int = 0
     rebuilt: int = 0

@@ -53,6 +53,11 @@ class Metrics:
         self.late = counter(
             "recs_late_clicks_total", "Good clicks older than their session's last click."
         )
+        self.stale = counter(
+            "recs_stale_clicks_total",
+            "Good clicks that are older than their partition's watermark by more than the idle "
+            "timeout and the allowed lateness.",
+        )
         self.published = counter(
             "recs_recommendations_total",
             "Recommendations committed, by model (bundle id) and outcome.",
@@ -98,6 +103,10 @@ class Metrics:
             buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
         )
         self.sessions = gauge("recs_live_sessions", "Sessions held, by partition.", ["partition"])
+        self.begun = counter(
+            "recs_begun_sessions_total",
+            "Sessions begun: by their first click, or by the first after their idle timeout.",
+        )
         self.expired = counter(
             "recs_expired_sessions_total", "Sessions removed after their idle timeout."
         )
@@ -192,7 +201,9 @@ class Metrics:
             self.live_reciprocal_rank.labels(timing).inc(quality.reciprocal_rank)
         self.skipped.inc(counts.skipped)
         self.late.inc(counts.late)
+        self.stale.inc(counts.stale)
         self.rebuilt.inc(counts.rebuilt)
+        self.begun.inc(counts.begun)
         self.expired.inc(counts.expired)
 
     def count_restore(self, sessions_by_partition: Mapping[int, int], restored: Restored) -> None:

@@ -1,5 +1,6 @@
 """Traffic that few producers make, and every one may."""
 
+import json
 import signal
 from collections.abc import Iterator
 
@@ -14,6 +15,7 @@ from deploy.processes import wait_for
 from stream.session import decode_state
 
 HOUR_MS = 3_600_000
+COUNTED = ("stale_clicks", "begun_sessions", "expired_sessions")
 
 
 def test_clicks_of_aborted_transactions_are_never_answered(deployment: Deployment) -> None:
@@ -44,6 +46,30 @@ def test_clicks_of_aborted_transactions_are_never_answered(deployment: Deploymen
         60,
         "the committed clicks' answers",
     )
+    assert verdict(deployment).exact
+
+
+def test_a_producer_an_hour_late_has_one_session_and_its_retries_count_once(
+    deployment: Deployment,
+) -> None:
+    worker = deployment.start()
+    clicks = []
+    for n in range(20):
+        item, now_ms = f"item-{n}", LOG_BEGIN_MS + 1000 * n
+        late = (b"late", click("late", item, now_ms - HOUR_MS, f"late-{n}"))
+        clicks += [(b"punctual", click("punctual", item, now_ms)), late, late]
+        clicks.append((b"seconds", click("seconds", item, now_ms // 1000)))
+    deployment.send(clicks, partition=0)
+    deployment.wait_until_answered(len(clicks))
+    found = deployment.read(deployment.recommendations)
+    outcomes = [json.loads(r.value or b"")["outcome"] for r in found if r.key == b"late"]
+    assert outcomes == 20 * ["model", "duplicate"]
+    states = {key: decode_state(raw) for (_, key), raw in sessions_in_changelog(deployment).items()}
+    assert {key: state.n_clicks for key, state in states.items()} == {b"punctual": 20, b"late": 20}
+    reasons = [r.headers["reason"] for r in deployment.read(deployment.dead_letters)]
+    assert reasons == 20 * [b"timestamp_too_small"]
+    counted = {name: worker.metric(f"recs_{name}_total") for name in COUNTED}
+    assert counted == {"stale_clicks": 40, "begun_sessions": 2, "expired_sessions": 0}
     assert verdict(deployment).exact
 
 

@@ -130,6 +130,8 @@ def counts(outputs: Sequence[Plan]) -> dict[str, Any]:
     """What does not depend on how the log was cut."""
     return {
         "late": sum(o.counts.late for o in outputs),
+        "stale": sum(o.counts.stale for o in outputs),
+        "begun": sum(o.counts.begun for o in outputs),
         "judgements": sorted(j for o in outputs for j in o.counts.judgements),
         "holes": sorted((p, hole) for o in outputs for p in o.holes for hole in o.holes[p]),
         "outcomes": sorted(
@@ -665,13 +667,10 @@ def test_a_producer_whose_clock_is_slow_has_sessions_like_any_other(
         log.append(click("punctual", "b", slow_ms + n * IDLE_MS // 2, 2 * n + 2))
     rules = Rules(IDLE_MS, lateness_ms, BadClickLimit(1000, 0.5))
     replay = Replay(HAND, HAND_SCORER, rules, collect).run([r] for r in log)
-    said = [
-        published(output)[0][0]
-        for output in replay.outputs
-        if b"slow" in {m.key for m in answers(output)}
-    ]
+    said = [published(output)[0][0] for output in replay.outputs if output.counts.stale]
     assert said == ["model", "duplicate", "model", "duplicate"]
     assert state_of(replay, b"slow").n_clicks == 2
+    assert sum(output.counts.begun for output in replay.outputs) == 2
     # Its sessions end as well: by the gap between its own clicks, and by the watermark.
     replay.step([click("slow", "a", 3 * IDLE_MS, 9, "e3")])
     assert state_of(replay, b"slow").n_clicks == 1
@@ -688,6 +687,15 @@ def test_a_lag_that_stays_the_same_ends_no_session_even_with_lateness_0() -> Non
     replay.step([click("punctual", "a", 2, 0), click("s", "a", 0, 1)])
     replay.step([click("punctual", "a", 2 + IDLE_MS, 2), click("s", "a", IDLE_MS, 3)])
     assert state_of(replay).n_clicks == 2
+
+
+@pytest.mark.parametrize(("behind_ms", "stale"), [(1500, 0), (1501, 1)])
+def test_a_stale_click_is_further_behind_than_timeout_and_lateness(
+    behind_ms: int, stale: int
+) -> None:
+    log = [click("s", "a", 5000, 0), click("t", "a", 5000 - behind_ms, 1)]
+    assert hand().step(log).counts.stale == stale
+    assert hand(NEVER).step(log).counts.stale == 0
 
 
 def test_the_watermark_is_the_largest_timestamp_of_a_good_click_at_lower_offsets() -> None:
