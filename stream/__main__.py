@@ -118,8 +118,9 @@ def _topics_check(settings: KafkaSettings) -> None:
 def _reset(settings: ResetSettings) -> None:
     from stream.reset import reset_positions
 
-    for partition, offset in reset_positions(settings).items():
-        print(f"partition {partition}: goes on at offset {offset}")
+    for partition, (offset, n_dropped) in reset_positions(settings).items():
+        dropped = f", {n_dropped} sessions dropped" if n_dropped else ""
+        print(f"partition {partition}: goes on at offset {offset}{dropped}")
 
 
 def _resume(settings: ResumeSettings) -> None:

@@ -6,7 +6,7 @@ import urllib.parse
 import urllib.request
 
 from stream.errors import StreamError
-from stream.reset import positions
+from stream.reset import read_changelog
 from stream.settings import ResumeSettings
 from stream.transport.reader import bounds
 from stream.transport.topics import TIMEOUT_S, chosen_partitions
@@ -21,7 +21,8 @@ def resume_partitions(settings: ResumeSettings) -> dict[int, int]:
     partitions = chosen_partitions(settings, settings.partition)
     ends = bounds(settings, settings.clicks_topic, partitions)
     resumed, silent = {}, []
-    for partition, position in positions(settings, partitions, stable_only=True).items():
+    positions, _ = read_changelog(settings, partitions, stable_only=True)
+    for partition, position in positions.items():
         asked = {"excused_until": ends[partition][2], "pass_over": str(settings.pass_over).lower()}
         page = f"/partitions/{partition}/resume?{urllib.parse.urlencode(asked)}"
         url = f"http://{position.address}{page}"

@@ -169,7 +169,11 @@ class TopicsSettings(KafkaSettings):
 
 
 class ResetSettings(KafkaSettings):
-    """Move the position of stopped workers: where the next start reads on."""
+    """Move the position of stopped workers: where the next start reads on.
+
+    A partition that goes back drops its sessions and its watermark, and answers as if the log began
+    there.
+    """
 
     to: str = Field(pattern=r"^(earliest|latest|[0-9]+)$")
     """earliest, latest or an offset."""

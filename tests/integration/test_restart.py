@@ -11,10 +11,11 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
 
 from bench.faults.service import Deployment
-from bench.faults.traffic import LOG_BEGIN_MS, click
+from bench.faults.traffic import LOG_BEGIN_MS, Reader, click, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
+from stream.session import decode_state
 from train.data.context import ContextField
 
 HOUR_MS = 3_600_000
@@ -163,6 +164,54 @@ def test_a_clicks_topic_made_anew_stops_the_start_and_a_reset_goes_on(
     deployment.start()
     deployment.send([(b"s", click("s", "item-7", LOG_BEGIN_MS + 7))])
     wait_for(lambda: len(deployment.read(deployment.recommendations)) == 6, 30, "the sixth answer")
+    (raw,) = sessions_in_changelog(deployment).values()
+    assert decode_state(raw).n_clicks == 6, "another topic's session goes on"
+
+
+def test_a_reset_to_the_beginning_replays_the_log_as_it_was_answered_at_first(
+    deployment: Deployment,
+) -> None:
+    """With sessions that the watermark ends: under the old one they would never end again."""
+    later_ms = LOG_BEGIN_MS + HOUR_MS
+    clicks = [
+        *session_load(300),
+        (b"s", click("s", "item-1", LOG_BEGIN_MS)),
+        (b"t", click("t", "item-2", later_ms)),
+        (b"s", click("s", "item-3", LOG_BEGIN_MS + 1)),
+        *session_load(300, seed=2),
+    ]
+    first = deployment.start()
+    deployment.send(clicks, partition=0)
+    deployment.wait_until_answered(len(clicks))
+    assert first.metric("recs_expired_sessions_total") > 100
+    first.process.terminate()
+    assert first.wait_for_exit() == 0
+    assert verdict(deployment).exact
+    live = sessions_in_changelog(deployment)
+    assert deployment.command("reset", "--to", "latest").returncode == 0
+    assert sessions_in_changelog(deployment) == live, "nothing is read again"
+    assert deployment.positions()[0].watermark_ms == later_ms
+    done = deployment.command("reset", "--to", "earliest")
+    assert f"partition 0: goes on at offset 0, {len(live)} sessions dropped\n" in done.stdout
+    assert sessions_in_changelog(deployment) == {}
+    assert "partition 1: goes on at offset 0\n" in done.stdout
+    deployment.start()
+    answers: dict[bytes, list[object]] = {}
+    with Reader(deployment.bootstrap_servers, deployment.recommendations) as reader:
+
+        def all_twice() -> bool:
+            for record in reader.stored():
+                answer = json.loads(record.value or b"")
+                said = answer["outcome"], [item["item_id"] for item in answer["items"]]
+                answers.setdefault(record.headers["source"], []).append(said)
+            return sum(map(len, answers.values())) == 2 * len(clicks)
+
+        wait_for(all_twice, 60, "every click's second answer")
+    assert len(answers) == len(clicks)
+    for one, other in answers.values():
+        assert one == other
+    found = verdict(deployment)
+    assert (found.different, found.wrong_states, found.duplicates) == (0, 0, len(clicks))
 
 
 def test_partitions_added_to_the_clicks_alone_stop_a_running_worker(
