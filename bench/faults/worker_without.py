@@ -72,7 +72,7 @@ def no_membership() -> None:
 def no_settling() -> None:
     """Restore without waiting for a former owner's transaction or fencing it."""
 
-    async def settle(self: Any, owner: str, end: Any) -> dict[int, int]:
+    async def settle(self: Any, owner: str) -> dict[int, int]:
         return {}
 
     async def no_fence(self: Any, transactional_ids: Any) -> None:
@@ -85,10 +85,10 @@ def no_settling() -> None:
 def no_abort() -> None:
     """Leave a transaction that hangs to whatever ends it."""
 
-    async def abort_hanging(self: Any, transactional_ids: Any, partitions: Any) -> None:
+    async def leave(self: Any, transactional_id: str, partitions: Any, *, commit: bool) -> None:
         return None
 
-    Delivery.abort_hanging = abort_hanging  # type: ignore[method-assign]
+    Delivery.end_hanging = leave  # type: ignore[method-assign]
 
 
 def no_restore() -> None:

@@ -9,7 +9,8 @@ import asyncio
 import ctypes
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
 import structlog
@@ -20,10 +21,17 @@ from stream.settings import KafkaSettings, Wiring
 from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
 from stream.transport.reader import bounds, read_committed
 from stream.transport.topics import group_offsets
-from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
+from stream.transport.transactions import (
+    ABORTED,
+    COMMITTED,
+    TRANSACTION_TIMEOUT_S,
+    Delivery,
+    transactional_ids,
+)
 
 log = structlog.get_logger(__name__)
 
+_TP = tuple[str, int]
 _HOW = "choose where to continue, with `python -m stream reset --to earliest|latest|OFFSET`"
 _MARKERS_S = 1.0
 """An owner that gives partitions up has ended its transactions, whose markers follow soon after. A
@@ -67,7 +75,7 @@ class Restore:
         found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
         stable = {p: end for p, (_, end, _) in found.items()}
         await asyncio.to_thread(self._read, dict.fromkeys(partitions, 0), stable)
-        committed = await self._settle(owner, {p: end for p, (_, _, end) in found.items()})
+        committed = await self._settle(owner)
         found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
         await asyncio.to_thread(self._read, stable, {p: end for p, (_, _, end) in found.items()})
         for table in self._tables.values():
@@ -97,52 +105,94 @@ class Restore:
                     self._positions.pop(message.partition(), None)
             self._n_records += len(messages)
 
-    async def _settle(self, owner: str, end: Mapping[int, int]) -> dict[int, int]:
+    async def _settle(self, owner: str) -> dict[int, int]:
         """Wait until no former owner's transaction is open; returns the group's offsets.
 
-        end: of the changelog when the partitions were already ours. An owner's transaction shows
-        there, or as a pending offset if it has not written yet.
+        An owner's transaction shows in what it writes to, or as a pending offset if it has not
+        written yet.
         """
         began = time.monotonic()
         ids = {p: former_ids(self._wiring, p, self._positions.get(p)) for p in self.partitions}
+        names = {name for of_p in ids.values() for name in of_p}
+        states = self._delivery.last_states | await self._delivery.states(names)
         # The workers of 0.2.0 send no offsets in their transactions, so the group does not fence
         # them: only their ids do.
         await self._delivery.fence([ids[p][0] for p in self.partitions if len(ids[p]) == 1])
-        fenced = aborted = False
+        targets = {tp: p for p in self.partitions for tp in self._delivery.targets(p)}
+        ends = {tp: end for tp, (_, end) in (await self._bounds(targets)).items()}
+        fenced = ended = False
         while True:
-            found = await asyncio.to_thread(
-                bounds, self._settings, self._wiring.changelog, self.partitions
-            )
-            open_in = [p for p, (_, stable, _) in found.items() if stable < end[p]]
+            found = await self._bounds(targets)
+            open_in = [tp for tp, (stable, _) in found.items() if stable < ends[tp]]
             committed = await asyncio.to_thread(
                 group_offsets, self._settings, self._wiring, self.partitions, _MARKERS_S
             )
-            if not open_in and committed is not None:
+            # Others write to the outputs, too: what is open there may be none of ours.
+            mine = [tp for tp in open_in if tp[0] == self._wiring.changelog or not ended]
+            if not mine and committed is not None:
                 return committed
             waited = time.monotonic() - began
             # A new client may take a second to say that offsets are settled.
             patience = _MARKERS_S if open_in else 3 * _MARKERS_S
             if waited > patience and not fenced:
-                others = {name for of_p in ids.values() for name in of_p}
-                others -= set(transactional_ids(owner))
+                # Of an id that has ended its transaction, a start would make everybody forget how.
+                over = {name for name, state in states.items() if state in (COMMITTED, ABORTED)}
+                others = names - over - set(transactional_ids(owner))
                 log.info("former_owners_fenced", transactional_ids=sorted(others))
                 await self._delivery.fence(others)
                 fenced = True
-            elif waited > patience + _HANGS_S and not aborted:
-                # In the changelog, or if only its offsets hang, nobody knows of which partition.
-                hanging = open_in or self.partitions
-                changelog = self._wiring.changelog
-                log.warning("hanging_transaction_aborted", topic=changelog, partitions=hanging)
-                for owner_ids in {ids[p] for p in hanging}:
-                    of_owner = [p for p in hanging if ids[p] == owner_ids]
-                    await self._delivery.abort_hanging(owner_ids, of_owner)
-                aborted = True
+            elif waited > patience + _HANGS_S and not ended:
+                states |= await self._delivery.states(names)
+                # If only its offsets hang, nobody knows of which partition.
+                hanging = {targets[tp] for tp in open_in} or set(self.partitions)
+                for name in names:
+                    of_name = sorted(p for p in hanging if name in ids[p])
+                    commit = self._has_committed(states.get(name), of_name, open_in, committed)
+                    event = f"hanging_transaction_{'committed' if commit else 'aborted'}"
+                    log.warning(event, transactional_id=name, partitions=of_name, open_in=open_in)
+                    await self._delivery.end_hanging(name, of_name, commit=commit)
+                ended = True
             elif waited > 3 * TRANSACTION_TIMEOUT_S:
                 raise TransactionLostError(
-                    f"a former owner's transaction is still open in {self._wiring.changelog}, "
-                    f"partitions {open_in}, or in the offsets of {self._wiring.group_id}"
+                    f"a former owner's transaction is still open in {open_in}, or in the offsets "
+                    f"of {self._wiring.group_id}"
                 )
             await asyncio.sleep(0.05)
+
+    async def _bounds(self, targets: Iterable[_TP]) -> dict[_TP, tuple[int, int]]:
+        """The last stable offset and the end of each."""
+        by_topic: defaultdict[str, list[int]] = defaultdict(list)
+        for topic, partition in targets:
+            by_topic[topic].append(partition)
+
+        def look() -> dict[_TP, tuple[int, int]]:
+            return {
+                (topic, p): (stable, end)
+                for topic, partitions in by_topic.items()
+                for p, (_, stable, end) in bounds(self._settings, topic, partitions).items()
+            }
+
+        return await asyncio.to_thread(look)
+
+    def _has_committed(
+        self,
+        state: str | None,
+        partitions: Iterable[int],
+        open_in: Collection[_TP],
+        committed: Mapping[int, int] | None,
+    ) -> bool:
+        """Whether a transaction that hangs was committed, so that a part of it may have been seen.
+
+        Its coordinator knows; if somebody has started the id since, what is visible tells: its
+        changelog where that does not hang, or else its offsets, beyond the position.
+        """
+        if state in (COMMITTED, ABORTED):
+            return state == COMMITTED
+        return any(
+            (self._wiring.changelog, p) not in open_in
+            or (committed or {}).get(p, 0) > self._positions[p].next_offset
+            for p in partitions
+        )
 
     def _warn_of_moved_offsets(self, committed: Mapping[int, int]) -> None:
         """Say that offsets which somebody has moved move nothing: the positions decide.

@@ -15,6 +15,11 @@ from typing import Any
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.errors import BrokerResponseError
 from aiokafka.errors import KafkaError as ClientError
+from aiokafka.protocol.transaction import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    EndTxnRequest,
+)
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.structs import TopicPartition
 from confluent_kafka import KafkaError
@@ -27,6 +32,7 @@ from stream.transport.clients import BATCH_BYTES, aiokafka_options
 from stream.transport.protocol import Membership, Transaction, TransactionLostError
 from stream.transport.wire import (
     ApiVersions,
+    DescribeTransactions,
     EndTxn,
     InitProducerId,
     Produce,
@@ -37,8 +43,10 @@ from stream.transport.wire import (
 
 TRANSACTION_TIMEOUT_S = 10.0
 """The broker aborts what is open for longer; so long is a request repeated, too."""
-_NOTHING = Message(b"\x00aborted", None)
-"""A record that is written to be aborted."""
+COMMITTED, ABORTED = "CompleteCommit", "CompleteAbort"
+"""What a coordinator calls a transaction that has ended."""
+_UNKNOWN = ("", "Empty")
+"""And where it knows no id, or none since it was started."""
 _TransactionPartition = tuple[str, int]
 
 _TIMEOUT_MS = round(TRANSACTION_TIMEOUT_S * 1000)
@@ -48,6 +56,7 @@ _NO_ANSWER = (ClientError, TimeoutError, OSError)
 _DONE = {0, 46}  # 46: the broker has the batch already
 _CONCURRENT = 51  # the markers of the last transaction are being written
 _UNREACHABLE = 13
+_UNKNOWN_ID = 105
 _REBALANCED = {22, 27, 113}  # another generation: ask again with the one that we are of
 _AGAIN = _REBALANCED | {-1, 3, 5, 6, 7, 8, 9, _UNREACHABLE, 14, 15, 16, 19, 20, 41, _CONCURRENT, 56}
 _LOST = {25, 45, 47, 48, 49, 52, 59, 82, 90, 120}
@@ -199,6 +208,47 @@ class TransactionalProducer:
 
         await self._repeat("EndTxn", end)
 
+    async def state(self) -> str:
+        """What the coordinator says of the last transaction; "" where it knows none."""
+        found = ""
+
+        async def describe() -> set[int]:
+            nonlocal found
+            request = DescribeTransactions([self._id], {})
+            answer = await self._to_coordinator(CoordinationType.TRANSACTION, self._id, request)
+            ((code, _, found, *_),) = answer.transactions
+            return {code} - {_UNKNOWN_ID}
+
+        await self._repeat("DescribeTransactions", describe)
+        return found
+
+    async def end_in(
+        self, topics: Mapping[str, Collection[int]], group_id: str, *, commit: bool
+    ) -> None:
+        """End a transaction without records in these partitions and the group's offsets.
+
+        In the first protocol, whose transactions are told of their partitions.
+        """
+        coordinator = (CoordinationType.TRANSACTION, self._id)
+
+        async def add_partitions() -> set[int]:
+            named = [(topic, [*partitions]) for topic, partitions in topics.items()]
+            request = AddPartitionsToTxnRequest(self._id, *self._producer, named)
+            answer = await self._to_coordinator(*coordinator, request)
+            return {code for _, partitions in answer.errors for _, code in partitions}
+
+        async def add_offsets() -> set[int]:
+            request = AddOffsetsToTxnRequest(self._id, *self._producer, group_id)
+            return {(await self._to_coordinator(*coordinator, request)).error_code}
+
+        async def end() -> set[int]:
+            request = EndTxnRequest(self._id, *self._producer, commit)
+            return {(await self._to_coordinator(*coordinator, request)).error_code}
+
+        await self._repeat("AddPartitionsToTxn", add_partitions)
+        await self._repeat("AddOffsetsToTxn", add_offsets)
+        await self._repeat("EndTxn", end)
+
     async def _produce(
         self, node: int, batches: Mapping[_TransactionPartition, bytes]
     ) -> list[tuple[_TransactionPartition, int]]:
@@ -282,6 +332,8 @@ class Delivery:
         self._ids = transactional_ids(owner)
         self._producers = [TransactionalProducer(self._brokers, name) for name in self._ids]
         self._started = False
+        self.last_states: dict[str, str] = {}
+        """Of our own ids, when they were last started, which makes the coordinators forget."""
         self._one_at_a_time = asyncio.Lock()
         self._n_committed = 0
 
@@ -293,6 +345,7 @@ class Delivery:
                 topics = (wiring.input, wiring.changelog, *wiring.outputs.values())
                 await self._brokers.start(topics)
                 try:
+                    self.last_states = await self.states(self._ids)
                     await asyncio.gather(*(producer.start() for producer in self._producers))
                 except BaseException:
                     await self._brokers.close()  # they may have other addresses by now
@@ -325,33 +378,41 @@ class Delivery:
             *(TransactionalProducer(self._brokers, name).start() for name in transactional_ids)
         )
 
-    async def abort_hanging(
-        self, transactional_ids: Collection[str], partitions: Collection[int]
+    async def states(self, transactional_ids: Iterable[str]) -> dict[str, str]:
+        """What the coordinators say of the last transaction of each id that they know.
+
+        COMMITTED or ABORTED until the id is started again, or another word while it is under way.
+        """
+        names = [*transactional_ids]
+        found = await asyncio.gather(
+            *(TransactionalProducer(self._brokers, name).state() for name in names)
+        )
+        return {n: state for n, state in zip(names, found, strict=True) if state not in _UNKNOWN}
+
+    async def end_hanging(
+        self, transactional_id: str, partitions: Collection[int], *, commit: bool
     ) -> None:
-        """Write and abort a transaction of each id in all topics of these partitions, and offsets.
+        """End, in all topics of these partitions and in the offsets, what hangs of an id.
 
         Kafka 4.4 calls a transaction complete without writing its markers to a partition that has
         no leader at that moment: its one broker is shutting down. The records then hang in the
-        log, hidden from readers, until the next transaction of the same id ends; were that a
-        commit, clicks answered again would be answered twice. Nobody has read them, all of the
-        transaction's partitions hang alike, and so an abort in all of them undoes it whole.
+        log, hidden from readers, until the next transaction of the same id ends there. That is
+        this one: it has these partitions, and writes nothing but the markers.
         """
-        for name in transactional_ids:
-            producer = TransactionalProducer(self._brokers, name)
-            await producer.start()
-            wiring, offsets = self._wiring, dict.fromkeys(partitions, 0)
-            await producer.send_offsets(wiring.group_id, self._membership, wiring.input, offsets)
-            tps = {tp for p in partitions for tp in self._topic_partitions(p)}
-            await producer.send_records({tp: [_NOTHING] for tp in tps})
-            await producer.end(commit=False)
-        if not set(self._ids).isdisjoint(transactional_ids):
+        producer = TransactionalProducer(self._brokers, transactional_id)
+        await producer.start()
+        topics: dict[str, list[int]] = {}
+        for topic, partition in {tp for p in partitions for tp in self.targets(p)}:
+            topics.setdefault(topic, []).append(partition)
+        await producer.end_in(topics, self._wiring.group_id, commit=commit)
+        if transactional_id in self._ids:
             self._started = False
             await self.start()
 
     async def close(self) -> None:
         await self._brokers.close()
 
-    def _topic_partitions(self, partition: int) -> list[_TransactionPartition]:
+    def targets(self, partition: int) -> list[_TransactionPartition]:
         """Where what comes of an input partition goes: its outputs, and the changelog last."""
         outputs = self._wiring.outputs.values()
         to = [(topic, partition % self._brokers.n_partitions(topic)) for topic in outputs]
@@ -364,7 +425,7 @@ class Delivery:
             changelog = [Message(key, value) for key, value in changes.items()]
             changelog.append(Message(POSITION_KEY, encode_position(position)))
             messages = [transaction.messages[name][partition] for name in self._wiring.outputs]
-            to = self._topic_partitions(partition)
+            to = self.targets(partition)
             for tp, of_topic in zip(to, [*messages, changelog], strict=True):
                 if of_topic:
                     records.setdefault(tp, []).extend(of_topic)

@@ -127,6 +127,34 @@ class EndTxn(_Request):
     SCHEMA = Schema(("transactional_id", _TEXT), *_PRODUCER, ("committed", Boolean), _TAGS)
 
 
+class DescribeTransactionsResponse(Response):  # type: ignore[misc]
+    API_KEY, API_VERSION = 65, 0
+    SCHEMA = Schema(
+        _THROTTLE,
+        (
+            "transactions",
+            CompactArray(
+                ("error_code", Int16),
+                ("transactional_id", _TEXT),
+                ("state", _TEXT),
+                ("timeout_ms", Int32),
+                ("start_time_ms", Int64),
+                *_PRODUCER,
+                ("topics", CompactArray(("t", _TEXT), ("p", CompactArray(Int32)), _TAGS)),
+                _TAGS,
+            ),
+        ),
+        _TAGS,
+    )
+
+
+class DescribeTransactions(_Request):
+    """What has become of the last transaction of an id, as far as its coordinator knows."""
+
+    API_KEY, API_VERSION, RESPONSE_TYPE = 65, 0, DescribeTransactionsResponse
+    SCHEMA = Schema(("transactional_ids", CompactArray(_TEXT)), _TAGS)
+
+
 class ApiVersionsResponse(Response):  # type: ignore[misc]
     API_KEY, API_VERSION = 18, 3
     SCHEMA = Schema(

@@ -3,7 +3,7 @@
 import signal
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from bench.faults.verdict import verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka
 from deploy.processes import wait_for
+from stream.contract.records import Message
+from stream.settings import KafkaSettings
+from stream.transport.transactions import Brokers, TransactionalProducer, transactional_ids
 
 N_CLICKS = 300
 CONTROL = 0x20
@@ -35,32 +38,29 @@ def deployed(tmp_path: Path) -> Iterator[tuple[EmbeddedKafka, Deployment]]:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(
-    ("survives", "guards"),
-    [(False, ()), (True, ()), (False, ("abort",))],
-    ids=["a new worker", "the same worker", "broken"],
+    ("lost_in", "survives", "guards"),
+    [
+        (("recommendations", "changelog"), False, ()),
+        (("recommendations", "changelog"), True, ()),
+        (("recommendations", "changelog"), False, ("abort",)),
+        (("changelog",), False, ()),
+        (("recommendations",), False, ()),
+    ],
+    ids=["both", "both, the same worker", "broken", "changelog", "recommendations"],
 )
-def test_a_transaction_that_lost_its_commit_markers_is_answered_once(
-    deployed: tuple[EmbeddedKafka, Deployment], survives: bool, guards: tuple[str, ...]
+def test_a_transaction_that_lost_commit_markers_is_answered_once(
+    deployed: tuple[EmbeddedKafka, Deployment],
+    lost_in: tuple[str, ...],
+    survives: bool,
+    guards: tuple[str, ...],
 ) -> None:
     broker, deployment = deployed
     worker = deployment.start(*guards)
     load = list(session_load(N_CLICKS))
     deployment.send(islice(load, 0, 200))
     deployment.wait_until_answered(200)
-    before = len(deployment.read(deployment.recommendations))
-
     worker.end(signal.SIGSTOP if survives else signal.SIGKILL)
-    broker.stop()
-    log = broker.data_dir / "log"
-    for topic in (deployment.recommendations, deployment.changelog):
-        cut_last_marker(log / f"{topic}-0" / f"{0:020}.log")
-    # Without the notes of a clean end the broker looks at the logs themselves.
-    for note in (".kafka_cleanshutdown", "*-checkpoint", f"{deployment.app}-*/*.snapshot"):
-        for path in log.glob(note):
-            path.unlink()
-    broker.start()
-    assert len(deployment.read(deployment.recommendations)) < before, "nothing hangs"
-
+    lose_markers(broker, deployment, lost_in)
     if survives:
         time.sleep(SESSION_TIMEOUT_S + 2)  # it rejoins, and restores what it had applied
         worker.end(signal.SIGCONT)
@@ -70,11 +70,57 @@ def test_a_transaction_that_lost_its_commit_markers_is_answered_once(
         time.sleep(30)  # no owner of other ids ends the transaction, and no restore passes it
         assert worker.get("/ready")[0] == 503
         return
-    wait_for(lambda: "hanging_transaction_aborted" in worker.log(), 60, "an abort")
+    wait_for(lambda: "hanging_transaction_committed" in worker.log(), 60, "its end")
     deployment.send(islice(load, 200, None))
     deployment.wait_until_answered(N_CLICKS)
     found = verdict(deployment)
     assert found.exact, str(found)
+
+
+@pytest.mark.timeout(180)
+async def test_a_transaction_that_lost_abort_markers_stays_aborted(
+    deployed: tuple[EmbeddedKafka, Deployment],
+) -> None:
+    broker, deployment = deployed
+    worker = deployment.start()
+    load = list(session_load(N_CLICKS))
+    deployment.send(islice(load, 0, 200))
+    deployment.wait_until_answered(200)
+    worker.end(signal.SIGKILL)
+    # As the worker would have left it: records with one of its ids, and an abort.
+    (position,) = deployment.positions().values()
+    brokers = Brokers(KafkaSettings(bootstrap_servers=deployment.bootstrap_servers))
+    await brokers.start(deployment.topics)
+    producer = TransactionalProducer(brokers, transactional_ids(position.owner)[0])
+    await producer.start()
+    topics = (deployment.recommendations, deployment.changelog)
+    await producer.send_records({(topic, 0): [Message(b"s", b"{}")] for topic in topics})
+    await producer.end(commit=False)
+    await brokers.close()
+    lose_markers(broker, deployment, ("recommendations", "changelog"))
+    worker = deployment.start(wait=False)
+    wait_for(lambda: "hanging_transaction_aborted" in worker.log(), 60, "its end")
+    deployment.send(islice(load, 200, None))
+    deployment.wait_until_answered(N_CLICKS)
+    found = verdict(deployment)
+    assert found.exact, str(found)
+
+
+def lose_markers(broker: EmbeddedKafka, deployment: Deployment, lost_in: Sequence[str]) -> None:
+    """Restart the broker on logs without the last marker of these topics."""
+    topics = [getattr(deployment, name) for name in lost_in]
+    before = [len(deployment.read(topic)) for topic in topics]
+    broker.stop()
+    log = broker.data_dir / "log"
+    for topic in topics:
+        cut_last_marker(log / f"{topic}-0" / f"{0:020}.log")
+    # Without the notes of a clean end the broker looks at the logs themselves.
+    for note in (".kafka_cleanshutdown", "*-checkpoint", f"{deployment.app}-*/*.snapshot"):
+        for path in log.glob(note):
+            path.unlink()
+    broker.start()
+    hidden = [len(deployment.read(topic)) for topic in topics]
+    assert all(n <= n_before for n, n_before in zip(hidden, before, strict=True))
 
 
 def cut_last_marker(path: Path) -> None:

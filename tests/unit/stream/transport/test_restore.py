@@ -28,6 +28,7 @@ class Log:
         self.stable: deque[int] = deque()  # of the changelog at each look, then its end
         self.end = 0
         self.input = (0, 10**6)
+        self.output_hangs = False
         self.committed: deque[dict[int, int] | None] = deque()
         self.reads: list[tuple[Mapping[int, int], Mapping[int, int]]] = []
 
@@ -36,6 +37,8 @@ class Log:
         self.end += 1
 
     def bounds(self, settings: Any, topic: str, partitions: Any) -> dict[int, tuple[int, ...]]:
+        if topic == "out":
+            return dict.fromkeys(partitions, (0, 7 - self.output_hangs, 7))
         if topic == "in":
             return dict.fromkeys(partitions, (self.input[0], self.input[1], self.input[1]))
         stable = self.stable.popleft() if self.stable else self.end
@@ -65,13 +68,21 @@ class Changed:
 class FakeDelivery:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
+        self.last_states: dict[str, str] = {}
+        self.known_states: dict[str, str] = {}
+
+    def targets(self, partition: int) -> list[tuple[str, int]]:
+        return [("out", partition), ("log", partition)]
+
+    async def states(self, names: Collection[str]) -> dict[str, str]:
+        return {name: self.known_states[name] for name in names if name in self.known_states}
 
     async def fence(self, transactional_ids: Collection[str]) -> None:
         if transactional_ids:
             self.calls.append(("fence", sorted(transactional_ids)))
 
-    async def abort_hanging(self, transactional_ids: Any, partitions: Any) -> None:
-        self.calls.append(("abort", (sorted(transactional_ids), sorted(partitions))))
+    async def end_hanging(self, name: str, partitions: Any, *, commit: bool) -> None:
+        self.calls.append(("commit of" if commit else "abort of", (name, sorted(partitions))))
 
     async def commit(self, transaction: Transaction) -> None:
         self.calls.append(("commit", dict(transaction.positions)))
@@ -131,7 +142,7 @@ async def test_an_owner_whose_transaction_stays_open_is_fenced(log: Log, shows: 
     log.append(POSITION_KEY, position(5))
     if shows == "in the changelog":
         log.append(b"a", b"1")
-        log.stable += [1] * 4
+        log.stable += [1] * 6
     else:
         log.committed += [None] * 8
     delivery = FakeDelivery()
@@ -140,20 +151,65 @@ async def test_an_owner_whose_transaction_stays_open_is_fenced(log: Log, shows: 
     assert delivery.calls[1][0] == "commit"
 
 
-async def test_a_transaction_that_no_broker_knows_is_aborted(log: Log) -> None:
+class Ending(FakeDelivery):
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self.log = log
+
+    async def end_hanging(self, name: str, partitions: Any, *, commit: bool) -> None:
+        await super().end_hanging(name, partitions, commit=commit)
+        self.log.stable.clear()
+        self.log.output_hangs = False
+
+
+A, B = f"{FORMER}-0", f"{FORMER}-1"
+
+
+@pytest.mark.parametrize(
+    ("states", "offset", "fenced", "committed"),
+    [
+        ({A: "CompleteCommit", B: "CompleteAbort"}, 5, [], [A]),
+        ({A: "CompleteAbort", B: "CompleteAbort"}, 6, [], []),
+        ({A: "Ongoing", B: "CompleteCommit"}, 5, [A], [B]),
+        ({}, 5, [A, B], []),
+        ({}, 6, [A, B], [A, B]),  # nobody knows, but its offsets can be seen
+    ],
+)
+async def test_what_hangs_in_the_changelog_is_ended_as_its_coordinator_has_decided(
+    log: Log, states: dict[str, str], offset: int, fenced: list[str], committed: list[str]
+) -> None:
     log.append(POSITION_KEY, position(5))
     log.append(b"a", b"1")
-
-    class Ending(FakeDelivery):
-        async def abort_hanging(self, transactional_ids: Any, partitions: Any) -> None:
-            await super().abort_hanging(transactional_ids, partitions)
-            log.stable.clear()
-
     log.stable += [1] * 100
-    delivery = Ending()
+    log.committed += [{0: offset}] * 100
+    delivery = Ending(log)
+    delivery.known_states = states
     await run(delivery)
-    ids = [f"{FORMER}-0", f"{FORMER}-1"]
-    assert delivery.calls[:2] == [("fence", ids), ("abort", (ids, [0]))]
+    calls = [call for call in delivery.calls if call[0] != "commit"]
+    assert [names for what, names in calls if what == "fence"] == [fenced] * bool(fenced)
+    assert sorted(of[0] for what, of in calls if what == "commit of") == committed
+    assert len(calls) == bool(fenced) + 2, "and the others are aborted"
+
+
+@pytest.mark.parametrize("own", [False, True])
+async def test_what_hangs_in_an_output_alone_is_ended_too(log: Log, own: bool) -> None:
+    """If it is our own, the start has made the coordinator forget, but we have asked before."""
+    log.append(POSITION_KEY, position(5, "me" if own else FORMER))
+    log.output_hangs = True
+    delivery = Ending(log)
+    if own:
+        delivery.last_states = {"me-0": "CompleteCommit", "me-1": "CompleteAbort"}
+    await run(delivery)
+    calls = sorted(name for what, (name, _) in delivery.calls[-3:-1] if what == "commit of")
+    assert calls == (["me-0"] if own else [A, B])
+
+
+async def test_what_others_leave_open_in_an_output_holds_nothing_up_for_good(log: Log) -> None:
+    log.append(POSITION_KEY, position(5))
+    log.output_hangs = True
+    delivery = FakeDelivery()
+    await run(delivery)
+    assert delivery.calls[-1][0] == "commit"
 
 
 async def test_a_transaction_that_stays_open_for_good_is_tried_again_later(log: Log) -> None:
@@ -161,7 +217,7 @@ async def test_a_transaction_that_stays_open_for_good_is_tried_again_later(log: 
     log.append(b"a", b"1")
     log.stable += [1] * 1000
     delivery = FakeDelivery()
-    with pytest.raises(TransactionLostError, match=r"still open in log, partitions \[0\]"):
+    with pytest.raises(TransactionLostError, match=r"still open in \[\('log', 0\)\]"):
         await run(delivery)
     assert "commit" not in [call for call, _ in delivery.calls]
 

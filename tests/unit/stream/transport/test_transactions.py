@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.transaction import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    AddPartitionsToTxnResponse_v0,
+    EndTxnRequest,
+    EndTxnResponse_v0,
+)
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.structs import TopicPartition
 
@@ -25,6 +32,8 @@ from stream.transport.transactions import (
 )
 from stream.transport.wire import (
     ApiVersionsResponse,
+    DescribeTransactions,
+    DescribeTransactionsResponse,
     EndTxn,
     EndTxnResponse,
     InitProducerId,
@@ -47,6 +56,7 @@ class FakeBrokers(Brokers):
         self.answers: dict[type, deque[Answer]] = {}
         self.n_forgotten = 0
         self.epoch = 0
+        self.states: dict[str, str] = {}
         self.partitions = {"in": 4, "log": 4, "out": 2}
 
     # what Brokers is to the others
@@ -84,6 +94,15 @@ class FakeBrokers(Brokers):
             self.epoch += not code
             kind = InitProducerIdResponse if isinstance(request, InitProducerId) else EndTxnResponse
             return kind(0, code, 1000, self.epoch, {})
+        if isinstance(request, DescribeTransactions):
+            (name,) = request.transactional_ids
+            known = 0 if name in self.states else 105
+            state = (known, name, self.states.get(name, ""), 0, 0, 1, 1, [], {})
+            return DescribeTransactionsResponse(0, [state], {})
+        if isinstance(request, AddPartitionsToTxnRequest):
+            return AddPartitionsToTxnResponse_v0(0, [("t", [(0, code)])])
+        if isinstance(request, AddOffsetsToTxnRequest | EndTxnRequest):
+            return EndTxnResponse_v0(0, code)
         topics: list[Any] = fields(request)["topics"]
         produced = isinstance(request, Produce)
         rest: tuple[Any, ...] = (0, 0, 0, [], None, {}) if produced else ({},)
@@ -306,20 +325,38 @@ async def test_after_a_lost_transaction_nothing_is_written_before_our_ids_are_fe
     await delivery.start()
     await delivery.commit(batch())
     assert [type(request) for _, request in brokers.requests] == [
+        *(DescribeTransactions, DescribeTransactions),
         *(InitProducerId, InitProducerId),
         *(TxnOffsetCommit, Produce, EndTxn),
     ]
 
 
-async def test_what_hangs_is_aborted_in_every_topic_of_the_partition(
-    brokers: FakeBrokers, delivery: Delivery
+@pytest.mark.parametrize("commit", [False, True])
+async def test_what_hangs_is_ended_in_every_topic_of_the_partition_and_writes_no_record(
+    brokers: FakeBrokers, delivery: Delivery, commit: bool
 ) -> None:
     brokers.requests.clear()
-    await delivery.abort_hanging(["former-0"], [2])
-    written = {tp for request in brokers.sent(Produce) for tp in batches(request)}
-    assert written == {("out", 0), ("log", 2)}
-    assert [fields(request)["committed"] for request in brokers.sent(EndTxn)] == [False]
-    assert fields(brokers.sent(InitProducerId)[0])["transactional_id"] == "former-0"
+    await delivery.end_hanging("former-0", [2], commit=commit)
+    init, partitions, offsets, end = (request for _, request in brokers.requests)
+    assert fields(init)["transactional_id"] == "former-0"
+    assert sorted(partitions._topics) == [("log", [2]), ("out", [0])]
+    assert offsets._group_id == "g"
+    assert end._transaction_result == commit
+
+
+async def test_what_became_of_our_own_last_transactions_is_asked_before_we_start_again(
+    brokers: FakeBrokers, delivery: Delivery
+) -> None:
+    brokers.states = {"owner-0": "CompleteCommit", "owner-1": "Empty"}
+    brokers.will_answer(EndTxn, 90)
+    with pytest.raises(TransactionLostError):
+        await delivery.commit(batch())
+    brokers.requests.clear()
+    await delivery.start()
+    assert delivery.last_states == {"owner-0": "CompleteCommit"}
+    asked = [type(request) for _, request in brokers.requests]
+    assert asked == [DescribeTransactions] * 2 + [InitProducerId] * 2
+    assert await delivery.states(["owner-0", "unknown"]) == {"owner-0": "CompleteCommit"}
 
 
 # -- old brokers --------------------------------------------------------------------------------
