@@ -281,9 +281,17 @@ class Group(threading.Thread):
 
 
 def record_of(message: Fetched) -> Record:
-    """librdkafka's message as our record; its timestamp is the topic's, the append time."""
+    """librdkafka's message as our record; its timestamp is the topic's, the append time.
+
+    Without its headers where there are more than 100,000, or the name of one is no UTF-8: Kafka
+    takes both. librdkafka gives none of the first, and its Python client raises SystemError at the
+    second (2.16.1). Headers decide nothing about a click.
+    """
     _, timestamp_ms = message.timestamp()
-    headers = message.headers()
+    try:
+        headers = message.headers()
+    except (SystemError, UnicodeDecodeError):
+        headers = None
     return Record(
         message.partition(),
         message.offset(),
