@@ -61,6 +61,14 @@ bench-accuracy: .venv/installed ## The GRU beside its baselines on RSC15-100k, i
 faults: .venv/installed ## Faults under load, 20 runs each, into bench/results/faults.json; goes on where it stopped
 	$(PYTHON) -m bench.faults
 
+.PHONY: fuzz
+fuzz: .venv/installed ## Ten minutes of hostile records in good traffic, into bench/results/fuzz.json
+	$(PYTHON) -m bench.fuzz
+
+.PHONY: day
+day: .venv/installed ## A day of all traffic and faults in minutes, into bench/results/day.json
+	$(PYTHON) -m bench.fuzz --hours 24
+
 .PHONY: broker
 broker: .venv/installed ## An Apache Kafka on 127.0.0.1:9092 until Ctrl-C
 	$(PYTHON) -m deploy.broker --port 9092

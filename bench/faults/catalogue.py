@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.faults.scene import Fault, Scene, gaps
+from bench.faults.scene import Fault, Scene, admin_of, gaps
 from bench.faults.service import WorkerProcess
 from deploy.broker import EmbeddedKafka
 
@@ -99,6 +99,8 @@ def _broker_ends(scene: Scene, end: Callable[[EmbeddedKafka], None]) -> Proof:
     assert not broker.running
     time.sleep(OUTAGE_S)
     broker.start()
+    # One that has lost its connection may end the process (librdkafka issue 4605).
+    scene.admin = admin_of(scene.deployment)
     back_s = time.monotonic()
     scene.wait(lambda: scene.watcher.last_s() > back_s, "an answer after the outage")
     scene.settled()

@@ -70,6 +70,10 @@ class Deployment:
             "NEXTCLICK_DEAD_LETTER_TOPIC": self.dead_letters,
         }
 
+    def settings(self) -> dict[str, Any]:
+        """The names as ``KafkaSettings`` takes them."""
+        return {n.removeprefix("NEXTCLICK_").lower(): value for n, value in self.names().items()}
+
     def command(self, *words: str) -> subprocess.CompletedProcess[str]:
         """Run ``python -m stream`` to its end."""
         return subprocess.run(
@@ -84,10 +88,7 @@ class Deployment:
 
     def create_topics(self, **settings: int) -> None:
         """Create the topics in this process, which is faster than a command."""
-        names = {
-            name.removeprefix("NEXTCLICK_").lower(): value for name, value in self.names().items()
-        }
-        create_topics(TopicsSettings.model_validate(names | settings))
+        create_topics(TopicsSettings.model_validate(self.settings() | settings))
 
     def start(self, *without: str, wait: bool = True, **settings: str) -> "WorkerProcess":
         """Start a worker, with the named guards taken out (see worker_without.py)."""

@@ -12,6 +12,8 @@ from confluent_kafka import KafkaError, Message, Producer
 
 from deploy import reader
 from deploy.reader import TopicReader
+from stream.contract.records import Record
+from stream.transport.group import record_of
 
 LOG_BEGIN_MS = 1_700_000_000_000
 """When the clicks of the tests begin: in the past, so that no clock refuses them."""
@@ -30,6 +32,8 @@ class Stored:
     key: bytes | None
     value: bytes | None
     headers: dict[str, bytes]
+    record: Record
+    """As the worker reads it."""
 
 
 def click(
@@ -122,13 +126,10 @@ def _client(bootstrap_servers: str) -> dict[str, Any]:
 
 
 def _stored(record: Message) -> Stored:
-    return Stored(
-        *reader.place(record),
-        record.timestamp()[1],
-        record.key(),
-        record.value(),
-        reader.headers(record),
-    )
+    read = record_of(record)
+    headers = {name: value for name, value in read.headers if value is not None}
+    place = read.partition, read.offset, read.timestamp_ms
+    return Stored(*place, read.key, read.value, headers, read)
 
 
 def session_load(

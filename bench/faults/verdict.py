@@ -17,10 +17,11 @@ from bench.faults.service import Deployment
 from bench.faults.traffic import Stored
 from stream.batch import Planner, Rules
 from stream.contract.messages import Target
-from stream.contract.records import Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position
 from stream.session import decode_state, seen_ms
+from stream.settings import KafkaSettings
+from stream.transport.topics import largest_click
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,8 @@ def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) 
     """Answer every click of the topic, one at a time, with nothing but the batch functions."""
     model = load_model(bundle)
     rules = Rules.of(model.manifest, BadClickLimit(1_000_000, 1.0))
-    planner = Planner(Models(model), rules, deployment.clicks)
+    largest = largest_click(KafkaSettings.model_validate(deployment.settings()))
+    planner = Planner(Models(model, largest), rules, deployment.clicks)
     states: dict[tuple[int, bytes], bytes] = {}
     positions: dict[int, Position] = {}
     answers: dict[str, bytes] = {}
@@ -161,8 +163,7 @@ def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) 
 
     for r in clicks:
         position = positions.setdefault(r.partition, Position(r.offset, "any"))
-        record = Record(r.partition, r.offset, r.timestamp_ms, r.key, r.value)
-        plan = planner.plan({r.partition: [record]}, {r.partition: position}, lookup)
+        plan = planner.plan({r.partition: [r.record]}, {r.partition: position}, lookup)
         scores = plan.score()
         planner.advance(plan, scores)
         planner.answer(plan, scores, 0)

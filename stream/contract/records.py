@@ -24,10 +24,13 @@ class Record(msgspec.Struct, frozen=True):
 
     @property
     def n_bytes(self) -> int:
-        """Plain size, whatever it was compressed to."""
+        """Plain size, whatever it was compressed to; each header has 2 bytes more, for lengths.
+
+        Empty headers compress to nothing, and millions of them are more than a topic takes.
+        """
         size = len(self.key or b"") + len(self.value or b"")
         if self.headers:
-            size += sum(len(name) + len(value or b"") for name, value in self.headers)
+            size += sum(len(name.encode()) + len(value or b"") + 2 for name, value in self.headers)
         return size
 
 

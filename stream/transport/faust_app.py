@@ -256,7 +256,7 @@ class FaustTransport:
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         def read() -> list[Record]:
             topic = self.wiring.input
-            found = read_committed(self._settings, topic, start, end)
+            found = read_committed(self._settings, topic, start, end, pass_over=True)
             return [record_of(message) for messages in found for message in messages]
 
         while True:

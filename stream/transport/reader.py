@@ -30,11 +30,14 @@ def read_committed(
     start: Mapping[int, int],
     end: Mapping[int, int],
     stop: threading.Event | None = None,
+    *,
+    pass_over: bool = False,
 ) -> Iterator[list[Any]]:
     """Yield the committed records from ``start`` to ``end`` as librdkafka's messages, many at once.
 
     Where a transaction is open below ``end``, waits until it ends. A start below the log's begins
-    at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException.
+    at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException, but
+    with ``pass_over`` goes on behind records whose batch cannot be decompressed (see group.py).
     """
     pending = {p for p in start if start[p] < end[p]}
     if not pending:
@@ -53,17 +56,26 @@ def read_committed(
     try:
         begin = {p: start[p] or OFFSET_BEGINNING for p in pending}
         consumer.assign([TopicPartition(topic, p, offset) for p, offset in begin.items()])
+        reached = dict.fromkeys(pending, 0)
         while pending and not (stop and stop.is_set()):
             records = []
+            passed_over = set()
             message: Any  # its stub says that a record may have no partition
             for message in consumer.consume(AT_ONCE, 0.1):
                 partition, offset, error = message.partition(), message.offset(), message.error()
+                if partition in passed_over:
+                    continue  # comes again behind the seek
                 if error is None:
                     if offset < end[partition]:
                         records.append(message)
                     offset += 1
+                elif error.code() == KafkaError._BAD_COMPRESSION and pass_over:
+                    offset = max(offset, reached[partition]) + 1
+                    consumer.seek(TopicPartition(topic, partition, offset))
+                    passed_over.add(partition)
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(error)
+                reached[partition] = offset
                 if offset >= end[partition]:
                     pending.discard(partition)
             yield records

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from confluent_kafka import Producer
 
 from bench.faults.service import Deployment, WorkerProcess
 from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
+from bench.faults.wire import NamedBytes, RawProducer, one_record
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
 from stream.contract.click import Reason
@@ -258,3 +260,67 @@ def test_a_decompression_bomb_is_a_dead_letter_and_costs_bounded_memory(
     assert [r.headers["reason"].decode() for r in letters] == [reason] * 3
     assert [r.headers["offset"] for r in letters] == [b"1", b"2", b"3"]
     assert len(deployment.read(deployment.recommendations)) == 2
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[(b"a", b"")] * 100_000, [("\N{EURO SIGN}".encode() * 400_000, b"x")]],
+    ids=["many", "long name"],
+)
+def test_headers_that_are_larger_plain_than_the_topic_takes_are_too_large(
+    deployment: Deployment, headers: list[NamedBytes]
+) -> None:
+    worker = deployment.start()
+    raw = RawProducer(int(deployment.bootstrap_servers.rpartition(":")[2]))
+    good = click("s", "item-1", LOG_BEGIN_MS)
+    raw.send(deployment.clicks, 0, one_record(b"s", b"x" * 900_000, headers, gzip=True))
+    raw.send(deployment.clicks, 0, one_record(b"s", good))
+    raw.close()
+    deployment.wait_until_answered(2)
+    assert worker.process.poll() is None, worker.log()
+    (letter,) = deployment.read(deployment.dead_letters)
+    assert letter.headers["reason"] == b"too_large"
+    assert len(deployment.read(deployment.recommendations)) == 1
+
+
+@pytest.mark.parametrize(
+    "headers", [[(b"\xff\xfe", b"value")], [(b"", b"")] * 100_001], ids=["no text", "too many"]
+)
+def test_headers_that_the_client_cannot_read_stop_nothing(
+    deployment: Deployment, headers: list[NamedBytes]
+) -> None:
+    worker = deployment.start()
+    raw = RawProducer(int(deployment.bootstrap_servers.rpartition(":")[2]))
+    good = click("s", "item-1", LOG_BEGIN_MS)
+    # The interpreter calls what it has called often without a look at the exception left behind.
+    deployment.send([(b"s", good)] * 100, partition=0)
+    for value in (good, b"no click"):
+        raw.send(deployment.clicks, 0, one_record(b"s", value, headers, gzip=True))
+    raw.close()
+    deployment.wait_until_answered(102)
+    assert worker.process.poll() is None, worker.log()
+    (letter,) = deployment.read(deployment.dead_letters)
+    assert (letter.value, letter.headers["reason"]) == (b"no click", b"not_json")
+    assert len(deployment.read(deployment.recommendations)) == 101
+
+
+def test_a_record_that_cannot_be_read_behind_a_marker_stops_nothing(
+    deployment: Deployment,
+) -> None:
+    """What an aborted transaction leaves is looked at again: the bomb is beside it."""
+    shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "shop"})
+    shop.init_transactions(30)
+    good = click("s", "item-1", LOG_BEGIN_MS)
+    for _ in range(2):
+        shop.begin_transaction()
+        shop.produce(deployment.clicks, good, b"s", partition=0)
+        shop.flush(30)
+        shop.abort_transaction(30)
+        bomb = [(b"s", bytes(300_000_000))]
+        deployment.send(bomb, partition=0, compression="zstd")
+    deployment.send([(b"s", good)], partition=0)
+    worker = deployment.start()
+    wait_for(lambda: deployment.read(deployment.recommendations), 60, "the last click's answer")
+    assert worker.process.poll() is None, worker.log()
+    letters = deployment.read(deployment.dead_letters)
+    assert [r.headers["reason"] for r in letters] == [b"unreadable"] * 2

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -13,6 +14,7 @@ from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
 from deploy.processes import wait_for
 from stream.session import decode_state
+from tests.integration.conftest import own_deployment
 
 HOUR_MS = 3_600_000
 COUNTED = ("stale_clicks", "begun_sessions", "expired_sessions")
@@ -155,3 +157,19 @@ def test_a_clicks_topic_that_is_made_anew_under_a_worker_ends_it_with_a_sentence
     deployment.send(session_load(100))
     assert worker.wait_for_exit(90) == 2, worker.log()
     assert "the topic was deleted and created again" in worker.log()
+
+
+def test_a_cluster_that_compresses_everything_changes_nothing(tmp_path: Path) -> None:
+    """The codec of the brokers holds for all topics, the changelog that is restored among them."""
+    with own_deployment(tmp_path, {"compression.type": "zstd"}) as (broker, deployment):
+        first = deployment.start()
+        deployment.send(session_load(2000))
+        deployment.wait_until_answered(2000)
+        first.end(signal.SIGKILL)
+        deployment.start()
+        deployment.send(session_load(2000, seed=2))
+        deployment.wait_until_answered(4000)
+        (log,) = (broker.data_dir / "log").glob("own-sessions-changelog-0/*.log")
+        assert log.read_bytes()[22] & 7 == 4, "the first batch is compressed by zstd"
+        found = verdict(deployment)
+    assert found.exact, str(found)

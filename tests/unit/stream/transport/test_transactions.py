@@ -97,7 +97,7 @@ class FakeBrokers(Brokers):
         if isinstance(request, DescribeTransactions):
             (name,) = request.transactional_ids
             known = 0 if name in self.states else 105
-            state = (known, name, self.states.get(name, ""), 0, 0, 1, 1, [], {})
+            state: tuple[Any, ...] = (known, name, self.states.get(name, ""), 0, 0, 1, 1, [], {})
             return DescribeTransactionsResponse(0, [state], {})
         if isinstance(request, AddPartitionsToTxnRequest):
             return AddPartitionsToTxnResponse_v0(0, [("t", [(0, code)])])
