@@ -373,7 +373,10 @@ class Waves:
             rows = np.array(wave.rows, np.int64)
             context = np.array(wave.contexts, np.int32).reshape(len(rows), -1)
             items = np.array(wave.items, np.int64)
-            query, state[rows] = scorer.encode(items, context, state[rows])
+            before = state[rows]
+            if not (finite := np.isfinite(before)).all():
+                before[~finite.all(axis=1)] = 0  # the model's memory of this session begins anew
+            query, state[rows] = scorer.encode(items, context, before)
             rank_rows = np.array(wave.rank_rows, np.int64)
             ranked = rank_rows >= 0
             queries[rank_rows[ranked]] = query[ranked]

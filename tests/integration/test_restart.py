@@ -11,13 +11,14 @@ import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
-from onnx import numpy_helper
+from onnx import TensorProto, numpy_helper
 
 from bench.faults.service import Deployment
 from bench.faults.traffic import LOG_BEGIN_MS, click
 from bench.faults.verdict import sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
+from export.graph import Graph, value_info
 from stream.model.bundle import load_bundle, write_bundle
 from train.data.context import ContextField
 
@@ -264,6 +265,38 @@ def test_only_what_was_verified_is_served(
     deployment.start(expected_bundle_id=good)
     deployment.send([(b"s", click("s", "item-1", LOG_BEGIN_MS))])
     deployment.wait_until_answered(1)
+
+
+def test_a_session_goes_on_behind_numbers_that_are_none(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    bundle = load_bundle(deployment.bundle)
+    graph = Graph()  # the state counts clicks; the logarithm of the fifth is NaN
+    clicks = graph.add("Add", "state", np.array([1], np.float32))
+    left = graph.add("Log", graph.add("Sub", np.array([4.5], np.float32), clicks))
+    graph.add("Mul", left, np.array([0], np.float32), output="query")
+    graph.add("Add", clicks, "query", output="state_out")
+    state = TensorProto.FLOAT, "B", bundle.manifest.state_size
+    encode = graph.model(
+        [value_info("item_index", TensorProto.INT64, "B"), value_info("state", *state)],
+        [value_info("query", *state), value_info("state_out", *state)],
+    )
+    deployment.bundle = write_bundle(
+        tmp_path / "next",
+        bundle.manifest,
+        bundle.item_ids,
+        encode.SerializeToString(),
+        bundle.rank(),
+    )
+    worker = deployment.start(batch_clicks="3")
+    deployment.send([(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(12)])
+    deployment.wait_until_answered(12)
+    values = [json.loads(r.value or b"") for r in deployment.read(deployment.recommendations)]
+    assert [value["outcome"] for value in values] == (["model"] * 4 + ["fallback"]) * 2 + [
+        "model"
+    ] * 2
+    assert all(item["score"] is not None for value in values for item in value["items"])
+    assert worker.metric("recs_lists_without_scores_total") == 2
 
 
 def test_a_new_bundle_of_another_kind_rebuilds_the_sessions_from_their_trails(
