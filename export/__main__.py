@@ -1,8 +1,6 @@
 """``python -m export``: a training checkpoint in, a verified bundle out."""
 
-import dataclasses
 import sys
-import tempfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -96,19 +94,22 @@ def export_bundle(
         allowed_lateness_s=info.allowed_lateness_s,
         event_types=tuple(info.event_types.inputs or ()),
     )
-    with tempfile.TemporaryDirectory() as graphs:
-        encode, rank, rank_int8 = bundle_graphs(model, k).save(Path(graphs))
-        catalogue = checkpoint.catalogue
-        staged = Bundle(manifest, catalogue.item_ids, catalogue.index, encode, rank)
-        int8 = OnnxScorer(dataclasses.replace(staged, rank_path=rank_int8)) if rank_int8 else None
-        parity = check_parity(model, OnnxScorer(staged), sessions, int8)
-        if int8 and parity.int8_overlap < MIN_OVERLAP:
-            found = round(parity.int8_overlap, 5)
-            log.warning("int8_left_out", overlap=found, expected=MIN_OVERLAP)
-            parity, rank_int8 = msgspec.structs.replace(parity, int8_overlap=0.0), None
-        log.info("parity_checked", **msgspec.structs.asdict(parity))
-        manifest = msgspec.structs.replace(manifest, parity=parity)
-        return write_bundle(root, manifest, catalogue.item_ids, encode, rank, rank_int8)
+    encode, rank, rank_int8 = bundle_graphs(model, k).serialized()
+    catalogue = checkpoint.catalogue
+
+    def scorer(graph: bytes) -> OnnxScorer:
+        items = catalogue.item_ids, catalogue.index
+        return OnnxScorer(Bundle(manifest, *items, lambda: encode, lambda: graph))
+
+    int8 = scorer(rank_int8) if rank_int8 else None
+    parity = check_parity(model, scorer(rank), sessions, int8)
+    if int8 and parity.int8_overlap < MIN_OVERLAP:
+        found = round(parity.int8_overlap, 5)
+        log.warning("int8_left_out", overlap=found, expected=MIN_OVERLAP)
+        parity, rank_int8 = msgspec.structs.replace(parity, int8_overlap=0.0), None
+    log.info("parity_checked", **msgspec.structs.asdict(parity))
+    manifest = msgspec.structs.replace(manifest, parity=parity)
+    return write_bundle(root, manifest, catalogue.item_ids, encode, rank, rank_int8)
 
 
 def describe(config: ModelConfig) -> str:

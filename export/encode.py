@@ -1,7 +1,6 @@
 """A model's graphs: the forward pass of `train/network` written again in ONNX operations."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -11,7 +10,6 @@ from onnx import TensorProto
 from torch import Tensor
 
 from export.graph import Graph, rank_graph, rank_int8_graph, value_info
-from stream.model.bundle import ENCODE, RANK, RANK_INT8
 from train.network.cells import LowRank, RecurrentLayer, WindowLayer
 from train.network.model import SessionModel
 
@@ -23,15 +21,10 @@ class BundleGraphs(NamedTuple):
     rank: onnx.ModelProto
     rank_int8: onnx.ModelProto | None
 
-    def save(self, folder: Path) -> tuple[Path, Path, Path | None]:
-        """The files that now hold them, in the same order."""
-        encode, rank, rank_int8 = (folder / name for name in (ENCODE, RANK, RANK_INT8))
-        onnx.save(self.encode, encode)
-        onnx.save(self.rank, rank)
-        if self.rank_int8 is None:
-            return encode, rank, None
-        onnx.save(self.rank_int8, rank_int8)
-        return encode, rank, rank_int8
+    def serialized(self) -> tuple[bytes, bytes, bytes | None]:
+        """The bytes of their files, in the same order."""
+        int8 = self.rank_int8 and self.rank_int8.SerializeToString()
+        return self.encode.SerializeToString(), self.rank.SerializeToString(), int8
 
 
 def bundle_graphs(model: SessionModel, k: int) -> BundleGraphs:

@@ -265,6 +265,9 @@ class Planner:
         recommendations = plan.transaction.messages[Target.RECOMMENDATIONS]
         for record, click, model, outcome, listed in plan.answers:
             items = lists[model].items(listed)
+            if outcome == Outcome.MODEL and items is model.popular_json:
+                outcome = Outcome.FALLBACK
+                plan.counts.no_scores += 1
             recommendations[record.partition].append(
                 recommendation(
                     self.topic, record, click, items, model.model_id, outcome, published_ms
@@ -293,12 +296,15 @@ class _Lists:
         return np.frombuffer(index, np.int32).tolist(), np.frombuffer(score, np.float32).tolist()
 
     def items(self, listed: _ListRef) -> bytes:
-        """The JSON array of a list's items."""
+        """The JSON array of a list's items; popular ones where a score is NaN or infinite."""
         if listed is None:
             return self._model.popular_json
         index, score = self.pairs(listed)
+        scores = encode_json(score)[1:-1]
+        if b"u" in scores:  # of null, its JSON
+            return self._model.popular_json
         # Most of it is the same for every list: 6 us of the 12 that encoding item by item took.
-        pieces, numbers = self._model.item_json, encode_json(score)[1:-1].split(b",")
+        pieces, numbers = self._model.item_json, scores.split(b",")
         return b"[%b}]" % b"},".join([pieces[i] + n for i, n in zip(index, numbers, strict=True)])
 
 

@@ -5,6 +5,7 @@ The planner fills these in, the metrics export them, and the live view counts wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from typing import NamedTuple, TypeVar
 
 from stream.contract.records import Record
@@ -23,6 +24,8 @@ def rank_in_list(listed: Sequence[T], scores: Sequence[float], target: T) -> int
     if target not in listed:
         return 0
     score = scores[listed.index(target)]
+    if isnan(score):
+        return 0
     rank = len(scores)
     while scores[rank - 1] != score:
         rank -= 1
@@ -77,7 +80,8 @@ class BatchCounts:
     rejected: of each bad click the reason. skipped: clicks below the position. late: clicks older
     than their session's last one. stale: clicks so old that the watermark would call a session dead
     that was last seen at their time. begun, expired: sessions that began, that ended. rebuilt:
-    sessions whose model state was made again from the trail.
+    sessions whose model state was made again from the trail. no_scores: lists of the model in
+    which a score is NaN or infinite.
     """
 
     answered: list[Answered] = field(default_factory=list)
@@ -89,3 +93,4 @@ class BatchCounts:
     begun: int = 0
     expired: int = 0
     rebuilt: int = 0
+    no_scores: int = 0

@@ -114,6 +114,10 @@ class Metrics:
             "recs_rebuilt_sessions_total",
             "Sessions whose model state was rebuilt from the trail under a new bundle.",
         )
+        self.no_scores = counter(
+            "recs_lists_without_scores_total",
+            "Lists with a score that is NaN or infinite: popular items were published instead.",
+        )
         self.rebalances = counter(
             "recs_rebalances_total",
             "Restores: of partitions that the group assigns, of all after a lost transaction.",
@@ -205,6 +209,7 @@ class Metrics:
         self.rebuilt.inc(counts.rebuilt)
         self.begun.inc(counts.begun)
         self.expired.inc(counts.expired)
+        self.no_scores.inc(counts.no_scores)
 
     def count_restore(self, sessions_by_partition: Mapping[int, int], restored: Restored) -> None:
         """Count an assignment and its restore; partitions that left no longer have gauges."""

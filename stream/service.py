@@ -34,6 +34,11 @@ def run_worker(settings: WorkerSettings) -> int:
     # In a thread: while C code works in the first one, no signal is answered.
     with ThreadPoolExecutor(1) as preparing:
         model = preparing.submit(load_model, settings.bundle, settings.inference_threads).result()
+        if settings.expected_bundle_id not in (None, model.model_id):
+            raise StreamError(
+                f"{settings.bundle} holds bundle {model.model_id}, but expected_bundle_id is "
+                f"{settings.expected_bundle_id}"
+            )
         preparing.submit(check_topics, settings).result()
         max_click_bytes = preparing.submit(largest_click, settings).result()
     _check_address(settings)

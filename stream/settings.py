@@ -137,6 +137,8 @@ class WorkerSettings(KafkaSettings):
 
     bundle: Path
     """Folder of the bundle to serve."""
+    expected_bundle_id: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
+    """Serve no other bundle than this one; unset: whichever the folder holds."""
     batch_clicks: PositiveInt = Field(default=256, le=4096)
     """Most clicks in one micro-batch."""
     batch_window_s: NonNegativeFloat = Field(default=0.010, le=1.0)

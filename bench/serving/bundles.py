@@ -3,7 +3,6 @@
 The graphs are those that export writes, so they are as fast as in production.
 """
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +87,7 @@ def write_tiny_bundle(
         popular=[PopularItem(index, float(k - index)) for index in range(k)],
     )
     names = item_ids or [f"item-{index}" for index in range(n_items)]
-    with tempfile.TemporaryDirectory() as staged:
-        return write_bundle(folder, manifest, names, *graphs.save(Path(staged)))
+    return write_bundle(folder, manifest, names, *graphs.serialized())
 
 
 def _counting_encode(state_size: int, query_size: int) -> onnx.ModelProto:

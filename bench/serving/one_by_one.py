@@ -30,8 +30,8 @@ from stream.session import (
 
 def one_graph(bundle: Bundle) -> onnx.ModelProto:
     """From click to list: the bundle's two graphs, joined at the query."""
-    encode = onnx.load(bundle.encode_path)
-    rank = compose.add_prefix(onnx.load(bundle.rank_path), "rank/")
+    encode = onnx.load_from_string(bundle.encode())
+    rank = compose.add_prefix(onnx.load_from_string(bundle.rank()), "rank/")
     graph = encode.graph
     graph.node.append(helper.make_node("Identity", ["query"], ["rank/query"]))
     graph.node.extend(rank.graph.node)

@@ -54,11 +54,11 @@ def run(settings: VariantsSettings) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="nextclick-bench-") as name:
         bundle, sessions = trained_bundle(Path(name), settings)
-        if bundle.rank_int8_path is None:
+        if bundle.rank_int8 is None:
             raise TrainError("export left rank_int8.onnx out: expected an overlap of .999")
-        int8_alone = dataclasses.replace(bundle, rank_path=bundle.rank_int8_path)
+        int8_alone = dataclasses.replace(bundle, rank=bundle.rank_int8)
         scorers = {
-            variant: OnnxScorer(dataclasses.replace(of, rank_int8_path=None))
+            variant: OnnxScorer(dataclasses.replace(of, rank_int8=None))
             for variant, of in ((FLOAT32, bundle), (INT8, int8_alone))
         }
         query = queries(scorers[FLOAT32], sessions)

@@ -1,15 +1,17 @@
 """The model bundle: the one contract between training and serving, owned by its consumer.
 
 A bundle is an immutable folder: two or three ONNX graphs, the catalogue, and a manifest with the
-hash of each. Export writes it through ``write_bundle``; a worker reads it through ``load_bundle``.
+hash of each. Export writes it through ``write_bundle``; a worker reads it through ``load_bundle``,
+each file once: what it serves are the bytes whose hash it has checked.
 """
 
 import hashlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -108,52 +110,57 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 @dataclass(frozen=True, slots=True)
 class Bundle:
-    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n."""
+    """A bundle whose files agree with its manifest; row n of ``item_ids`` is item_index n.
+
+    encode, rank, rank_int8: return the graphs' bytes, read at that moment, as they are large.
+    Those of a folder raise ``StreamError`` if their hash is not the manifest's.
+    """
 
     manifest: Manifest
     item_ids: list[str]
     item_index: dict[str, int]
-    encode_path: Path
-    rank_path: Path
-    rank_int8_path: Path | None = None
+    encode: Callable[[], bytes]
+    rank: Callable[[], bytes]
+    rank_int8: Callable[[], bytes] | None = None
+    folder: Path = Path()
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """The bundle in ``folder``, every hash and count checked against its manifest.
+    """The bundle in ``folder``, hashes and counts checked against its manifest.
 
-    ``OnnxScorer``, which opens the graphs, checks their inputs and outputs. Raises
-    ``StreamError``. The folder's own name does not matter, so a bundle may be mounted anywhere.
+    ``OnnxScorer``, which opens the graphs, checks their hashes, inputs and outputs. Raises
+    ``StreamError``. The folder's own name does not matter, so a bundle may be mounted anywhere;
+    where it is a symbolic link, all is read from the folder that it names now.
     """
+    folder = folder.resolve()
     manifest = _parse_manifest(folder / MANIFEST, _read(folder / MANIFEST))
     if sorted({*manifest.sha256} - {RANK_INT8}) != sorted((ENCODE, RANK, ITEMS)):
         found, expected = sorted(manifest.sha256), sorted((ENCODE, RANK, ITEMS))
         raise StreamError(f"{folder / MANIFEST} lists {found}, expected {expected}")
-    content = {name: _read(folder / name) for name in manifest.sha256}
-    for name, says in manifest.sha256.items():
-        has = hashlib.sha256(content[name]).hexdigest()
-        if has != says:
-            path = folder / name
-            raise StreamError(f"{path} has sha256 {has[:16]}..., but manifest says {says[:16]}...")
-    item_ids = _parse_items(folder / ITEMS, content[ITEMS], manifest.n_items)
+    # Hidden files are a file system's or a mount's own; nothing reads them.
+    if further := {p.name for p in folder.glob("[!.]*")} - {*manifest.sha256, MANIFEST}:
+        raise StreamError(f"{folder} holds {sorted(further)}, which its manifest does not list")
+    read = {n: partial(_read_verified, folder / n, says) for n, says in manifest.sha256.items()}
+    item_ids = _parse_items(folder / ITEMS, read[ITEMS](), manifest.n_items)
     check_context(folder / MANIFEST, manifest.context)
     _check_lists(folder / MANIFEST, manifest)
     item_index = {item_id: index for index, item_id in enumerate(item_ids)}
-    rank_int8 = folder / RANK_INT8 if RANK_INT8 in manifest.sha256 else None
-    return Bundle(manifest, item_ids, item_index, folder / ENCODE, folder / RANK, rank_int8)
+    graphs = read[ENCODE], read[RANK], read.get(RANK_INT8)
+    return Bundle(manifest, item_ids, item_index, *graphs, folder)
 
 
 def write_bundle(
     root: Path,
     manifest: Manifest,
     item_ids: Sequence[str],
-    encode: Path,
-    rank: Path,
-    rank_int8: Path | None = None,
+    encode: bytes,
+    rank: bytes,
+    rank_int8: bytes | None = None,
 ) -> Path:
     """The folder ``root/<bundle_id>`` that now holds the bundle; one of the same content stays.
 
-    ``bundle_id`` and ``sha256`` are filled in here; the graphs are copied. A bundle that
-    a worker would refuse raises ``StreamError`` and leaves nothing behind.
+    ``bundle_id`` and ``sha256`` are filled in here. A bundle that a worker would refuse raises
+    ``StreamError`` and leaves nothing behind.
     """
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -162,22 +169,24 @@ def write_bundle(
         raise StreamError(f"{root} cannot be written: {error.strerror}") from error
     try:
         staged.chmod(0o755)  # mkdtemp makes 0700, which a worker of another user cannot read
-        graphs = {ENCODE: encode, RANK: rank} | ({RANK_INT8: rank_int8} if rank_int8 else {})
-        for name, path in graphs.items():
-            shutil.copyfile(path, staged / name)
-        (staged / ITEMS).write_bytes("".join(f"{item_id}\n" for item_id in item_ids).encode())
-        sha256 = {n: hashlib.sha256(_read(staged / n)).hexdigest() for n in (*graphs, ITEMS)}
+        items = "".join(f"{item_id}\n" for item_id in item_ids).encode()
+        files = {ENCODE: encode, RANK: rank, ITEMS: items}
+        files |= {RANK_INT8: rank_int8} if rank_int8 else {}
+        for name, content in files.items():
+            (staged / name).write_bytes(content)
+        sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
         manifest = msgspec.structs.replace(manifest, sha256=sha256, bundle_id="")
         # Through JSON once before hashing: a figure given as 1 is read back as 1.0.
         manifest = _decode(staged / MANIFEST, msgspec.json.encode(manifest), Manifest)
         manifest = msgspec.structs.replace(manifest, bundle_id=content_id(manifest))
         text = msgspec.json.format(encode_manifest(manifest), indent=2)
         (staged / MANIFEST).write_bytes(text + b"\n")
-        load_bundle(staged)
         folder = root / manifest.bundle_id
-        if folder.exists():
-            load_bundle(folder)
-        else:
+        bundle = load_bundle(folder if folder.exists() else staged)
+        for read in (bundle.encode, bundle.rank, bundle.rank_int8):
+            if read:
+                read()
+        if not folder.exists():
             staged.rename(folder)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
@@ -288,3 +297,11 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise StreamError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _read_verified(path: Path, says: str) -> bytes:
+    content = _read(path)
+    has = hashlib.sha256(content).hexdigest()
+    if has != says:
+        raise StreamError(f"{path} has sha256 {has[:16]}..., but manifest says {says[:16]}...")
+    return content

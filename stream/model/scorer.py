@@ -5,6 +5,7 @@ So the k-th steps of all sessions make up wave k, which is one call of ``encode`
 order and costs far more than a step: the steps that publish a list are ranked together at the end.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -18,7 +19,7 @@ from jaxtyping import Float32, Int32, Int64
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from stream.errors import StreamError
-from stream.model.bundle import MIN_OVERLAP, Bundle
+from stream.model.bundle import ENCODE, MIN_OVERLAP, RANK, RANK_INT8, Bundle
 
 # ONNX Runtime's exceptions have no base of their own below Exception.
 _OnnxError = (
@@ -28,10 +29,13 @@ _OnnxError = (
     onnx_errors.InvalidProtobuf,
     onnx_errors.NotImplemented,
     onnx_errors.RuntimeException,
+    RuntimeError,  # of its file system calls
 )
+_EXTERNAL_DATA = "session.model_external_initializers_file_folder_path"
 
 FLOAT32, INT8 = "float32", "int8"
 """The variants of ranking: rank.onnx and rank_int8.onnx."""
+_FILES = {FLOAT32: RANK, INT8: RANK_INT8}
 _ROWS = (1, 16, 32, 64)
 """Rows of the calls that are timed: a click alone, and parts of a batch. Scores of more rows leave
 the processor's cache: 122 us a row at 256 and 85 at 16 (43,000 items, H = 100)."""
@@ -39,6 +43,7 @@ _ROUNDS, _TIMING_SECONDS = 6, 0.5
 """Of the timing, without the first round; a large catalogue ends it after one round."""
 _PROBES = 256
 """Queries on which int8 must list what float32 lists."""
+_ITEMS_AT_ONCE = 1024
 
 
 @runtime_checkable  # the tests' runtime type check asks for it
@@ -94,7 +99,7 @@ class OnnxScorer:
     (``ranking``); that one makes all lists. A call blocks for passes through a graph, with the
     interpreter's lock released, and may be made from any thread. Row b of a result depends on row b
     of the arguments alone. Raises ``StreamError`` if a graph does not have the shapes of the
-    manifest.
+    manifest, keeps weights outside its file, or makes NaN or an infinite number of an item.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -105,20 +110,25 @@ class OnnxScorer:
         query, state = f"float[B,{self.query_size}]", f"float[B,{self.state_size}]"
         context = {"context": f"int32[B,{self._n_fields}]"} if self._n_fields else {}
         self._encode = _open_graph(
-            bundle.encode_path,
+            bundle.folder / ENCODE,
+            bundle.encode(),
             threads,
             {"item_index": "int64[B]", **context, "state": state},
             {"query": query, "state_out": state},
         )
         top = {"top_index": f"int32[B,{k}]", "top_score": f"float[B,{k}]"}
-        paths = {FLOAT32: bundle.rank_path, INT8: bundle.rank_int8_path}
+        reads = {FLOAT32: bundle.rank, INT8: bundle.rank_int8}
         graphs = {
-            variant: _open_graph(path, threads, {"query": query}, top)
-            for variant, path in paths.items()
-            if path
+            variant: _open_graph(
+                bundle.folder / _FILES[variant], read(), threads, {"query": query}, top
+            )
+            for variant, read in reads.items()
+            if read
         }
-        self._check_sizes(bundle, graphs)
-        self.ranking = _fastest(graphs, self._probes(bundle))
+        self._check_encode(bundle)
+        probes = self._probes(bundle)
+        lists = {v: _check_rank(bundle, v, graph, probes) for v, graph in graphs.items()}
+        self.ranking = _fastest(graphs, probes, lists)
         self._rank = graphs[self.ranking.variant]
 
     def encode(
@@ -141,30 +151,27 @@ class OnnxScorer:
         """As ``Scorer.rank``."""
         return _rank_in_parts(self._rank, query, self.ranking.rows)
 
-    def _check_sizes(
-        self, bundle: Bundle, graphs: Mapping[str, onnxruntime.InferenceSession]
-    ) -> None:
-        """Run the last item and each field's last value through the graphs."""
-        n_items = bundle.manifest.n_items
-        last = [field.size - 1 for field in bundle.manifest.context]
-        context, state = np.array([last], np.int32), np.zeros((1, self.state_size), np.float32)
-        where = (
-            f"{bundle.encode_path} fails on item_index {n_items - 1} and context {last}, "
-            f"but manifest says n_items={n_items} and fields of these sizes"
-        )
+    def _check_encode(self, bundle: Bundle) -> None:
+        """Try the last item with each field's last value, then each item as a first click."""
+        path, n_items = bundle.folder / ENCODE, bundle.manifest.n_items
+        sizes = np.array([field.size for field in bundle.manifest.context], np.int32)
+        new = np.zeros((_ITEMS_AT_ONCE, self.state_size), np.float32)
+        last = sizes - 1
         try:
-            query, _ = self.encode(np.array([n_items - 1]), context, state)
-            for variant, graph in graphs.items():
-                path = bundle.rank_int8_path if variant == INT8 else bundle.rank_path
-                where = f"{path} fails"
-                top_index, _ = _run_rank(graph, query)
-                if not 0 <= top_index.min() <= top_index.max() < n_items:
-                    raise StreamError(
-                        f"{path} gives item_index {top_index.min()} to {top_index.max()}, "
-                        f"but manifest says n_items={n_items}"
-                    )
+            self.encode(np.array([n_items - 1]), last[None], new[:1])
         except _OnnxError as error:
-            raise StreamError(f"{where}: {_first_line(error)}") from error
+            raise StreamError(
+                f"{path} fails on item_index {n_items - 1} and context {last.tolist()}, but "
+                f"manifest says n_items={n_items} and fields of these sizes: {_first_line(error)}"
+            ) from error
+        for first in range(0, n_items, _ITEMS_AT_ONCE):
+            item_index = np.arange(first, min(first + _ITEMS_AT_ONCE, n_items))
+            context = (item_index[:, None] % sizes).astype(np.int32)
+            results = self.encode(item_index, context, new[: len(item_index)])
+            finite = np.isfinite(np.hstack(results)).all(axis=1)
+            if not finite.all():
+                index = item_index[finite.argmin()]
+                raise StreamError(f"{path} makes NaN or an infinite number of item_index {index}")
 
     def _probes(self, bundle: Bundle) -> Float32[np.ndarray, "P D"]:
         """Queries of random sessions of two clicks, the same at each start."""
@@ -183,17 +190,42 @@ def overlap(listed: Int32[np.ndarray, "B K"], other: Int32[np.ndarray, "B K"]) -
     return float((listed[:, :, None] == other[:, None, :]).any(axis=2).mean())
 
 
+def _check_rank(
+    bundle: Bundle,
+    variant: str,
+    graph: onnxruntime.InferenceSession,
+    probes: Float32[np.ndarray, "P D"],
+) -> Int32[np.ndarray, "P K"]:
+    """The lists of a graph that makes items of the catalogue and finite scores of the probes."""
+    path, n_items = bundle.folder / _FILES[variant], bundle.manifest.n_items
+    try:
+        # One row first: from small to large, ONNX Runtime's arena took 80 MB less (300,000 items).
+        _run_rank(graph, probes[:1])
+        top_index, top_score = _rank_in_parts(graph, probes, max(_ROWS))
+    except _OnnxError as error:
+        raise StreamError(f"{path} fails: {_first_line(error)}") from error
+    if not 0 <= top_index.min() <= top_index.max() < n_items:
+        raise StreamError(
+            f"{path} gives item_index {top_index.min()} to {top_index.max()}, "
+            f"but manifest says n_items={n_items}"
+        )
+    if not np.isfinite(top_score).all():
+        raise StreamError(f"{path} gives scores that are NaN or infinite")
+    return top_index
+
+
 def _fastest(
-    graphs: Mapping[str, onnxruntime.InferenceSession], probes: Float32[np.ndarray, "P D"]
+    graphs: Mapping[str, onnxruntime.InferenceSession],
+    probes: Float32[np.ndarray, "P D"],
+    lists: Mapping[str, Int32[np.ndarray, "P K"]],
 ) -> Ranking:
-    """The way to make lists, of graphs by variant.
+    """The way to make lists, of graphs by variant; ``lists`` are those of the probes.
 
     One variant for batches of every size: scores differ between variants in their last bits, and a
     list must not depend on how many clicks came at the same time.
     """
     shared = None
     if INT8 in graphs:
-        lists = {v: _rank_in_parts(graph, probes, max(_ROWS))[0] for v, graph in graphs.items()}
         shared = overlap(lists[FLOAT32], lists[INT8])
         if shared < MIN_OVERLAP:
             graphs = {FLOAT32: graphs[FLOAT32]}
@@ -236,7 +268,7 @@ def _run_rank(
 
 
 def _open_graph(
-    path: Path, threads: int, inputs: dict[str, str], outputs: dict[str, str]
+    path: Path, content: bytes, threads: int, inputs: dict[str, str], outputs: dict[str, str]
 ) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads  # the default is one for each core of the machine
@@ -244,10 +276,13 @@ def _open_graph(
     # A waiting thread that spins would take the core from the event loop.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # errors are raised; stderr need not repeat them
+    # Weights outside the file, which no hash covers, would be read from the working directory.
+    options.add_session_config_entry(_EXTERNAL_DATA, os.devnull)
     try:
-        graph = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        graph = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except _OnnxError as error:
         raise StreamError(f"{path} cannot be opened: {_first_line(error)}") from error
+    graph._model_bytes = None  # it would keep them, beside the weights it has made of them
     for found, expected in ((graph.get_inputs(), inputs), (graph.get_outputs(), outputs)):
         signature = {argument.name: _shape(argument) for argument in found}
         if signature != expected:
@@ -338,7 +373,10 @@ class Waves:
             rows = np.array(wave.rows, np.int64)
             context = np.array(wave.contexts, np.int32).reshape(len(rows), -1)
             items = np.array(wave.items, np.int64)
-            query, state[rows] = scorer.encode(items, context, state[rows])
+            before = state[rows]
+            if not (finite := np.isfinite(before)).all():
+                before[~finite.all(axis=1)] = 0  # the model's memory of this session begins anew
+            query, state[rows] = scorer.encode(items, context, before)
             rank_rows = np.array(wave.rank_rows, np.int64)
             ranked = rank_rows >= 0
             queries[rank_rows[ranked]] = query[ranked]

@@ -5,16 +5,21 @@ import shutil
 import socket
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from confluent_kafka import ConsumerGroupTopicPartitions, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewPartitions, NewTopic
+from onnx import TensorProto, numpy_helper
 
 from bench.faults.service import Deployment
 from bench.faults.traffic import LOG_BEGIN_MS, Reader, click, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
+from export.graph import Graph, value_info
+from stream.model.bundle import load_bundle, write_bundle
 from stream.session import decode_state
 from train.data.context import ContextField
 
@@ -238,9 +243,9 @@ def test_a_reset_is_refused_while_a_worker_runs_and_outside_the_log(
     assert f"offset 99 is outside {deployment.clicks}-0, which holds 0 to 0" in outside.stderr
 
 
-def refusal(deployment: Deployment) -> str:
+def refusal(deployment: Deployment, **settings: str) -> str:
     """One sentence on stderr, exit code 2, no traceback."""
-    worker = deployment.start(wait=False)
+    worker = deployment.start(wait=False, **settings)
     assert worker.wait_for_exit() == 2, worker.log()
     sentence = worker.log().splitlines()[-1]
     assert "Traceback" not in worker.log()
@@ -270,6 +275,77 @@ def test_a_wrong_bundle_stops_the_start(deployment: Deployment, tmp_path: Path) 
     (broken / "items.txt").write_text("item-0\n")
     deployment.bundle = broken
     assert "items.txt" in refusal(deployment)
+
+
+def test_only_what_was_verified_is_served(
+    deployment: Deployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, other = deployment.bundle.name, "0" * 16
+    assert refusal(deployment, expected_bundle_id=other).endswith(
+        f"holds bundle {good}, but expected_bundle_id is {other}"
+    )
+    (deployment.bundle / "weights.bin").write_bytes(b"")
+    assert "holds ['weights.bin'], which its manifest does not list" in refusal(deployment)
+    (deployment.bundle / "weights.bin").unlink()
+
+    # The worker runs where the external data lies.
+    monkeypatch.setenv("PYTHONPATH", str(deployment.folder))
+    deployment.folder = tmp_path
+    bundle = load_bundle(deployment.bundle)
+    spoilt = onnx.load_from_string(bundle.encode())
+    weights = max(spoilt.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    array = numpy_helper.to_array(weights).copy()
+    array[7] = np.nan
+    weights.CopyFrom(numpy_helper.from_array(array, weights.name))
+    external = onnx.load_from_string(bundle.encode())
+    onnx.save(external, tmp_path / "graph", save_as_external_data=True, location="w")
+    for graph, sentence in (
+        ((tmp_path / "graph").read_bytes(), "encode.onnx cannot be opened"),
+        (spoilt.SerializeToString(), "encode.onnx makes NaN or an infinite number of item_index 7"),
+    ):
+        deployment.bundle = write_bundle(
+            tmp_path / "bundles", bundle.manifest, bundle.item_ids, graph, bundle.rank()
+        )
+        assert sentence in refusal(deployment)
+
+    current = tmp_path / "current"
+    current.symlink_to(tmp_path / good)
+    deployment.bundle = current
+    deployment.start(expected_bundle_id=good)
+    deployment.send([(b"s", click("s", "item-1", LOG_BEGIN_MS))])
+    deployment.wait_until_answered(1)
+
+
+def test_a_session_goes_on_behind_numbers_that_are_none(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    bundle = load_bundle(deployment.bundle)
+    graph = Graph()  # the state counts clicks; the logarithm of the fifth is NaN
+    clicks = graph.add("Add", "state", np.array([1], np.float32))
+    left = graph.add("Log", graph.add("Sub", np.array([4.5], np.float32), clicks))
+    graph.add("Mul", left, np.array([0], np.float32), output="query")
+    graph.add("Add", clicks, "query", output="state_out")
+    state = TensorProto.FLOAT, "B", bundle.manifest.state_size
+    encode = graph.model(
+        [value_info("item_index", TensorProto.INT64, "B"), value_info("state", *state)],
+        [value_info("query", *state), value_info("state_out", *state)],
+    )
+    deployment.bundle = write_bundle(
+        tmp_path / "next",
+        bundle.manifest,
+        bundle.item_ids,
+        encode.SerializeToString(),
+        bundle.rank(),
+    )
+    worker = deployment.start(batch_clicks="3")
+    deployment.send([(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(12)])
+    deployment.wait_until_answered(12)
+    values = [json.loads(r.value or b"") for r in deployment.read(deployment.recommendations)]
+    assert [value["outcome"] for value in values] == (["model"] * 4 + ["fallback"]) * 2 + [
+        "model"
+    ] * 2
+    assert all(item["score"] is not None for value in values for item in value["items"])
+    assert worker.metric("recs_lists_without_scores_total") == 2
 
 
 def test_a_new_bundle_of_another_kind_rebuilds_the_sessions_from_their_trails(

@@ -116,7 +116,7 @@ def test_a_large_catalogue_comes_with_a_proved_graph_for_int8(tmp_path: Path) ->
     checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=2000))
     sessions = random_sessions(50, 2000, [], seed=1)
     bundle = load_bundle(export_bundle(checkpoint, tmp_path / "bundles", 5, sessions))
-    assert bundle.rank_int8_path is not None
+    assert bundle.rank_int8 is not None
     assert 0.999 <= bundle.manifest.parity.int8_overlap <= 1
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int32, Int64
@@ -95,7 +94,7 @@ def bundle_of(
         popular=[PopularItem(i, float(-i)) for i in range(n_recommendations)],
     )
     index = {item_id: i for i, item_id in enumerate(item_ids)}
-    return Bundle(manifest, list(item_ids), index, Path("encode.onnx"), Path("rank.onnx"))
+    return Bundle(manifest, list(item_ids), index, bytes, bytes)
 
 
 @dataclass

@@ -525,6 +525,70 @@ def test_a_model_list_is_published_for_a_known_item() -> None:
     assert state.top_index.tolist() == [1, 2, 3]
 
 
+# -- numbers that are none ------------------------------------------------------------------------
+
+
+class Failing(FakeScorer):
+    """After item d the state is NaN; after a, b or c some score is NaN or infinite."""
+
+    def __init__(self) -> None:
+        scores = np.ones((len(ITEMS), len(ITEMS)), np.float32)
+        scores[0], scores[1, 2], scores[2, 5] = np.nan, np.inf, np.nan
+        super().__init__(scores, 3)
+
+    def encode(
+        self,
+        item_index: Int64[np.ndarray, "B"],
+        context: Int32[np.ndarray, "B F"],
+        state: Float32[np.ndarray, "B S"],
+    ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B S"]]:
+        assert np.isfinite(state).all()
+        query, after = super().encode(item_index, context, state)
+        after[item_index == 3] = [np.nan, 0.0]
+        return query, after
+
+
+@given(logs_and_splits())
+def test_numbers_that_are_none_are_never_published_and_hold_up_no_session(
+    log: tuple[list[Record], list[list[Record]]],
+) -> None:
+    records, batches = log
+    bundle, scorer = bundle_of(ITEMS, n_recommendations=3), Failing()
+    whole = Replay(bundle, scorer, EXPIRING).run([records])
+    split = Replay(bundle, scorer, EXPIRING).run(batches)
+    assert_same(whole, split)
+    values = [m.value for messages in whole.messages.values() for m in messages]
+    assert not any(b"null" in (value or b"") for value in values)
+
+
+def test_a_list_without_scores_is_answered_as_one_that_the_model_does_not_have() -> None:
+    scores = HAND_SCORER.scores.copy()
+    scores[0] = np.nan
+    replay = Replay(HAND, FakeScorer(scores, 3), EXPIRING)
+    log = [click("s", "a", 100, 0, "e1"), click("s", "a", 100, 1, "e1"), click("t", "b", 100, 2)]
+    output = replay.step(log)
+    assert published(output) == [
+        ("fallback", POPULARITY),
+        ("duplicate", POPULARITY),
+        ("model", AFTER_B),
+    ]
+    assert output.counts.no_scores == 1
+    output = replay.step([click("s", "b", 110, 3), click("t", "d", 110, 4)])
+    assert [outcome for outcome, _ in published(output)] == ["model", "model"]
+    assert output.counts.judgements == [(False, 0), (False, 1)]
+
+
+def test_a_state_of_no_numbers_in_the_changelog_begins_anew() -> None:
+    bundle, scorer = bundle_of(ITEMS, n_recommendations=3), FakeScorer(SCORER.scores, 3, memory=0.5)
+    replay, fresh = (Replay(bundle, scorer, NEVER) for _ in range(2))
+    replay.step([click("s", "c", 100, 0)])
+    state = replace(state_of(replay), model_state=np.full(2, np.nan, np.float32))
+    replay.partition(0).states[b"s"] = encode_state(state)
+    ours, theirs = (r.step([click("s", "a", 110, 1)]) for r in (replay, fresh))
+    assert answers(ours) == answers(theirs)
+    assert state_of(replay).model_state.tolist() == state_of(fresh).model_state.tolist()
+
+
 def test_a_repeated_event_gets_the_last_list_again_and_advances_nothing() -> None:
     replay = hand()
     replay.step([click("s", "a", 100, 0, "e1"), click("s", "b", 110, 1)])

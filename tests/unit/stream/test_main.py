@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import structlog
 
+from bench.serving.bundles import write_tiny_bundle
 from stream import __main__ as cli
 from stream.__main__ import COMMANDS, main
 from stream.position import decode_position
@@ -115,7 +117,23 @@ def test_a_bundle_that_is_not_there_is_one_sentence(
     # What a worker does to its process first, and a test must not do to the others.
     monkeypatch.setattr("stream.service.configure_logging", lambda level: None)
     err = refused(capsys, "worker", "--bundle=nowhere")
-    assert err == "nowhere/manifest.json cannot be read: No such file or directory\n"
+    assert err == f"{Path.cwd()}/nowhere/manifest.json cannot be read: No such file or directory\n"
+
+
+def test_another_bundle_than_the_expected_one_is_not_served(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.service.configure_logging", lambda level: None)
+    monkeypatch.setattr("stream.transport.topics.TIMEOUT_S", 0.2)
+    folder = write_tiny_bundle(Path("bundles"))
+    words = ["worker", f"--bundle={folder}", "--bootstrap-servers=127.0.0.1:1"]
+    with structlog.testing.capture_logs():
+        other, own = (
+            refused(capsys, *words, f"--expected-bundle-id={bundle_id}")
+            for bundle_id in ("0" * 16, folder.name)
+        )
+    assert other == f"{folder} holds bundle {folder.name}, but expected_bundle_id is {'0' * 16}\n"
+    assert own.startswith("no broker answers")
 
 
 def test_a_broker_that_does_not_answer_is_one_sentence(

@@ -57,6 +57,7 @@ def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
         late=1,
         expired=5,
         rebuilt=3,
+        no_scores=2,
     )
     metrics.count_batch(counts, [SCORES], 1020)
 
@@ -68,6 +69,7 @@ def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
     assert value(metrics, "recs_late_clicks_total") == 1
     assert value(metrics, "recs_rebuilt_sessions_total") == 3
     assert value(metrics, "recs_expired_sessions_total") == 5
+    assert value(metrics, "recs_lists_without_scores_total") == 2
     assert value(metrics, "recs_batch_clicks_sum") == 5
     assert value(metrics, "recs_batch_clicks_count") == 1
     # 20, 10, 10 and 0 ms after the append; 120, 15, 0 (never negative) and 0 after the event.

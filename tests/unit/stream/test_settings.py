@@ -57,6 +57,7 @@ def _cli(kind: Any, *words: str) -> Any:
         ("security_protocol", ["SSL"], ["TLS", "ssl"]),
         ("sasl_mechanism", ["PLAIN"], ["GSSAPI"]),
         ("log_level", ["debug"], ["DEBUG", "loud"]),
+        ("expected_bundle_id", ["0123456789abcdef", None], ["", "0" * 15, "0" * 17, "x" * 16]),
     ],
 )
 def test_bounds_of_a_setting(name: str, good: list[Any], bad: list[Any]) -> None:

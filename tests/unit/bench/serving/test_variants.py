@@ -29,8 +29,8 @@ def test_a_query_follows_every_click_of_a_session(tmp_path: Path) -> None:
 
 def test_every_variant_is_timed_whole_and_as_it_serves(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=2000))
-    assert bundle.rank_int8_path is not None
-    int8 = dataclasses.replace(bundle, rank_path=bundle.rank_int8_path, rank_int8_path=None)
+    assert bundle.rank_int8 is not None
+    int8 = dataclasses.replace(bundle, rank=bundle.rank_int8, rank_int8=None)
     scorers = {FLOAT32: OnnxScorer(bundle), INT8: OnnxScorer(int8)}
     query = np.ones((max(ROWS), 8), np.float32)
     found = us_a_list(scorers, query, rounds=2)

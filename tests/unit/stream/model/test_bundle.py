@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from bench.serving.bundles import write_tiny_bundle
@@ -20,7 +21,14 @@ from stream.model.bundle import (
     load_bundle,
     write_bundle,
 )
-from stream.model.scorer import OnnxScorer
+from stream.model.models import load_model
+from stream.model.scorer import OnnxScorer, Scorer
+
+
+def query_of_item_0(scorer: Scorer) -> np.ndarray:
+    """What tells one encode.onnx from another."""
+    new, no_context = np.zeros((1, scorer.state_size), np.float32), np.empty((1, 0), np.int32)
+    return scorer.encode(np.array([0]), no_context, new)[0]
 
 
 @pytest.fixture
@@ -55,8 +63,9 @@ def test_what_was_written_is_what_is_loaded(tmp_path: Path) -> None:
     assert (bundle.manifest.hidden_size, bundle.manifest.n_layers) == (6, 2)
     assert (bundle.manifest.state_size, bundle.manifest.query_size) == (12, 6)
     assert bundle.manifest.popular[0] == PopularItem(0, 3.0)
-    assert bundle.encode_path == folder / "encode.onnx"
-    assert bundle.rank_path == folder / "rank.onnx"
+    assert bundle.encode() == (folder / "encode.onnx").read_bytes()
+    assert bundle.rank() == (folder / "rank.onnx").read_bytes()
+    assert bundle.rank_int8 is None
 
 
 def test_context_fields_may_share_a_name_where_their_kinds_differ(folder: Path) -> None:
@@ -109,9 +118,7 @@ def test_a_whole_number_among_the_figures_does_not_change_the_name(tmp_path: Pat
     bundle = load_bundle(write_tiny_bundle(tmp_path / "a"))
     popular = [PopularItem(item.item_index, int(item.score)) for item in bundle.manifest.popular]
     manifest = msgspec.structs.replace(bundle.manifest, popular=popular)
-    again = write_bundle(
-        tmp_path / "b", manifest, bundle.item_ids, bundle.encode_path, bundle.rank_path
-    )
+    again = write_bundle(tmp_path / "b", manifest, bundle.item_ids, bundle.encode(), bundle.rank())
     assert again.name == bundle.manifest.bundle_id
     assert load_bundle(again).manifest == bundle.manifest
 
@@ -120,6 +127,68 @@ def test_a_bundle_may_be_mounted_under_another_name(folder: Path) -> None:
     model_id = load_bundle(folder).manifest.bundle_id
     moved = folder.rename(folder.parent / "current")
     assert load_bundle(moved).manifest.bundle_id == model_id
+
+
+@pytest.mark.parametrize("swap_before", ["items.txt", "encode.onnx", "rank.onnx"])
+def test_a_link_that_moves_under_a_start_leads_to_one_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap_before: str
+) -> None:
+    old = write_tiny_bundle(tmp_path / "bundles", seed=1)
+    new = write_tiny_bundle(tmp_path / "bundles", seed=2)
+    current = tmp_path / "current"
+    current.symlink_to(old)
+    read: list[Path] = []
+
+    def read_bytes(path: Path, plain: Callable[[Path], bytes] = Path.read_bytes) -> bytes:
+        if path.name == swap_before:
+            current.unlink()
+            current.symlink_to(new)
+        read.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    model = load_model(current)
+    assert current.resolve() == new
+    assert model.model_id == old.name
+    assert sorted(read) == sorted(old.iterdir()), "every file of one folder, once"
+    expected = query_of_item_0(OnnxScorer(load_bundle(old)))
+    np.testing.assert_array_equal(query_of_item_0(model.scorer), expected)
+
+
+def test_the_graph_that_is_served_is_the_one_that_was_verified(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = load_bundle(folder)
+    expected = query_of_item_0(OnnxScorer(bundle))
+    other = (write_tiny_bundle(folder.parent, seed=9) / "encode.onnx").read_bytes()
+
+    def sha256(content: bytes, plain: Callable[[bytes], Any] = hashlib.sha256) -> Any:
+        (folder / "encode.onnx").write_bytes(other)  # by now it has been read
+        return plain(content)
+
+    monkeypatch.setattr("stream.model.bundle.hashlib.sha256", sha256)
+    np.testing.assert_array_equal(query_of_item_0(OnnxScorer(bundle)), expected)
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "rank.onnx.orig", "graphs"])
+def test_what_the_manifest_does_not_list_is_refused(folder: Path, name: str) -> None:
+    if name == "graphs":
+        (folder / name).mkdir()
+    else:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(StreamError, match=rf"holds \['{name}'\], which its manifest does not list"):
+        load_bundle(folder)
+
+
+def test_a_folder_as_kubernetes_mounts_a_configmap_is_served(folder: Path, tmp_path: Path) -> None:
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    folder.rename(mount / "..2026_11_30")
+    (mount / "..data").symlink_to("..2026_11_30")
+    for path in (mount / "..data").iterdir():
+        (mount / path.name).symlink_to(f"..data/{path.name}")
+    (mount / ".DS_Store").write_bytes(b"")
+    assert load_model(mount).model_id == folder.name
 
 
 def test_a_worker_of_another_user_can_read_the_folder(folder: Path) -> None:
@@ -134,18 +203,19 @@ INT8_ITEMS = 2000
 def test_a_graph_for_int8_belongs_to_the_content(tmp_path: Path) -> None:
     folder = write_tiny_bundle(tmp_path / "a", n_items=INT8_ITEMS)
     bundle = load_bundle(folder)
-    int8_path = folder / "rank_int8.onnx"
-    assert bundle.rank_int8_path == int8_path
+    assert bundle.rank_int8 is not None
+    int8 = bundle.rank_int8()
+    assert int8 == (folder / "rank_int8.onnx").read_bytes()
     assert sorted(path.name for path in folder.iterdir()) == sorted(
         [*bundle.manifest.sha256, "manifest.json"]
     )
-    files = bundle.encode_path, bundle.rank_path
-    without = write_bundle(tmp_path / "b", bundle.manifest, bundle.item_ids, *files)
-    assert load_bundle(without).rank_int8_path is None
+    graphs = bundle.encode(), bundle.rank()
+    without = write_bundle(tmp_path / "b", bundle.manifest, bundle.item_ids, *graphs)
+    assert load_bundle(without).rank_int8 is None
     assert load_bundle(without).manifest.bundle_id != bundle.manifest.bundle_id
     measured = msgspec.structs.replace(bundle.manifest.parity, int8_overlap=0.9995)
     manifest = msgspec.structs.replace(bundle.manifest, parity=measured)
-    again = write_bundle(tmp_path / "c", manifest, bundle.item_ids, *files, int8_path)
+    again = write_bundle(tmp_path / "c", manifest, bundle.item_ids, *graphs, int8)
     assert load_bundle(again).manifest.parity == measured
 
 
@@ -156,7 +226,7 @@ def test_a_missing_or_changed_graph_for_int8_is_refused(
     folder = write_tiny_bundle(tmp_path, n_items=INT8_ITEMS)
     change(folder / "rank_int8.onnx")
     with pytest.raises(StreamError, match=r"rank_int8.onnx (cannot be read|has sha256)"):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx", "items.txt"])
@@ -165,14 +235,14 @@ def test_one_changed_byte_is_refused(folder: Path, name: str) -> None:
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(StreamError, match=rf"{name} has sha256 .*, but manifest says "):
-        load_bundle(folder)
+        load_model(folder)
 
 
 @pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx", "items.txt", "manifest.json"])
 def test_a_half_written_folder_is_refused(folder: Path, name: str) -> None:
     (folder / name).unlink()
     with pytest.raises(StreamError, match=rf"{name} cannot be read: No such file"):
-        load_bundle(folder)
+        load_model(folder)
 
 
 def test_a_changed_manifest_is_refused(folder: Path) -> None:
@@ -264,7 +334,7 @@ def test_a_graph_that_is_no_onnx_model_is_refused(
     path.write_bytes(change(path.read_bytes()))
     rewrite(folder, lambda manifest: None)
     with pytest.raises(StreamError, match=r"rank.onnx cannot be opened: "):
-        OnnxScorer(load_bundle(folder))
+        load_model(folder)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +352,7 @@ def test_a_bundle_that_would_be_refused_is_not_written(
     bundle = load_bundle(folder)
     root = tmp_path / "refused"
     with pytest.raises(StreamError, match=sentence):
-        write_bundle(root, bundle.manifest, item_ids, bundle.encode_path, bundle.rank_path)
+        write_bundle(root, bundle.manifest, item_ids, bundle.encode(), bundle.rank())
     assert list(root.iterdir()) == []
 
 
@@ -294,10 +364,11 @@ def test_a_catalogue_cut_off_in_its_last_line_is_refused(folder: Path) -> None:
         load_bundle(folder)
 
 
-def test_a_damaged_bundle_is_not_taken_for_the_one_written_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["items.txt", "rank.onnx"])
+def test_a_damaged_bundle_is_not_taken_for_the_one_written_again(tmp_path: Path, name: str) -> None:
     folder = write_tiny_bundle(tmp_path, seed=1)
-    (folder / "items.txt").write_text("damaged")
-    with pytest.raises(StreamError, match=r"items.txt has sha256"):
+    (folder / name).write_text("damaged")
+    with pytest.raises(StreamError, match=rf"{name} has sha256"):
         write_tiny_bundle(tmp_path, seed=1)
     assert list(tmp_path.iterdir()) == [folder]
 

@@ -1,8 +1,10 @@
 """Laws of the scorer: a session's result is its own, whoever else is in the batch."""
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 from msgspec.structs import replace
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from bench.serving.bundles import write_tiny_bundle
 from export.graph import (
@@ -24,7 +26,7 @@ from export.graph import (
 )
 from stream.errors import StreamError
 from stream.model.bundle import Bundle, load_bundle
-from stream.model.scorer import FLOAT32, INT8, OnnxScorer, _fastest, overlap
+from stream.model.scorer import FLOAT32, INT8, OnnxScorer, Ranking, _fastest, _run_rank, overlap
 from train.data.context import ContextField
 
 BATCH_SIZES = [1, 2, 3, 7, 16, 64, 256]
@@ -64,9 +66,9 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def of_variant(bundle: Bundle, variant: str) -> Bundle:
     """The bundle with this graph alone to make its lists."""
-    path = bundle.rank_int8_path if variant == INT8 else bundle.rank_path
-    assert path is not None
-    return dataclasses.replace(bundle, rank_path=path, rank_int8_path=None)
+    rank = bundle.rank_int8 if variant == INT8 else bundle.rank
+    assert rank is not None
+    return dataclasses.replace(bundle, rank=rank, rank_int8=None)
 
 
 @pytest.fixture(scope="module", params=[FLOAT32, INT8])
@@ -184,7 +186,7 @@ def test_the_list_is_the_best_of_all_scores_best_first(
 
 
 def _weight(bundle: Bundle) -> np.ndarray:
-    graph = onnx.load(bundle.rank_path).graph
+    graph = onnx.load_from_string(bundle.rank()).graph
     (weight,) = (tensor for tensor in graph.initializer if tensor.name == "weight")
     return numpy_helper.to_array(weight)
 
@@ -199,8 +201,7 @@ def rank_of(
         scores.T.copy(), np.zeros(n_items, np.float32), k
     )
     assert graph is not None
-    onnx.save(graph, bundle.rank_path)
-    scorer = OnnxScorer(of_variant(bundle, FLOAT32))
+    scorer = OnnxScorer(dataclasses.replace(bundle, rank=graph.SerializeToString))
     return scorer.rank(np.eye(n_sessions, dtype=np.float32))
 
 
@@ -247,11 +248,13 @@ def test_int8_lists_what_float32_lists_whatever_the_size_of_biases_and_queries(
     random = np.random.default_rng(1)
     rows = random.standard_normal((20_000, 50)).astype(np.float32)
     biases = (bias * random.standard_normal(20_000)).astype(np.float32)
-    bundle = load_bundle(write_tiny_bundle(tmp_path, 20_000, 50, k=K))
-    onnx.save(rank_graph(rows, biases, K), bundle.rank_path)
-    graph, int8_path = rank_int8_graph(rows, biases, K), bundle.rank_int8_path
-    assert graph is not None and int8_path is not None
-    onnx.save(graph, int8_path)
+    graph = rank_int8_graph(rows, biases, K)
+    assert graph is not None
+    bundle = dataclasses.replace(
+        load_bundle(write_tiny_bundle(tmp_path, 20_000, 50, k=K)),
+        rank=rank_graph(rows, biases, K).SerializeToString,
+        rank_int8=graph.SerializeToString,
+    )
     float32, int8 = (OnnxScorer(of_variant(bundle, variant)) for variant in (FLOAT32, INT8))
     for size in (0.0, 0.01, 1.0, 100.0):
         query = size * random.standard_normal((64, 50)).astype(np.float32)
@@ -285,8 +288,8 @@ def test_two_products_of_int8_fit_in_16_bits() -> None:
 
 def test_a_catalogue_in_which_int8_saves_nothing_has_no_such_graph(tmp_path: Path) -> None:
     n_items = n_candidates(K) * BLOCK
-    assert load_bundle(write_tiny_bundle(tmp_path, n_items, k=K)).rank_int8_path is not None
-    assert load_bundle(write_tiny_bundle(tmp_path, n_items - 1, k=K)).rank_int8_path is None
+    assert load_bundle(write_tiny_bundle(tmp_path, n_items, k=K)).rank_int8 is not None
+    assert load_bundle(write_tiny_bundle(tmp_path, n_items - 1, k=K)).rank_int8 is None
 
 
 class SlowGraph(onnxruntime.InferenceSession):  # type: ignore[misc] # it comes without types
@@ -306,13 +309,17 @@ class SlowGraph(onnxruntime.InferenceSession):  # type: ignore[misc] # it comes 
 PROBES = np.zeros((64, 3), np.float32)
 
 
+def fastest(graphs: dict[str, SlowGraph]) -> Ranking:
+    return _fastest(graphs, PROBES, {v: _run_rank(g, PROBES)[0] for v, g in graphs.items()})
+
+
 @pytest.mark.parametrize(("int8_ms", "taken"), [(1, INT8), (3, FLOAT32)])
 def test_the_faster_graph_is_taken(int8_ms: int, taken: str) -> None:
     graphs = {
         FLOAT32: SlowGraph(lambda rows: 0.002, 4, 5),
         INT8: SlowGraph(lambda rows: int8_ms / 1000, 5, 4),
     }
-    ranking = _fastest(graphs, PROBES)
+    ranking = fastest(graphs)
     assert (ranking.variant, ranking.int8_overlap) == (taken, 1)
     assert ranking.us_a_row[FLOAT32][1] > 2000 > 16 * ranking.us_a_row[FLOAT32][64]
 
@@ -322,13 +329,13 @@ def test_a_fast_graph_with_other_items_is_not_taken() -> None:
         FLOAT32: SlowGraph(lambda rows: 0.002, 4, 5),
         INT8: SlowGraph(lambda rows: 0.0, 4, 6),
     }
-    ranking = _fastest(graphs, PROBES)
+    ranking = fastest(graphs)
     assert (ranking.variant, ranking.int8_overlap) == (FLOAT32, 0.5)
 
 
 def test_batches_are_cut_where_a_row_costs_least() -> None:
     graphs = {FLOAT32: SlowGraph(lambda rows: 0.001 if rows <= 32 else 0.004, 4, 5)}
-    assert _fastest(graphs, PROBES).rows == 32
+    assert fastest(graphs).rows == 32
 
 
 def test_a_bundle_without_int8_is_ranked_in_float32(bundle: Bundle) -> None:
@@ -340,7 +347,7 @@ def test_a_bundle_without_int8_is_ranked_in_float32(bundle: Bundle) -> None:
 def test_int8_that_lists_other_items_is_measured_and_left_alone(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path / "a", N_ITEMS, k=K, seed=1))
     other = load_bundle(write_tiny_bundle(tmp_path / "b", N_ITEMS, k=K, seed=2))
-    ranking = OnnxScorer(dataclasses.replace(bundle, rank_int8_path=other.rank_int8_path)).ranking
+    ranking = OnnxScorer(dataclasses.replace(bundle, rank_int8=other.rank_int8)).ranking
     assert ranking.variant == FLOAT32
     assert ranking.int8_overlap is not None and ranking.int8_overlap < 0.5
 
@@ -382,16 +389,20 @@ def fix_batch(graph: onnx.GraphProto) -> None:
                 size.dim_value = 4
 
 
-@pytest.mark.parametrize("name", ["encode.onnx", "rank.onnx"])
+def changed(bundle: Bundle, name: str, change: Callable[[onnx.GraphProto], object]) -> Bundle:
+    """The bundle with another graph of this name: encode or rank."""
+    model = onnx.load_from_string(getattr(bundle, name)())
+    change(model.graph)
+    return dataclasses.replace(bundle, **{name: model.SerializeToString})
+
+
+@pytest.mark.parametrize("name", ["encode", "rank"])
 @pytest.mark.parametrize("change", [rename_output, fix_batch])
 def test_a_graph_of_another_shape_is_refused(
     tmp_path: Path, name: str, change: Callable[[onnx.GraphProto], None]
 ) -> None:
-    bundle = load_bundle(write_tiny_bundle(tmp_path))
-    model = onnx.load(bundle.encode_path.parent / name)
-    change(model.graph)
-    onnx.save(model, bundle.encode_path.parent / name)
-    with pytest.raises(StreamError, match=rf"{name} has \{{.*\}}, but manifest says \{{"):
+    bundle = changed(load_bundle(write_tiny_bundle(tmp_path)), name, change)
+    with pytest.raises(StreamError, match=rf"{name}.onnx has \{{.*\}}, but manifest says \{{"):
         OnnxScorer(bundle)
 
 
@@ -421,8 +432,8 @@ def test_graphs_of_another_bundle_are_refused(
                 other.manifest,
                 other.item_ids,
                 other.item_index,
-                graphs.encode_path,
-                graphs.rank_path,
+                graphs.encode,
+                graphs.rank,
             )
         )
 
@@ -443,16 +454,77 @@ def test_a_rank_graph_that_names_items_behind_the_catalogue_is_refused(tmp_path:
     bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=5))
     embedding = np.zeros((51, 8), np.float32)
     bias = np.arange(51, dtype=np.float32)  # the best item is number 50
-    onnx.save(rank_graph(embedding, bias, 5), bundle.rank_path)
+    bundle = dataclasses.replace(bundle, rank=rank_graph(embedding, bias, 5).SerializeToString)
     with pytest.raises(
         StreamError, match=r"rank.onnx gives item_index 46 to 50, but manifest says n_items=50"
     ):
         OnnxScorer(bundle)
 
 
-def test_a_file_that_is_no_graph_is_one_sentence(tmp_path: Path) -> None:
+def move_weights_out(graph: onnx.GraphProto, location: str) -> None:
+    """Put the largest weights into a file in the working directory."""
+    weights = max(graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    Path("weights.bin").write_bytes(weights.raw_data)
+    weights.ClearField("raw_data")
+    weights.data_location = TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value=location)
+
+
+@pytest.mark.parametrize("name", ["encode", "rank", "rank_int8"])
+@pytest.mark.parametrize(
+    "location", ["weights.bin", "./../{cwd}/weights.bin", "{path}/weights.bin"]
+)
+def test_weights_outside_the_graphs_file_are_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, location: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    location = location.format(cwd=tmp_path.name, path=tmp_path)
+    bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=2000))
+    bundle = changed(bundle, name, partial(move_weights_out, location=location))
+    with pytest.raises(StreamError, match=rf"{name}.onnx cannot be opened: .*xternal") as refused:
+        OnnxScorer(bundle)
+    assert "\n" not in str(refused.value)
+
+
+def spoil(graph: onnx.GraphProto, index: tuple[int, ...], value: float) -> None:
+    """Put a value into the largest weights."""
+    weights = max(graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    array = numpy_helper.to_array(weights).copy()
+    array[index] = value
+    weights.CopyFrom(numpy_helper.from_array(array, weights.name))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_item_whose_weights_are_no_numbers_is_refused(tmp_path: Path, value: float) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=2000, cell="window"))
+    bundle = changed(bundle, "encode", partial(spoil, index=(1234, 3), value=value))
+    with pytest.raises(
+        StreamError, match=r"encode.onnx makes NaN or an infinite number of item_index 1234$"
+    ):
+        OnnxScorer(bundle)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("int8", [False, True])
+def test_scores_that_are_no_numbers_are_refused(tmp_path: Path, value: float, int8: bool) -> None:
+    bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=2000, int8=int8))
+    bundle = changed(bundle, "rank", partial(spoil, index=(3, 1234), value=value))
+    with pytest.raises(StreamError, match=r"rank.onnx gives scores that are NaN or infinite$"):
+        OnnxScorer(bundle)
+
+
+def test_an_opened_graph_does_not_keep_its_file(tmp_path: Path) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path))
-    bundle.rank_path.write_bytes(b"no graph")
+    content = bundle.rank()
+    bundle = dataclasses.replace(bundle, rank=lambda: content)
+    before = sys.getrefcount(content)
+    scorer = OnnxScorer(bundle)
+    assert sys.getrefcount(content) == before
+    del scorer
+
+
+def test_a_file_that_is_no_graph_is_one_sentence(tmp_path: Path) -> None:
+    bundle = dataclasses.replace(load_bundle(write_tiny_bundle(tmp_path)), rank=lambda: b"no graph")
     with pytest.raises(StreamError, match=r"rank.onnx cannot be opened: ") as refused:
         OnnxScorer(bundle)
     assert "\n" not in str(refused.value)
