@@ -2,16 +2,19 @@
 
 import json
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from bench.faults.service import Deployment
 from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
+from bench.faults.wire import RawProducer
 from deploy.processes import wait_for
 from stream.session import decode_state
 from tests.integration.conftest import own_deployment
@@ -141,6 +144,37 @@ def test_clicks_that_retention_takes_under_a_running_worker_are_counted_and_the_
     # What the worker had asked for when it was stopped reached it all the same.
     assert 0 < lost <= 200 and lost + answers == 800
     assert "clicks_lost_to_retention" in worker.log()
+
+
+def test_a_gap_of_five_million_clicks_is_a_number_and_not_a_list(deployment: Deployment) -> None:
+    """Retention takes them while the worker sleeps past its session timeout."""
+    worker = deployment.start()
+    deployment.send(session_load(400), partition=0)
+    deployment.wait_until_answered(400)
+    before = worker.metric("process_resident_memory_bytes")
+    worker.end(signal.SIGSTOP)
+    # What the worker has asked for reaches it all the same: let that be one click.
+    deployment.send(session_load(1, seed=2), partition=0)
+    time.sleep(0.5)
+    builder = DefaultRecordBatchBuilder(2, 0, 0, -1, -1, -1, 1_000_000)
+    for n in range(50_000):
+        assert builder.append(n, 0, None, b"x", []) is not None, "a full batch"
+    batch = bytes(builder.build())
+    producer = RawProducer(int(deployment.bootstrap_servers.rpartition(":")[2]))
+    for _ in range(100):
+        producer.send(deployment.clicks, 0, batch)
+    producer.close()
+    deployment.send(session_load(399, seed=3), partition=0)
+    admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
+    for deleted in admin.delete_records([TopicPartition(deployment.clicks, 0, 5_000_401)]).values():
+        deleted.result(30)
+    worker.end(signal.SIGCONT)
+    deployment.wait_until_answered(5_000_800)
+    lost = worker.metric("recs_lost_clicks_total")
+    assert lost >= 5_000_000
+    assert lost + len(deployment.read(deployment.recommendations)) == 5_000_800
+    assert worker.process.poll() is None
+    assert worker.metric("process_resident_memory_bytes") < before + 100e6
 
 
 def test_a_clicks_topic_that_is_made_anew_under_a_worker_ends_it_with_a_sentence(
