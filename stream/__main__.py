@@ -126,11 +126,12 @@ def _reset(settings: ResetSettings) -> None:
 def _resume(settings: ResumeSettings) -> None:
     from stream.resume import resume_partitions
 
-    resumed = resume_partitions(settings)
-    for partition, offset in resumed.items():
+    any_paused = False
+    for partition, offset in resume_partitions(settings):
+        any_paused = True
         how = "passes over" if settings.pass_over else "goes on at"
-        print(f"partition {partition}: {how} offset {offset}")
-    if not resumed:
+        print(f"partition {partition}: {how} offset {offset}", flush=True)
+    if not any_paused:
         print("no partition is paused")
 
 

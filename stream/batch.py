@@ -8,6 +8,7 @@ the answers, which may come later.
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -162,7 +163,7 @@ class Planner:
                     plan.holes.setdefault(partition, []).append(hole)
                 position.next_offset = record.offset + 1
                 if passed_over and (partition, record.offset) in passed_over:
-                    click: Click | BadClick = _UNPROCESSABLE
+                    click: Click | BadClick = self._pass_over(record)
                 else:
                     click = parse(record)
                 if isinstance(click, BadClick):
@@ -177,6 +178,13 @@ class Planner:
                     self._plan_click(plan, record, click, position.watermark_ms)
                     position.watermark_ms = max(position.watermark_ms, click.timestamp_ms)
         return plan
+
+    def _pass_over(self, record: Record) -> BadClick:
+        """What is wrong with a click that an operator passes over: its own reason, or our bug."""
+        with suppress(Exception):  # which it may meet right here
+            if isinstance(click := self._models.parse(record), BadClick):
+                return click
+        return _UNPROCESSABLE
 
     def _plan_click(self, plan: Plan, record: Record, click: Click, watermark_ms: int) -> None:
         model = self._models.of(click.session)

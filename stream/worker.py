@@ -105,6 +105,8 @@ class Worker:
                 parts = [part for part in parts if partition not in part]
                 continue
             if self._transport.is_current(batch):
+                holes = step.plan.holes.values()
+                self._metrics.holes.inc(sum(b - a for ranges in holes for a, b in ranges))
                 with self._stage("apply"):
                     self._collect(step.plan)
                     self._sessions.apply(step.plan.transaction)
@@ -223,7 +225,6 @@ class Worker:
                     f"{self._planner.topic}-{record.partition} holds a click at offset "
                     f"{record.offset} that was not delivered"
                 )
-        self._metrics.holes.inc(sum(b - a for ranges in holes.values() for a, b in ranges))
 
     @contextmanager
     def _stage(self, stage: str) -> Iterator[None]:

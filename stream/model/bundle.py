@@ -132,7 +132,10 @@ def load_bundle(folder: Path) -> Bundle:
     ``StreamError``. The folder's own name does not matter, so a bundle may be mounted anywhere;
     where it is a symbolic link, all is read from the folder that it names now.
     """
-    folder = folder.resolve()
+    try:
+        folder = folder.resolve()
+    except (OSError, RuntimeError) as error:  # links in a circle
+        raise StreamError(f"{folder} cannot be read: {error}") from error
     manifest = _parse_manifest(folder / MANIFEST, _read(folder / MANIFEST))
     if sorted({*manifest.sha256} - {RANK_INT8}) != sorted((ENCODE, RANK, ITEMS)):
         found, expected = sorted(manifest.sha256), sorted((ENCODE, RANK, ITEMS))

@@ -22,8 +22,6 @@ from stream.transport.protocol import PartitionTable, Restored, Transaction, Tra
 from stream.transport.reader import bounds, read_committed
 from stream.transport.topics import group_offsets
 from stream.transport.transactions import (
-    ABORTED,
-    COMMITTED,
     TRANSACTION_TIMEOUT_S,
     Delivery,
     transactional_ids,
@@ -114,7 +112,7 @@ class Restore:
         began = time.monotonic()
         ids = {p: former_ids(self._wiring, p, self._positions.get(p)) for p in self.partitions}
         names = {name for of_p in ids.values() for name in of_p}
-        states = self._delivery.last_states | await self._delivery.states(names)
+        await self._delivery.note(names)
         # The workers of 0.2.0 send no offsets in their transactions, so the group does not fence
         # them: only their ids do.
         await self._delivery.fence([ids[p][0] for p in self.partitions if len(ids[p]) == 1])
@@ -136,18 +134,17 @@ class Restore:
             patience = _MARKERS_S if open_in else 3 * _MARKERS_S
             if waited > patience and not fenced:
                 # Of an id that has ended its transaction, a start would make everybody forget how.
-                over = {name for name, state in states.items() if state in (COMMITTED, ABORTED)}
+                over = await self._delivery.note(names)
                 others = names - over - set(transactional_ids(owner))
                 log.info("former_owners_fenced", transactional_ids=sorted(others))
                 await self._delivery.fence(others)
                 fenced = True
             elif waited > patience + _HANGS_S and not ended:
-                states |= await self._delivery.states(names)
                 # If only its offsets hang, nobody knows of which partition.
                 hanging = {targets[tp] for tp in open_in} or set(self.partitions)
-                for name in names:
+                for name in sorted({name for p in hanging for name in ids[p]}):
                     of_name = sorted(p for p in hanging if name in ids[p])
-                    commit = self._has_committed(states.get(name), of_name, open_in, committed)
+                    commit = self._has_committed(name, of_name, committed)
                     event = f"hanging_transaction_{'committed' if commit else 'aborted'}"
                     log.warning(event, transactional_id=name, partitions=of_name, open_in=open_in)
                     await self._delivery.end_hanging(name, of_name, commit=commit)
@@ -176,23 +173,19 @@ class Restore:
 
     def _has_committed(
         self,
-        state: str | None,
+        name: str,
         partitions: Iterable[int],
-        open_in: Collection[_TP],
         committed: Mapping[int, int] | None,
     ) -> bool:
         """Whether a transaction that hangs was committed, so that a part of it may have been seen.
 
-        Its coordinator knows; if somebody has started the id since, what is visible tells: its
-        changelog where that does not hang, or else its offsets, beyond the position.
+        Where nobody knows, somebody has started the id since, which a restore does to none that
+        has ended: it was aborted, unless its offsets can be seen, beyond the position.
         """
-        if state in (COMMITTED, ABORTED):
-            return state == COMMITTED
-        return any(
-            (self._wiring.changelog, p) not in open_in
-            or (committed or {}).get(p, 0) > self._positions[p].next_offset
-            for p in partitions
-        )
+        if name in self._delivery.committed:
+            return self._delivery.committed[name]
+        offsets = committed or {}
+        return any(offsets.get(p, 0) > self._positions[p].next_offset for p in partitions)
 
     def _warn_of_moved_offsets(self, committed: Mapping[int, int]) -> None:
         """Say that offsets which somebody has moved move nothing: the positions decide.

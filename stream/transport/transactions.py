@@ -43,10 +43,9 @@ from stream.transport.wire import (
 
 TRANSACTION_TIMEOUT_S = 10.0
 """The broker aborts what is open for longer; so long is a request repeated, too."""
-COMMITTED, ABORTED = "CompleteCommit", "CompleteAbort"
-"""What a coordinator calls a transaction that has ended."""
-_UNKNOWN = ("", "Empty")
-"""And where it knows no id, or none since it was started."""
+_COMMITS = {"CompleteCommit", "PrepareCommit"}
+_ABORTS = {"CompleteAbort", "PrepareAbort", "Ongoing"}
+"""How a transaction ends, by what its coordinator calls it, if its id is started now."""
 _TransactionPartition = tuple[str, int]
 
 _TIMEOUT_MS = round(TRANSACTION_TIMEOUT_S * 1000)
@@ -332,8 +331,8 @@ class Delivery:
         self._ids = transactional_ids(owner)
         self._producers = [TransactionalProducer(self._brokers, name) for name in self._ids]
         self._started = False
-        self.last_states: dict[str, str] = {}
-        """Of our own ids, when they were last started, which makes the coordinators forget."""
+        self.committed: dict[str, bool] = {}
+        """Whether the last transaction of an id was, if anybody knows (see ``note``)."""
         self._one_at_a_time = asyncio.Lock()
         self._n_committed = 0
 
@@ -345,7 +344,7 @@ class Delivery:
                 topics = (wiring.input, wiring.changelog, *wiring.outputs.values())
                 await self._brokers.start(topics)
                 try:
-                    self.last_states = await self.states(self._ids)
+                    await self.note(self._ids)
                     await asyncio.gather(*(producer.start() for producer in self._producers))
                 except BaseException:
                     await self._brokers.close()  # they may have other addresses by now
@@ -378,16 +377,20 @@ class Delivery:
             *(TransactionalProducer(self._brokers, name).start() for name in transactional_ids)
         )
 
-    async def states(self, transactional_ids: Iterable[str]) -> dict[str, str]:
-        """What the coordinators say of the last transaction of each id that they know.
+    async def note(self, transactional_ids: Iterable[str]) -> set[str]:
+        """Note in ``committed`` what becomes of the last transaction of each id; returns the ended.
 
-        COMMITTED or ABORTED until the id is started again, or another word while it is under way.
+        Before any of them is started, which aborts what is open and makes its coordinator forget.
         """
         names = [*transactional_ids]
         found = await asyncio.gather(
             *(TransactionalProducer(self._brokers, name).state() for name in names)
         )
-        return {n: state for n, state in zip(names, found, strict=True) if state not in _UNKNOWN}
+        states = dict(zip(names, found, strict=True))
+        for name, state in states.items():
+            if state in _COMMITS or state in _ABORTS:
+                self.committed[name] = state in _COMMITS
+        return {name for name, state in states.items() if state.startswith("Complete")}
 
     async def end_hanging(
         self, transactional_id: str, partitions: Collection[int], *, commit: bool

@@ -8,6 +8,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 STUCK_AFTER_S = 60.0
 """A batch takes tens of milliseconds, and brokers that are away lose it within half a minute."""
 
+MAX_OFFSET = 2**63 - 1
+
 
 class Health(Protocol):
     """What the pages ask of a worker (see worker.py)."""
@@ -61,7 +63,7 @@ def add_resume(app: faust.App, worker: Resumable) -> None:
                 return self.json({"error": "expected numbers"}, status=400)
             offset = await worker.resume(
                 int(partition),
-                int(asked.get("excused_until", 0)),
+                min(int(asked.get("excused_until", 0)), MAX_OFFSET),
                 pass_over=asked.get("pass_over") == "true",
             )
             return self.json({"offset": offset}, status=404 if offset is None else 200)

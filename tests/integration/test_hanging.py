@@ -78,8 +78,13 @@ def test_a_transaction_that_lost_commit_markers_is_answered_once(
 
 
 @pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    "lost_in",
+    [("recommendations", "changelog"), ("recommendations",)],
+    ids=["both", "recommendations"],
+)
 async def test_a_transaction_that_lost_abort_markers_stays_aborted(
-    deployed: tuple[EmbeddedKafka, Deployment],
+    deployed: tuple[EmbeddedKafka, Deployment], lost_in: tuple[str, ...]
 ) -> None:
     broker, deployment = deployed
     worker = deployment.start()
@@ -97,7 +102,7 @@ async def test_a_transaction_that_lost_abort_markers_stays_aborted(
     await producer.send_records({(topic, 0): [Message(b"s", b"{}")] for topic in topics})
     await producer.end(commit=False)
     await brokers.close()
-    lose_markers(broker, deployment, ("recommendations", "changelog"))
+    lose_markers(broker, deployment, lost_in)
     worker = deployment.start(wait=False)
     wait_for(lambda: "hanging_transaction_aborted" in worker.log(), 60, "its end")
     deployment.send(islice(load, 200, None))

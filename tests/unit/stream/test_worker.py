@@ -287,6 +287,6 @@ async def test_an_ill_partition_is_paused_alone_and_goes_on_when_it_is_told_to(
     transport.stopped.set()
     await serving
     letters = broker.messages[Target.DEAD_LETTERS]
-    reason = b"unprocessable" if pass_over else b"not_json"
+    reason = b"unprocessable" if ill == b"poison" else b"not_json"
     assert [dict(letter.headers)["reason"] for letter in letters] == [reason] * goes_on
     assert len(set(sources(broker))) == len(sources(broker)) == 81 + goes_on

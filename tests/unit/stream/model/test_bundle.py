@@ -155,6 +155,13 @@ def test_a_link_that_moves_under_a_start_leads_to_one_bundle(
     np.testing.assert_array_equal(query_of_item_0(model.scorer), expected)
 
 
+def test_links_in_a_circle_are_no_bundle(tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(link)
+    with pytest.raises(StreamError, match="current cannot be read: "):
+        load_bundle(link)
+
+
 def test_the_graph_that_is_served_is_the_one_that_was_verified(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

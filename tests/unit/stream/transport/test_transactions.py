@@ -347,16 +347,18 @@ async def test_what_hangs_is_ended_in_every_topic_of_the_partition_and_writes_no
 async def test_what_became_of_our_own_last_transactions_is_asked_before_we_start_again(
     brokers: FakeBrokers, delivery: Delivery
 ) -> None:
-    brokers.states = {"owner-0": "CompleteCommit", "owner-1": "Empty"}
+    brokers.states = {"owner-0": "CompleteCommit", "owner-1": "Ongoing"}
     brokers.will_answer(EndTxn, 90)
     with pytest.raises(TransactionLostError):
         await delivery.commit(batch())
     brokers.requests.clear()
     await delivery.start()
-    assert delivery.last_states == {"owner-0": "CompleteCommit"}
+    assert delivery.committed == {"owner-0": True, "owner-1": False}
     asked = [type(request) for _, request in brokers.requests]
     assert asked == [DescribeTransactions] * 2 + [InitProducerId] * 2
-    assert await delivery.states(["owner-0", "unknown"]) == {"owner-0": "CompleteCommit"}
+    brokers.states = {"owner-0": "Empty", "owner-1": "CompleteCommit", "former": "PrepareCommit"}
+    assert await delivery.note([*brokers.states, "unknown"]) == {"owner-1"}
+    assert delivery.committed == {"owner-0": True, "owner-1": True, "former": True}
 
 
 # -- old brokers --------------------------------------------------------------------------------
