@@ -41,7 +41,7 @@ def in_child(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> tup
     began = time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         result, cpu_seconds, peak_mib = pool.apply(_call, (function, args, kwargs))
-    return result, Spent(round(time.perf_counter() - began, 1), cpu_seconds, peak_mib)
+    return result, Spent(round(time.perf_counter() - began, 3), cpu_seconds, peak_mib)
 
 
 def _call(function: Callable[..., T], args: Any, kwargs: Any) -> tuple[T, float, float]:
