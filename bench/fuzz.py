@@ -91,7 +91,7 @@ class Load:
         self._servers = scene.deployment.bootstrap_servers
         self.total = 0 if hours is None else round(60 * hours * CLICKS_A_MINUTE)
         self._begin_ms = time.time_ns() // 1_000_000 - round((hours or 0) * _HOUR_MS)
-        self._raw = RawProducer(int(self._servers.rpartition(":")[2]))
+        self._raw = RawProducer(self._servers)
         self._producers = {codec: self._producer(codec) for codec in CODECS}
         self._shop: Producer | None = None
         self._recent: deque[tuple[bytes, bytes]] = deque(maxlen=500)

@@ -23,10 +23,11 @@ class RefusedError(Exception):
 
 
 class RawProducer:
-    """Appends batches to one broker's partitions, one request at a time."""
+    """Appends batches to the partitions of a cluster's only broker, one request at a time."""
 
-    def __init__(self, port: int) -> None:
-        self._port = port
+    def __init__(self, bootstrap_servers: str) -> None:
+        host, _, port = bootstrap_servers.rpartition(":")
+        self._address = host, int(port)
         self._socket: socket.socket | None = None
 
     def send(self, topic: str, partition: int, batch: bytes) -> int:
@@ -61,7 +62,7 @@ class RawProducer:
 
     def _ask(self, request: bytes) -> bytes:
         if self._socket is None:
-            self._socket = socket.create_connection(("127.0.0.1", self._port), TIMEOUT_S)
+            self._socket = socket.create_connection(self._address, TIMEOUT_S)
         self._socket.sendall(struct.pack(">i", len(request)) + request)
         return self._receive(*struct.unpack(">i", self._receive(4)))
 

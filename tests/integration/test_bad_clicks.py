@@ -271,7 +271,7 @@ def test_headers_that_are_larger_plain_than_the_topic_takes_are_too_large(
     deployment: Deployment, headers: list[NamedBytes]
 ) -> None:
     worker = deployment.start()
-    raw = RawProducer(int(deployment.bootstrap_servers.rpartition(":")[2]))
+    raw = RawProducer(deployment.bootstrap_servers)
     good = click("s", "item-1", LOG_BEGIN_MS)
     raw.send(deployment.clicks, 0, one_record(b"s", b"x" * 900_000, headers, gzip=True))
     raw.send(deployment.clicks, 0, one_record(b"s", good))
@@ -290,7 +290,7 @@ def test_headers_that_the_client_cannot_read_stop_nothing(
     deployment: Deployment, headers: list[NamedBytes]
 ) -> None:
     worker = deployment.start()
-    raw = RawProducer(int(deployment.bootstrap_servers.rpartition(":")[2]))
+    raw = RawProducer(deployment.bootstrap_servers)
     good = click("s", "item-1", LOG_BEGIN_MS)
     # The interpreter calls what it has called often without a look at the exception left behind.
     deployment.send([(b"s", good)] * 100, partition=0)

@@ -164,7 +164,7 @@ def test_a_gap_of_five_million_clicks_is_a_number_and_not_a_list(deployment: Dep
     for n in range(50_000):
         assert builder.append(n, 0, None, b"x", []) is not None, "a full batch"
     batch = bytes(builder.build())
-    producer = RawProducer(int(deployment.bootstrap_servers.rpartition(":")[2]))
+    producer = RawProducer(deployment.bootstrap_servers)
     for _ in range(100):
         producer.send(deployment.clicks, 0, batch)
     producer.close()
