@@ -9,7 +9,6 @@ import asyncio
 import ctypes
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 
@@ -21,11 +20,8 @@ from stream.settings import KafkaSettings, Wiring
 from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
 from stream.transport.reader import bounds, read_committed
 from stream.transport.topics import group_offsets
-from stream.transport.transactions import (
-    TRANSACTION_TIMEOUT_S,
-    Delivery,
-    transactional_ids,
-)
+from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
+from stream.transport.wire import partitions_by_topic
 
 log = structlog.get_logger(__name__)
 
@@ -116,11 +112,12 @@ class Restore:
         # The workers of 0.2.0 send no offsets in their transactions, so the group does not fence
         # them: only their ids do.
         await self._delivery.fence([ids[p][0] for p in self.partitions if len(ids[p]) == 1])
-        targets = {tp: p for p in self.partitions for tp in self._delivery.targets(p)}
-        ends = {tp: end for tp, (_, end) in (await self._bounds(targets)).items()}
+        targets = {p: self._delivery.targets(p) for p in self.partitions}
+        ends: dict[_TP, int] = {}  # as of the first look
         fenced = ended = False
         while True:
-            found = await self._bounds(targets)
+            found = await self._bounds({tp for of_p in targets.values() for tp in of_p})
+            ends = ends or {tp: end for tp, (_, end) in found.items()}
             open_in = [tp for tp, (stable, _) in found.items() if stable < ends[tp]]
             committed = await asyncio.to_thread(
                 group_offsets, self._settings, self._wiring, self.partitions, _MARKERS_S
@@ -141,7 +138,8 @@ class Restore:
                 fenced = True
             elif waited > patience + _HANGS_S and not ended:
                 # If only its offsets hang, nobody knows of which partition.
-                hanging = {targets[tp] for tp in open_in} or set(self.partitions)
+                shown = {p for p, of_p in targets.items() if not set(of_p).isdisjoint(open_in)}
+                hanging = shown or self.partitions
                 for name in sorted({name for p in hanging for name in ids[p]}):
                     of_name = sorted(p for p in hanging if name in ids[p])
                     commit = self._has_committed(name, of_name, committed)
@@ -158,24 +156,18 @@ class Restore:
 
     async def _bounds(self, targets: Iterable[_TP]) -> dict[_TP, tuple[int, int]]:
         """The last stable offset and the end of each."""
-        by_topic: defaultdict[str, list[int]] = defaultdict(list)
-        for topic, partition in targets:
-            by_topic[topic].append(partition)
 
         def look() -> dict[_TP, tuple[int, int]]:
             return {
                 (topic, p): (stable, end)
-                for topic, partitions in by_topic.items()
+                for topic, partitions in partitions_by_topic(targets).items()
                 for p, (_, stable, end) in bounds(self._settings, topic, partitions).items()
             }
 
         return await asyncio.to_thread(look)
 
     def _has_committed(
-        self,
-        name: str,
-        partitions: Iterable[int],
-        committed: Mapping[int, int] | None,
+        self, name: str, partitions: Iterable[int], committed: Mapping[int, int] | None
     ) -> bool:
         """Whether a transaction that hangs was committed, so that a part of it may have been seen.
 

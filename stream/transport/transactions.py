@@ -39,6 +39,7 @@ from stream.transport.wire import (
     TxnOffsetCommit,
     by_topic,
     from_topics,
+    partitions_by_topic,
 )
 
 TRANSACTION_TIMEOUT_S = 10.0
@@ -404,9 +405,7 @@ class Delivery:
         """
         producer = TransactionalProducer(self._brokers, transactional_id)
         await producer.start()
-        topics: dict[str, list[int]] = {}
-        for topic, partition in {tp for p in partitions for tp in self.targets(p)}:
-            topics.setdefault(topic, []).append(partition)
+        topics = partitions_by_topic({tp for p in partitions for tp in self.targets(p)})
         await producer.end_in(topics, self._wiring.group_id, commit=commit)
         if transactional_id in self._ids:
             self._started = False

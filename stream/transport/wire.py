@@ -6,6 +6,7 @@ Produce request for all partitions of a broker. aiokafka's client carries them (
 SASL, metadata), but itself speaks the first protocol alone. Fields as in Kafka's protocol guide.
 """
 
+from collections.abc import Iterable
 from io import BytesIO
 from typing import Any, ClassVar, Self
 
@@ -188,6 +189,14 @@ def by_topic(fields: dict[tuple[str, int], tuple[Any, ...]]) -> list[tuple[Any, 
     for (topic, partition), values in fields.items():
         topics.setdefault(topic, []).append((partition, *values, {}))
     return [(topic, partitions, {}) for topic, partitions in topics.items()]
+
+
+def partitions_by_topic(tps: Iterable[tuple[str, int]]) -> dict[str, list[int]]:
+    """The partitions of each topic."""
+    topics: dict[str, list[int]] = {}
+    for topic, partition in tps:
+        topics.setdefault(topic, []).append(partition)
+    return topics
 
 
 def from_topics(topics: list[tuple[Any, ...]]) -> dict[tuple[str, int], int]:

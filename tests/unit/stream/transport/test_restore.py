@@ -144,7 +144,7 @@ async def test_an_owner_whose_transaction_stays_open_is_fenced(log: Log, shows: 
     log.append(POSITION_KEY, position(5))
     if shows == "in the changelog":
         log.append(b"a", b"1")
-        log.stable += [1] * 6
+        log.stable += [1] * 4
     else:
         log.committed += [None] * 8
     delivery = FakeDelivery()
@@ -204,6 +204,23 @@ async def test_what_hangs_in_an_output_alone_is_ended_too(log: Log, own: bool) -
     await run(delivery)
     calls = sorted(name for what, (name, _) in delivery.calls[-3:-1] if what == "commit of")
     assert calls == ["me-0"] * own, "and what nobody knows of was aborted by a start"
+
+
+async def test_what_hangs_in_an_output_that_partitions_share_may_be_of_the_owner_of_any(
+    log: Log,
+) -> None:
+    for partition, owner in enumerate(("g-one", "g-two")):
+        log.records.append((partition, 0, POSITION_KEY, position(5, owner)))
+    log.end, log.output_hangs = 1, True
+
+    class Sharing(Ending):
+        def targets(self, partition: int) -> list[tuple[str, int]]:
+            return [("out", 0), ("log", partition)]
+
+    fake: Any = Sharing(log)
+    await Restore(KafkaSettings(), WIRING, fake, [0, 1]).run(Table, "id", "me", "here:1")
+    ended = sorted(of for what, of in fake.calls if what == "abort of")
+    assert ended == [("g-one-0", [0]), ("g-one-1", [0]), ("g-two-0", [1]), ("g-two-1", [1])]
 
 
 async def test_what_others_leave_open_in_an_output_holds_nothing_up_for_good(log: Log) -> None:
