@@ -86,8 +86,8 @@ class Metrics:
         )
         self.stage = histogram(
             "recs_stage_seconds",
-            "Wall time of one micro-batch by stage: plan, score, apply (its states), finish (its "
-            "answers), deliver.",
+            "Wall time of one micro-batch by stage: plan, score (and encode the states), apply "
+            "(them to the sessions), finish (its answers), deliver.",
             ["stage"],
             buckets=STAGE_BUCKETS,
         )

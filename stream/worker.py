@@ -138,13 +138,13 @@ class Worker:
 
     def _pause(self, record: Record, error: Exception) -> None:
         """Leave a partition alone from this record on, until an operator says how to go on."""
-        where = {"topic": self._planner.topic, "partition": record.partition}
         self._paused[record.partition] = record.offset
         self._transport.pause(record.partition)
         is_limit = isinstance(error, BadClickLimitError)
         log.critical(
             "partition_paused",
-            **where,
+            topic=self._planner.topic,
+            partition=record.partition,
             offset=record.offset,
             detail=str(error) if is_limit else "the worker failed at this record",
             exc_info=None if is_limit else error,
@@ -243,19 +243,14 @@ class Worker:
         for sessions, position in restored.values():
             sessions.position = position
         self._sessions.own({p: sessions for p, (sessions, _) in restored.items()})
-        self._forget_pauses(restored)
         self._metrics.count_restore(self._sessions.sizes(), how)
         counts = {"records": how.n_records, "sessions": len(self._sessions)}
         log.info("restored", partitions=sorted(restored), **counts, seconds=round(how.seconds, 3))
 
     def drop(self, partitions: Collection[int]) -> None:
         self._sessions.drop(partitions)
-        self._forget_pauses(partitions)
-
-    def _forget_pauses(self, partitions: Collection[int]) -> None:
-        """What is owned anew is tried anew."""
         for partition in partitions:
-            self._paused.pop(partition, None)
+            self._paused.pop(partition, None)  # owned anew, it is tried anew
 
     def fail(self, error: Exception) -> NoReturn:
         """Log and end the process at once; what was not committed is done again after a restart."""

@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.transport.protocol import Membership
+from stream.transport.reader import seek_behind
 
 T = TypeVar("T")
 Fetched = Any
@@ -201,21 +202,13 @@ class Group(threading.Thread):
                 self._tell(self._listener.on_offset_lost, partition)
             elif error.code() == KafkaError._BAD_COMPRESSION:
                 passed_over.add(partition)
-                yield self._pass_over(partition, message.offset(), error.str())
+                reached = self._read.get(partition, 0)
+                offset = seek_behind(self._consumer, self._topic, message, reached)
+                self._read[partition] = offset + 1
+                now_ms = time.time_ns() // 1_000_000
+                yield Record(partition, offset, now_ms, None, None, trouble=error.str())
             elif error.code() in REFUSED:
                 raise StreamError(f"{self._topic} cannot be read: {error.str()}")
-
-    def _pass_over(self, partition: int, batch_begin: int, trouble: str) -> Record:
-        """Go on behind a record whose batch cannot be decompressed; returns what is known of it.
-
-        librdkafka tells where the batch begins, stays there, and would repeat itself for ever (its
-        issue 5260: zstd beyond some 100 MB). Where the batch ends it does not tell, so that each
-        of its offsets is met, and passed over, by itself.
-        """
-        offset = max(batch_begin, self._read.get(partition, batch_begin))
-        self._read[partition] = offset + 1
-        self._consumer.seek(TopicPartition(self._topic, partition, offset + 1))
-        return Record(partition, offset, time.time_ns() // 1_000_000, None, None, trouble=trouble)
 
     def _drop_held(self, partitions: Collection[int]) -> None:
         self._held = [record for record in self._held if record.partition not in partitions]

@@ -37,7 +37,7 @@ def read_committed(
 
     Where a transaction is open below ``end``, waits until it ends. A start below the log's begins
     at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException, but
-    with ``pass_over`` goes on behind records whose batch cannot be decompressed (see group.py).
+    with ``pass_over`` goes on behind records whose batch cannot be decompressed.
     """
     pending = {p for p in start if start[p] < end[p]}
     if not pending:
@@ -70,8 +70,7 @@ def read_committed(
                         records.append(message)
                     offset += 1
                 elif error.code() == KafkaError._BAD_COMPRESSION and pass_over:
-                    offset = max(offset, reached[partition]) + 1
-                    consumer.seek(TopicPartition(topic, partition, offset))
+                    offset = seek_behind(consumer, topic, message, reached[partition]) + 1
                     passed_over.add(partition)
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise KafkaException(error)
@@ -81,6 +80,18 @@ def read_committed(
             yield records
     finally:
         consumer.close()
+
+
+def seek_behind(consumer: Consumer, topic: str, error: Any, reached: int) -> int:
+    """Go on behind a record whose batch cannot be decompressed; returns the record's offset.
+
+    librdkafka tells where the batch begins, stays there, and would repeat itself for ever (its
+    issue 5260: zstd beyond some 100 MB). Where the batch ends it does not tell, so that each of its
+    offsets is met, and passed over, by itself. What was fetched with the error comes again.
+    """
+    offset: int = max(error.offset(), reached)
+    consumer.seek(TopicPartition(topic, error.partition(), offset + 1))
+    return offset
 
 
 def bounds(
