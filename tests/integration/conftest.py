@@ -1,5 +1,6 @@
 """The real broker of the integration tests, and their time limit."""
 
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bench.faults.service import Deployment
+from bench.faults.traffic import session_load
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka, resolve_kafka
 
@@ -56,14 +58,23 @@ def deployment(
 
 @contextmanager
 def own_deployment(
-    folder: Path, properties: Mapping[str, str] | None = None
+    folder: Path, properties: Mapping[str, str] | None = None, **topics: int
 ) -> Iterator[tuple[EmbeddedKafka, Deployment]]:
     """As ``deployment``, on a broker of its own that the test may end, freeze or configure."""
     bundle = write_tiny_bundle(folder, n_items=50, hidden_size=8, k=20)
     with EmbeddedKafka(folder / "kafka", properties=properties) as broker:
         deployment = Deployment(broker.bootstrap_servers, "own", bundle, folder)
-        deployment.create_topics()
+        deployment.create_topics(**topics)
         try:
             yield broker, deployment
         finally:
             deployment.close()
+
+
+def steady_load(deployment: Deployment, n_clicks: int, per_second: float) -> threading.Thread:
+    """A thread that sends clicks at a steady rate, once it is started."""
+    return threading.Thread(
+        target=deployment.send,
+        args=(session_load(n_clicks),),
+        kwargs={"per_second": per_second},
+    )

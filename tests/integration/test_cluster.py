@@ -1,6 +1,5 @@
 """Three brokers, of which one is enough to lose."""
 
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from bench.faults.service import Deployment
-from bench.faults.traffic import session_load
 from bench.faults.verdict import verdict
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import EmbeddedKafka, new_cluster_id
+from tests.integration.conftest import steady_load
 
 N_BROKERS, N_CLICKS, PER_SECOND = 3, 6000, 200.0
 REPLICATED = {
@@ -53,11 +52,7 @@ def test_a_broker_of_three_that_is_lost_stops_and_loses_nothing(tmp_path: Path) 
         try:
             deployment.create_topics(replication_factor=N_BROKERS)
             workers = [deployment.start() for _ in range(2)]
-            load = threading.Thread(
-                target=deployment.send,
-                args=(session_load(N_CLICKS),),
-                kwargs={"per_second": PER_SECOND},
-            )
+            load = steady_load(deployment, N_CLICKS, PER_SECOND)
             load.start()
             time.sleep(5)
             brokers[0].kill()

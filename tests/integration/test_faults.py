@@ -19,13 +19,12 @@ import pytest
 from bench.faults.catalogue import FAULTS
 from bench.faults.scene import Bundles, run_once
 from bench.faults.service import Deployment
-from bench.faults.traffic import session_load
 from bench.faults.verdict import Verdict, sessions_in_changelog, verdict
 from bench.faults.worker_without import SLOW_S
 from bench.serving.bundles import write_tiny_bundle
 from deploy.command import DeployError
 from deploy.processes import wait_for
-from tests.integration.conftest import own_deployment
+from tests.integration.conftest import own_deployment, steady_load
 
 N_CLICKS = 6000
 PER_SECOND = 1000.0
@@ -37,11 +36,7 @@ BY_CHANCE = pytest.mark.flaky(reruns=2)
 def load(deployment: Deployment, request: pytest.FixtureRequest) -> Iterator[threading.Thread]:
     """Clicks at a steady rate, from the moment the thread is started; for six seconds unless the
     test asks for another rate."""
-    thread = threading.Thread(
-        target=deployment.send,
-        args=(session_load(N_CLICKS),),
-        kwargs={"per_second": getattr(request, "param", PER_SECOND)},
-    )
+    thread = steady_load(deployment, N_CLICKS, getattr(request, "param", PER_SECOND))
     yield thread
     thread.join(60)
 
@@ -150,11 +145,7 @@ def test_a_worker_that_sleeps_past_its_session_timeout_writes_nothing_when_it_wa
 
 def test_a_broker_that_restarts_under_load_loses_nothing(tmp_path: Path) -> None:
     with own_deployment(tmp_path) as (broker, deployment):
-        load = threading.Thread(
-            target=deployment.send,
-            args=(session_load(N_CLICKS),),
-            kwargs={"per_second": PER_SECOND},
-        )
+        load = steady_load(deployment, N_CLICKS, PER_SECOND)
         worker = deployment.start()
         load.start()
         in_full_swing(deployment, 0.2)

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from bench.faults.service import SESSION_TIMEOUT_S, Deployment
 from bench.faults.traffic import session_load
 from bench.faults.verdict import verdict
 from deploy.processes import wait_for
-from tests.integration.conftest import own_deployment
+from tests.integration.conftest import own_deployment, steady_load
 
 AWAY_S = 2 * SESSION_TIMEOUT_S + 8
 
@@ -43,11 +42,7 @@ def test_the_first_click_after_a_long_silence_is_answered(tmp_path: Path) -> Non
 @pytest.mark.timeout(180)
 def test_a_broker_that_freezes_under_load_loses_nothing(tmp_path: Path) -> None:
     with own_deployment(tmp_path) as (broker, deployment):
-        load = threading.Thread(
-            target=deployment.send,
-            args=(session_load(6000),),
-            kwargs={"per_second": 500.0},
-        )
+        load = steady_load(deployment, 6000, 500.0)
         workers = [deployment.start() for _ in range(2)]
         load.start()
         time.sleep(3)

@@ -294,12 +294,30 @@ async def a_range_is_read_again_and_lag_is_what_is_not_applied(world: World) -> 
         await driver.until(lambda: driver.transport.lag() == {0: 7, 1: 0})
 
 
+async def a_paused_partition_waits_alone_and_goes_on_where_it_is_told(world: World) -> None:
+    world.produce(0, (b"a", b"1"))
+    world.produce(1, (b"b", b"1"))
+    async with world.started() as driver:
+        await driver.until(lambda: driver.n_answered == 2)
+        driver.transport.pause(0)
+        world.produce(0, (b"a", b"2"), (b"a", b"3"))
+        world.produce(1, (b"b", b"2"))
+        await driver.until(lambda: driver.positions[1] >= 2)
+        world.produce(1, (b"b", b"3"))
+        await driver.until(lambda: driver.positions[1] >= 3)
+        assert [r.partition for r in driver.fetched if r.offset > 0] == [1, 1]
+        await driver.transport.resume(0, driver.positions[0])
+        await driver.until(lambda: driver.n_answered == 6)
+    assert [r.value for r in driver.fetched if r.partition == 0] == [b"1", b"2", b"3"]
+
+
 @pytest.mark.parametrize(
     "promise",
     [
         records_are_answered_once_and_a_restart_goes_on_behind_them,
         what_was_not_committed_comes_again_in_order,
         a_range_is_read_again_and_lag_is_what_is_not_applied,
+        a_paused_partition_waits_alone_and_goes_on_where_it_is_told,
     ],
     ids=lambda promise: promise.__name__,
 )
