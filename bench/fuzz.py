@@ -118,10 +118,9 @@ class Load:
 
     def now_ms(self) -> int:
         """The traffic's time."""
-        passed = (
-            self._scene.sent / self.total * (self._hours or 0) * _HOUR_MS if self.total else None
-        )
-        return time.time_ns() // 1_000_000 if passed is None else self._begin_ms + round(passed)
+        if self._hours is None:
+            return time.time_ns() // 1_000_000
+        return self._begin_ms + round(self._scene.sent / self.total * self._hours * _HOUR_MS)
 
     def _next(self) -> tuple[bytes, bytes]:
         """A good click: of a busy session or one that comes back after hours, now and then late;
@@ -144,22 +143,18 @@ class Load:
     def _click(self, key: bytes, value: bytes) -> None:
         self.counts["good"] += 1
         partition = zlib.crc32(key) % AHEAD
-        codec = CODECS[partition]
-
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            self._placed(self.good, error, message)
-
-        self._produce(self._producers[codec], partition, key, value, delivered)
+        producer = self._producers[CODECS[partition]]
+        self._produce(producer, partition, key, value, self._placed)
 
     def _shoot(self) -> None:
         if self._corpus:
             shot, key = self._corpus.pop(), b"corpus"
         else:
-            key, value = self._next()
-            shot = hostile(self.random, key, value, self.now_ms())
+            key, good = self._next()
+            shot = hostile(self.random, key, good, self.now_ms())
         self.counts[shot.kind] += 1
-        value_sent, now_ms = shot.body, time.time_ns() // 1_000_000
-        read = self._parse(Record(0, 0, now_ms, shot.key, value_sent))
+        value, now_ms = shot.body, time.time_ns() // 1_000_000
+        read = self._parse(Record(0, 0, now_ms, shot.key, value))
         is_ahead = isinstance(read, Click) and read.timestamp_ms > self.now_ms() + MINUTE_MS
         partition = AHEAD if is_ahead else zlib.crc32(key) % AHEAD
         if shot.codec not in ("none", "gzip"):
@@ -171,11 +166,11 @@ class Load:
                     self.counts["refused"] += 1
 
             producer = self._producers[shot.codec]
-            self._produce(producer, partition, shot.key, value_sent, delivered)
+            self._produce(producer, partition, shot.key, value, delivered)
             return
         batch = one_record(
             shot.key,
-            value_sent,
+            value,
             shot.headers,
             timestamp_ms=shot.timestamp_ms,
             gzip=shot.codec == "gzip",
@@ -222,9 +217,9 @@ class Load:
         self.counts["aborted" if aborts else "good"] += len(places)
         (self.aborted if aborts else self.good).update(places)
 
-    def _placed(self, places: set[Place], error: KafkaError | None, message: Message) -> None:
+    def _placed(self, error: KafkaError | None, message: Message) -> None:
         assert error is None, error
-        places.add(place_of(message))
+        self.good.add(place_of(message))
 
     def _produce(
         self, producer: Producer, partition: int, key: bytes | None, value: bytes | None, told: Any
