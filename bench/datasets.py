@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import polars as pl
 
 from train.command import TrainError
-from train.data.clicks import Columns, read_clicks
+from train.data.clicks import read_clicks
+from train.data.columns import Columns
 
 PUBLIC = Columns(preset="public")
 COMMON: dict[str, Any] = {

@@ -23,7 +23,8 @@ from pydantic import PositiveInt
 from bench.measuring import in_child, timed
 from bench.provenance import RESULTS, keep
 from train.command import Settings, run_command
-from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
+from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time
+from train.data.columns import Columns
 from train.data.sessions import Indexed, build_sessions
 from train.folders import replacing
 

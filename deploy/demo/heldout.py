@@ -7,7 +7,8 @@ import polars as pl
 
 from deploy.demo.summary import Figures
 from train.command import TrainError
-from train.data.clicks import Columns, read_clicks
+from train.data.clicks import read_clicks
+from train.data.columns import Columns
 from train.data.oracle import score_oracle
 from train.data.synthetic import SyntheticConfig, generate_synthetic
 

@@ -25,7 +25,8 @@ from deploy.processes import Child, running
 from stream.model.bundle import load_bundle
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.topics import check_topics, create_topics
-from train.data.clicks import Columns, write_clicks
+from train.data.clicks import write_clicks
+from train.data.columns import Columns
 from train.folders import locked
 from train.network.checkpoint import load_checkpoint
 

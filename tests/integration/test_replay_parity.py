@@ -34,7 +34,8 @@ from export.parity import random_sessions
 from stream.contract.messages import Outcome
 from stream.settings import KafkaSettings
 from train.baselines.popularity import item_support
-from train.data.clicks import Columns, read_clicks
+from train.data.clicks import read_clicks
+from train.data.columns import Columns
 from train.data.context import ContextField, learn_fields
 from train.data.sessions import Sessions, build_sessions
 from train.data.synthetic import generate_synthetic

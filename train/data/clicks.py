@@ -10,23 +10,20 @@ clicks topic (docs/contract.md), so that whatever a model was trained on can als
 """
 
 import os
-import time
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
 import structlog
-from pydantic import model_validator
 
-from stream.contract.click import MAX_FUTURE_MS, MAX_ID_BYTES
-from train.command import Settings, TrainError
-from train.data.context import text_column
+from train.command import TrainError
+from train.data.columns import WIRE_COLUMNS, Columns, check_columns
 from train.data.filters import DAY_MS, EventTypes, weigh_events
 from train.data.filters import Filters as Filters
 from train.data.filters import filter_clicks as filter_clicks
+from train.data.ids import ITEM, REASON, SESSION, TIME, Reason, text_column, why_bad
 from train.data.order import (
     ITEM_ID,
     KAFKA_COLUMNS,
@@ -39,67 +36,12 @@ from train.data.order import (
     session_starts,
     with_own_times,
 )
-from train.data.source import FILE, MALFORMED, Source, open_log, reading
-
-WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
-MAX_VISITOR_BYTES = 240  # leaves room for the "-k" that makes a visitor a session
-# Added to the log's own columns, which may have any name.
-_SESSION, _ITEM, _TIME, _REASON = "\0session", "\0item", "\0time", "\0reason"
+from train.data.source import FILE, MALFORMED, open_log, reading
+from train.data.times import parse_time, warn_of_seconds
 
 NAMES_AT_ONCE = 1_000_000
-EPOCH_SECONDS = (1_000_000_000, 4_000_000_000)
-"""2001 to 2096."""
-_PRESETS: dict[str, dict[str, str]] = {
-    "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms", "time_unit": "ms"},
-    "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
-}
 
 log = structlog.get_logger()
-
-
-class Reason(StrEnum):
-    """Why a row of a log is not a click."""
-
-    BAD_FIELD = "bad_field"
-    """More fields than the header, or a quote that is not closed."""
-    NOT_UTF8 = "not_utf8"
-    BAD_SESSION_ID = "bad_session_id"
-    """Missing, longer than 256 bytes (a visitor: 240), or begins with NUL."""
-    BAD_ITEM_ID = "bad_item_id"
-    """Missing, longer than 256 bytes, or has a control character."""
-    BAD_TIMESTAMP = "bad_timestamp"
-    """Not readable in the declared unit, before 1970, or more than 5 minutes in the future."""
-
-
-class Columns(Settings):
-    """The columns of a click log; those that are not given come from the preset."""
-
-    preset: Literal["wire", "public"] = "wire"
-    """wire: session_id, item_id, timestamp_ms in milliseconds, as clicks come through Kafka.
-    public: SessionId, ItemId, Time in seconds, as the public data sets have them."""
-    session: str = ""
-    """Column of the session's name."""
-    visitor: str | None = None
-    """Column of the visitor, for a log without sessions: cut at idle gaps, named visitor-k."""
-    item: str = ""
-    """Column of the item's name."""
-    time: str = ""
-    """Column of the click's time."""
-    time_unit: Literal["s", "ms", "iso"] = "ms"
-    """Seconds (fractions are kept to the millisecond), milliseconds, or ISO 8601 (UTC without a
-    zone). A column that is only an order is read as a number too; in such a log cut no sessions
-    and keep no last days."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_from_preset(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        return {**_PRESETS.get(given.get("preset", "wire"), {}), **given}
-
-    def sources(self) -> tuple[str, str, str]:
-        """The columns of session (or visitor), item and time."""
-        return (self.visitor or self.session, self.item, self.time)
 
 
 class Log(NamedTuple):
@@ -174,7 +116,8 @@ def read_clicks(
             raise TrainError(f"{path} has no good click ({counts}), see {rejected_path}")
     n_bad, clicks, unwanted = rows.n_bad, rows.good, rows.unwanted
     del rows
-    _warn_of_seconds(path, clicks["timestamp_ms"], columns)
+    if columns.time_unit == "ms":
+        warn_of_seconds(path, clicks["timestamp_ms"], columns.time)
     if unwanted is not None and idle_timeout_s is not None:
         # The partition's latest time before each click: of all types of event.
         latest = pl.col("timestamp_ms").cum_max().shift(1, fill_value=0)
@@ -196,7 +139,13 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
     source = open_log(path)
     with reading(path):
         schema = source.table.collect_schema()
-        parsed = _parse(path, source, schema, columns)
+        check_columns(path, source, schema, columns)
+        session, item, at = columns.sources()
+        parsed = (
+            text_column(session, schema[session]).alias(SESSION),
+            text_column(item, schema[item]).alias(ITEM),
+            parse_time(at, schema[at], columns.time_unit).alias(TIME),
+        )
         further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
         if reserved := [name for name in WIRE_COLUMNS if name in further]:
             raise TrainError(f"{path}: column {reserved[0]!r} has a reserved name; rename it")
@@ -205,13 +154,13 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
             name in further and schema[name].is_integer() for name in KAFKA_COLUMNS[1:]
         )
         offset = [name for name in KAFKA_COLUMNS[1:] if is_collected and name not in context]
-        reason = _reason(source, schema, columns)
-        judged = source.table.with_columns(parsed).with_columns(reason)
+        reason = why_bad(schema, is_text=source.is_text, of_visitors=columns.visitor is not None)
+        judged = source.table.with_columns(parsed).with_columns(reason.alias(REASON))
         session_type = VISITOR_ID if columns.visitor else SESSION_ID
-        good = judged.filter(pl.col(_REASON).is_null()).select(
-            pl.col(_SESSION).cast(session_type).alias("session_id"),
-            pl.col(_ITEM).cast(ITEM_ID).alias("item_id"),
-            pl.col(_TIME).alias("timestamp_ms"),
+        good = judged.filter(pl.col(REASON).is_null()).select(
+            pl.col(SESSION).cast(session_type).alias("session_id"),
+            pl.col(ITEM).cast(ITEM_ID).alias("item_id"),
+            pl.col(TIME).alias("timestamp_ms"),
             *context,
             *offset,
         )
@@ -222,10 +171,10 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
             if not (dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object))
             and name not in ("row", "reason", "file", MALFORMED, FILE)
         ]
-        renamed = {"\0row": "row", _REASON: "reason"} | ({FILE: "file"} if FILE in schema else {})
+        renamed = {"\0row": "row", REASON: "reason"} | ({FILE: "file"} if FILE in schema else {})
         bad = (
             judged.with_row_index("\0row", offset=1)
-            .filter(pl.col(_REASON).is_not_null())
+            .filter(pl.col(REASON).is_not_null())
             .select(*(pl.col(name).alias(new) for name, new in renamed.items()), *shown)
         )
         clicks = good.collect(engine="streaming").rechunk()
@@ -237,64 +186,6 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
             reasons = bad.select("reason").collect(engine="streaming")["reason"]
             n_bad = {Reason(name): n for name, n in reasons.value_counts(sort=True).iter_rows()}
         return Rows(clicks, n_bad, bad, offset if is_collected else None)
-
-
-def _parse(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> list[pl.Expr]:
-    """The three columns of a click; null where a value cannot be read."""
-    for name, wire in zip(columns.sources(), WIRE_COLUMNS, strict=True):
-        if name in source.conflicts:
-            raise TrainError(
-                f"{path}: column {name!r} has types {source.conflicts[name]} in its files; "
-                "expected one type"
-            )
-        if name not in schema:
-            own = ", ".join(column for column in schema if column not in (MALFORMED, FILE))
-            raise TrainError(f"{path} has no column {name!r}; its columns are {own}")
-        dtype, is_iso = schema[name], wire == "timestamp_ms" and columns.time_unit == "iso"
-        if dtype.is_nested() or (is_iso and dtype not in (pl.String, pl.Datetime, pl.Date)):
-            raise TrainError(f"{path}: column {name!r} has type {dtype}, which cannot be a {wire}")
-    session, item, at = columns.sources()
-    ids = ((session, _SESSION), (item, _ITEM))
-    texts = [text_column(name, schema[name]).alias(new) for name, new in ids]
-    return [*texts, _parse_time(at, schema[at], columns.time_unit).alias(_TIME)]
-
-
-def _parse_time(name: str, dtype: pl.DataType, unit: str) -> pl.Expr:
-    value = pl.col(name)
-    if isinstance(dtype, pl.Datetime | pl.Date):
-        return value.cast(pl.Datetime("ms")).dt.epoch("ms")
-    if unit == "iso":
-        text = value.str.replace(" ", "T", literal=True).str.replace("[Zz]$", "+00:00")
-        zoned = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%#z", time_unit="ms", strict=False)
-        plain = text.str.to_datetime("%Y-%m-%dT%H:%M:%S%.f", time_unit="ms", strict=False)
-        return zoned.dt.epoch("ms").fill_null(plain.dt.epoch("ms"))
-    if unit == "ms" and dtype.is_integer():
-        return value.cast(pl.Int64, strict=False)
-    # float64 holds today's milliseconds exactly (2^41 of 2^53)
-    number = value.cast(pl.Float64, strict=False) * (1000 if unit == "s" else 1)
-    return number.round().cast(pl.Int64, strict=False)
-
-
-def _reason(source: Source, schema: pl.Schema, columns: Columns) -> pl.Expr:
-    """Why each row is bad; null where it is good."""
-
-    def bad_id(name: str, max_bytes: int) -> pl.Expr:
-        return ~pl.col(name).str.len_bytes().is_between(1, max_bytes).fill_null(False)
-
-    latest_ms = time.time_ns() // 1_000_000 + MAX_FUTURE_MS
-    max_session_bytes = MAX_VISITOR_BYTES if columns.visitor else MAX_ID_BYTES
-    session, item = pl.col(_SESSION), pl.col(_ITEM)
-    # Bytes that are not UTF-8 were read as U+FFFD.
-    broken = pl.any_horizontal(pl.col(_SESSION, _ITEM).str.contains("\ufffd", literal=True))
-    is_bad = {
-        Reason.BAD_FIELD: pl.col(MALFORMED) if MALFORMED in schema else pl.lit(False),
-        Reason.NOT_UTF8: broken if source.is_text else pl.lit(False),
-        Reason.BAD_SESSION_ID: bad_id(_SESSION, max_session_bytes) | session.str.starts_with("\0"),
-        Reason.BAD_ITEM_ID: bad_id(_ITEM, MAX_ID_BYTES) | item.str.contains(r"\p{Cc}"),
-        Reason.BAD_TIMESTAMP: ~pl.col(_TIME).is_between(0, latest_ms).fill_null(False),
-    }
-    first = [pl.when(bad).then(pl.lit(reason.value)) for reason, bad in is_bad.items()]
-    return pl.coalesce(first).alias(_REASON)
 
 
 def cut_sessions(
@@ -388,16 +279,3 @@ def _rejected_path(path: str | Path) -> Path:
         whole = whole.resolve()
     away = "://" in str(path) or not os.access(whole.parent, os.W_OK)
     return Path("" if away else whole.parent, whole.name + ".rejected.csv")
-
-
-def _warn_of_seconds(path: str | Path, timestamp_ms: pl.Series, columns: Columns) -> None:
-    """Only a warning, since the numbers may be an order rather than times."""
-    earliest, latest = timestamp_ms.min(), timestamp_ms.max()
-    if columns.time_unit == "ms" and (EPOCH_SECONDS[0] <= earliest and latest <= EPOCH_SECONDS[1]):  # type: ignore[operator]  # integers
-        log.warning(
-            "times_look_like_seconds",
-            clicks=str(path),
-            column=columns.time,
-            found=earliest,
-            read_as="milliseconds of January 1970; set time_unit=s if they are seconds",
-        )

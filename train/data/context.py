@@ -15,6 +15,7 @@ from stream.contract.context import FIRST_VALUE, HOURS, MAX_VALUE_BYTES, UNKNOWN
 from stream.contract.context import MISSING as MISSING
 from stream.contract.context import ContextField as ContextField
 from train.command import TrainError
+from train.data.ids import text_column
 from train.data.order import OWN_MS
 
 TIME_FIELDS = ("hour", "weekday", "gap")
@@ -104,13 +105,3 @@ def texts(values: pl.Series) -> pl.Series:
     """The values as text: both 3 and 3.0 are "3", true is "true"; null and "" are null."""
     text = values.to_frame().select(text_column(values.name, values.dtype)).to_series()
     return text.set(text == "", None)
-
-
-def text_column(name: str, dtype: pl.DataType) -> pl.Expr:
-    """A column as text; null where a value is null, NaN or has none."""
-    value = pl.col(name)
-    if dtype.is_float():  # what pandas makes of whole numbers where one is missing
-        value = value.fill_nan(None)
-        whole = value.cast(pl.Int64, strict=False)
-        return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
-    return value.cast(pl.String, strict=False)

@@ -14,7 +14,8 @@ from pydantic_settings import NoDecode
 
 from stream.contract.context import MAX_FIELDS, RESERVED
 from train.command import Settings, TrainError
-from train.data.clicks import Columns, Filters, filter_clicks, read_clicks, split_by_time
+from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time
+from train.data.columns import Columns
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
 from train.data.filters import EventTypes, TargetWeight
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions

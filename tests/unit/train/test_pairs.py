@@ -1,6 +1,6 @@
 import pytest
 
-from train.data.clicks import Columns
+from train.data.columns import Columns
 from train.fit.training_log import LogSettings
 from train.pairs import from_pairs
 

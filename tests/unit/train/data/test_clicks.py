@@ -8,20 +8,19 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from train.command import TrainError
 from train.data.clicks import (
-    Columns,
     Filters,
-    Reason,
     cut_sessions,
     filter_clicks,
     read_clicks,
     split_by_time,
     write_clicks,
 )
+from train.data.columns import Columns
+from train.data.ids import Reason
 from train.data.sessions import build_sessions
 
 PUBLIC = Columns(preset="public")
@@ -80,27 +79,6 @@ def test_sessions_come_in_order_of_their_first_click_and_ties_in_file_order(tmp_
     ]
 
 
-@pytest.mark.parametrize(
-    ("unit", "text", "timestamp_ms"),
-    [
-        ("s", "1396437466", 1396437466000),
-        ("s", "1.5", 1500),
-        ("ms", "1396437466123", 1396437466123),
-        ("ms", "17", 17),  # an order and no time, as in Diginetica
-        ("iso", "2014-04-07T10:51:09.277Z", 1396867869277),
-        ("iso", "2014-04-07 10:51:09", 1396867869000),
-        ("iso", "2014-04-07T10:51:09+02:00", 1396860669000),
-    ],
-)
-def test_times_are_read_in_the_declared_unit(
-    tmp_path: Path, unit: str, text: str, timestamp_ms: int
-) -> None:
-    path = tmp_path / "log.csv"
-    path.write_text(f"session_id,item_id,timestamp_ms\ns,a,{text}\n")
-    columns = Columns.model_validate({"time_unit": unit})
-    assert read_clicks(path, columns).clicks["timestamp_ms"].to_list() == [timestamp_ms]
-
-
 def test_parquet_keeps_the_types_of_ids_and_context(tmp_path: Path) -> None:
     path = tmp_path / "log.parquet"
     at = datetime(2024, 5, 6, 7, 8, 9, 123000, tzinfo=UTC)
@@ -148,13 +126,6 @@ def test_what_was_written_is_read_back(tmp_path: Path, name: str, clicks: pl.Dat
     found = read_clicks(tmp_path / name)
     assert found.rejected == {}
     assert found.clicks.equals(clicks)
-
-
-def test_presets_can_be_changed_field_by_field() -> None:
-    columns = Columns(preset="public", time="When", time_unit="iso")
-    assert (columns.session, columns.item, columns.time) == ("SessionId", "ItemId", "When")
-    with pytest.raises(ValidationError, match="preset"):
-        Columns.model_validate({"preset": "private"})
 
 
 # Bad rows

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from structlog.testing import capture_logs
 
 from train.command import TrainError
-from train.data.clicks import Columns, Reason, read_clicks, read_rows
+from train.data.clicks import read_clicks, read_rows
+from train.data.columns import Columns
+from train.data.ids import Reason
 from train.data.source import open_log
 
 
@@ -201,23 +202,6 @@ def test_a_folder_without_parquet_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
     with pytest.raises(TrainError, match=r"broken\.parquet cannot be read"):
         read_clicks(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("times", "warned"),
-    [
-        ("1396437466", True),
-        ("1396437466123", False),
-        ("17", False),  # an order and no time, as in Diginetica
-    ],
-)
-def test_seconds_that_are_read_as_milliseconds_are_warned_of(
-    tmp_path: Path, times: str, warned: bool
-) -> None:
-    (tmp_path / "log.csv").write_text(f"session_id,item_id,timestamp_ms\ns,a,{times}\n")
-    with capture_logs() as warnings:
-        read_clicks(tmp_path / "log.csv")
-    assert [w["event"] for w in warnings] == ["times_look_like_seconds"] * warned
 
 
 def test_a_gzip_file_with_a_ragged_row_is_read_row_by_row(tmp_path: Path) -> None:
