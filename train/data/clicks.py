@@ -37,7 +37,7 @@ from train.data.order import (
     with_own_times,
 )
 from train.data.source import FILE, MALFORMED, open_log, reading
-from train.data.times import parse_time, warn_of_seconds
+from train.data.times import TimeUnit, check_moments, find_unit, parse_time
 
 NAMES_AT_ONCE = 1_000_000
 
@@ -116,8 +116,7 @@ def read_clicks(
             raise TrainError(f"{path} has no good click ({counts}), see {rejected_path}")
     n_bad, clicks, unwanted = rows.n_bad, rows.good, rows.unwanted
     del rows
-    if columns.time_unit == "ms":
-        warn_of_seconds(path, clicks["timestamp_ms"], columns.time)
+    check_moments(path, columns.time, clicks["timestamp_ms"])
     if unwanted is not None and idle_timeout_s is not None:
         # The partition's latest time before each click: of all types of event.
         latest = pl.col("timestamp_ms").cum_max().shift(1, fill_value=0)
@@ -140,18 +139,24 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
     with reading(path):
         schema = source.table.collect_schema()
         check_columns(path, source, schema, columns)
-        session, item, at = columns.sources()
-        parsed = (
-            text_column(session, schema[session]).alias(SESSION),
-            text_column(item, schema[item]).alias(ITEM),
-            parse_time(at, schema[at], columns.time_unit).alias(TIME),
-        )
         further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
         if reserved := [name for name in WIRE_COLUMNS if name in further]:
             raise TrainError(f"{path}: column {reserved[0]!r} has a reserved name; rename it")
         context = [name for name in further if keep is None or name in keep]
         is_collected = columns.sources() == WIRE_COLUMNS and all(
             name in further and schema[name].is_integer() for name in KAFKA_COLUMNS[1:]
+        )
+        # The stream has taken a collected log's times as milliseconds, whatever they are.
+        unit: TimeUnit | None = "ms"
+        if not is_collected:
+            unit = find_unit(path, source.table, columns.times()[0], columns.time_unit)
+        if unit not in (None, "ms", "order", columns.time_unit):
+            log.info("log_format_found", clicks=str(path), columns=f"time_unit={unit}")
+        session, item, *times = columns.sources()
+        parsed = (
+            text_column(session, schema[session]).alias(SESSION),
+            text_column(item, schema[item]).alias(ITEM),
+            parse_time(times, schema, unit).alias(TIME),
         )
         offset = [name for name in KAFKA_COLUMNS[1:] if is_collected and name not in context]
         reason = why_bad(schema, is_text=source.is_text, of_visitors=columns.visitor is not None)

@@ -8,10 +8,11 @@ from pydantic import model_validator
 
 from train.command import Settings, TrainError
 from train.data.source import FILE, MALFORMED, Source
+from train.data.times import TimeUnit
 
 WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
 _PRESETS: dict[str, dict[str, str]] = {
-    "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms", "time_unit": "ms"},
+    "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms"},
     "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
 }
 
@@ -20,7 +21,7 @@ class Columns(Settings):
     """The columns of a click log; those that are not given come from the preset."""
 
     preset: Literal["wire", "public"] = "wire"
-    """wire: session_id, item_id, timestamp_ms in milliseconds, as clicks come through Kafka.
+    """wire: session_id, item_id, timestamp_ms, as clicks come through Kafka.
     public: SessionId, ItemId, Time in seconds, as the public data sets have them."""
     session: str = ""
     """Column of the session's name."""
@@ -29,11 +30,14 @@ class Columns(Settings):
     item: str = ""
     """Column of the item's name."""
     time: str = ""
-    """Column of the click's time."""
-    time_unit: Literal["s", "ms", "iso"] = "ms"
-    """Seconds (fractions are kept to the millisecond), milliseconds, or ISO 8601 (UTC without a
-    zone). A column that is only an order is read as a number too; in such a log cut no sessions
-    and keep no last days."""
+    """Column of the click's time; date+time_of_day where the second one has the milliseconds since
+    the first."""
+    time_unit: TimeUnit | None = None
+    """s, ms, us, ns: numbers since 1970 (seconds to the millisecond). days: since 30 December 1899,
+    as spreadsheets count. iso: the year first, as in ISO 8601; compact: that without separators;
+    dmy, mdy: the day or the month first; all in UTC where they have no zone. order: numbers that
+    are no times; in such a log cut no sessions and keep no last days. Unset: found out from the
+    values."""
 
     @model_validator(mode="before")
     @classmethod
@@ -42,14 +46,18 @@ class Columns(Settings):
             return given
         return {**_PRESETS.get(given.get("preset", "wire"), {}), **given}
 
-    def sources(self) -> tuple[str, str, str]:
+    def times(self) -> tuple[str, ...]:
+        """The columns of the time."""
+        return tuple(self.time.split("+"))
+
+    def sources(self) -> tuple[str, ...]:
         """The columns of session (or visitor), item and time."""
-        return (self.visitor or self.session, self.item, self.time)
+        return (self.visitor or self.session, self.item, *self.times())
 
 
 def check_columns(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> None:
     """Raise TrainError unless the log has the columns, with types that a click can be read from."""
-    for name, wire in zip(columns.sources(), WIRE_COLUMNS, strict=True):
+    for name in columns.sources():
         if name in source.conflicts:
             raise TrainError(
                 f"{path}: column {name!r} has types {source.conflicts[name]} in its files; "
@@ -58,6 +66,7 @@ def check_columns(path: str | Path, source: Source, schema: pl.Schema, columns: 
         if name not in schema:
             own = ", ".join(column for column in schema if column not in (MALFORMED, FILE))
             raise TrainError(f"{path} has no column {name!r}; its columns are {own}")
-        dtype, is_iso = schema[name], wire == "timestamp_ms" and columns.time_unit == "iso"
-        if dtype.is_nested() or (is_iso and dtype not in (pl.String, pl.Datetime, pl.Date)):
-            raise TrainError(f"{path}: column {name!r} has type {dtype}, which cannot be a {wire}")
+        dtype, is_time = schema[name], name in columns.times()
+        if dtype.is_nested() or (is_time and dtype in (pl.Binary, pl.Time, pl.Duration)):
+            what = "time" if is_time else "id"
+            raise TrainError(f"{path}: column {name!r} has type {dtype}, which cannot be a {what}")

@@ -40,5 +40,5 @@ def test_event_types_advance_sessions_and_weigh_targets() -> None:
 def test_a_wrong_pair_is_named_with_what_is_expected() -> None:
     with pytest.raises(ValueError, match="colour is unknown, expected preset, session, visitor"):
         from_pairs(Columns, {"colour": "red"})
-    with pytest.raises(ValueError, match="time_unit=hours: Input should be 's', 'ms' or 'iso'"):
+    with pytest.raises(ValueError, match="time_unit=hours: Input should be 's', 'ms', 'us', "):
         from_pairs(Columns, {"time_unit": "hours"})
