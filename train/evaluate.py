@@ -15,7 +15,7 @@ from train.baselines.named import COMPARED, BaselineName, build_baseline, is_bas
 from train.baselines.popularity import item_support
 from train.blend.blend import load_blend, load_weights
 from train.command import Settings, TrainError
-from train.data.clicks import read_clicks
+from train.data.clicks import columns_of_log, read_clicks
 from train.data.sessions import Sessions, build_sessions
 from train.fit.training_log import ColumnNames, check_context_columns, columns_of, warn_unless_newer
 from train.folders import make_folder
@@ -136,10 +136,11 @@ def read_as_trained(
     """The good clicks of a log, read as the checkpoint's own was: sessions, event types, context.
     Raises TrainError for a log that cannot be read or lacks a column, before anything is read."""
     check_context_columns(path, info.model.context)
-    column = columns.get("event_type", info.event_types.column)
+    own = columns_of({"event_type": info.event_types.column, **columns})
+    column = columns_of_log(path, own).event_type
     return read_clicks(
         path,
-        columns_of(columns),
+        own,
         idle_timeout_s=info.idle_timeout_s,
         event_types=info.event_types.model_copy(update={"column": column}),
         allowed_lateness_s=info.allowed_lateness_s,

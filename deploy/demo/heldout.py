@@ -65,7 +65,7 @@ def read_log(
     train, heldout = hold_out(log.clicks, n_heldout)
     n_rejected = sum(log.rejected.values())
     name = f"{path}, {n_rejected:,} bad rows" if n_rejected else str(path)
-    return Heldout(name, train, heldout, idle_timeout_s)
+    return Heldout(name, train, heldout, log.idle_timeout_s)
 
 
 def detect_columns(path: Path) -> Columns:

@@ -19,7 +19,7 @@ import polars as pl
 import structlog
 
 from train.command import TrainError
-from train.data.columns import WIRE_COLUMNS, Columns, check_columns
+from train.data.columns import WIRE_COLUMNS, Columns, check_columns, find_columns, found_pairs
 from train.data.filters import DAY_MS, EventTypes, weigh_events
 from train.data.filters import Filters as Filters
 from train.data.filters import filter_clicks as filter_clicks
@@ -51,6 +51,8 @@ class Log(NamedTuple):
     rejected: dict[Reason, int]
     rejected_path: Path | None
     """Where the bad rows were written; None without any."""
+    idle_timeout_s: int | None
+    """The gap at which its sessions were cut, given or found; None where they were not."""
 
 
 class Split(NamedTuple):
@@ -74,6 +76,10 @@ class Rows(NamedTuple):
     unwanted: list[str] | None
     """Of a collected log, kafka_partition and kafka_offset as far as ``keep`` does not name them;
     None of any other log."""
+    columns: Columns
+    """As they were found."""
+    left_out: list[str]
+    """Columns that are not read, since a click has others of their names."""
 
 
 def read_clicks(
@@ -92,16 +98,23 @@ def read_clicks(
     the working directory) with their row number and reason, and a warning counts them. ``keep``
     names the further columns to read, of those the log has; None reads them all. Clicks are weighed
     by ``event_types``, and those of types that do not advance a session are dropped. Then sessions
-    are cut at gaps longer than ``idle_timeout_s``, which a log of visitors needs; those of a
+    are cut at gaps longer than ``idle_timeout_s``, those of visitors always; those of a
     collected log also where the stream ended them, by its watermark and ``allowed_lateness_s``.
     Raises TrainError for a log that is unreadable, lacks a column or has no good click.
     """
-    columns = columns or Columns()
-    if columns.visitor and idle_timeout_s is None:
-        raise TrainError(
-            f"{path}: columns.visitor={columns.visitor} needs an idle timeout to split sessions"
-        )
-    rows = read_rows(path, columns, keep)
+    given, given_idle_s = columns or Columns(), idle_timeout_s
+    rows = read_rows(path, given, keep)
+    columns = rows.columns
+    idle_timeout_s = columns.idle_timeout_s(given_idle_s)
+    said: dict[str, object] = {}
+    if found := found_pairs(given, columns):
+        said["columns"] = found
+    if idle_timeout_s != given_idle_s:
+        said["idle_timeout_s"] = idle_timeout_s
+    if rows.left_out:
+        said["left_out"] = ",".join(rows.left_out)
+    if said:
+        log.info("log_format_found", clicks=str(path), **said)
     if rows.n_bad:
         rejected_path = rejected_path or _rejected_path(path)
         try:
@@ -130,7 +143,15 @@ def read_clicks(
     clicks = in_order(clicks)
     if idle_timeout_s is not None:
         clicks = cut_sessions(clicks, idle_timeout_s, number_all=columns.visitor is not None)
-    return Log(clicks, n_bad, rejected_path if n_bad else None)
+    return Log(clicks, n_bad, rejected_path if n_bad else None, idle_timeout_s)
+
+
+def columns_of_log(path: str | Path, columns: Columns) -> Columns:
+    """The columns as the log has them, its rows unread; raises TrainError as `find_columns`."""
+    source = open_log(path)
+    with reading(path):
+        names = source.table.collect_schema().names()
+    return find_columns(path, [*names, *source.conflicts], columns)
 
 
 def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = None) -> Rows:
@@ -138,11 +159,16 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
     source = open_log(path)
     with reading(path):
         schema = source.table.collect_schema()
+        given = columns
+        columns = find_columns(path, [*schema, *source.conflicts], given)
         check_columns(path, source, schema, columns)
         further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
-        if reserved := [name for name in WIRE_COLUMNS if name in further]:
+        left_out = [name for name in WIRE_COLUMNS if name in further]
+        if keep is not None and (reserved := [name for name in left_out if name in keep]):
             raise TrainError(f"{path}: column {reserved[0]!r} has a reserved name; rename it")
-        context = [name for name in further if keep is None or name in keep]
+        context = [
+            name for name in further if (keep is None or name in keep) and name not in left_out
+        ]
         is_collected = columns.sources() == WIRE_COLUMNS and all(
             name in further and schema[name].is_integer() for name in KAFKA_COLUMNS[1:]
         )
@@ -150,8 +176,7 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
         unit: TimeUnit | None = "ms"
         if not is_collected:
             unit = find_unit(path, source.table, columns.times()[0], columns.time_unit)
-        if unit not in (None, "ms", "order", columns.time_unit):
-            log.info("log_format_found", clicks=str(path), columns=f"time_unit={unit}")
+        columns = columns.model_copy(update={"time_unit": unit})
         session, item, *times = columns.sources()
         parsed = (
             text_column(session, schema[session]).alias(SESSION),
@@ -190,7 +215,7 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
         if len(clicks) < n_rows:
             reasons = bad.select("reason").collect(engine="streaming")["reason"]
             n_bad = {Reason(name): n for name, n in reasons.value_counts(sort=True).iter_rows()}
-        return Rows(clicks, n_bad, bad, offset if is_collected else None)
+        return Rows(clicks, n_bad, bad, offset if is_collected else None, columns, left_out)
 
 
 def cut_sessions(

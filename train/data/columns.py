@@ -1,5 +1,7 @@
 """Which columns of a log are a click."""
 
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -7,10 +9,48 @@ import polars as pl
 from pydantic import model_validator
 
 from train.command import Settings, TrainError
-from train.data.source import FILE, MALFORMED, Source
+from train.data.source import Source
 from train.data.times import TimeUnit
 
 WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
+IDLE_TIMEOUT_S = 1800
+"""Of a log of visitors for which none is given: half an hour, as web analytics has it."""
+KNOWN_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "session": (
+        ("session_id", "user_session", "session"),
+        ("session_key", "session_uuid", "domain_sessionid", "ga_session_id", "visit_id", "sid"),
+    ),
+    "visitor": (
+        (
+            "visitor_id",
+            "visitor",
+            "anonymous_id",
+            "user_pseudo_id",
+            "domain_userid",
+            "full_visitor_id",
+        ),
+        ("user_id", "user", "customer_id", "customer", "member_id"),
+        ("cookie_id", "device_id", "client_id", "uid"),
+    ),
+    "item": (
+        ("item_id", "item"),
+        ("product_id", "article_id", "track_id"),
+        ("product", "article", "sku", "asin", "news_id", "song_id", "movie_id", "content_id"),
+    ),
+    "time": (
+        ("timestamp_ms", "timestamp", "event_time", "event_timestamp"),
+        ("time", "datetime", "ts", "click_time", "derived_tstamp"),
+        ("eventdate+timeframe", "collector_tstamp", "created_at", "unix_time"),
+        ("date", "event_date", "day", "t_dat"),
+    ),
+    "event_type": (
+        ("event_type", "event", "event_name"),
+        ("action_type", "action", "behavior_type", "behavior", "behaviour", "interaction"),
+        ("type",),
+    ),
+}
+"""What logs call the columns of a click. Of the names in one row none is better than another; those
+of a later row count where the log has none of an earlier one."""
 _PRESETS: dict[str, dict[str, str]] = {
     "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms"},
     "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
@@ -32,6 +72,8 @@ class Columns(Settings):
     time: str = ""
     """Column of the click's time; date+time_of_day where the second one has the milliseconds since
     the first."""
+    event_type: str = "event_type"
+    """Column of the type of event, where types are asked for."""
     time_unit: TimeUnit | None = None
     """s, ms, us, ns: numbers since 1970 (seconds to the millisecond). days: since 30 December 1899,
     as spreadsheets count. iso: the year first, as in ISO 8601; compact: that without separators;
@@ -46,6 +88,10 @@ class Columns(Settings):
             return given
         return {**_PRESETS.get(given.get("preset", "wire"), {}), **given}
 
+    def idle_timeout_s(self, given: int | None) -> int | None:
+        """The gap to cut sessions at: what is given, and for a log of visitors always one."""
+        return IDLE_TIMEOUT_S if given is None and self.visitor else given
+
     def times(self) -> tuple[str, ...]:
         """The columns of the time."""
         return tuple(self.time.split("+"))
@@ -55,17 +101,93 @@ class Columns(Settings):
         return (self.visitor or self.session, self.item, *self.times())
 
 
+def find_columns(path: str | Path, names: Collection[str], columns: Columns) -> Columns:
+    """The columns as a log with these names has them: in place of a preset's column that the log
+    lacks, the one that is known for it. A session's column is preferred to a visitor's.
+
+    Raises TrainError, with the likely columns and the flag, where a column is missing and not
+    exactly one is known for it.
+    """
+    found: dict[str, str] = {}
+    preset = _PRESETS[columns.preset] | {"event_type": "event_type"}
+    if columns.visitor is None and not _has(names, columns.session):
+        if columns.session != preset["session"]:
+            raise _missing(path, names, columns.session, "session", "visitor")
+        # A visitor's column is no answer where two columns may be the session's.
+        role = "session" if likely_columns(names, "session") else "visitor"
+        if (one := _only(names, role)) is None:
+            raise _missing(path, names, columns.session, "session", "visitor")
+        found[role] = one
+    elif columns.visitor is not None and not _has(names, columns.visitor):
+        raise _missing(path, names, columns.visitor, "visitor")
+    for role in ("item", "time", "event_type"):
+        name = getattr(columns, role)
+        if _has(names, name):
+            continue
+        one = _only(names, role) if name == preset[role] else None
+        if one is not None:
+            found[role] = one
+        elif role != "event_type":  # which is missed where event types are asked for
+            raise _missing(path, names, name, role)
+    return columns.model_copy(update=found)
+
+
+def likely_columns(names: Iterable[str], role: str) -> list[list[str]]:
+    """The log's columns that are known for a role, equally good ones together, the best first."""
+    plain: dict[str, str] = {}
+    for name in names:
+        plain.setdefault(_plain(name), name)
+    rows = [
+        [
+            "+".join(plain[_plain(part)] for part in known.split("+"))
+            for known in row
+            if all(_plain(part) in plain for part in known.split("+"))
+        ]
+        for row in KNOWN_COLUMNS[role]
+    ]
+    return [row for row in rows if row]
+
+
+def found_pairs(given: Columns, found: Columns) -> str:
+    """What was found out, as ``--columns`` takes it, but for milliseconds and what is an order."""
+    pairs = {name: value for name, value in found if value not in (None, "ms", "order")}
+    return ",".join(
+        f"{name}={pairs[name]}" for name in pairs if pairs[name] != getattr(given, name)
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[ _-]", "", name.casefold())
+
+
+def _has(names: Collection[str], name: str) -> bool:
+    return name in names or ("+" in name and set(name.split("+")) <= set(names))
+
+
+def _only(names: Iterable[str], role: str) -> str | None:
+    """The best column known for the role, if there is one that is better than all others."""
+    best, *_ = likely_columns(names, role) or [[]]
+    return best[0] if len(best) == 1 else None
+
+
+def _missing(path: str | Path, names: Iterable[str], name: str, *roles: str) -> TrainError:
+    own = [column for column in names if not column.startswith("\0")]
+    likely = [f"{r}={c}" for r in roles for row in likely_columns(own, r) for c in row]
+    advice = " or ".join(likely or [f"{role}=NAME" for role in roles])
+    return TrainError(
+        f"{path} has no column {name!r}; its columns are {', '.join(own)}: set {advice} in "
+        "--columns"
+    )
+
+
 def check_columns(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> None:
-    """Raise TrainError unless the log has the columns, with types that a click can be read from."""
+    """Raise TrainError unless the log's columns have types that a click can be read from."""
     for name in columns.sources():
         if name in source.conflicts:
             raise TrainError(
                 f"{path}: column {name!r} has types {source.conflicts[name]} in its files; "
                 "expected one type"
             )
-        if name not in schema:
-            own = ", ".join(column for column in schema if column not in (MALFORMED, FILE))
-            raise TrainError(f"{path} has no column {name!r}; its columns are {own}")
         dtype, is_time = schema[name], name in columns.times()
         if dtype.is_nested() or (is_time and dtype in (pl.Binary, pl.Time, pl.Duration)):
             what = "time" if is_time else "id"

@@ -16,7 +16,7 @@ from train.fit.resume import (
     check_warm_start,
 )
 from train.fit.settings import FitSettings
-from train.fit.training_log import TrainingLog, read_training_log
+from train.fit.training_log import TrainingLog, how_read, read_training_log
 from train.folders import locked, make_folder
 from train.measure.metrics import figures
 from train.measure.predictor import MODEL
@@ -46,7 +46,7 @@ def run_fit(settings: FitSettings) -> None:
     if resume is not None:
         sizes = _sizes(settings, resume.info.training.clicks, warm_start)
         check_hyperparameters(resume, settings.hyperparameters(sizes))
-        check_reading(resume, settings.log_event_types, settings.idle_timeout_s)
+        check_reading(resume, *how_read(settings))
     if warm_start is not None:
         check_warm_start(warm_start, settings.hyperparameters(_sizes(settings, 0, warm_start)))
     elif resume is not None:

@@ -14,7 +14,7 @@ from pydantic_settings import NoDecode
 
 from stream.contract.context import MAX_FIELDS, RESERVED
 from train.command import Settings, TrainError
-from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time
+from train.data.clicks import Filters, columns_of_log, filter_clicks, read_clicks, split_by_time
 from train.data.columns import Columns
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
 from train.data.filters import EventTypes, TargetWeight
@@ -37,7 +37,7 @@ log = structlog.get_logger()
 def columns_of(pairs: Mapping[str, str]) -> Columns:
     """How a log names the columns of a click. Raises ValueError with one sentence on the first
     wrong pair."""
-    own = {name: column for name, column in pairs.items() if name != "event_type"}
+    own = dict(pairs)
     if "public" in own:
         own["preset"] = own.pop("public") or "public"
     return from_pairs(Columns, own)
@@ -50,7 +50,7 @@ def _is_a_share(given: float | Path | str) -> float | Path | str:
 
 
 ColumnNames: TypeAlias = Annotated[Pairs, AfterValidator(lambda pairs: columns_of(pairs) and pairs)]
-"""A flag with the pairs that `columns_of` takes, and event_type."""
+"""A flag with the pairs that `columns_of` takes."""
 Validation: TypeAlias = Annotated[
     float | Path | str, Field(union_mode="left_to_right"), AfterValidator(_is_a_share)
 ]
@@ -73,8 +73,9 @@ class LogSettings(Settings):
     columns: ColumnNames = Field(default={})
     """Names of the log's columns: public (SessionId, ItemId, and Time in seconds, as in public
     data sets), or those that differ from session=session_id, item=item_id, time=timestamp_ms,
-    time_unit=ms (or s, iso), event_type=event_type. visitor=NAME in place of session: a log
-    without sessions, cut at idle gaps."""
+    event_type=event_type. visitor=NAME in place of session: a log without sessions, cut at idle
+    gaps. Names that are known, and time_unit (s, ms, iso and others), are found out where they are
+    not given."""
     idle_timeout_s: int | None = Field(default=None, gt=0, le=LONGEST_S)
     """Cut sessions at longer gaps, in training and in the stream. Unset: the session column alone
     separates them."""
@@ -106,7 +107,7 @@ class LogSettings(Settings):
 
     @property
     def log_event_types(self) -> EventTypes:
-        column, weights = self.columns.get("event_type", "event_type"), self.event_types
+        column, weights = self.log_columns.event_type, self.event_types
         if not weights:
             return EventTypes(column=column)
         targets = None if set(weights.values()) == {1} else weights
@@ -169,6 +170,14 @@ class TrainingLog:
         )
 
 
+def how_read(settings: LogSettings) -> tuple[EventTypes, int | None]:
+    """The event types and the idle timeout with which the log is read, given or found. Raises
+    TrainError for a log without a column that is needed."""
+    columns = columns_of_log(settings.clicks, settings.log_columns)
+    event_types = settings.log_event_types.model_copy(update={"column": columns.event_type})
+    return event_types, columns.idle_timeout_s(settings.idle_timeout_s)
+
+
 def read_training_log(
     settings: LogSettings,
     *,
@@ -185,7 +194,8 @@ def read_training_log(
     if fields is not None:
         names = tuple(field.name for field in fields)
         _check_given(settings, fields)
-    columns, event_types = settings.log_columns, settings.log_event_types
+    columns = columns_of_log(settings.clicks, settings.log_columns)
+    event_types, idle_timeout_s = how_read(settings)
     wanted = [("context", name) for name in names if name not in TIME_FIELDS]
     if event_types.inputs is not None:
         wanted.append(("event_types", event_types.column))
@@ -196,21 +206,21 @@ def read_training_log(
     logs = [settings.clicks] if newer_log is None else [settings.clicks, newer_log]
     for path in logs:
         _check_columns(path, wanted)
-    clicks, *others = (
-        read_clicks(
+
+    def read(path: str | Path) -> pl.DataFrame:
+        return read_clicks(
             path,
-            columns,
-            idle_timeout_s=settings.idle_timeout_s,
+            settings.log_columns,
+            idle_timeout_s=settings.idle_timeout_s if path == settings.clicks else idle_timeout_s,
             keep=[name for _, name in wanted],
             event_types=event_types,
             allowed_lateness_s=settings.allowed_lateness_s,
         ).clicks
-        for path in logs
-    )
-    newer = others[0] if others else None
+
+    clicks = read(settings.clicks)
+    newer = None if newer_log is None else read(newer_log)
     if isinstance(settings.validation, float) and settings.validation > 0:
         clicks, newer = split_by_time(clicks, settings.validation)
-    del others
     # After the split, so that no item is kept for the clicks it is yet to have.
     filtered = filter_clicks(clicks, settings.log_filters)
     del clicks  # of a large log each stage is gigabytes
@@ -245,7 +255,7 @@ def read_training_log(
         train.sessions,
         validation,
         catalogue,
-        settings.idle_timeout_s,
+        idle_timeout_s,
         tuple(fields),
         event_types,
         lost,

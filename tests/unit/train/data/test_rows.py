@@ -11,6 +11,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from structlog.testing import capture_logs
 
 from train.command import TrainError
 from train.data.clicks import read_clicks, read_rows
@@ -186,13 +187,18 @@ def test_a_text_file_with_a_wrong_name_or_header_is_one_sentence(
     assert "\n" not in str(raised.value)
 
 
-def test_a_missing_column_is_named_before_a_reserved_one(tmp_path: Path) -> None:
-    frame(0).write_csv(tmp_path / "log.csv")
-    with pytest.raises(TrainError, match=r"has no column 'nope'; its columns are session_id, "):
-        read_clicks(tmp_path / "log.csv", Columns(session="nope"))
-    frame(0, sid="s").write_csv(tmp_path / "log.csv")
+def test_a_column_of_a_reserved_name_is_left_out_unless_it_is_asked_for(tmp_path: Path) -> None:
+    frame(0, sid="t").write_csv(tmp_path / "log.csv")
+    columns = Columns(session="sid")
+    with capture_logs() as logs:
+        clicks = read_clicks(tmp_path / "log.csv", columns).clicks
+    assert clicks["session_id"].to_list() == ["t"] * 3
+    assert clicks.columns == ["session_id", "item_id", "timestamp_ms"]
+    assert [line.get("left_out") for line in logs if line["event"] == "log_format_found"] == [
+        "session_id"
+    ]
     with pytest.raises(TrainError, match="column 'session_id' has a reserved name; rename it"):
-        read_clicks(tmp_path / "log.csv", Columns(session="sid"))
+        read_clicks(tmp_path / "log.csv", columns, keep=["session_id"])
 
 
 def test_a_folder_without_parquet_is_one_sentence(tmp_path: Path) -> None:
