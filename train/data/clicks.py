@@ -23,7 +23,17 @@ from train.data.columns import WIRE_COLUMNS, Columns, check_columns, find_column
 from train.data.filters import DAY_MS, EventTypes, weigh_events
 from train.data.filters import Filters as Filters
 from train.data.filters import filter_clicks as filter_clicks
-from train.data.ids import ITEM, REASON, SESSION, TIME, Reason, text_column, why_bad
+from train.data.ids import (
+    ITEM,
+    REASON,
+    SESSION,
+    TIME,
+    Reason,
+    id_column,
+    nothing_among,
+    warn_of_nothing,
+    why_bad,
+)
 from train.data.order import (
     ITEM_ID,
     KAFKA_COLUMNS,
@@ -179,8 +189,8 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
         columns = columns.model_copy(update={"time_unit": unit})
         session, item, *times = columns.sources()
         parsed = (
-            text_column(session, schema[session]).alias(SESSION),
-            text_column(item, schema[item]).alias(ITEM),
+            id_column(path, source.table, session, schema[session]).alias(SESSION),
+            id_column(path, source.table, item, schema[item]).alias(ITEM),
             parse_time(times, schema, unit).alias(TIME),
         )
         offset = [name for name in KAFKA_COLUMNS[1:] if is_collected and name not in context]
@@ -215,6 +225,11 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
         if len(clicks) < n_rows:
             reasons = bad.select("reason").collect(engine="streaming")["reason"]
             n_bad = {Reason(name): n for name, n in reasons.value_counts(sort=True).iter_rows()}
+        if Reason.NO_SESSION_ID in n_bad:
+            nothing = judged.filter(pl.col(REASON) == Reason.NO_SESSION_ID).group_by(SESSION).len()
+            warn_of_nothing(path, session, dict(nothing.collect(engine="streaming").iter_rows()))
+        if words := nothing_among(clicks["item_id"]):
+            warn_of_nothing(path, item, words, "items of these names, as the stream reads them")
         return Rows(clicks, n_bad, bad, offset if is_collected else None, columns, left_out)
 
 
