@@ -30,6 +30,9 @@ _PER_MS = {"s": 1e-3, "ms": 1.0, "us": 1e3, "ns": 1e6}
 _EPOCH_S = (3e8, 4e9)
 """1979 to 2096. A thousand times as much is another unit's time, so that no number has two; what is
 less is an order, or a spreadsheet's day."""
+_MOST_BELOW = 0.05
+"""Share of a unit's numbers that may lie before its first year: times that are counted from 0 would
+be decades of another unit."""
 _SPREADSHEET_DAYS = (20_000, 70_000)
 """1954 to 2091, counted from 30 December 1899."""
 _SPREADSHEET_1970 = 25_569
@@ -208,7 +211,8 @@ def _likely_unit(values: pl.Series) -> tuple[TimeUnit | None, tuple[str, ...]]:
     if size.count() > half:
         for unit, per_ms in _PER_MS.items():
             low, high = (1000 * per_ms * edge for edge in _EPOCH_S)
-            if size.is_between(low, high).sum() > half:
+            n_below = size.is_between(0, low, closed="none").sum()
+            if size.is_between(low, high).sum() > half and n_below < _MOST_BELOW * len(values):
                 return unit, ()  # type: ignore[return-value]  # a key of _PER_MS
         days = size.is_between(*_SPREADSHEET_DAYS)
         if days.sum() > half and (size.filter(days) % 1 != 0).any():

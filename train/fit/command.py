@@ -46,11 +46,12 @@ def run_fit(settings: FitSettings) -> None:
     if resume is not None:
         sizes = _sizes(settings, resume.info.training.clicks, warm_start)
         check_hyperparameters(resume, settings.hyperparameters(sizes))
-        check_reading(resume, *how_read(settings))
     if warm_start is not None:
         check_warm_start(warm_start, settings.hyperparameters(_sizes(settings, 0, warm_start)))
     elif resume is not None:
         check_context(resume, settings.context, settings.utc_offset_s)
+    if resume is not None:
+        check_reading(resume, *how_read(settings))
     check_device(settings.device)
     training_log = read_training_log(
         settings,

@@ -214,6 +214,12 @@ def test_an_order_is_no_time_and_warned_of_unless_it_is_declared(tmp_path: Path)
     assert large.clicks["timestamp_ms"][0] == 1_396_437_466
 
 
+def test_milliseconds_from_0_on_are_no_seconds(tmp_path: Path) -> None:
+    """Though most are numbers that today's seconds have too."""
+    found = read_clicks(log_of(tmp_path, range(0, 1_700_000_000, 40_000_000)))
+    assert found.clicks["timestamp_ms"].max() == 1_680_000_000
+
+
 def test_a_few_times_in_another_form_are_bad_and_most_of_them_are_said(tmp_path: Path) -> None:
     values = times(FORMS["iso"])
     found = read_clicks(log_of(tmp_path, [*values, "soon"]))
