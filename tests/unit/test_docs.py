@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import structlog
 
-from docs.generate import COMMANDS, FOLDER, PAGES
+from docs.generate import COMMANDS, FOLDER, PAGES, PARTS
 from export.__main__ import main as export
 from stream.__main__ import COMMANDS as STREAM_COMMANDS
 from stream.__main__ import main as stream
@@ -33,9 +33,9 @@ def named(pattern: str) -> Iterator[tuple[str, str]]:
             yield str(page.relative_to(ROOT)), match
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", PAGES | PARTS)
 def test_a_generated_page_is_what_the_source_says(name: str) -> None:
-    assert (FOLDER / name).read_text() == PAGES[name](), "run `python -m docs.generate`"
+    assert (FOLDER / name).read_text() == (PAGES | PARTS)[name](), "run `python -m docs.generate`"
 
 
 @pytest.fixture
