@@ -119,6 +119,8 @@ def read_clicks(
     said: dict[str, object] = {}
     if found := found_pairs(given, columns):
         said["columns"] = found
+        if columns.time == WIRE_COLUMNS[2] and "time_unit" in found:
+            said["note"] = "the stream takes timestamp_ms in milliseconds alone"
     if idle_timeout_s != given_idle_s:
         said["idle_timeout_s"] = idle_timeout_s
     if rows.left_out:

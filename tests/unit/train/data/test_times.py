@@ -123,6 +123,7 @@ def test_the_unit_is_found_out_and_said(tmp_path: Path, unit: str) -> None:
     assert [(line["event"], line["columns"]) for line in logs] == (
         [] if unit == "ms" else [("log_format_found", f"time_unit={unit}")]
     )
+    assert all("milliseconds alone" in line["note"] for line in logs)
     assert found.rejected == {}
     declared = read_clicks(path, Columns.model_validate({"time_unit": unit}))
     assert declared.clicks.equals(found.clicks)
