@@ -115,13 +115,42 @@ def test_a_context_column_is_read_under_any_name(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("event_type", "expected"),
-    [(3, "3"), (3.0, "3"), (True, "true"), (["view"], None), ({}, None), ("v" * 5000, "v" * 5000)],
+    [
+        *((b"3", "3"), (b"3.0", "3"), (b"true", "true"), (b"1e999", None), (b"1" * 5000, None)),
+        *((b'["view"]', None), (b"{}", None), (b"[" * 500 + b"]" * 500, None), (b'""', None)),
+        (b'"%b"' % (b"v" * 5000), "v" * 5000),
+    ],
 )
-def test_an_event_type_that_is_no_string_never_makes_a_click_bad(
-    event_type: object, expected: str | None
+@pytest.mark.parametrize("behind", [b"", b',"more":{"a":[1e999,"\\u00e9\xc3\xa9"]}'])
+def test_an_event_type_of_any_shape_never_makes_a_click_bad(
+    event_type: bytes, expected: str | None, behind: bytes
 ) -> None:
-    click = checked(record(click_json(event_type=event_type)))
-    assert isinstance(click, Click) and click.event_type == expected
+    value = click_json()[:-1] + b',"event_type":' + event_type + behind + b"}"
+    click = checked(record(value))
+    assert isinstance(click, Click) and (click.event_type or None) == expected
+
+
+NO_JSON = [
+    *(b'"\xff":1', b'"more":"\xff"', b'"more":["\xed\xa0\x80"]', b'"more":"\\ud800"', b'"more":[}'),
+    *(b'"more":01', b'"more":NaN', b'"more":1,', b'"more":1} x', b'"more":"a\nb"', b'"more":1'),
+    b'"more":' + b"[" * 100_000 + b"]" * 100_000,
+]
+
+
+@pytest.mark.parametrize("faulty", NO_JSON)
+@pytest.mark.parametrize(
+    "before", [b"", b'"event_type":3,', b'"event_type":[],', b'"item_id":7,', b'"event_id":7,']
+)
+def test_what_is_not_json_is_not_json_whatever_else_is_wrong(faulty: bytes, before: bytes) -> None:
+    end = b"" if faulty in (b'"more":1} x', b'"more":1') else b"}"
+    value = b"{" + before + click_json()[1:-1] + b"," + faulty + end
+    assert reason_of(value) == Reason.NOT_JSON
+    assert reason_of(value.replace(b'"more"', b'"event_type"')) == Reason.NOT_JSON
+
+
+def test_the_detail_names_the_field_that_is_wrong_and_no_event_type() -> None:
+    bad = checked(record(click_json(event_type=3, event_id=7)))
+    assert isinstance(bad, BadClick) and bad.detail.endswith("`$.event_id`")
 
 
 def test_a_record_that_is_larger_than_the_topic_takes_is_no_click() -> None:
@@ -147,6 +176,8 @@ def test_a_record_that_is_larger_than_the_topic_takes_is_no_click() -> None:
         (b'{"session_id":"\\udc00","item_id":"i","timestamp_ms":1}', Reason.NOT_JSON),
         (b'{"session_id":"s","item_id":"i","timestamp_ms":1,"event_id":"\xff"}', Reason.NOT_JSON),
         (b'{"x":' + b"[" * 100_000, Reason.NOT_JSON),  # RecursionError
+        *((b"[", Reason.NOT_JSON), (b'"\xff"', Reason.NOT_JSON)),
+        (b'{"session_id":7,"item_id":', Reason.NOT_JSON),
         (b"[]", Reason.BAD_FIELD),
         (b"null", Reason.BAD_FIELD),
         (b"{}", Reason.BAD_FIELD),

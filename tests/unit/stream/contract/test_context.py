@@ -125,11 +125,6 @@ def test_what_a_json_value_is_called(value: str, text: str | None) -> None:
     assert text_of(value.encode()) == text
 
 
-def test_bytes_that_are_no_text_have_no_name() -> None:
-    assert text_of(b'"\xff"') is None
-    assert text_of(b'"\xed\xa0\x80"') is None
-
-
 # -- time -------------------------------------------------------------------------------------
 
 FIELDS = [

@@ -210,7 +210,7 @@ def test_further_fields_are_those_with_a_value_that_are_not_the_wires() -> None:
     }
 
 
-@pytest.mark.parametrize("bad", [b'"x":1e999', b'"x":"\xff"', b'"\xff":1', b'"x":[1e999]'])
+@pytest.mark.parametrize("bad", [b'"x":1e999', b'"x":[1e999]'])
 def test_a_field_that_cannot_be_read_takes_no_other_with_it(bad: bytes) -> None:
     value = b'{"session_id":"s","item_id":"i","timestamp_ms":%d,%s,"page":"home"}' % (NOW_MS, bad)
     assert taken(value)["page"].to_list() == ["home"]
@@ -232,7 +232,7 @@ json_values = st.recursive(
 readable = json_values.map(lambda value: json.dumps(value).encode())
 odd_json = st.sampled_from(
     [
-        *(b"1e999", b"-1e999", b'"\xff"', b"[1e999]", b'""', b"null", b" 3 ", b"3.0", b"3e0"),
+        *(b"1e999", b"-1e999", b"[1e999]", b'""', b"null", b" 3 ", b"3.0", b"3e0"),
         *(b"-9223372036854775808.0", b"1" * 400, b"1." + b"0" * 400, b'"%s"' % (b"a" * 65)),
         b'"%s"' % (b"\\u0061" * 64),
         b' "%s" ' % (b"\\u0061" * 65),
