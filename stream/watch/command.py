@@ -89,7 +89,8 @@ def _count(
         return None
     pairs = record.headers() or []
     assert isinstance(pairs, list)
-    headers = {name: value.decode() for name, value in pairs if isinstance(value, bytes)}
+    # A dead letter has its click's own headers, which may be any bytes; ours are the last.
+    headers = {n: v.decode(errors="replace") for n, v in pairs if isinstance(v, bytes)}
     if topic == settings.dead_letter_topic:
         source = f"{headers['topic']}-{headers['partition']}-{headers['offset']}"
         tally.add_dead_letter(source, headers["reason"])

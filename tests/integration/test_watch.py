@@ -14,6 +14,7 @@ import pytest
 
 from bench.faults.service import ROOT, Deployment
 from bench.faults.traffic import LOG_BEGIN_MS, click
+from bench.faults.wire import RawProducer, one_record
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import free_port
 
@@ -58,7 +59,10 @@ def serve_clicks(deployment: Deployment) -> None:
         (key, click(SESSION, item, LOG_BEGIN_MS + n, event))
         for n, (item, event) in enumerate(zip(items, events, strict=True))
     )
-    deployment.send([(b"other", b"no JSON")])
+    raw = RawProducer(deployment.bootstrap_servers)
+    odd = [(b"trace", b"\xff\xfe"), (b"reason", b"\xff"), (b"offset", None)]
+    raw.send(deployment.clicks, 0, one_record(b"other", b"no JSON", odd, gzip=True))
+    raw.close()
     deployment.wait_until_answered(7)
 
 
