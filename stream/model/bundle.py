@@ -297,6 +297,8 @@ def _parse_items(path: Path, text: bytes, n_items: int) -> list[str]:
 
 def _read(path: Path) -> bytes:
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for, a device never ends
+            raise StreamError(f"{path} is no regular file, expected one or a link to one")
         return path.read_bytes()
     except OSError as error:
         raise StreamError(f"{path} cannot be read: {error.strerror}") from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_a_bundle_without_the_newer_fields_is_as_version_0_1_0_wrote_it(folder: 
     manifest["bundle_id"], bundle_id = "", manifest["bundle_id"]
     text = json.dumps(manifest, separators=(",", ":")).encode()
     assert hashlib.sha256(text).hexdigest()[:16] == bundle_id
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "items.txt", "encode.onnx", "rank.onnx"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(folder: Path, name: str, kind: str) -> None:
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+    with pytest.raises(StreamError, match=rf"/{name} is no regular file, expected one or a link"):
+        load_model(folder)
 
 
 def test_a_folder_is_named_by_its_content(tmp_path: Path) -> None:
