@@ -18,6 +18,7 @@ from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
 from stream.contract.click import Reason
 from stream.session import decode_state
+from tests.integration.conftest import own_deployment
 
 YEAR_9999_MS = 253_370_764_800_000
 
@@ -215,6 +216,17 @@ def test_a_bad_click_as_large_as_the_topic_takes_is_a_dead_letter(
     (letter,) = deployment.read(deployment.dead_letters)
     assert letter.value == value
     assert len(deployment.read(deployment.recommendations)) == 1
+
+
+def test_dead_letters_are_stored_compressed(tmp_path: Path) -> None:
+    with own_deployment(tmp_path) as (broker, deployment):
+        value = b"x" * 1_000_000
+        deployment.send([(b"s", value)] * 20, compression="gzip")
+        deployment.start()
+        deployment.wait_until_answered(20)
+        assert [r.value for r in deployment.read(deployment.dead_letters)] == [value] * 20
+        logs = (broker.data_dir / "log").glob("own-dead-letter-*/*.log")
+        assert sum(log.stat().st_size for log in logs if log.exists()) < 100_000
 
 
 @pytest.mark.parametrize("codec", ["gzip", "snappy", "lz4", "zstd"])
