@@ -42,9 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(error, file=sys.stderr)
                 return EXIT_DEPLOYMENT
     known = ", ".join(COMMANDS)
-    if words in (["--help"], ["-h"]):
-        print(f"usage: python -m stream COMMAND [--help]\ncommands: {known}")
-        return 0
+    if words and words[-1] in ("--help", "-h"):
+        group = [command for command in COMMANDS if command.split()[: len(words) - 1] == words[:-1]]
+        if group:
+            print(f"usage: python -m stream COMMAND [--help]\ncommands: {', '.join(group)}")
+            return 0
     found = f"unknown command {' '.join(words)!r}" if words else "no command"
     print(f"{found}, expected one of: {known}", file=sys.stderr)
     return EXIT_DEPLOYMENT
@@ -78,9 +80,11 @@ def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":  # its input is all other settings, a password among them
         return f"{where} is missing: {field.description}"
     found = repr(problem["input"]) if field.repr else "wrong"
-    expected = problem["msg"].partition(", unable to")[0]
-    for prefix in ("Input should be ", "String should "):
-        expected = expected.removeprefix(prefix)
+    if problem["type"] == "value_error":  # a sentence of ours, of this very setting
+        return f"{where} is {found}, expected: {problem['msg'].removeprefix('Value error, ')}"
+    expected = problem["msg"].partition(", unable to")[0].removeprefix("Input should be ")
+    if problem["type"] == "path_not_file":
+        expected = "a file that is there"
     return f"{where} is {found}, expected: {expected}; it means: {field.description}"
 
 

@@ -11,20 +11,45 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     Field,
     FilePath,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stream.contract.records import Target
 
-Topic = Annotated[str, Field(pattern=r"^[a-zA-Z0-9._-]{1,249}$")]
+
+def _spelled(pattern: str, expected: str) -> AfterValidator:
+    """Text of this pattern, which an operator is told in words: pydantic would show the pattern."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(expected)
+        return text
+
+    return AfterValidator(check)
+
+
+_NAME = "ASCII letters, digits, dots, hyphens and underscores"
+Topic = Annotated[str, _spelled(r"[a-zA-Z0-9._-]{1,249}", f"1 to 249 {_NAME}")]
+_AppId = Annotated[str, _spelled(r"[a-zA-Z0-9._-]{1,200}", f"1 to 200 {_NAME}")]
+_BundleId = Annotated[str, _spelled(r"[0-9a-f]{16}", "16 hex digits in lower case")]
+_Servers = Annotated[
+    str,
+    # One of the worker's two clients reads a scheme as the host's name.
+    _spelled(
+        r"\s*[^\s/,]+\s*(,\s*[^\s/,]+\s*)*",
+        "host:port, separated by commas (what others write as a scheme, such as SSL://, is the "
+        "setting security_protocol)",
+    ),
+]
+_Place = Annotated[str, _spelled("earliest|latest|[0-9]+", "earliest, latest or an offset")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +78,7 @@ class KafkaSettings(BaseSettings):
         use_attribute_docstrings=True,
     )
 
-    bootstrap_servers: str = Field(default="127.0.0.1:9092", min_length=1)
+    bootstrap_servers: _Servers = "127.0.0.1:9092"
     """Kafka brokers, host:port, separated by commas."""
     security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
     """Kafka's security.protocol."""
@@ -70,7 +95,7 @@ class KafkaSettings(BaseSettings):
     sasl_password: str | None = Field(default=None, repr=False)
     """SASL password."""
 
-    app_id: str = Field(default="nextclick", pattern=r"^[a-zA-Z0-9._-]{1,200}$")
+    app_id: _AppId = "nextclick"
     """Consumer group, and prefix of the transactional ids and of the changelog topic."""
     clicks_topic: Topic = "clicks"
     """Topic the clicks are read from."""
@@ -78,17 +103,6 @@ class KafkaSettings(BaseSettings):
     """Topic the recommendations are written to."""
     dead_letter_topic: Topic = "clicks-dead-letter"
     """Topic the bad clicks are written to."""
-
-    @field_validator("bootstrap_servers")
-    @classmethod
-    def _check_servers(cls, servers: str) -> str:
-        # One of the worker's two clients reads a scheme as the host's name.
-        if not all(re.fullmatch(r"[^\s/]+", server.strip()) for server in servers.split(",")):
-            raise ValueError(
-                "expected host:port, separated by commas; what others write as a scheme, such as "
-                "SSL://, is the setting security_protocol"
-            )
-        return servers
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -137,7 +151,7 @@ class WorkerSettings(KafkaSettings):
 
     bundle: Path
     """Folder of the bundle to serve."""
-    expected_bundle_id: str | None = Field(default=None, pattern=r"^[0-9a-f]{16}$")
+    expected_bundle_id: _BundleId | None = None
     """Serve no other bundle than this one; unset: whichever the folder holds."""
     batch_clicks: PositiveInt = Field(default=256, le=4096)
     """Most clicks in one micro-batch."""
@@ -177,7 +191,7 @@ class ResetSettings(KafkaSettings):
     there.
     """
 
-    to: str = Field(pattern=r"^(earliest|latest|[0-9]+)$")
+    to: _Place
     """earliest, latest or an offset."""
     partition: NonNegativeInt | None = None
     """The partition to move; unset: all of them."""

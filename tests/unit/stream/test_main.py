@@ -50,13 +50,33 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         (
             ["topics", "check", "--bootstrap-servers="],
-            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is '', expected: have at least "
-            "1 character; it means: Kafka brokers, host:port, separated by commas.",
+            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is '', expected: host:port, "
+            "separated by commas (what others write as a scheme, such as SSL://, is the setting "
+            "security_protocol)",
         ),
         (
             ["reset", "--to=now"],
-            "--to (or NEXTCLICK_TO) is 'now', expected: match pattern "
-            r"'^(earliest|latest|[0-9]+)$'; it means: earliest, latest or an offset.",
+            "--to (or NEXTCLICK_TO) is 'now', expected: earliest, latest or an offset",
+        ),
+        (
+            ["topics", "check", "--app-id=a b"],
+            "--app-id (or NEXTCLICK_APP_ID) is 'a b', expected: 1 to 200 ASCII letters, digits, "
+            "dots, hyphens and underscores",
+        ),
+        (
+            ["watch", "--clicks-topic="],
+            "--clicks-topic (or NEXTCLICK_CLICKS_TOPIC) is '', expected: 1 to 249 ASCII letters, "
+            "digits, dots, hyphens and underscores",
+        ),
+        (
+            ["worker", "--bundle=b", "--expected-bundle-id=v2"],
+            "--expected-bundle-id (or NEXTCLICK_EXPECTED_BUNDLE_ID) is 'v2', expected: 16 hex "
+            "digits in lower case",
+        ),
+        (
+            ["topics", "check", "--ssl-cafile=/absent"],
+            "--ssl-cafile (or NEXTCLICK_SSL_CAFILE) is '/absent', expected: a file that is there; "
+            "it means: CA certificates (PEM) that signed the brokers'; unset: the system's.",
         ),
         (
             ["worker", "--bundle=b", "--batch-click=3"],
@@ -102,7 +122,7 @@ def test_the_password_is_in_no_sentence(
     assert "hunter2" not in refused(capsys, "worker", "--sasl-password=hunter2", "--web-port=0")
 
 
-@pytest.mark.parametrize("words", [[], ["work"], ["topics"], ["topics", "delete"]])
+@pytest.mark.parametrize("words", [[], ["work"], ["topics"], ["topics", "delete"], ["work", "-h"]])
 def test_an_unknown_command_lists_the_known_ones(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -149,6 +169,12 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(command in out for command in COMMANDS)
+
+
+def test_help_of_a_group_names_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topics", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert [command for command in COMMANDS if command in out] == ["topics create", "topics check"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

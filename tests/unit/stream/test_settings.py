@@ -52,7 +52,7 @@ def _cli(kind: Any, *words: str) -> Any:
         (
             "bootstrap_servers",
             ["a:1,b:2", "[::1]:9092", "a"],
-            ["", "a:1,", "PLAINTEXT://a:1", "a:1 b:2"],
+            ["", "a:1,", ",", "PLAINTEXT://a:1", "a:1 b:2"],
         ),
         ("security_protocol", ["SSL"], ["TLS", "ssl"]),
         ("sasl_mechanism", ["PLAIN"], ["GSSAPI"]),
