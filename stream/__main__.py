@@ -130,13 +130,8 @@ def _reset(settings: ResetSettings) -> None:
 def _resume(settings: ResumeSettings) -> None:
     from stream.resume import resume_partitions
 
-    any_paused = False
-    for partition, offset in resume_partitions(settings):
-        any_paused = True
-        how = "passes over" if settings.pass_over else "goes on at"
-        print(f"partition {partition}: {how} offset {offset}", flush=True)
-    if not any_paused:
-        print("no partition is paused")
+    for line in resume_partitions(settings):
+        print(line, flush=True)
 
 
 def _watch(settings: WatchSettings) -> None:

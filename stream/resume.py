@@ -21,12 +21,13 @@ class _Answer(msgspec.Struct):
     offset: int | None
 
 
-def resume_partitions(settings: ResumeSettings) -> Iterator[tuple[int, int]]:
-    """Ask for each partition; yield those that were paused, and the offset where they go on.
+def resume_partitions(settings: ResumeSettings) -> Iterator[str]:
+    """Ask for each partition; yield a line for each that was paused, or one that none was.
 
     Bad clicks that are in the log by now count for no limit. Raises StreamError where a worker
     does not answer, or the partition that was asked for is not paused.
     """
+    how = "passes over" if settings.pass_over else "goes on at"
     partitions = chosen_partitions(settings, settings.partition)
     ends = bounds(settings, settings.clicks_topic, partitions)
     n_resumed, silent = 0, []
@@ -45,11 +46,24 @@ def resume_partitions(settings: ResumeSettings) -> Iterator[tuple[int, int]]:
         else:
             if offset is not None:
                 n_resumed += 1
-                yield partition, offset
+                yield f"partition {partition}: {how} offset {offset}"
     if silent:
         raise StreamError("\n".join(silent))
-    if settings.partition is not None and not n_resumed:
-        raise StreamError(f"partition {settings.partition} is not paused")
+    if n_resumed:
+        return
+    behind = [
+        f"partition {p} (offset {position.next_offset} of {ends[p][2]})"
+        for p, position in positions.items()
+        if position.next_offset < ends[p][2]
+    ]
+    hint = (
+        f"; not at its log's end: {', '.join(behind)}; where that offset stays the same, see "
+        "ClicksNotProcessed in docs/operations.md"
+    )
+    where = hint if behind else ""
+    if settings.partition is not None:
+        raise StreamError(f"partition {settings.partition} is not paused{where}")
+    yield f"no partition is paused{where}"
 
 
 def _ask(url: str) -> int | None:

@@ -14,6 +14,11 @@ from stream.position import Position
 from stream.resume import resume_partitions
 from stream.settings import ResumeSettings
 
+STANDS = (
+    "; not at its log's end: {} (offset 5 of 7); where that offset stays the same, see "
+    "ClicksNotProcessed in docs/operations.md"
+)
+
 
 @contextmanager
 def answering(code: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
@@ -41,8 +46,11 @@ def answering(code: int, body: bytes) -> Iterator[tuple[str, list[str]]]:
 
 
 def owned_by(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
-    """Let the changelog name a worker's address for each partition; each log ends at 7."""
-    positions = {p: Position(5, "t", address=address) for p, address in enumerate(addresses)}
+    """Let the changelog name a worker's address for each partition, whose logs end at 7.
+
+    Partition 0 is at 5, all others are at the end.
+    """
+    positions = {p: Position(7 if p else 5, "t", address=a) for p, a in enumerate(addresses)}
     monkeypatch.setattr(module, "chosen_partitions", lambda _, only: positions)
     monkeypatch.setattr(module, "bounds", lambda *_: dict.fromkeys(positions, (0, 7, 7)))
     monkeypatch.setattr(module, "read_changelog", lambda *_, **__: (positions, {}))
@@ -59,7 +67,9 @@ def test_a_paused_partition_goes_on_and_others_are_left_alone(
         ),
     ):
         owned_by(monkeypatch, a, b)
-        assert [*resume_partitions(ResumeSettings(pass_over=True))] == [(0, 5)]
+        assert [*resume_partitions(ResumeSettings(pass_over=True))] == [
+            "partition 0: passes over offset 5"
+        ]
     assert asked == ["/partitions/0/resume?excused_until=7&pass_over=true"]
 
 
@@ -68,8 +78,21 @@ def test_a_partition_that_was_asked_for_and_is_not_paused_is_an_error(
 ) -> None:
     with answering(404, b'{"offset": null}') as (address, _):
         owned_by(monkeypatch, address)
-        with pytest.raises(StreamError, match="partition 0 is not paused"):
+        with pytest.raises(StreamError) as refusal:
             [*resume_partitions(ResumeSettings(partition=0))]
+    assert str(refusal.value) == f"partition 0 is not paused{STANDS.format('partition 0')}"
+
+
+def test_where_none_is_paused_those_that_may_stand_still_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with answering(404, b'{"offset": null}') as (address, _):
+        owned_by(monkeypatch, address, address)
+        (line,) = resume_partitions(ResumeSettings())
+        assert line == f"no partition is paused{STANDS.format('partition 0')}"
+        ended = dict.fromkeys(range(2), (0, 5, 5))
+        monkeypatch.setattr(module, "bounds", lambda *_: ended)
+        assert [*resume_partitions(ResumeSettings())] == ["no partition is paused"]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +105,7 @@ def test_an_address_of_somebody_else_is_named_and_the_other_partitions_go_on(
     with answering(code, body) as (other, _), answering(200, b'{"offset": 5}') as (ours, _):
         owned_by(monkeypatch, other, ours)
         resumed = resume_partitions(ResumeSettings())
-        assert next(resumed) == (1, 5)
+        assert next(resumed) == "partition 1: goes on at offset 5"
         with pytest.raises(StreamError, match=f"no worker answers for partition 0 at '{other}'"):
             next(resumed)
 
