@@ -28,6 +28,11 @@ from stream.settings import (
 
 T = TypeVar("T", bound=BaseSettings)
 EXIT_DEPLOYMENT = 2
+_EXPECTED = {  # how pydantic's messages begin, and what follows "expected" instead
+    "Input should be ": "",
+    "Path does not point to ": "",
+    "Value error, expected ": "",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,12 +85,11 @@ def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
     if problem["type"] == "missing":  # its input is all other settings, a password among them
         return f"{where} is missing: {field.description}"
     found = repr(problem["input"]) if field.repr else "wrong"
-    if problem["type"] == "value_error":  # a sentence of ours, of this very setting
-        return f"{where} is {found}, expected: {problem['msg'].removeprefix('Value error, ')}"
-    expected = problem["msg"].partition(", unable to")[0].removeprefix("Input should be ")
-    if problem["type"] == "path_not_file":
-        expected = "a file that is there"
-    return f"{where} is {found}, expected: {expected}; it means: {field.description}"
+    expected = problem["msg"].partition(", unable to")[0]
+    for prefix, plain in _EXPECTED.items():
+        if expected.startswith(prefix):
+            expected = plain + expected.removeprefix(prefix)
+    return f"{where} is {found}, expected {expected}. Description: {field.description}"
 
 
 # Each command imports what it needs: only the worker loads Faust and ONNX Runtime.

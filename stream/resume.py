@@ -27,7 +27,7 @@ def resume_partitions(settings: ResumeSettings) -> Iterator[str]:
     Bad clicks that are in the log by now count for no limit. Raises StreamError where a worker
     does not answer, or the partition that was asked for is not paused.
     """
-    how = "passes over" if settings.pass_over else "goes on at"
+    how = "skips" if settings.pass_over else "continues at"
     partitions = chosen_partitions(settings, settings.partition)
     ends = bounds(settings, settings.clicks_topic, partitions)
     n_resumed, silent = 0, []

@@ -30,7 +30,7 @@ def _spelled(pattern: str, expected: str) -> AfterValidator:
 
     def check(text: str) -> str:
         if not re.fullmatch(pattern, text):
-            raise ValueError(expected)
+            raise ValueError(f"expected {expected}")
         return text
 
     return AfterValidator(check)
@@ -45,8 +45,8 @@ _Servers = Annotated[
     # One of the worker's two clients reads a scheme as the host's name.
     _spelled(
         r"\s*[^\s/,]+\s*(,\s*[^\s/,]+\s*)*",
-        "host:port, separated by commas (what others write as a scheme, such as SSL://, is the "
-        "setting security_protocol)",
+        "host:port pairs separated by commas, without a scheme; instead of SSL://, set "
+        "security_protocol",
     ),
 ]
 _Place = Annotated[str, _spelled("earliest|latest|[0-9]+", "earliest, latest or an offset")]

@@ -35,48 +35,51 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         (
             ["worker", "--bundle=b", "--batch-clicks=0"],
-            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is '0', expected: greater than 0; "
-            "it means: Most clicks in one micro-batch.",
+            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is '0', expected greater than 0. "
+            "Description: Most clicks in one micro-batch.",
         ),
         (
             ["worker", "--bundle=b", "--batch-clicks=many"],
-            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is 'many', expected: a valid integer; "
-            "it means: Most clicks in one micro-batch.",
+            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is 'many', expected a valid integer. "
+            "Description: Most clicks in one micro-batch.",
         ),
         (
             ["worker", "--bundle=b", "--log-level=loud"],
-            "--log-level (or NEXTCLICK_LOG_LEVEL) is 'loud', expected: 'debug', 'info', "
-            "'warning' or 'error'; it means: Least severe log events that are written.",
+            "--log-level (or NEXTCLICK_LOG_LEVEL) is 'loud', expected 'debug', 'info', "
+            "'warning' or 'error'. Description: Least severe log events that are written.",
         ),
         (
             ["topics", "check", "--bootstrap-servers="],
-            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is '', expected: host:port, "
-            "separated by commas (what others write as a scheme, such as SSL://, is the setting "
-            "security_protocol)",
+            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is '', expected host:port "
+            "pairs separated by commas, without a scheme; instead of SSL://, set "
+            "security_protocol. Description: Kafka brokers, host:port, separated by commas.",
+        ),
+        (
+            ["topics", "check", "--bootstrap-servers=SSL://broker:9093"],
+            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is 'SSL://broker:9093', expected "
+            "host:port pairs separated by commas, without a scheme; instead of SSL://, set "
+            "security_protocol. Description: Kafka brokers, host:port, separated by commas.",
+        ),
+        (
+            ["topics", "check", "--ssl-cafile=missing.pem"],
+            "--ssl-cafile (or NEXTCLICK_SSL_CAFILE) is 'missing.pem', expected a file. "
+            "Description: CA certificates (PEM) that signed the brokers'; unset: the system's.",
         ),
         (
             ["reset", "--to=now"],
-            "--to (or NEXTCLICK_TO) is 'now', expected: earliest, latest or an offset",
+            "--to (or NEXTCLICK_TO) is 'now', expected earliest, latest or an offset. Description: "
+            "earliest, latest or an offset.",
         ),
         (
             ["topics", "check", "--app-id=a b"],
-            "--app-id (or NEXTCLICK_APP_ID) is 'a b', expected: 1 to 200 ASCII letters, digits, "
-            "dots, hyphens and underscores",
+            "--app-id (or NEXTCLICK_APP_ID) is 'a b', expected 1 to 200 ASCII letters, digits, "
+            "dots, hyphens and underscores. Description: Consumer group, and prefix of the "
+            "transactional ids and of the changelog topic.",
         ),
         (
             ["watch", "--clicks-topic="],
-            "--clicks-topic (or NEXTCLICK_CLICKS_TOPIC) is '', expected: 1 to 249 ASCII letters, "
-            "digits, dots, hyphens and underscores",
-        ),
-        (
-            ["worker", "--bundle=b", "--expected-bundle-id=v2"],
-            "--expected-bundle-id (or NEXTCLICK_EXPECTED_BUNDLE_ID) is 'v2', expected: 16 hex "
-            "digits in lower case",
-        ),
-        (
-            ["topics", "check", "--ssl-cafile=/absent"],
-            "--ssl-cafile (or NEXTCLICK_SSL_CAFILE) is '/absent', expected: a file that is there; "
-            "it means: CA certificates (PEM) that signed the brokers'; unset: the system's.",
+            "--clicks-topic (or NEXTCLICK_CLICKS_TOPIC) is '', expected 1 to 249 ASCII letters, "
+            "digits, dots, hyphens and underscores. Description: Topic the clicks are read from.",
         ),
         (
             ["worker", "--bundle=b", "--batch-click=3"],
@@ -107,8 +110,8 @@ def test_a_wrong_environment_variable_is_named(
     monkeypatch.setenv("NEXTCLICK_BATCH_WINDOW_S", "2")
     err = refused(capsys, "worker", "--bundle=b")
     assert err == (
-        "--batch-window-s (or NEXTCLICK_BATCH_WINDOW_S) is '2', expected: less than or equal to "
-        "1; it means: How long a broker gathers clicks for a micro-batch; batches are at least "
+        "--batch-window-s (or NEXTCLICK_BATCH_WINDOW_S) is '2', expected less than or equal to "
+        "1. Description: How long a broker gathers clicks for a micro-batch; batches are at least "
         "half of it apart.\n"
     )
 

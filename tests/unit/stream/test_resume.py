@@ -68,7 +68,7 @@ def test_a_paused_partition_goes_on_and_others_are_left_alone(
     ):
         owned_by(monkeypatch, a, b)
         assert [*resume_partitions(ResumeSettings(pass_over=True))] == [
-            "partition 0: passes over offset 5"
+            "partition 0: skips offset 5"
         ]
     assert asked == ["/partitions/0/resume?excused_until=7&pass_over=true"]
 
@@ -105,7 +105,7 @@ def test_an_address_of_somebody_else_is_named_and_the_other_partitions_go_on(
     with answering(code, body) as (other, _), answering(200, b'{"offset": 5}') as (ours, _):
         owned_by(monkeypatch, other, ours)
         resumed = resume_partitions(ResumeSettings())
-        assert next(resumed) == "partition 1: goes on at offset 5"
+        assert next(resumed) == "partition 1: continues at offset 5"
         with pytest.raises(StreamError, match=f"no worker answers for partition 0 at '{other}'"):
             next(resumed)
 
