@@ -1,13 +1,16 @@
 """Which columns of a log are a click."""
 
+import codecs
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from train.command import Settings, TrainError
-from train.data.source import FILE, MALFORMED, Source
+from train.data.dialect import Form
+from train.data.source import FILE, Source
+from train.data.text import MALFORMED
 
 WIRE_COLUMNS = ("session_id", "item_id", "timestamp_ms")
 _PRESETS: dict[str, dict[str, str]] = {
@@ -35,12 +38,47 @@ class Columns(Settings):
     zone). A column that is only an order is read as a number too; in such a log cut no sessions
     and keep no last days."""
 
+    separator: str | None = None
+    """Character between the columns of a text file, such as ; or \\t; unset: found out. So are the
+    next three."""
+    encoding: str | None = None
+    """Of a text file, such as cp1252 or utf-16."""
+    quoting: Literal["rfc", "backslash", "none"] | None = None
+    """How a quoted field holds a quote: doubled, behind a backslash; or there are no quotes."""
+    header: bool | None = None
+    """Whether a text file's first line names its columns. Without one they are called 1, 2, 3."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         return {**_PRESETS.get(given.get("preset", "wire"), {}), **given}
+
+    @field_validator("separator")
+    @classmethod
+    def _check_separator(cls, separator: str | None) -> str | None:
+        separator = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
+        if separator is not None and (
+            len(separator) != 1 or not separator.isascii() or separator in '\r\n"\\\0'
+        ):
+            raise ValueError("expected one ASCII character, or \\t")
+        return separator
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        try:
+            b"".decode(encoding)
+            return codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError("expected an encoding that Python knows, such as cp1252") from None
+
+    def form(self) -> Form:
+        """What is said about a text file."""
+        return Form(self.separator, self.encoding, self.quoting, self.header)
 
     def sources(self) -> tuple[str, str, str]:
         """The columns of session (or visitor), item and time."""

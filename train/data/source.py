@@ -1,38 +1,51 @@
-"""A click log as a lazy table: of a file, a folder or glob of Parquet files, or a URL.
+"""A click log as a lazy table: of a file, a folder or glob of files, or a URL.
 
-Of Parquet, columns that nobody asks for are never decoded. Text files are small by comparison and
-are read at once.
+Of Parquet, columns that nobody asks for are never decoded. Text is read in pieces, each time that
+the table is collected.
 """
 
-import csv
 import glob
-import gzip
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import polars as pl
+import structlog
+from polars.io.plugins import register_io_source
 
 from train.command import TrainError
+from train.data.dialect import FOUND_OUT, Described, Form, describe
+from train.data.text import (
+    HEAD_BYTES,
+    LINE,
+    MALFORMED,
+    RECORD,
+    Reader,
+    open_bytes,
+    text_chunks,
+)
 
-MALFORMED = "\0malformed"
-"""Column of a text log with such rows: whether a row does not fit the header."""
 FILE = "\0file"
 """Column of a log of several files: the row's file."""
 _PARQUET = (".parquet", ".pq")
+_TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", ".log", "")
+_PACKED = (".gz", ".zst")
 _AT_ONCE = 16
 """Files whose schemas are read at the same time: a remote store takes some 50 ms for each."""
-_MOST_LINES = 100
-"""Of a quoted field: a stray quote would otherwise make one of the rest of the log."""
+_LAKES = {
+    "_delta_log": "Delta Lake",
+    "metadata/*.metadata.json": "Iceberg",
+    ".hoodie": "Hudi",
+}
 _WIDENINGS = (
     (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64()),
     (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
     (pl.Float32(), pl.Float64()),
 )
+
+log = structlog.get_logger()
 
 
 class Source(NamedTuple):
@@ -44,16 +57,20 @@ class Source(NamedTuple):
     """Bytes that are not UTF-8 were replaced by U+FFFD."""
     conflicts: dict[str, str]
     """Columns left out because their types in different files have none in common, with those."""
+    with_records: Callable[[], pl.LazyFrame]
+    """The table with LINE and RECORD, which take longer to read."""
+    n_records: Callable[[], int]
+    """Records in the files; of text, those that the last whole reading of the table found."""
 
 
-def open_log(path: str | Path) -> Source:
+def open_log(path: str | Path, form: Form = FOUND_OUT, wanted: Collection[str] = ()) -> Source:
     """The log at ``path``, whose files are read when the table is collected.
 
-    A .parquet, .csv or .tsv file (text also .gz); a folder (all .parquet files below it) or a
-    glob of Parquet files, in order of their names; a URL (s3://, gs://, az://, https://, file://)
-    of such a file, glob or, ending in a slash, folder. Files of a folder whose names begin with a
-    dot or underscore are skipped. A column that a file lacks is null there.
-    Raises TrainError.
+    A Parquet or text file (text also .gz or .zst); a folder (all files below it) or a glob of files
+    of one of these kinds, in order of their names; a URL (s3://, gs://, az://, https://, file://)
+    of a Parquet file, a glob of them or, ending in a slash, a folder. Files of a folder whose names
+    begin with a dot or underscore are skipped. A column that a file lacks is null there. ``form``
+    says how text is read, and ``wanted`` which columns it should have. Raises TrainError.
     """
     if "://" in str(path):
         with reading(path):
@@ -61,14 +78,15 @@ def open_log(path: str | Path) -> Source:
     path = Path(path)
     with reading(path):
         if path.is_dir() or (any(c in str(path) for c in "*?[") and not path.exists()):
-            return _scan_files(_files(path))
-        name = path.name.lower().removesuffix(".gz")
-        if name.endswith((".csv", ".tsv")):
-            separator = "," if name.endswith(".csv") else "\t"
-            return Source(_read_text(path, separator).lazy(), is_text=True, conflicts={})
-        if path.name.lower().endswith(_PARQUET):
-            return Source(pl.scan_parquet(path, glob=False), is_text=False, conflicts={})
-    raise TrainError(f"{path}: a click log must be .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
+            _refuse_lake(path)
+            files = _files(path)
+            if _kind(files[0]) == "parquet":
+                return _scan_files(files)
+            return _scan_texts(files, form, wanted, is_many=True)
+        if _kind(path) == "parquet":
+            _check_is_parquet(path)
+            return _parquet(pl.scan_parquet(path, glob=False), {})
+        return _scan_texts([path], form, wanted, is_many=False)
 
 
 @contextmanager
@@ -80,7 +98,7 @@ def reading(path: str | Path) -> Iterator[None]:
         raise TrainError(f"{path} is empty: it has no header") from None
     except FileNotFoundError:
         raise TrainError(f"{path} does not exist") from None
-    except (OSError, EOFError, csv.Error, pl.exceptions.PolarsError) as error:
+    except (OSError, EOFError, pl.exceptions.PolarsError) as error:
         first_line = (str(error) or repr(error)).splitlines()[0]
         raise TrainError(f"{path} cannot be read: {first_line}") from error
 
@@ -102,19 +120,86 @@ def _scan_url(url: str) -> Source:
     return _scan_files(sorted(listed.select(FILE).unique().collect()[FILE]))
 
 
+def _kind(path: Path) -> str:
+    """parquet or text, by the file's name; "" for any other."""
+    name = path.name.lower()
+    if name.endswith(_PARQUET):
+        return "parquet"
+    if path.suffix.lower() in _PACKED:
+        name = path.stem.lower()
+    return "text" if Path(name).suffix in _TEXT else ""
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = [
             file
             for file in path.rglob("*")
-            if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+            if file.is_file()
+            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
         ]
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - ** too
-    files = sorted(file for file in found if file.name.lower().endswith(_PARQUET))
+        found = [file for file in found if file.is_file()]
+    files = sorted(file for file in found if _kind(file))
     if not files:
-        raise TrainError(f"{path} contains no .parquet file")
+        raise TrainError(
+            f"{path} contains no .parquet file and no text file such as .csv or .tsv.gz"
+        )
+    first = files[0]
+    for other in files:
+        if _kind(other) != _kind(first):
+            raise TrainError(
+                f"{path} has {first.name} and {other.name}, which are not of one kind; name one "
+                "kind by a glob such as '*.parquet'"
+            )
     return files
+
+
+def _refuse_lake(path: Path) -> None:
+    folder = path if path.is_dir() else path.parent
+    for sign, lake in _LAKES.items():
+        if folder.is_dir() and next(folder.glob(sign), None) is not None:
+            raise TrainError(
+                f"{path} is a {lake} table, which has files of removed rows beside the live ones; "
+                "expected plain files: write its rows to a folder of Parquet files, and give that"
+            )
+
+
+def _check_is_parquet(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic and magic != b"PAR1":
+        raise TrainError(
+            f"{path} cannot be read: it is not a Parquet file, though its name says so"
+        )
+
+
+def _parquet(table: pl.LazyFrame, conflicts: dict[str, str]) -> Source:
+    def n_records() -> int:
+        return int(table.select(pl.len()).collect(engine="streaming").item())
+
+    def with_records() -> pl.LazyFrame:
+        schema = table.collect_schema()
+        # What JSON has no form for.
+        shown = [
+            pl.col(name).bin.encode("hex") if dtype == pl.Binary else pl.col(name)
+            for name, dtype in schema.items()
+            if name != FILE and dtype not in (pl.Duration, pl.Object)
+        ]
+        counted = table.with_row_index("\0index", offset=1)
+        if FILE in schema:
+            first = counted.group_by(FILE).agg(pl.col("\0index").min().alias("\0first"))
+            before = dict(first.collect(engine="streaming").iter_rows())
+            offset = pl.col(FILE).replace_strict(before, return_dtype=pl.Int64) - 1
+        else:
+            offset = pl.lit(0, pl.Int64)
+        line = (pl.col("\0index").cast(pl.Int64) - offset).alias(LINE)
+        return counted.with_columns(line, pl.struct(shown).struct.json_encode().alias(RECORD)).drop(
+            "\0index"
+        )
+
+    return Source(table, False, conflicts, with_records, n_records)
 
 
 def _scan_files(files: Iterable[Path | str]) -> Source:
@@ -140,7 +225,7 @@ def _scan_files(files: Iterable[Path | str]) -> Source:
         extra_columns="ignore",
         include_file_paths=FILE,
     )
-    return Source(table, is_text=False, conflicts=conflicts)
+    return _parquet(table, conflicts)
 
 
 def _read_schema(file: str) -> Mapping[str, pl.DataType]:
@@ -160,74 +245,81 @@ def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:
     return None
 
 
-def _read_text(path: Path, separator: str) -> pl.DataFrame:
-    with path.open("rb") as file:
-        magic = file.read(2)
-    if path.suffix.lower() == ".gz" and magic and magic != b"\x1f\x8b":
-        raise TrainError(f"{path} is not a gzip file, though its name ends in .gz")
-    quote = '"' if separator == "," else None  # tab-separated logs have no quotes
-    read = partial(
-        pl.read_csv,
-        path,
-        separator=separator,
-        quote_char=quote,
-        infer_schema=False,
-        encoding="utf8-lossy",
-    )
-    try:
-        _check_header(path, [name or "" for name in read(has_header=False, n_rows=1).row(0)])
-        return read()
-    except pl.exceptions.ComputeError:
-        # Polars refuses a file in which one row has more fields than the header or a stray quote.
-        # Reading it row by row finds such rows, many times slower.
-        return _read_ragged_text(path, separator)
+# -- text --------------------------------------------------------------------------------------
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    """Polars would silently rename the second of two columns."""
-    twice = [name for name, count in Counter(header).items() if count > 1 and name]
-    if twice:
-        raise TrainError(f"{path} has the column {twice[0]!r} twice; rename one of them")
+def _scan_texts(
+    files: Sequence[Path], form: Form, wanted: Collection[str], *, is_many: bool
+) -> Source:
+    described = {file: _describe(file, form, wanted) for file in files}
+    names = list(dict.fromkeys(name for found in described.values() for name in found.names))
+    if is_many and wanted:
+        for file, found in described.items():
+            if not set(wanted) & set(found.names) and set(wanted) & set(names):
+                raise TrainError(
+                    f"{file} has none of the columns {', '.join(wanted)}, as other files of the "
+                    "log do; move it away, or name the log's files by a glob such as '*.csv'"
+                )
+    said = {key: value for found in described.values() for key, value in found.found_out.items()}
+    if said:
+        log.info("log_format_found", clicks=str(files[0].parent if is_many else files[0]), **said)
+    n_records = 0
+
+    def scan(*further: str) -> pl.LazyFrame:
+        schema: dict[str, pl.DataType] = dict.fromkeys([*names, *[FILE] * is_many], pl.String())
+        schema[MALFORMED] = pl.Boolean()
+        schema |= {name: pl.Int64() if name == LINE else pl.String() for name in further}
+
+        def read(
+            columns: list[str] | None,
+            predicate: pl.Expr | None,
+            n_rows: int | None,
+            _batch_size: int | None,
+        ) -> Iterator[pl.DataFrame]:
+            nonlocal n_records
+            n_read = 0
+            for file, found in described.items():
+                for frame in _read_text(file, found, list(schema) if columns is None else columns):
+                    n_read += len(frame)
+                    shown = frame if predicate is None else frame.filter(predicate)
+                    yield shown if n_rows is None else shown.head(n_rows)
+                    if n_rows is not None and (n_rows := n_rows - len(shown)) <= 0:
+                        return
+            n_records = n_read
+
+        return register_io_source(read, schema=schema)
+
+    return Source(scan(), True, {}, lambda: scan(LINE, RECORD), lambda: n_records)
 
 
-def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
-    opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
-    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
-    dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
-    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = next(csv.reader(file, **dialect))
-        lines = list(file)
-    _check_header(path, header)
-    last = len(header) - 1
-    rows: list[list[str | None]] = []
-    malformed: list[bool] = []
-    for row, is_quoted_well in _records(lines, dialect, len(header)):
-        fields = [*row[:last], separator.join(row[last:])]  # surplus fields stay visible
-        rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
-        malformed.append(len(row) > len(header) or not is_quoted_well)
-    table = pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")
-    return table.with_columns(pl.Series(MALFORMED, malformed, dtype=pl.Boolean))
+def _describe(path: Path, form: Form, wanted: Collection[str]) -> Described:
+    with reading(path), open_bytes(path) as file:
+        head = b""
+        while len(head) <= HEAD_BYTES and (more := file.read(HEAD_BYTES + 1 - len(head))):
+            head += more
+    if head.startswith(b"PAR1"):
+        raise TrainError(f"{path} is a Parquet file; rename it to end in .parquet")
+    if head.lstrip()[:1] in (b"{", b"["):
+        raise TrainError(f"{path} is JSON; expected Parquet or separated values")
+    return describe(path, head[:HEAD_BYTES], len(head) <= HEAD_BYTES, form, wanted)
 
 
-def _records(
-    lines: Sequence[str], dialect: dict[str, Any], n_fields: int
-) -> Iterator[tuple[list[str], bool]]:
-    """Every record's fields, and whether its quotes are closed.
-
-    Where they are not, the record is its first line alone, split as if it had no quotes, so that a
-    stray quote spoils no other line.
-    """
-    row = 0
-    while row < len(lines):
-        ahead = lines[row : row + _MOST_LINES]
-        reader = csv.reader(ahead, **dialect, strict=True)
-        try:
-            record, n_lines = next(reader), reader.line_num
-        except csv.Error:
-            record, n_lines = [], 0
-        if n_lines == 1 or (n_lines > 1 and len(record) == n_fields):
-            yield record, True
-            row += n_lines
-        else:
-            yield lines[row].rstrip("\r\n").split(dialect["delimiter"]), False
-            row += 1
+def _read_text(path: Path, found: Described, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    number = {name: n for n, name in enumerate(found.names)}
+    wanted = [number[name] for name in columns if name in number]
+    with reading(path), open_bytes(path) as file:
+        reader = Reader(text_chunks(file, found.dialect), found.dialect, len(found.names))
+        if found.dialect.has_header:
+            reader.first()
+        for frame in reader.frames(wanted, with_record=RECORD in columns or LINE in columns):
+            own = [
+                pl.col(str(number[name])).alias(name)
+                if name in number
+                else pl.lit(str(path)).alias(name)
+                if name == FILE
+                else pl.col(name)
+                if name in (MALFORMED, LINE, RECORD)
+                else pl.lit(None, pl.String).alias(name)
+                for name in columns
+            ]
+            yield frame.select(own) if own else pl.DataFrame(height=len(frame))

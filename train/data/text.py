@@ -134,7 +134,7 @@ def _escape(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("nextclick.escape", _escape)
 
 
-def _chunks(file: IO[bytes], dialect: Dialect) -> Iterator[bytes]:
+def text_chunks(file: IO[bytes], dialect: Dialect) -> Iterator[bytes]:
     """The text in UTF-8, without a byte order mark."""
     decoder = None
     if dialect.encoding != "utf-8":
