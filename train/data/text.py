@@ -74,6 +74,7 @@ class _Stretch(NamedTuple):
     """Where the text goes on."""
     goes_on: bool
     """The record that follows needs more text, not another reader."""
+    has_blank_lines: bool
 
 
 class _Slow(NamedTuple):
@@ -182,7 +183,8 @@ class Reader:
         found = self._slow(0)
         if not found.fields:
             return None
-        self._go_on(found.stop)
+        self._line += self._text.count(b"\n", self._at, self._at + found.stop)
+        self._at += found.stop
         return [field.decode(errors="replace") for field in found.fields[0]]
 
     def frames(
@@ -209,9 +211,10 @@ class Reader:
                 size = _FEW_BYTES
             if with_record:
                 frame = self._with_records(frame, start, end)
+                self._line += self._text.count(b"\n", self._at, self._at + stop)
+            self._at += stop
             if not frame.is_empty():
                 yield frame
-            self._go_on(stop)
 
     def _fill(self, size: int) -> bool:
         """Have so many bytes ahead, or all there are; False at the end of the text."""
@@ -220,10 +223,6 @@ class Reader:
             self._at_end = not chunk
             self._text, self._at = self._text[self._at :] + chunk, 0
         return self._at < len(self._text)
-
-    def _go_on(self, n_bytes: int) -> None:
-        self._line += self._text.count(b"\n", self._at, self._at + n_bytes)
-        self._at += n_bytes
 
     def _fast(self, text: bytes, stretch: _Stretch, columns: Sequence[int]) -> pl.DataFrame | None:
         """The records of the stretch, read by Polars; None where it finds another number."""
@@ -238,7 +237,7 @@ class Reader:
         if self._dialect.quoting == "backslash":
             text = text.replace(b'\\"', b'""')
         # Polars has a row for a blank line.
-        if start[0] > 0 or b"\n\n" in text or b"\n\r\n" in text:
+        if stretch.has_blank_lines:
             text = _without_blank_lines(text, start, end)
         header = self._separator.join(b"%d" % n for n in range(self.n_columns)) + b"\n"
         try:
@@ -423,7 +422,7 @@ def _regular(text: bytes, dialect: Dialect, n_columns: int, is_last: bool) -> _S
     for odd in (b"\0", b"\\\\" if dialect.quoting == "backslash" else b"\0"):
         if (found := text.find(odd, 0, limit)) >= 0:
             limit = found
-    if text.count(b"\r") != text.count(b"\r\n"):
+    if (n_cr := text.count(b"\r")) and n_cr != text.count(b"\r\n"):
         alone = re.search(rb"\r(?!\n)", text)
         # The next byte may be its LF.
         if alone is not None and (is_last or alone.end() < len(text)):
@@ -453,9 +452,11 @@ def _regular(text: bytes, dialect: Dialect, n_columns: int, is_last: bool) -> _S
     start, end, n_fields = start[:n], end[:n], n_fields[:n]
     end = end - ((end > start) & (data[end - 1] == 13))
     is_record = end > start
+    has_blank_lines = not is_record[:-1].all() or (not is_all and not is_record[-1:].all())
     if not is_record.all():
         start, end, n_fields = start[is_record], end[is_record], n_fields[is_record]
-    return _Stretch(start, end, n_fields, stop, limit == len(text) and not is_last)
+    goes_on = limit == len(text) and not is_last
+    return _Stretch(start, end, n_fields, stop, goes_on, has_blank_lines)
 
 
 def _quotes(text: bytes, dialect: Dialect) -> tuple[Int64[np.ndarray, "Q"], int]:
