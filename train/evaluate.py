@@ -135,7 +135,7 @@ def read_as_trained(
 ) -> pl.DataFrame:
     """The good clicks of a log, read as the checkpoint's own was: sessions, event types, context.
     Raises TrainError for a log that cannot be read or lacks a column, before anything is read."""
-    check_context_columns(path, info.model.context)
+    check_context_columns(path, columns_of(columns), info.model.context)
     column = columns.get("event_type", info.event_types.column)
     return read_clicks(
         path,

@@ -156,6 +156,8 @@ def read_rows(
 ) -> Rows:
     """The rows of a log, as ``read_clicks`` reads it. Raises TrainError."""
     source = open_log(path, columns.form(), columns.sources())
+    if source.found_out:
+        log.info("log_format_found", clicks=str(path), **source.found_out)
     with reading(path):
         schema = source.table.collect_schema()
         check_columns(path, source, schema, columns)

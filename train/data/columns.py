@@ -71,7 +71,7 @@ class Columns(Settings):
         if encoding is None:
             return None
         try:
-            b"".decode(encoding)
+            " ".encode(encoding)  # not all codecs are of text
             return codecs.lookup(encoding).name
         except LookupError:
             raise ValueError("expected an encoding that Python knows, such as cp1252") from None

@@ -202,8 +202,11 @@ def _n_malformed(text: bytes, dialect: Dialect, n_columns: int) -> int:
 
 
 def _has_header(first: Sequence[str], wanted: Collection[str]) -> bool:
+    if wanted and all(name.isdecimal() for name in wanted):
+        # As pandas names columns that have no names.
+        return first[0] in ("0", "1") and list(first) == [
+            str(n) for n in range(int(first[0]), int(first[0]) + len(first))
+        ]
     if set(wanted) & set(first):
         return True
-    if wanted and all(name.isdecimal() for name in wanted):
-        return False
     return not any(_NUMBER.fullmatch(field) for field in first)

@@ -5,23 +5,27 @@ the table is collected.
 """
 
 import glob
+from codecs import BOM_UTF8
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
-import structlog
 from polars.io.plugins import register_io_source
 
 from train.command import TrainError
 from train.data.dialect import FOUND_OUT, Described, Form, describe
+from train.data.json_lines import Keys, find_keys
+from train.data.json_lines import frames as json_frames
 from train.data.text import (
     HEAD_BYTES,
     LINE,
     MALFORMED,
     RECORD,
+    Dialect,
     Reader,
     open_bytes,
     text_chunks,
@@ -29,8 +33,12 @@ from train.data.text import (
 
 FILE = "\0file"
 """Column of a log of several files: the row's file."""
+_ELEMENT = "\0element"
 _PARQUET = (".parquet", ".pq")
 _TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", ".log", "")
+_JSON = (".jsonl", ".ndjson", ".json")
+_NO_LOG = "collect.json"
+"""Of a collected log: where it goes on."""
 _PACKED = (".gz", ".zst")
 _AT_ONCE = 16
 """Files whose schemas are read at the same time: a remote store takes some 50 ms for each."""
@@ -44,8 +52,6 @@ _WIDENINGS = (
     (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
     (pl.Float32(), pl.Float64()),
 )
-
-log = structlog.get_logger()
 
 
 class Source(NamedTuple):
@@ -61,6 +67,8 @@ class Source(NamedTuple):
     """The table with LINE and RECORD, which take longer to read."""
     n_records: Callable[[], int]
     """Records in the files; of text, those that the last whole reading of the table found."""
+    found_out: dict[str, str]
+    """How text is read, where it is not plain and was not said."""
 
 
 def open_log(path: str | Path, form: Form = FOUND_OUT, wanted: Collection[str] = ()) -> Source:
@@ -74,19 +82,19 @@ def open_log(path: str | Path, form: Form = FOUND_OUT, wanted: Collection[str] =
     """
     if "://" in str(path):
         with reading(path):
-            return _scan_url(str(path))
+            return _scan_url(str(path), wanted)
     path = Path(path)
     with reading(path):
         if path.is_dir() or (any(c in str(path) for c in "*?[") and not path.exists()):
             _refuse_lake(path)
             files = _files(path)
             if _kind(files[0]) == "parquet":
-                return _scan_files(files)
-            return _scan_texts(files, form, wanted, is_many=True)
+                return _scan_files(path, files, wanted)
+            return _scan_texts(path, files, form, wanted, is_many=True)
         if _kind(path) == "parquet":
             _check_is_parquet(path)
-            return _parquet(pl.scan_parquet(path, glob=False), {})
-        return _scan_texts([path], form, wanted, is_many=False)
+            return _parquet(path, pl.scan_parquet(path, glob=False), {}, wanted)
+        return _scan_texts(path, [path], form, wanted, is_many=False)
 
 
 @contextmanager
@@ -103,11 +111,11 @@ def reading(path: str | Path) -> Iterator[None]:
         raise TrainError(f"{path} cannot be read: {first_line}") from error
 
 
-def _scan_url(url: str) -> Source:
+def _scan_url(url: str, wanted: Collection[str]) -> Source:
     if not url.lower().endswith(_PARQUET) and not url.endswith("/"):
         raise TrainError(f"{url}: expected a URL of .parquet files, or of a folder that ends in /")
     if not url.endswith("/") and not any(c in url for c in "*?["):
-        return _scan_files([url])
+        return _scan_files(url, [url], wanted)
     # Only Polars can list files there. It skips empty files, which object stores have for folders.
     listed = pl.scan_parquet(
         url + "**/*.parquet" if url.endswith("/") else url,
@@ -117,17 +125,20 @@ def _scan_url(url: str) -> Source:
         hive_partitioning=False,
         hidden_file_prefix=(".", "_"),
     )
-    return _scan_files(sorted(listed.select(FILE).unique().collect()[FILE]))
+    return _scan_files(url, sorted(listed.select(FILE).unique().collect()[FILE]), wanted)
 
 
 def _kind(path: Path) -> str:
-    """parquet or text, by the file's name; "" for any other."""
+    """parquet, JSON or text, by the file's name; "" for any other."""
     name = path.name.lower()
     if name.endswith(_PARQUET):
         return "parquet"
     if path.suffix.lower() in _PACKED:
         name = path.stem.lower()
-    return "text" if Path(name).suffix in _TEXT else ""
+    suffix = Path(name).suffix
+    if suffix in _JSON:
+        return "" if name == _NO_LOG else "JSON"
+    return "text" if suffix in _TEXT else ""
 
 
 def _files(path: Path) -> list[Path]:
@@ -175,34 +186,7 @@ def _check_is_parquet(path: Path) -> None:
         )
 
 
-def _parquet(table: pl.LazyFrame, conflicts: dict[str, str]) -> Source:
-    def n_records() -> int:
-        return int(table.select(pl.len()).collect(engine="streaming").item())
-
-    def with_records() -> pl.LazyFrame:
-        schema = table.collect_schema()
-        # What JSON has no form for.
-        shown = [
-            pl.col(name).bin.encode("hex") if dtype == pl.Binary else pl.col(name)
-            for name, dtype in schema.items()
-            if name != FILE and dtype not in (pl.Duration, pl.Object)
-        ]
-        counted = table.with_row_index("\0index", offset=1)
-        if FILE in schema:
-            first = counted.group_by(FILE).agg(pl.col("\0index").min().alias("\0first"))
-            before = dict(first.collect(engine="streaming").iter_rows())
-            offset = pl.col(FILE).replace_strict(before, return_dtype=pl.Int64) - 1
-        else:
-            offset = pl.lit(0, pl.Int64)
-        line = (pl.col("\0index").cast(pl.Int64) - offset).alias(LINE)
-        return counted.with_columns(line, pl.struct(shown).struct.json_encode().alias(RECORD)).drop(
-            "\0index"
-        )
-
-    return Source(table, False, conflicts, with_records, n_records)
-
-
-def _scan_files(files: Iterable[Path | str]) -> Source:
+def _scan_files(path: Path | str, files: Iterable[Path | str], wanted: Collection[str]) -> Source:
     """The files as one table with every column that any of them has."""
     names = [str(file) for file in files]
     found: dict[str, set[pl.DataType]] = {}
@@ -225,7 +209,7 @@ def _scan_files(files: Iterable[Path | str]) -> Source:
         extra_columns="ignore",
         include_file_paths=FILE,
     )
-    return _parquet(table, conflicts)
+    return _parquet(path, table, conflicts, wanted)
 
 
 def _read_schema(file: str) -> Mapping[str, pl.DataType]:
@@ -245,24 +229,95 @@ def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:
     return None
 
 
+def _parquet(
+    path: Path | str, table: pl.LazyFrame, conflicts: dict[str, str], wanted: Collection[str]
+) -> Source:
+    schema = table.collect_schema()
+    unnest = _unnest(path, schema, wanted)
+
+    def n_records() -> int:
+        return int(unnest(table).select(pl.len()).collect(engine="streaming").item())
+
+    def with_records() -> pl.LazyFrame:
+        # Not what JSON has no form for.
+        shown = [
+            pl.col(name).bin.encode("hex") if dtype == pl.Binary else pl.col(name)
+            for name, dtype in schema.items()
+            if name != FILE and dtype not in (pl.Duration, pl.Object)
+        ]
+        row = pl.col(LINE).cast(pl.Int64)
+        numbered = table.with_row_index(LINE, offset=1)
+        if FILE in schema:
+            first = numbered.group_by(FILE).agg(pl.col(LINE).min() - 1)
+            before = dict(first.collect(engine="streaming").iter_rows())
+            row -= pl.col(FILE).replace_strict(before, return_dtype=pl.Int64)
+        record = pl.struct(shown).struct.json_encode()
+        return unnest(numbered.with_columns(row.alias(LINE), record.alias(RECORD)))
+
+    return Source(unnest(table), False, conflicts, with_records, n_records, {})
+
+
+def _unnest(
+    path: Path | str, schema: pl.Schema, wanted: Collection[str]
+) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    """Adds the wanted columns that are paths into others, such as event.item_id; a path through a
+    list of structs makes a row of each of its elements. Raises TrainError for two lists."""
+    values: dict[str, pl.Expr] = {}
+    lists: dict[str, pl.Expr] = {}
+    for name in wanted:
+        begin, *rest = name.split(".")
+        if name in schema or begin not in schema:
+            continue
+        at, value, dtype, inside = begin, pl.col(begin), schema[begin], None
+        for part in rest:
+            if isinstance(dtype, pl.List) and inside is None:
+                inside, lists[at] = at, value
+                value, dtype = pl.col(_ELEMENT), dtype.inner  # type: ignore[assignment]
+            fields = dtype.to_schema() if isinstance(dtype, pl.Struct) else {}
+            if part not in fields:
+                break
+            at, value, dtype = f"{at}.{part}", value.struct.field(part), fields[part]
+        else:
+            values[name] = value
+    if len(lists) > 1:
+        raise TrainError(
+            f"{path}: columns stand in the lists {' and '.join(lists)}; a click's must share one"
+        )
+
+    def unnest(table: pl.LazyFrame) -> pl.LazyFrame:
+        for elements in lists.values():
+            table = table.with_columns(elements.alias(_ELEMENT)).explode(
+                _ELEMENT, empty_as_null=True, keep_nulls=True
+            )
+        return table.with_columns(**values).drop(_ELEMENT, strict=False)
+
+    return unnest
+
+
 # -- text --------------------------------------------------------------------------------------
 
 
+class _Text(NamedTuple):
+    """One text file."""
+
+    names: list[str]
+    found_out: dict[str, str]
+    frames: Callable[[Sequence[str]], Iterator[pl.DataFrame]]
+    """Its records in pieces: those of the columns that it has."""
+
+
 def _scan_texts(
-    files: Sequence[Path], form: Form, wanted: Collection[str], *, is_many: bool
+    path: Path, files: Sequence[Path], form: Form, wanted: Collection[str], *, is_many: bool
 ) -> Source:
-    described = {file: _describe(file, form, wanted) for file in files}
-    names = list(dict.fromkeys(name for found in described.values() for name in found.names))
-    if is_many and wanted:
-        for file, found in described.items():
-            if not set(wanted) & set(found.names) and set(wanted) & set(names):
-                raise TrainError(
-                    f"{file} has none of the columns {', '.join(wanted)}, as other files of the "
-                    "log do; move it away, or name the log's files by a glob such as '*.csv'"
-                )
-    said = {key: value for found in described.values() for key, value in found.found_out.items()}
-    if said:
-        log.info("log_format_found", clicks=str(files[0].parent if is_many else files[0]), **said)
+    texts = {file: _open_text(file, form, wanted) for file in files}
+    names = list(dict.fromkeys(name for text in texts.values() for name in text.names))
+    for file, text in texts.items():
+        if not set(wanted) & set(text.names) and set(wanted) & set(names):
+            raise TrainError(
+                f"{file} has none of the columns {', '.join(wanted)}, as other files of the log "
+                "do; move it away, or name the log's files by a glob such as '*.csv'"
+            )
+    found_out = {key: value for text in texts.values() for key, value in text.found_out.items()}
     n_records = 0
 
     def scan(*further: str) -> pl.LazyFrame:
@@ -278,9 +333,11 @@ def _scan_texts(
         ) -> Iterator[pl.DataFrame]:
             nonlocal n_records
             n_read = 0
-            for file, found in described.items():
-                for frame in _read_text(file, found, list(schema) if columns is None else columns):
+            for file, text in texts.items():
+                own = list(schema) if columns is None else columns
+                for frame in text.frames(own):
                     n_read += len(frame)
+                    frame = _with_columns(frame, own, file)
                     shown = frame if predicate is None else frame.filter(predicate)
                     yield shown if n_rows is None else shown.head(n_rows)
                     if n_rows is not None and (n_rows := n_rows - len(shown)) <= 0:
@@ -289,37 +346,50 @@ def _scan_texts(
 
         return register_io_source(read, schema=schema)
 
-    return Source(scan(), True, {}, lambda: scan(LINE, RECORD), lambda: n_records)
+    return Source(scan(), True, {}, lambda: scan(LINE, RECORD), lambda: n_records, found_out)
 
 
-def _describe(path: Path, form: Form, wanted: Collection[str]) -> Described:
+def _with_columns(frame: pl.DataFrame, columns: Sequence[str], file: Path) -> pl.DataFrame:
+    if not columns:
+        return pl.DataFrame(height=len(frame))
+    nothing = pl.lit(None, pl.String)
+    values = {
+        name: name if name in frame.columns else pl.lit(str(file)) if name == FILE else nothing
+        for name in columns
+    }
+    return frame.select(**values)
+
+
+def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
     with reading(path), open_bytes(path) as file:
         head = b""
         while len(head) <= HEAD_BYTES and (more := file.read(HEAD_BYTES + 1 - len(head))):
             head += more
     if head.startswith(b"PAR1"):
         raise TrainError(f"{path} is a Parquet file; rename it to end in .parquet")
-    if head.lstrip()[:1] in (b"{", b"["):
-        raise TrainError(f"{path} is JSON; expected Parquet or separated values")
-    return describe(path, head[:HEAD_BYTES], len(head) <= HEAD_BYTES, form, wanted)
+    is_whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
+    if head.removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        keys = find_keys(path, head.removeprefix(BOM_UTF8), is_whole, wanted)
+        return _Text(keys.names, {}, partial(_read_json, path, keys))
+    found = describe(path, head, is_whole, form, wanted)
+    return _Text(found.names, found.found_out, partial(_read_text, path, found))
+
+
+def _read_json(path: Path, keys: Keys, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    plain = Dialect(",", "none", "utf-8", False, False)
+    own = [name for name in columns if name in keys.names]
+    with reading(path), open_bytes(path) as file:
+        chunks = text_chunks(file, plain)
+        yield from json_frames(chunks, keys, own, with_record=LINE in columns or RECORD in columns)
 
 
 def _read_text(path: Path, found: Described, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
     number = {name: n for n, name in enumerate(found.names)}
-    wanted = [number[name] for name in columns if name in number]
+    own = {str(number[name]): name for name in columns if name in number}
     with reading(path), open_bytes(path) as file:
         reader = Reader(text_chunks(file, found.dialect), found.dialect, len(found.names))
         if found.dialect.has_header:
             reader.first()
-        for frame in reader.frames(wanted, with_record=RECORD in columns or LINE in columns):
-            own = [
-                pl.col(str(number[name])).alias(name)
-                if name in number
-                else pl.lit(str(path)).alias(name)
-                if name == FILE
-                else pl.col(name)
-                if name in (MALFORMED, LINE, RECORD)
-                else pl.lit(None, pl.String).alias(name)
-                for name in columns
-            ]
-            yield frame.select(own) if own else pl.DataFrame(height=len(frame))
+        with_record = LINE in columns or RECORD in columns
+        for frame in reader.frames([int(n) for n in own], with_record=with_record):
+            yield frame.rename(own)

@@ -349,20 +349,17 @@ class Reader:
             at += 1
 
     def _slow_frame(self, slow: _Slow, columns: Sequence[int]) -> pl.DataFrame:
-        return self._frame(slow.fields, slow.malformed, columns)
-
-    def _frame(
-        self, fields: list[list[bytes]], malformed: list[bool], columns: Sequence[int]
-    ) -> pl.DataFrame:
-        table = {
+        table: dict[str, list[str | None]] = {
             str(n): [
                 record[n].decode(errors="replace") or None if n < len(record) else None
-                for record in fields
+                for record in slow.fields
             ]
             for n in columns
         }
-        frame = pl.DataFrame(table, schema=dict.fromkeys(table, pl.String))
-        return frame.with_columns(pl.Series(MALFORMED, malformed, dtype=pl.Boolean))
+        malformed = pl.Series(MALFORMED, slow.malformed, dtype=pl.Boolean)
+        return pl.DataFrame(
+            [pl.Series(n, v, dtype=pl.String) for n, v in table.items()] + [malformed]
+        )
 
     def _with_records(
         self, frame: pl.DataFrame, start: Int64[np.ndarray, "R"], end: Int64[np.ndarray, "R"]

@@ -195,7 +195,7 @@ def read_training_log(
     newer_log = None if isinstance(settings.validation, float) else settings.validation
     logs = [settings.clicks] if newer_log is None else [settings.clicks, newer_log]
     for path in logs:
-        _check_columns(path, wanted)
+        _check_columns(path, columns, wanted)
     clicks, *others = (
         read_clicks(
             path,
@@ -278,16 +278,19 @@ def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: i
         )
 
 
-def check_context_columns(path: str | Path, fields: Sequence[ContextField]) -> None:
+def check_context_columns(
+    path: str | Path, columns: Columns, fields: Sequence[ContextField]
+) -> None:
     """Raise TrainError unless the log has the columns that the fields are read from."""
-    _check_columns(path, [("context", field.name) for field in fields if field.kind == "column"])
+    wanted = [("context", field.name) for field in fields if field.kind == "column"]
+    _check_columns(path, columns, wanted)
 
 
-def _check_columns(path: str | Path, wanted: Sequence[tuple[str, str]]) -> None:
+def _check_columns(path: str | Path, columns: Columns, wanted: Sequence[tuple[str, str]]) -> None:
     """Raise TrainError unless the log has the columns, each with the setting that names it."""
     if not wanted:
         return
-    source = open_log(path)
+    source = open_log(path, columns.form(), columns.sources())
     with reading(path):
         schema = source.table.collect_schema()
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))

@@ -282,7 +282,7 @@ def test_no_row_is_lost(tmp_path: Path, lines: list[str]) -> None:
             gzip.compress(b"session_id\titem_id\ttimestamp_ms\n" + b"s\ta\t1\n" * 99)[:-9],
             "is cut short",
         ),
-        ("log.json", b"{}", "is JSON"),
+        ("log.json", b"{}", "no line is an object"),
         ("log.csv", None, "does not exist"),
     ],
 )
