@@ -35,7 +35,7 @@ from train.data.order import (
     session_starts,
     with_own_times,
 )
-from train.data.rejected import SHOWN_OF_BAD_LOG, write_rejected
+from train.data.rejected import ADVICE, SHOWN_OF_BAD_LOG, write_rejected
 from train.data.rejected import rejected_path as default_path
 from train.data.source import FILE, open_log, reading
 from train.data.text import MALFORMED
@@ -117,7 +117,14 @@ def read_clicks(
         is_all_bad = rows.good.is_empty()
         with reading(path):
             write_rejected(rows.bad(), rejected, reasons=list(rows.n_bad) if is_all_bad else None)
-        log.warning("rows_rejected", clicks=str(path), rejected=str(rejected), **rows.n_bad)
+        advice = "; ".join(ADVICE[reason] for reason in rows.n_bad if reason in ADVICE)
+        log.warning(
+            "rows_rejected",
+            clicks=str(path),
+            rejected=str(rejected),
+            **rows.n_bad,
+            **({"advice": advice} if advice else {}),
+        )
         if is_all_bad:
             counts = ", ".join(f"{name} {count}" for name, count in rows.n_bad.items())
             most = max(rows.n_bad.values())

@@ -18,6 +18,8 @@ _PRESETS: dict[str, dict[str, str]] = {
     "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
 }
 
+_SEPARATORS = {"comma": ",", "tab": "\t", "\\t": "\t", "semicolon": ";", "pipe": "|"}
+
 
 class Columns(Settings):
     """The columns of a click log; those that are not given come from the preset."""
@@ -39,8 +41,8 @@ class Columns(Settings):
     and keep no last days."""
 
     separator: str | None = None
-    """Character between the columns of a text file, such as ; or \\t; unset: found out. So are the
-    next three."""
+    """Character between the columns of a text file, or comma, tab, semicolon, pipe. Unset: found
+    out, as are the next three."""
     encoding: str | None = None
     """Of a text file, such as cp1252 or utf-16."""
     quoting: Literal["rfc", "backslash", "none"] | None = None
@@ -58,11 +60,11 @@ class Columns(Settings):
     @field_validator("separator")
     @classmethod
     def _check_separator(cls, separator: str | None) -> str | None:
-        separator = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
+        separator = _SEPARATORS.get(separator or "", separator)
         if separator is not None and (
             len(separator) != 1 or not separator.isascii() or separator in '\r\n"\\\0'
         ):
-            raise ValueError("expected one ASCII character, or \\t")
+            raise ValueError("expected one ASCII character, or comma, tab, semicolon, pipe")
         return separator
 
     @field_validator("encoding")

@@ -162,7 +162,7 @@ def _separator(path: Path, text: bytes, dialect: Dialect, wanted: Collection[str
 
 
 def _first_records(reader: Reader) -> list[list[str]]:
-    records = []
+    records: list[list[str]] = []
     while len(records) < _PROBED and (fields := reader.first()) is not None:
         records.append(fields)
     return records

@@ -80,8 +80,8 @@ def frames(
     table: dict[str, list[Any]] = {name: [] for name in (*columns, MALFORMED)}
     if with_record:
         table |= {LINE: [], RECORD: []}
-    schema = {name: pl.String() for name in columns} | {MALFORMED: pl.Boolean()}
-    schema |= {LINE: pl.Int64(), RECORD: pl.String()} if with_record else {}
+    schema: dict[str, pl.DataType] = {name: pl.String() for name in table}
+    schema |= {MALFORMED: pl.Boolean()} | ({LINE: pl.Int64()} if with_record else {})
     outer = [name for name in columns if not _is_inside(name, keys.exploded)]
     inner = [name for name in columns if _is_inside(name, keys.exploded)]
     for number, line in enumerate(_lines(chunks), 1):

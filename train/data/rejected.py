@@ -14,6 +14,13 @@ SHOWN_OF_BAD_LOG = 100
 """Records of each reason that are written of a log without a good click: enough to see what is
 wrong with it, and no copy of it."""
 
+ADVICE = {
+    Reason.BAD_FIELD: "if quotes stand behind backslashes set --columns quoting=backslash, if no "
+    "field is quoted quoting=none",
+    Reason.NOT_UTF8: "if the file is of Windows set --columns encoding=cp1252",
+}
+"""Of a text log: what else such records may be."""
+
 
 def write_rejected(judged: pl.LazyFrame, path: Path, *, reasons: list[Reason] | None) -> None:
     """Write the rows with a REASON as a CSV file: file (of a log of several), line, reason and the

@@ -323,7 +323,9 @@ def _scan_texts(
     def scan(*further: str) -> pl.LazyFrame:
         schema: dict[str, pl.DataType] = dict.fromkeys([*names, *[FILE] * is_many], pl.String())
         schema[MALFORMED] = pl.Boolean()
-        schema |= {name: pl.Int64() if name == LINE else pl.String() for name in further}
+        schema |= dict.fromkeys(further, pl.String())
+        if LINE in schema:
+            schema[LINE] = pl.Int64()
 
         def read(
             columns: list[str] | None,

@@ -21,7 +21,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import polars as pl
@@ -110,8 +110,8 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         raise TrainError(
             f"{path} is not a {names[named]} file, though its name ends in {named}; rename it"
         )
-    opened = {".gz": gzip.open, ".zst": zstd.open}.get(found, open)
-    with cast(IO[bytes], opened(path, "rb")) as file:
+    opened: dict[str, Any] = {"": open, ".gz": gzip.open, ".zst": zstd.open}
+    with cast(IO[bytes], opened[found](path, "rb")) as file:
         try:
             yield file
         except EOFError as error:
@@ -492,4 +492,4 @@ def _without_blank_lines(
     keep[end[end < len(data)]] = True  # LF, or CR before it
     after = end[end + 1 < len(data)]
     keep[after[(data[after] == 13)] + 1] = True
-    return data[keep].tobytes()
+    return bytes(data[keep])

@@ -68,13 +68,15 @@ class LogSettings(Settings):
     """Which clicks a model learns from, and what it sees of them."""
 
     clicks: str | Path
-    """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the
-    URL of one in an object store."""
+    """Click log: Parquet, separated text or JSON Lines (both also .gz or .zst), a folder or glob of
+    such files, or the URL of Parquet in an object store."""
     columns: ColumnNames = Field(default={})
     """Names of the log's columns: public (SessionId, ItemId, and Time in seconds, as in public
     data sets), or those that differ from session=session_id, item=item_id, time=timestamp_ms,
     time_unit=ms (or s, iso), event_type=event_type. visitor=NAME in place of session: a log
-    without sessions, cut at idle gaps."""
+    without sessions, cut at idle gaps. Of text, separator, encoding, quoting (rfc, backslash, none)
+    and header (yes, no) are found out unless set; positions name columns without a header, paths
+    such as events.aid nested ones."""
     idle_timeout_s: int | None = Field(default=None, gt=0, le=LONGEST_S)
     """Cut sessions at longer gaps, in training and in the stream. Unset: the session column alone
     separates them."""

@@ -68,7 +68,7 @@ def test_the_separator_is_found_out_and_said(
 def test_a_separator_that_is_given_is_taken(tmp_path: Path) -> None:
     (tmp_path / "log").write_text(PLAIN.replace(",", "^"))
     assert read(tmp_path / "log", separator="^") == CLICKS
-    for said, separator in ("\\t", "\t"), ("tab", "\t"), (";", ";"), (None, None):
+    for said, separator in ("\\t", "\t"), ("tab", "\t"), ("comma", ","), (";", ";"), (None, None):
         assert Columns(separator=said).form().separator == separator
     for wrong in (",,", "\n", "ä", '"', ""):
         with pytest.raises(ValidationError, match="one ASCII character"):
@@ -353,7 +353,7 @@ lines = st.sampled_from(
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     deadline=None,
-    max_examples=max(200, settings.default.max_examples),
+    max_examples=max(200, settings().max_examples),
 )
 def test_each_record_is_read_or_stands_in_the_rejected_file(
     tmp_path: Path, lines: list[bytes], end: bytes, mark: bytes

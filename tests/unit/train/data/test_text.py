@@ -124,7 +124,7 @@ texts = st.lists(st.sampled_from(ATOMS), max_size=40).map(b"".join)
 @example(b'"' + b"a\n" * 99 + b'a",2,3\n', "rfc", 3, 1000)
 @example(b'"' + b"a\n" * 100 + b'a",2,3\n', "rfc", 3, 1000)
 @example(b'1,"un,3\n4,5,6\n7,un",9\n', "rfc", 3, 1000)
-@settings(deadline=None, max_examples=max(300, settings.default.max_examples))
+@settings(deadline=None, max_examples=max(300, settings().max_examples))
 def test_every_record_is_found_as_an_independent_reader_finds_it(
     text: bytes, quoting: Quoting, n_columns: int, piece: int
 ) -> None:
