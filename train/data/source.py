@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import polars as pl
 from polars.io.plugins import register_io_source
@@ -272,11 +272,12 @@ def _unnest(
         for part in rest:
             if isinstance(dtype, pl.List) and inside is None:
                 inside, lists[at] = at, value
-                value, dtype = pl.col(_ELEMENT), dtype.inner  # type: ignore[assignment]
+                value, dtype = pl.col(_ELEMENT), cast(pl.DataType, dtype.inner)
             fields = dtype.to_schema() if isinstance(dtype, pl.Struct) else {}
             if part not in fields:
                 break
-            at, value, dtype = f"{at}.{part}", value.struct.field(part), fields[part]
+            at, value = f"{at}.{part}", value.struct.field(part)
+            dtype = cast(pl.DataType, fields[part])
         else:
             values[name] = value
     if len(lists) > 1:

@@ -1,4 +1,8 @@
-"""The law of text: what an independent reader finds, to the record, the field and the line."""
+"""The law of text: what an independent reader finds, to the record, the field and the line.
+
+With 10,000 texts, in some minutes: pytest --hypothesis-profile=ten_thousand --timeout=900, and this
+file and test_formats.py.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
