@@ -70,6 +70,7 @@ class _Stretch(NamedTuple):
     end: Int64[np.ndarray, "R"]
     """Without the end of the line."""
     n_fields: Int64[np.ndarray, "R"]
+    """An upper bound, and exact where any is above the number of columns."""
     stop: int
     """Where the text goes on."""
     goes_on: bool
@@ -426,7 +427,7 @@ def _regular(text: bytes, dialect: Dialect, n_columns: int, is_last: bool) -> _S
             limit = min(limit, alone.start())
     data = np.frombuffer(text, dtype=np.uint8)
     newline, separator = np.flatnonzero(data == 10), np.flatnonzero(data == ord(dialect.separator))
-    inner = newline[:0]
+    inner = quote = newline[:0]
     is_closed = True
     if dialect.quoting != "none" and b'"' in text:
         quote, irregular = _quotes(text, dialect)
@@ -434,10 +435,13 @@ def _regular(text: bytes, dialect: Dialect, n_columns: int, is_last: bool) -> _S
         is_closed = len(quote) % 2 == 0
         in_quotes = np.searchsorted(quote, newline) % 2 == 1
         newline, inner = newline[~in_quotes], newline[in_quotes]
-        separator = separator[np.searchsorted(quote, separator) % 2 == 0]
     is_whole = is_last and is_closed
     start, end = np.r_[0, newline + 1], np.r_[newline, len(text)]
     n_fields = np.diff(np.searchsorted(separator, end), prepend=0) + 1
+    if len(quote) and (len(inner) or n_fields.max() > n_columns):
+        # Only here are separators in quotes looked for, which takes as long as all the rest.
+        separator = separator[np.searchsorted(quote, separator) % 2 == 0]
+        n_fields = np.diff(np.searchsorted(separator, end), prepend=0) + 1
     if len(inner):
         number, n_inner = np.unique(np.searchsorted(end, inner), return_counts=True)
         wrong = (n_fields[number] != n_columns) & ((number < len(newline)) | is_whole)
