@@ -208,7 +208,11 @@ class Reader:
             else:
                 slow = self._slow(_FEW_BYTES)
                 frame = self._slow_frame(slow, columns)
-                start, end, stop = np.array(slow.start), np.array(slow.end), slow.stop
+                start, end, stop = (
+                    np.array(slow.start, dtype=np.int64),
+                    np.array(slow.end, dtype=np.int64),
+                    slow.stop,
+                )
                 size = _FEW_BYTES
             if with_record:
                 frame = self._with_records(frame, start, end)
