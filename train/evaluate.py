@@ -135,8 +135,8 @@ def read_as_trained(
 ) -> pl.DataFrame:
     """The good clicks of a log, read as the checkpoint's own was: sessions, event types, context.
     Raises TrainError for a log that cannot be read or lacks a column, before anything is read."""
-    check_context_columns(path, info.model.context)
     own = columns_of({"event_type": info.event_types.column, **columns})
+    check_context_columns(path, own, info.model.context)
     column = columns_of_log(path, own).event_type
     return read_clicks(
         path,

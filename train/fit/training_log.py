@@ -68,14 +68,15 @@ class LogSettings(Settings):
     """Which clicks a model learns from, and what it sees of them."""
 
     clicks: str | Path
-    """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the
-    URL of one in an object store."""
+    """Click log: Parquet, separated text or JSON Lines (both also .gz or .zst), a folder or glob of
+    such files, or the URL of Parquet in an object store."""
     columns: ColumnNames = Field(default={})
     """Names of the log's columns: public (SessionId, ItemId, and Time in seconds, as in public
     data sets), or those that differ from session=session_id, item=item_id, time=timestamp_ms,
     event_type=event_type. visitor=NAME in place of session: a log without sessions, cut at idle
-    gaps. Names that are known, and time_unit (s, ms, iso and others), are found out where they are
-    not given."""
+    gaps. Positions name columns without a header, paths such as events.aid nested ones. Found out
+    where not given: names that are known, time_unit (s, ms, iso and others), and of text separator,
+    encoding, quoting (rfc, backslash, none) and header (yes, no)."""
     idle_timeout_s: int | None = Field(default=None, gt=0, le=LONGEST_S)
     """Cut sessions at longer gaps, in training and in the stream. Unset: the session column alone
     separates them."""
@@ -205,7 +206,7 @@ def read_training_log(
     newer_log = None if isinstance(settings.validation, float) else settings.validation
     logs = [settings.clicks] if newer_log is None else [settings.clicks, newer_log]
     for path in logs:
-        _check_columns(path, wanted)
+        _check_columns(path, columns, wanted)
 
     def read(path: str | Path) -> pl.DataFrame:
         return read_clicks(
@@ -288,16 +289,19 @@ def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: i
         )
 
 
-def check_context_columns(path: str | Path, fields: Sequence[ContextField]) -> None:
+def check_context_columns(
+    path: str | Path, columns: Columns, fields: Sequence[ContextField]
+) -> None:
     """Raise TrainError unless the log has the columns that the fields are read from."""
-    _check_columns(path, [("context", field.name) for field in fields if field.kind == "column"])
+    wanted = [("context", field.name) for field in fields if field.kind == "column"]
+    _check_columns(path, columns, wanted)
 
 
-def _check_columns(path: str | Path, wanted: Sequence[tuple[str, str]]) -> None:
+def _check_columns(path: str | Path, columns: Columns, wanted: Sequence[tuple[str, str]]) -> None:
     """Raise TrainError unless the log has the columns, each with the setting that names it."""
     if not wanted:
         return
-    source = open_log(path)
+    source = open_log(path, columns.form(), columns.sources())
     with reading(path):
         schema = source.table.collect_schema()
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))
