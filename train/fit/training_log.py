@@ -17,7 +17,7 @@ from train.command import Settings, TrainError
 from train.data.clicks import Filters, columns_of_log, filter_clicks, read_clicks, split_by_time
 from train.data.columns import Columns
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
-from train.data.filters import EventTypes, TargetWeight
+from train.data.filters import EventTypes, Filtered, TargetWeight
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.data.source import open_log, reading
 from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
@@ -84,7 +84,8 @@ class LogSettings(Settings):
     timeout. Kept for serving."""
     filters: Annotated[Pairs, pairs_of(Filters)] = Field(default={})
     """Which clicks to learn from, for example last_days=7, min_item_support=5,
-    min_session_length=3, drop_repeats=true (one click of each run on the same item)."""
+    min_session_length=3, max_session_length=500 (the default: longer sessions are robots; 0 keeps
+    them), drop_repeats=true (one click of each run on the same item)."""
     validation: Validation = 0.1
     """Share of sessions held back for validation, the newest (0: none), or a log to validate on."""
     event_types: Weights = Field(default={})
@@ -149,6 +150,8 @@ class TrainingLog:
     """Predictions of the validation that no model can make: of items that are new in it."""
     allowed_lateness_s: int = 600
     """How late a click may arrive in the stream."""
+    max_session_length: int = 0
+    """Longer sessions were dropped, in the validation too; 0: none."""
 
     def content_hash(self) -> str:
         """Of all that is learnt from and measured on, clicks in their order."""
@@ -222,7 +225,8 @@ def read_training_log(
     if isinstance(settings.validation, float) and settings.validation > 0:
         clicks, newer = split_by_time(clicks, settings.validation)
     # After the split, so that no item is kept for the clicks it is yet to have.
-    filtered = filter_clicks(clicks, settings.log_filters)
+    filters = settings.log_filters
+    filtered = filter_clicks(clicks, filters)
     del clicks  # of a large log each stage is gigabytes
     figures = filtered._asdict()
     log.info("log_filtered", **{name: n for name, n in figures.items() if name != "clicks"})
@@ -231,9 +235,13 @@ def read_training_log(
     catalogue = build_catalogue(filtered.clicks, known)
     train = build_sessions(filtered.clicks, catalogue, fields)
     if len(train.sessions) == 0:
-        raise TrainError(f"{settings.clicks} has no session of two clicks to learn from")
+        raise TrainError(_nothing_left(settings, filtered))
     validation, lost = None, NOTHING_LOST
     if newer is not None:
+        # The other filters stay away: every next click that a person made is asked for.
+        longest = Filters(min_session_length=1, max_session_length=filters.max_session_length)
+        people = filter_clicks(newer, longest)
+        newer = people.clicks
         indexed = build_sessions(newer, catalogue, fields)
         validation, lost = indexed.sessions, lost_predictions(newer, indexed.sessions)
         log.info(
@@ -241,6 +249,7 @@ def read_training_log(
             sessions=len(validation),
             dropped_clicks=indexed.dropped_clicks,
             dropped_sessions=indexed.dropped_sessions,
+            long_session_clicks=people.long_session_clicks,
         )
         if not validation.n_targets:
             raise TrainError(
@@ -260,7 +269,18 @@ def read_training_log(
         event_types,
         lost,
         settings.allowed_lateness_s,
+        filters.max_session_length,
     )
+
+
+def _nothing_left(settings: LogSettings, filtered: Filtered) -> str:
+    if n_long := filtered.long_session_clicks:
+        return (
+            f"{settings.clicks} has no session left to learn from: {n_long} clicks are in sessions "
+            f"of more than {settings.log_filters.max_session_length}; cut them with "
+            "--idle-timeout-s, or keep them with --filters max_session_length=0"
+        )
+    return f"{settings.clicks} has no session of two clicks to learn from"
 
 
 def _check_given(settings: LogSettings, fields: Sequence[ContextField]) -> None:

@@ -88,6 +88,8 @@ class CheckpointInfo(_Record):
     """How late a click may arrive in the stream."""
     event_types: EventTypes = EventTypes()
     """Which types of event advanced a session in training."""
+    max_session_length: int = 0
+    """Longer sessions were dropped before training; 0: none."""
     content_hash: str = ""
     """Of the sessions trained and validated on; a run resumes only on the same ones."""
     epoch: int
