@@ -23,6 +23,7 @@ from train.data.columns import WIRE_COLUMNS, Columns, check_columns, find_column
 from train.data.filters import DAY_MS, EventTypes, weigh_events
 from train.data.filters import Filters as Filters
 from train.data.filters import filter_clicks as filter_clicks
+from train.data.health import Largest, largest_of
 from train.data.ids import (
     ITEM,
     REASON,
@@ -63,6 +64,8 @@ class Log(NamedTuple):
     """Where the bad rows were written; None without any."""
     idle_timeout_s: int | None
     """The gap at which its sessions were cut, given or found; None where they were not."""
+    visitor: Largest | None
+    """The one with the most clicks; None where the log names its sessions itself."""
 
 
 class Split(NamedTuple):
@@ -149,13 +152,14 @@ def read_clicks(
         clicks = clicks.with_columns(by_offset.alias(WATERMARK_MS))
     if event_types is not None:
         clicks = weigh_events(clicks, event_types)
+    visitor = largest_of(clicks["session_id"]) if columns.visitor else None
     if unwanted is not None:
         clicks = as_served(clicks, idle_timeout_s, allowed_lateness_s)
         clicks = clicks.drop(*unwanted, WATERMARK_MS, strict=False)
     clicks = in_order(clicks)
     if idle_timeout_s is not None:
         clicks = cut_sessions(clicks, idle_timeout_s, number_all=columns.visitor is not None)
-    return Log(clicks, n_bad, rejected_path if n_bad else None, idle_timeout_s)
+    return Log(clicks, n_bad, rejected_path if n_bad else None, idle_timeout_s, visitor)
 
 
 def columns_of_log(path: str | Path, columns: Columns) -> Columns:

@@ -14,10 +14,18 @@ from pydantic_settings import NoDecode
 
 from stream.contract.context import MAX_FIELDS, RESERVED
 from train.command import Settings, TrainError
-from train.data.clicks import Filters, columns_of_log, filter_clicks, read_clicks, split_by_time
+from train.data.clicks import (
+    Filters,
+    Log,
+    columns_of_log,
+    filter_clicks,
+    read_clicks,
+    split_by_time,
+)
 from train.data.columns import Columns
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
 from train.data.filters import EventTypes, Filtered, TargetWeight
+from train.data.health import Health, examine
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.data.source import open_log, reading
 from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
@@ -64,8 +72,8 @@ def _parse_weights(given: Any) -> Any:
 Weights: TypeAlias = Annotated[dict[str, TargetWeight], NoDecode, BeforeValidator(_parse_weights)]
 
 
-class LogSettings(Settings):
-    """Which clicks a model learns from, and what it sees of them."""
+class Reading(Settings):
+    """How a click log is read."""
 
     clicks: str | Path
     """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the
@@ -79,32 +87,14 @@ class LogSettings(Settings):
     idle_timeout_s: int | None = Field(default=None, gt=0, le=LONGEST_S)
     """Cut sessions at longer gaps, in training and in the stream. Unset: the session column alone
     separates them."""
-    allowed_lateness_s: int = Field(default=600, ge=0, le=LONGEST_S)
-    """How late a click may arrive in the stream: sessions live this much longer than the idle
-    timeout. Kept for serving."""
-    filters: Annotated[Pairs, pairs_of(Filters)] = Field(default={})
-    """Which clicks to learn from, for example last_days=7, min_item_support=5,
-    min_session_length=3, max_session_length=500 (the default: longer sessions are robots; 0 keeps
-    them), drop_repeats=true (one click of each run on the same item)."""
-    validation: Validation = 0.1
-    """Share of sessions held back for validation, the newest (0: none), or a log to validate on."""
     event_types: Weights = Field(default={})
     """Types of event that advance a session, with the weight of a click as target where that is
     not 1: view=0,cart,purchase=3 never predicts a view. Clicks of other types are ignored. Unset:
     all count."""
-    context: tuple[str, ...] = ()
-    """What the model sees of a click besides its item: hour, weekday, gap (the time since the
-    previous click), or columns of the log."""
-    utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
-    """Added to UTC for hour and weekday."""
 
     @property
     def log_columns(self) -> Columns:
         return columns_of(self.columns)
-
-    @property
-    def log_filters(self) -> Filters:
-        return from_pairs(Filters, self.filters)
 
     @property
     def log_event_types(self) -> EventTypes:
@@ -120,6 +110,29 @@ class LogSettings(Settings):
         if weights and not any(weights.values()):
             raise ValueError("expected a weight above 0: nothing would be predicted")
         return weights
+
+
+class LogSettings(Reading):
+    """Which clicks a model learns from, and what it sees of them."""
+
+    allowed_lateness_s: int = Field(default=600, ge=0, le=LONGEST_S)
+    """How late a click may arrive in the stream: sessions live this much longer than the idle
+    timeout. Kept for serving."""
+    filters: Annotated[Pairs, pairs_of(Filters)] = Field(default={})
+    """Which clicks to learn from, for example last_days=7, min_item_support=5,
+    min_session_length=3, max_session_length=500 (the default: longer sessions are robots; 0 keeps
+    them), drop_repeats=true (one click of each run on the same item)."""
+    validation: Validation = 0.1
+    """Share of sessions held back for validation, the newest (0: none), or a log to validate on."""
+    context: tuple[str, ...] = ()
+    """What the model sees of a click besides its item: hour, weekday, gap (the time since the
+    previous click), or columns of the log."""
+    utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
+    """Added to UTC for hour and weekday."""
+
+    @property
+    def log_filters(self) -> Filters:
+        return from_pairs(Filters, self.filters)
 
     @field_validator("context")
     @classmethod
@@ -173,7 +186,7 @@ class TrainingLog:
         )
 
 
-def how_read(settings: LogSettings) -> tuple[EventTypes, int | None]:
+def how_read(settings: Reading) -> tuple[EventTypes, int | None]:
     """The event types and the idle timeout with which the log is read, given or found. Raises
     TrainError for a log without a column that is needed."""
     columns = columns_of_log(settings.clicks, settings.log_columns)
@@ -281,6 +294,28 @@ def _nothing_left(settings: LogSettings, filtered: Filtered) -> str:
             "--idle-timeout-s, or keep them with --filters max_session_length=0"
         )
     return f"{settings.clicks} has no session of two clicks to learn from"
+
+
+def look_at(settings: Reading, *, rejected_path: Path | None = None) -> tuple[Log, Health]:
+    """The log without its further columns but for the one of event types, if it has one, and its
+    health. Raises TrainError."""
+    event_types, _ = how_read(settings)
+    if event_types.inputs:
+        _check_columns(settings.clicks, [("event_types", event_types.column)])
+    log = read_clicks(
+        settings.clicks,
+        settings.log_columns,
+        idle_timeout_s=settings.idle_timeout_s,
+        rejected_path=rejected_path,
+        keep=[event_types.column],
+        event_types=event_types,
+    )
+    return log, health_of(log)
+
+
+def health_of(log: Log) -> Health:
+    """The health of a log that was just read."""
+    return examine(log.clicks, rejected=log.rejected, visitor=log.visitor)
 
 
 def _check_given(settings: LogSettings, fields: Sequence[ContextField]) -> None:
