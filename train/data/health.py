@@ -42,6 +42,7 @@ SHORTEST_SPAN_MS = 60_000
 LONGEST_SPAN_MS = 20 * 366 * DAY_MS
 LAST_DAYS = 7
 """So many of the newest days are shown."""
+SOUND = "nothing looks wrong"
 _ROWS_AT_ONCE = 4_000_000
 _WIDTH = 100
 
@@ -127,7 +128,7 @@ def examine(
     visitor: Largest | None = None,
 ) -> Health:
     """The health of a log as ``read_clicks`` returns it, not empty; ``visitor`` is the one with the
-    most clicks, of a log of visitors. Takes 2 s and .5 GB for ten million clicks."""
+    most clicks, of a log of visitors. Takes a second for ten million clicks."""
     bad = {reason.value: count for reason, count in (rejected or {}).items()}
     session, item = codes(clicks["session_id"]), codes(clicks["item_id"])
     at_ms = clicks["timestamp_ms"].to_numpy()
@@ -177,10 +178,20 @@ def examine(
 
 def describe(health: Health, name: str) -> str:
     """The log on one screen of text, warnings last."""
+    lines = [name, *(f"{label:<24}{text}" for label, text in figures_of(health))]
+    for finding in health.findings:
+        lines += textwrap.wrap(
+            f"! {finding}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False
+        )
+    return "\n".join(lines if health.findings else [*lines, SOUND])
+
+
+def figures_of(health: Health) -> list[tuple[str, str]]:
+    """What people read of the figures: labels, those of a part indented, and texts."""
     h, share = health, "{:.1%}".format
     rejected = ", ".join(f"{reason} {n:,}" for reason, n in h.rejected.items())
     lengths = ", ".join(f"{which} {n:,.0f}" for which, n in h.lengths.items())
-    rows = [
+    return [
         ("records", f"{h.records:,}"),
         ("  read", f"{h.clicks:,}"),
         ("  filtered", f"{h.filtered:,} (event types that are not wanted)" if h.filtered else "0"),
@@ -203,12 +214,6 @@ def describe(health: Health, name: str) -> str:
             for day, clicks, new in h.last_days
         ),
     ]
-    lines = [name, *(f"{label:<24}{text}" for label, text in rows)]
-    for finding in h.findings:
-        lines += textwrap.wrap(
-            f"! {finding}", _WIDTH, subsequent_indent="  ", break_on_hyphens=False
-        )
-    return "\n".join(lines if h.findings else [*lines, "nothing looks wrong"])
 
 
 def _robots(

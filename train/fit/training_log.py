@@ -165,6 +165,8 @@ class TrainingLog:
     """How late a click may arrive in the stream."""
     max_session_length: int = 0
     """Longer sessions were dropped, in the validation too; 0: none."""
+    health: Health | None = None
+    """Of the log before it was split and filtered; None where it was put together otherwise."""
 
     def content_hash(self) -> str:
         """Of all that is learnt from and measured on, clicks in their order."""
@@ -223,7 +225,7 @@ def read_training_log(
     for path in logs:
         _check_columns(path, wanted)
 
-    def read(path: str | Path) -> pl.DataFrame:
+    def read(path: str | Path) -> Log:
         return read_clicks(
             path,
             settings.log_columns,
@@ -231,12 +233,16 @@ def read_training_log(
             keep=[name for _, name in wanted],
             event_types=event_types,
             allowed_lateness_s=settings.allowed_lateness_s,
-        ).clicks
+        )
 
-    clicks = read(settings.clicks)
-    newer = None if newer_log is None else read(newer_log)
+    first = read(settings.clicks)
+    health = health_of(first)
+    _tell(settings.clicks, health)
+    clicks = first.clicks
+    newer = None if newer_log is None else read(newer_log).clicks
     if isinstance(settings.validation, float) and settings.validation > 0:
         clicks, newer = split_by_time(clicks, settings.validation)
+    del first
     # After the split, so that no item is kept for the clicks it is yet to have.
     filters = settings.log_filters
     filtered = filter_clicks(clicks, filters)
@@ -283,7 +289,16 @@ def read_training_log(
         lost,
         settings.allowed_lateness_s,
         filters.max_session_length,
+        health,
     )
+
+
+def _tell(path: str | Path, health: Health) -> None:
+    """A line about the log, and one for each warning; `look` and the report have the rest."""
+    shown = ("records", "filtered", "clicks", "sessions", "items", "lengths", "repeats")
+    log.info("log_examined", path=str(path), **health.model_dump(include=set(shown)))
+    for finding in health.findings:
+        log.warning(finding.name, **finding.model_dump(exclude={"name"}))
 
 
 def _nothing_left(settings: LogSettings, filtered: Filtered) -> str:
