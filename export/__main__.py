@@ -87,7 +87,9 @@ def export_bundle(
         idle_timeout_s=info.idle_timeout_s,
         context=context,
         opset=OPSET,
-        training=TrainingData(**info.training.model_dump()),
+        training=TrainingData(
+            **info.training.model_dump(), max_session_length=info.max_session_length
+        ),
         metrics=Metrics(info.protocol, info.metrics) if info.metrics else None,
         parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(item.item_index, item.score) for item in info.popular[:k]],

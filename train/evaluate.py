@@ -108,7 +108,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         lost_predictions(clicks, indexed.sessions),
         clicks,
     )
-    trainings = {MODEL: Training(epoch=info.epoch, history=info.history)}
+    trainings = {MODEL: Training(epoch=info.epoch, history=info.history, health=info.health)}
     if settings.out is not None:
         for name in predictors:
             check_replaceable(settings.out, name, counts, trainings.get(name))

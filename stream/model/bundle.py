@@ -34,14 +34,18 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model has seen, after filtering."""
+class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the model has seen, after filtering.
+
+    ``max_session_length``: longer sessions were left out; 0, and then left out of the JSON: none.
+    """
 
     first_timestamp_ms: Count
     last_timestamp_ms: Count
     clicks: Count
     sessions: Count
     items: Count
+    max_session_length: Count = 0
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

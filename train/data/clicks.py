@@ -22,6 +22,7 @@ from train.data.columns import WIRE_COLUMNS, Columns, check_columns, find_column
 from train.data.filters import DAY_MS, EventTypes, weigh_events
 from train.data.filters import Filters as Filters
 from train.data.filters import filter_clicks as filter_clicks
+from train.data.health import Largest, largest_of
 from train.data.ids import (
     ITEM,
     REASON,
@@ -71,6 +72,8 @@ class Log(NamedTuple):
     """Of the log's files. Each is a click, rejected or filtered."""
     n_filtered: int
     """Rows of types of event that do not advance a session, whether good otherwise or not."""
+    visitor: Largest | None
+    """The one with the most clicks; None where the log names its sessions itself."""
 
 
 class Split(NamedTuple):
@@ -166,6 +169,7 @@ def read_clicks(
         n_before = len(clicks)
         clicks = weigh_events(clicks, event_types)
         n_filtered += n_before - len(clicks)
+    visitor = largest_of(clicks["session_id"]) if columns.visitor else None
     if unwanted is not None:
         clicks = as_served(clicks, idle_timeout_s, allowed_lateness_s)
         clicks = clicks.drop(*unwanted, WATERMARK_MS, strict=False)
@@ -175,7 +179,7 @@ def read_clicks(
     # Of the law that no record is lost; a difference would be a mistake of ours.
     assert len(clicks) + n_filtered + sum(n_bad.values()) == n_records
     where = rejected if n_bad else None
-    return Log(clicks, n_bad, where, idle_timeout_s, n_records, n_filtered)
+    return Log(clicks, n_bad, where, idle_timeout_s, n_records, n_filtered, visitor)
 
 
 def columns_of_log(path: str | Path, columns: Columns) -> Columns:

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from train.command import Settings, TrainError
 from train.data.context import texts
+from train.data.health import Health
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
 from train.folders import replacing
 from train.measure.metrics import NOTHING_LOST, Lost, figures, list_figures
@@ -67,6 +68,8 @@ class Training(Settings):
     epoch: int
     """The epoch that was measured."""
     history: list[EpochRecord]
+    health: Health | None = None
+    """Of the log that was learnt from."""
 
 
 class EvaluationInfo(Settings):

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from train.command import TrainError, load_json
 from train.data.filters import EventTypes
+from train.data.health import Health
 from train.data.sessions import Catalogue
 from train.folders import replacing
 from train.network.model import ModelConfig, SessionModel
@@ -88,6 +89,10 @@ class CheckpointInfo(_Record):
     """How late a click may arrive in the stream."""
     event_types: EventTypes = EventTypes()
     """Which types of event advanced a session in training."""
+    max_session_length: int = 0
+    """Longer sessions were dropped before training; 0: none."""
+    health: Health | None = None
+    """Of the log that was learnt from."""
     content_hash: str = ""
     """Of the sessions trained and validated on; a run resumes only on the same ones."""
     epoch: int

@@ -78,7 +78,11 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_path: Path) -> None:
     sessions = random_sessions(50, N_ITEMS, SIZES, seed=1)
-    served = {"allowed_lateness_s": 900, "event_types": EventTypes(inputs=("view", "cart"))}
+    served = {
+        "allowed_lateness_s": 900,
+        "event_types": EventTypes(inputs=("view", "cart")),
+        "max_session_length": 500,
+    }
     checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update=served))
     folder = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
     bundle = load_bundle(folder)
@@ -95,6 +99,7 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
     assert manifest.allowed_lateness_s == 900
     assert manifest.event_types == ("view", "cart")
     assert (manifest.training.clicks, manifest.training.last_timestamp_ms) == (77, 9_000)
+    assert manifest.training.max_session_length == 500
     assert manifest.metrics is not None
     assert manifest.metrics.protocol == "by hand"
     assert manifest.metrics.figures == {"recall_at_20": 0.5}

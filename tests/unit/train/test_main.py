@@ -1,4 +1,5 @@
 import fcntl
+import html
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,30 @@ def test_fit_leaves_a_checkpoint_figures_and_a_plot(clicks: Path, tmp_path: Path
     assert [record["epoch"] for record in figures["history"]] == [1, 2]
     image = matplotlib.image.imread(out / "training.png")
     assert image.std() > 0.05, "more than an empty page"
+
+
+def test_the_health_of_the_log_goes_from_fit_to_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out, kept = tmp_path / "log.parquet", tmp_path / "out", tmp_path / "kept"
+    clicks = markov_clicks(0.9, n_sessions=100, n_items=30, seed=1)
+    pl.concat([clicks, clicks[:60]]).write_parquet(path)
+    assert fit(path, out) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (warning,) = (line for line in lines if line["event"] == "duplicates")
+    assert (warning["level"], warning["found"][:4]) == ("warning", "9.1%")
+    assert any(line["event"] == "log_examined" and line["records"] == 660 for line in lines)
+    health = load_checkpoint(out).info.health
+    assert health is not None
+    assert (health.records, [f.name for f in health.findings]) == (660, ["duplicates"])
+    assert main(["look", str(path)]) == 0
+    assert f"! {health.findings[0]}"[:80] in capsys.readouterr().out
+    words = ["--checkpoint", str(out), "--clicks", str(path), "--out", str(kept)]
+    assert main(["evaluate", *words]) == 0
+    assert main(["report", "--runs", str(kept), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "What model learnt from" in page
+    assert f"<li>{html.escape(str(health.findings[0]), quote=False)}</li>" in page
 
 
 def test_fit_validates_on_the_file_it_is_given(

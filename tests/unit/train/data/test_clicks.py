@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from train.command import TrainError
@@ -437,18 +438,43 @@ def test_dropping_an_item_brings_repeats_together() -> None:
     assert (found.rare_item_clicks, found.repeat_clicks) == (1, 1)
 
 
-@given(logs, st.integers(1, 4), st.integers(1, 4), st.booleans())
+def test_a_robots_session_is_dropped_before_items_are_counted() -> None:
+    robot = [("r", "b", at) for at in range(4)]
+    clicks = log([*robot, ("s", "a", 5), ("s", "b", 6), ("s", "a", 7)])
+    found = filter_clicks(clicks, Filters(max_session_length=3, min_item_support=2))
+    assert rows(found.clicks) == [("s", "a", 5), ("s", "a", 7)]
+    assert (found.long_session_clicks, found.rare_item_clicks) == (4, 1)
+    assert len(filter_clicks(clicks, Filters(max_session_length=4)).clicks) == 7
+    assert len(filter_clicks(clicks, Filters(max_session_length=0)).clicks) == 7
+
+
+def test_repeats_that_are_dropped_do_not_make_a_session_long() -> None:
+    clicks = log([("s", "a", 0), ("s", "a", 1), ("s", "b", 2)])
+    found = filter_clicks(clicks, Filters(max_session_length=2, drop_repeats=True))
+    assert rows(found.clicks) == [("s", "a", 0), ("s", "b", 2)]
+
+
+def test_a_longest_session_below_the_shortest_is_refused() -> None:
+    with pytest.raises(ValidationError, match="max_session_length=2 is below min_session_length=3"):
+        Filters(min_session_length=3, max_session_length=2)
+
+
+@given(logs, st.integers(1, 4), st.integers(1, 4), st.integers(0, 4), st.booleans())
 def test_filtering_reaches_a_fixed_point(
-    clicks: pl.DataFrame, support: int, length: int, drop_repeats: bool
+    clicks: pl.DataFrame, support: int, length: int, further: int, drop_repeats: bool
 ) -> None:
     filters = Filters(
-        min_item_support=support, min_session_length=length, drop_repeats=drop_repeats
+        min_item_support=support,
+        min_session_length=length,
+        max_session_length=length + further,
+        drop_repeats=drop_repeats,
     )
     found = filter_clicks(clicks, filters)
     assert filter_clicks(found.clicks, filters).clicks.equals(found.clicks)
     assert len(clicks) == len(found.clicks) + sum(found[1:])
     assert (found.clicks["item_id"].value_counts()["count"] >= support).all()
-    assert (found.clicks["session_id"].value_counts()["count"] >= length).all()
+    lengths = found.clicks["session_id"].value_counts()["count"]
+    assert lengths.is_between(length, length + further).all()
 
 
 @given(logs, st.integers(1, 3))
