@@ -65,7 +65,7 @@ class Metrics:
         )
         self.skipped = counter(
             "recs_skipped_clicks_total",
-            "Redelivered clicks below the position: already applied, passed over.",
+            "Redelivered clicks below the position: already applied, so skipped.",
         )
         self.holes = counter(
             "recs_offset_holes_total",
