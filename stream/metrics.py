@@ -141,7 +141,7 @@ class Metrics:
         )
         self.paused = gauge(
             "recs_paused_partition",
-            "1 while a partition is paused before a record that cannot be processed, else 0.",
+            "1 while a partition is paused at a record that cannot be processed, else 0.",
             ["partition"],
         )
         self.ready = gauge(
