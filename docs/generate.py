@@ -40,7 +40,7 @@ def settings_page() -> str:
         *("# Settings", "", NOTE, ""),
         "A setting is a flag or, where one is named, an environment variable; the flag wins.",
         "Every command answers `--help`, and a wrong setting ends it with exit code 2.",
-        "What training and serving must agree on is no setting: it stands in the manifest.",
+        "What training and serving must agree on is not a setting: it is in the manifest.",
         *_section("Kafka, for every `python -m stream` command", KafkaSettings, set()),
     ]
     for command, kind in COMMANDS:
@@ -55,7 +55,7 @@ def metrics_page() -> str:
     rows = [_metric(i) for i in instruments if isinstance(i, MetricWrapperBase)]
     lines = [
         *("# Metrics", "", NOTE, "", "Every worker serves these at `/metrics`."),
-        *("A histogram has `_bucket`, `_sum` and `_count` behind its name.", ""),
+        *("A histogram has `_bucket`, `_sum` and `_count` after its name.", ""),
         *_table(("metric", "type", "labels", "meaning"), rows),
     ]
     return "\n".join(lines) + "\n"

@@ -28,6 +28,13 @@ from stream.settings import (
 
 T = TypeVar("T", bound=BaseSettings)
 EXIT_DEPLOYMENT = 2
+_EXPECTED = {  # how pydantic's messages begin, and what follows "expected" instead
+    "Input should be ": "",
+    "String should match ": "text that matches ",
+    "String should have ": "",
+    "Path does not point to ": "",
+    "Value error, expected ": "",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,9 +86,10 @@ def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
         return f"{where} is missing: {field.description}"
     found = repr(problem["input"]) if field.repr else "wrong"
     expected = problem["msg"].partition(", unable to")[0]
-    for prefix in ("Input should be ", "String should "):
-        expected = expected.removeprefix(prefix)
-    return f"{where} is {found}, expected: {expected}; it means: {field.description}"
+    for prefix, plain in _EXPECTED.items():
+        if expected.startswith(prefix):
+            expected = plain + expected.removeprefix(prefix)
+    return f"{where} is {found}, expected {expected}. Description: {field.description}"
 
 
 # Each command imports what it needs: only the worker loads Faust and ONNX Runtime.
@@ -112,7 +120,7 @@ def _topics_check(settings: KafkaSettings) -> None:
 
     check_topics(settings)
     (found,) = n_partitions(settings, [settings.clicks_topic]).values()
-    print(f"topics are right: {found} partitions of clicks")
+    print(f"topics are set up correctly: {settings.clicks_topic} has {found} partitions")
 
 
 def _reset(settings: ResetSettings) -> None:
@@ -120,7 +128,7 @@ def _reset(settings: ResetSettings) -> None:
 
     for partition, (offset, n_dropped) in reset_positions(settings).items():
         dropped = f", {n_dropped} sessions dropped" if n_dropped else ""
-        print(f"partition {partition}: goes on at offset {offset}{dropped}")
+        print(f"partition {partition}: continues at offset {offset}{dropped}")
 
 
 def _resume(settings: ResumeSettings) -> None:
@@ -129,7 +137,7 @@ def _resume(settings: ResumeSettings) -> None:
     any_paused = False
     for partition, offset in resume_partitions(settings):
         any_paused = True
-        how = "passes over" if settings.pass_over else "goes on at"
+        how = "skips" if settings.pass_over else "continues at"
         print(f"partition {partition}: {how} offset {offset}", flush=True)
     if not any_paused:
         print("no partition is paused")

@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Train,
         _run,
         arguments,
-        interrupted="interrupted: fit continues with --resume; run collect and search again",
+        interrupted="interrupted: continue fit with --resume, collect and search by running the "
+        "same command again",
     )
 
 

@@ -437,7 +437,7 @@ class FaustTransport:
             except _UNREACHABLE as error:
                 self._forget(restore.partitions)
                 if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
-                    self.processor.fail(StreamError(f"the brokers refuse a restore: {error}"))
+                    self.processor.fail(StreamError(f"the brokers rejected a restore: {error}"))
                 log.warning("restore_repeated", partitions=restore.partitions, detail=str(error))
                 await asyncio.sleep(RETRY_S)
             except asyncio.CancelledError:

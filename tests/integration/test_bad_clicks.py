@@ -161,7 +161,7 @@ def test_a_partition_at_its_limit_is_paused_alone_until_an_operator_lets_it_go_o
         if begin == 0:
             worker.end(signal.SIGKILL)
     found = deployment.command("resume")
-    assert found.stdout == f"partition 0: goes on at offset {n_good + 999}\n", found.stderr
+    assert found.stdout == f"partition 0: continues at offset {n_good + 999}\n", found.stderr
     deployment.wait_until_answered(10_501)
     assert len(deployment.read(deployment.dead_letters)) == 10_000
     assert len(deployment.read(deployment.recommendations)) == 501
@@ -189,12 +189,12 @@ def test_a_click_that_cannot_be_processed_pauses_its_partition_until_it_is_passe
     assert deployment.positions()[0].next_offset == 50
     assert "ZeroDivisionError" in worker.log(), "bugs are not swallowed"
     tried = deployment.command("resume", "--partition", "0")
-    assert tried.stdout == "partition 0: goes on at offset 50\n", tried.stderr
+    assert tried.stdout == "partition 0: continues at offset 50\n", tried.stderr
     wait_for(lambda: worker.log().count("partition_paused") == 2, 60, "a partition paused again")
     wrong = deployment.command("resume", "--partition", "1")
     assert (wrong.returncode, wrong.stderr) == (2, "partition 1 is not paused\n")
     found = deployment.command("resume", "--partition", "0", "--pass-over")
-    assert found.stdout == "partition 0: passes over offset 50\n", found.stderr
+    assert found.stdout == "partition 0: skips offset 50\n", found.stderr
     deployment.wait_until_answered(201)
     (letter,) = deployment.read(deployment.dead_letters)
     assert letter.value == b"poison" and letter.headers["reason"] == b"unprocessable"

@@ -175,7 +175,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its parts checked against each other. Raises TrainError if there
     is none, or if its parts contradict each other."""
     if not (folder / INFO).exists():
-        raise TrainError(f"{folder} has no checkpoint: No such file or directory ({INFO})")
+        raise TrainError(f"{folder} contains no checkpoint: {INFO} is missing")
     info = load_json(CheckpointInfo, folder / INFO, "")
     # Split at "\n" alone: str.splitlines would also cut ids at U+0085 or U+2028.
     try:
@@ -184,7 +184,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise TrainError(f"{folder / ITEMS} cannot be read: {error}") from error
     if len(item_ids) != info.model.n_items:
         raise TrainError(
-            f"{folder / ITEMS} has {len(item_ids)} lines, {INFO} says n_items={info.model.n_items}"
+            f"{folder / ITEMS} has {len(item_ids)} lines, but {INFO} says "
+            f"n_items={info.model.n_items}"
         )
 
     model = SessionModel(info.model)

@@ -35,28 +35,39 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ),
         (
             ["worker", "--bundle=b", "--batch-clicks=0"],
-            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is '0', expected: greater than 0; "
-            "it means: Most clicks in one micro-batch.",
+            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is '0', expected greater than 0. "
+            "Description: Most clicks in one micro-batch.",
         ),
         (
             ["worker", "--bundle=b", "--batch-clicks=many"],
-            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is 'many', expected: a valid integer; "
-            "it means: Most clicks in one micro-batch.",
+            "--batch-clicks (or NEXTCLICK_BATCH_CLICKS) is 'many', expected a valid integer. "
+            "Description: Most clicks in one micro-batch.",
         ),
         (
             ["worker", "--bundle=b", "--log-level=loud"],
-            "--log-level (or NEXTCLICK_LOG_LEVEL) is 'loud', expected: 'debug', 'info', "
-            "'warning' or 'error'; it means: Least severe log events that are written.",
+            "--log-level (or NEXTCLICK_LOG_LEVEL) is 'loud', expected 'debug', 'info', "
+            "'warning' or 'error'. Description: Least severe log events that are written.",
         ),
         (
             ["topics", "check", "--bootstrap-servers="],
-            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is '', expected: have at least "
-            "1 character; it means: Kafka brokers, host:port, separated by commas.",
+            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is '', expected at least "
+            "1 character. Description: Kafka brokers, host:port, separated by commas.",
+        ),
+        (
+            ["topics", "check", "--bootstrap-servers=SSL://broker:9093"],
+            "--bootstrap-servers (or NEXTCLICK_BOOTSTRAP_SERVERS) is 'SSL://broker:9093', expected "
+            "host:port pairs separated by commas, without a scheme; instead of SSL://, set "
+            "security_protocol. Description: Kafka brokers, host:port, separated by commas.",
+        ),
+        (
+            ["topics", "check", "--ssl-cafile=missing.pem"],
+            "--ssl-cafile (or NEXTCLICK_SSL_CAFILE) is 'missing.pem', expected a file. "
+            "Description: CA certificates (PEM) that signed the brokers'; unset: the system's.",
         ),
         (
             ["reset", "--to=now"],
-            "--to (or NEXTCLICK_TO) is 'now', expected: match pattern "
-            r"'^(earliest|latest|[0-9]+)$'; it means: earliest, latest or an offset.",
+            "--to (or NEXTCLICK_TO) is 'now', expected text that matches pattern "
+            r"'^(earliest|latest|[0-9]+)$'. Description: earliest, latest or an offset.",
         ),
         (
             ["worker", "--bundle=b", "--batch-click=3"],
@@ -87,8 +98,8 @@ def test_a_wrong_environment_variable_is_named(
     monkeypatch.setenv("NEXTCLICK_BATCH_WINDOW_S", "2")
     err = refused(capsys, "worker", "--bundle=b")
     assert err == (
-        "--batch-window-s (or NEXTCLICK_BATCH_WINDOW_S) is '2', expected: less than or equal to "
-        "1; it means: How long a broker gathers clicks for a micro-batch; batches are at least "
+        "--batch-window-s (or NEXTCLICK_BATCH_WINDOW_S) is '2', expected less than or equal to "
+        "1. Description: How long a broker gathers clicks for a micro-batch; batches are at least "
         "half of it apart.\n"
     )
 
@@ -168,7 +179,7 @@ def test_a_position_of_another_version_is_one_sentence(
         decode_position(b"\x93")
 
     monkeypatch.setitem(cli.COMMANDS, "reset", (KafkaSettings, run))
-    assert refused(capsys, "reset").startswith("expected a position record of format 1: ")
+    assert refused(capsys, "reset").startswith("a position record cannot be read as format 1: ")
 
 
 def test_a_bug_is_not_dressed_up_as_a_bad_deployment(monkeypatch: pytest.MonkeyPatch) -> None:
