@@ -26,8 +26,8 @@ help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 .PHONY: demo
-demo: .venv/installed ## The main job end to end: Kafka, training, export, worker, replay (CLICKS=path: your own log)
-	$(PYTHON) -m deploy.demo $(if $(CLICKS),--clicks "$(CLICKS)")
+demo: .venv/installed ## The main job end to end: Kafka, training, export, worker, replay (CLICKS=path FLAGS='--columns ...': your own log)
+	$(PYTHON) -m deploy.demo $(if $(CLICKS),--clicks "$(CLICKS)") $(FLAGS)
 
 .PHONY: test
 test: .venv/installed build/prometheus ## All tests, on a real Kafka and a real Prometheus

@@ -73,7 +73,9 @@ def export_bundle(
     info, model = checkpoint.info, checkpoint.model
     config = info.model
     if k > config.n_items:
-        raise StreamError(f"n_recommendations is {k}, the catalogue has {config.n_items} items")
+        raise StreamError(
+            f"n_recommendations is {k}, but the catalogue has only {config.n_items} items"
+        )
     context = list(config.context)
     check_context(checkpoint.folder, context)
     manifest = Manifest(
@@ -87,7 +89,9 @@ def export_bundle(
         idle_timeout_s=info.idle_timeout_s,
         context=context,
         opset=OPSET,
-        training=TrainingData(**info.training.model_dump()),
+        training=TrainingData(
+            **info.training.model_dump(), max_session_length=info.max_session_length
+        ),
         metrics=Metrics(info.protocol, info.metrics) if info.metrics else None,
         parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(item.item_index, item.score) for item in info.popular[:k]],
@@ -142,8 +146,9 @@ def parity_sessions(config: ExportConfig, checkpoint: Checkpoint) -> list[Parity
         ]
         if not newest:
             raise TrainError(
-                f"{config.clicks} has no session of two items that {config.checkpoint} knows: "
-                "expected the log the checkpoint was trained on, or a newer one"
+                f"{config.clicks} has no session with at least two clicks on items known to "
+                f"{config.checkpoint}: expected the log the checkpoint was trained on, or a newer "
+                "one"
             )
     n_random = PARITY_SESSIONS - len(newest)
     sizes = [field.size for field in fields]

@@ -84,8 +84,8 @@ def check_parity(
                 allowed = max(MAX_ERROR, ROUNDING * max_error_pytorch)
                 if not error <= allowed:  # so that NaN fails
                     raise TrainError(
-                        f"{where}, encode.onnx and the model differ by {error:.3g} in the {name}, "
-                        f"allowed {allowed:.3g}"
+                        f"{where}, encode.onnx and the model differ by {error:.3g} in the {name} "
+                        f"(at most {allowed:.3g} is allowed)"
                     )
                 max_error = max(max_error, error)
             top_k_equal += _check_top_k(where, top_index, scores)
@@ -139,8 +139,8 @@ def _check_top_k(
     tie = (best_scores.abs() * RELATIVE_TIE).clamp(min=TIE)
     if not bool((error < tie).all()):
         raise TrainError(
-            f"{where}, rank.onnx lists an item whose score in the model is "
-            f"{float(error.max()):.3g} from that place's score, allowed {TIE:g}"
+            f"{where}, rank.onnx ranks an item in a place where the model's score differs by "
+            f"{float(error.max()):.3g} (at most {TIE:g} is allowed)"
         )
     if any(len(set(row)) < len(row) for row in listed.tolist()):
         raise TrainError(f"{where}, rank.onnx lists an item twice")

@@ -120,7 +120,7 @@ def _topics_check(settings: KafkaSettings) -> None:
 
     check_topics(settings)
     (found,) = n_partitions(settings, [settings.clicks_topic]).values()
-    print(f"topics are right: {found} partitions of clicks")
+    print(f"topics are set up correctly: {settings.clicks_topic} has {found} partitions")
 
 
 def _reset(settings: ResetSettings) -> None:
@@ -128,7 +128,7 @@ def _reset(settings: ResetSettings) -> None:
 
     for partition, (offset, n_dropped) in reset_positions(settings).items():
         dropped = f", {n_dropped} sessions dropped" if n_dropped else ""
-        print(f"partition {partition}: goes on at offset {offset}{dropped}")
+        print(f"partition {partition}: continues at offset {offset}{dropped}")
 
 
 def _resume(settings: ResumeSettings) -> None:

@@ -62,7 +62,8 @@ _ListRef = int | _Listed | None
 
 
 _UNPROCESSABLE = BadClick(
-    Reason.UNPROCESSABLE, "the worker failed to process it, and an operator has passed it over"
+    Reason.UNPROCESSABLE,
+    "the worker failed to process this click, and an operator chose to skip it",
 )
 
 

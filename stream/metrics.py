@@ -65,7 +65,7 @@ class Metrics:
         )
         self.skipped = counter(
             "recs_skipped_clicks_total",
-            "Redelivered clicks below the position: already applied, passed over.",
+            "Redelivered clicks below the position: already applied, so skipped.",
         )
         self.holes = counter(
             "recs_offset_holes_total",
@@ -141,7 +141,7 @@ class Metrics:
         )
         self.paused = gauge(
             "recs_paused_partition",
-            "1 while a partition is paused before a record that cannot be processed, else 0.",
+            "1 while a partition is paused at a record that cannot be processed, else 0.",
             ["partition"],
         )
         self.ready = gauge(

@@ -91,8 +91,8 @@ class BadClickLimit:
         if bad > self.share * BAD_CLICK_WINDOW:
             raise BadClickLimitError(
                 f"{bad} of the last {BAD_CLICK_WINDOW} clicks in {topic}-{partition} are bad, "
-                f"offsets {position.bad_window_start} to {offset}: the limit is "
-                f"{self.share} of them (bad_click_share_limit)"
+                f"offsets {position.bad_window_start} to {offset}: the limit is a share of "
+                f"{self.share} (bad_click_share_limit)"
             )
 
 
@@ -111,7 +111,9 @@ def decode_position(raw: bytes) -> Position:
     try:
         position = _decoder.decode(raw)
     except msgspec.DecodeError as error:
-        raise StreamError(f"expected a position record of format {FORMAT}: {error}") from error
+        raise StreamError(
+            f"a position record cannot be read as format {FORMAT}: {error}"
+        ) from error
     if (found := position.format) != FORMAT:
-        raise StreamError(f"position record has format {found}, but this version reads {FORMAT}")
+        raise StreamError(f"a position record has format {found}, but this version reads {FORMAT}")
     return position

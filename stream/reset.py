@@ -59,8 +59,8 @@ def _check_stopped(settings: ResetSettings) -> None:
     future = admin.describe_consumer_groups([settings.app_id])[settings.app_id]
     if members := future.result(TIMEOUT_S).members:
         raise StreamError(
-            f"group {settings.app_id} has {len(members)} members: stop the workers first "
-            "(a worker that was killed counts until its session timeout)"
+            f"group {settings.app_id} still has members ({len(members)}): stop the workers first "
+            "(a killed worker counts as a member until its session times out)"
         )
 
 

@@ -39,9 +39,9 @@ def resume_partitions(settings: ResumeSettings) -> Iterator[str]:
             offset = _ask(f"http://{position.address}{page}")
         except (OSError, HTTPException, msgspec.MsgspecError) as error:
             silent.append(
-                f"no worker answers for partition {partition} at {position.address!r}, which it "
-                f"noted as its NEXTCLICK_WEB_HOST and _PORT ({error}); where it can be reached, "
-                f"`curl -X POST 'http://HOST:PORT{page}'` does the same"
+                f"no worker answers for partition {partition} at {position.address!r}, the address "
+                f"it recorded from NEXTCLICK_WEB_HOST and NEXTCLICK_WEB_PORT ({error}); run "
+                f"`curl -X POST 'http://HOST:PORT{page}'` from a host that can reach it"
             )
         else:
             if offset is not None:

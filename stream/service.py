@@ -72,6 +72,6 @@ def _check_address(settings: WorkerSettings) -> None:
             return
     except OSError as error:
         raise StreamError(
-            f"web_host and web_port are {settings.web_host}:{settings.web_port}, which cannot be "
-            f"listened on ({error.strerror}); each worker on a host needs its own port"
+            f"cannot listen on {settings.web_host}:{settings.web_port} (web_host, web_port): "
+            f"{error.strerror}; each worker on a host needs its own port"
         ) from error

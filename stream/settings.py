@@ -122,7 +122,7 @@ class KafkaSettings(BaseSettings):
         if is_sasl and not (self.sasl_username and self.sasl_password):
             raise ValueError(
                 f"security_protocol is {self.security_protocol}, which needs sasl_username and "
-                "sasl_password; one of them is not set"
+                "sasl_password; at least one is not set"
             )
         return self
 
@@ -152,7 +152,7 @@ class WorkerSettings(KafkaSettings):
     bundle: Path
     """Folder of the bundle to serve."""
     expected_bundle_id: _BundleId | None = None
-    """Serve no other bundle than this one; unset: whichever the folder holds."""
+    """Serve only this bundle; unset: whichever the folder holds."""
     batch_clicks: PositiveInt = Field(default=256, le=4096)
     """Most clicks in one micro-batch."""
     batch_window_s: NonNegativeFloat = Field(default=0.010, le=1.0)
@@ -164,17 +164,17 @@ class WorkerSettings(KafkaSettings):
     bad_click_share_limit: float = Field(default=0.5, gt=0.0, le=1.0)
     """Pause a partition when more than this share of its last 2,000 clicks is bad."""
     session_timeout_s: PositiveFloat = Field(default=10.0, ge=6.0, le=1800.0)
-    """A worker that is silent for so long loses its partitions (the group's session timeout)."""
+    """A worker silent for this long loses its partitions (the group's session timeout)."""
     web_host: str = "127.0.0.1"
-    """Address of the worker's pages, which the position records tell others."""
+    """Address of the worker's HTTP endpoints; the position records name it to others."""
     web_port: int = Field(default=6066, ge=1, le=65535)
-    """Port of the worker's pages, told likewise."""
+    """Port of the worker's HTTP endpoints; the position records name it, too."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
 
 
 class TopicsSettings(KafkaSettings):
-    """Make the topics, or say what is wrong with those that exist."""
+    """Create the topics, or report what is wrong with existing ones."""
 
     partitions: PositiveInt = 4
     """Partitions of each topic (the changelog's must equal the clicks topic's)."""
@@ -185,7 +185,7 @@ class TopicsSettings(KafkaSettings):
 
 
 class ResetSettings(KafkaSettings):
-    """Move the position of stopped workers: where the next start reads on.
+    """Move the position from which stopped workers continue when they start again.
 
     A partition that goes back drops its sessions and its watermark, and answers as if the log began
     there.
@@ -198,20 +198,20 @@ class ResetSettings(KafkaSettings):
 
 
 class ResumeSettings(KafkaSettings):
-    """Let partitions go on that a worker has paused."""
+    """Resume partitions that a worker has paused."""
 
     partition: NonNegativeInt | None = None
-    """The partition that goes on; unset: all that are paused."""
+    """The partition to resume; unset: all that are paused."""
     pass_over: bool = False
-    """Send the record that it waits before to the dead-letter topic; unset: try it again."""
+    """Skip the record it is paused at, and send it to the dead-letter topic; unset: try again."""
 
 
 class WatchSettings(KafkaSettings):
     """Print what goes in and out of the topics, live, until interrupted."""
 
     session: str | None = None
-    """Follow this session; unset: show one that is busy, another every few seconds."""
+    """Follow this session; unset: show a busy one, a different one every few seconds."""
     from_beginning: bool = False
-    """Count what the topics hold already; unset: what comes from now on."""
+    """Also count what the topics already hold; unset: only what comes from now on."""
     idle_timeout_s: PositiveInt | None = None
     """The bundle's idle timeout: a click after a longer pause does not judge the list before it."""

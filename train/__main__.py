@@ -1,4 +1,4 @@
-"""``python -m train fit | ensemble | blend | evaluate | report | search | collect | synthetic``."""
+"""``python -m train COMMAND``, one of the fields of `Train`."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -15,11 +15,13 @@ from train.ensemble import EnsembleSettings, run_ensemble
 from train.evaluate import EvaluateSettings, run_evaluate
 from train.fit.command import run_fit
 from train.fit.settings import FitSettings
+from train.look import LookSettings, run_look
 from train.report.page import ReportSettings, run_report
 from train.search.command import run_search
 from train.search.settings import SearchSettings
 
 COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
+    LookSettings: run_look,
     FitSettings: run_fit,
     EnsembleSettings: run_ensemble,
     BlendSettings: run_blend,
@@ -43,6 +45,7 @@ class Train(BaseSettings):
         cli_avoid_json=True,
         use_attribute_docstrings=True,
     )
+    look: CliSubCommand[LookSettings]
     fit: CliSubCommand[FitSettings]
     ensemble: CliSubCommand[EnsembleSettings]
     blend: CliSubCommand[BlendSettings]
@@ -59,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Train,
         _run,
         arguments,
-        interrupted="interrupted: fit continues with --resume; run collect and search again",
+        interrupted="interrupted: continue fit with --resume, collect and search by running the "
+        "same command again",
     )
 
 

@@ -78,26 +78,27 @@ def check_member(first: Checkpoint, other: Checkpoint) -> None:
             raise TrainError(f"{checkpoint.folder} has cell=window, expected a recurrent cell")
     check_same_log(first, other)
     for name in ModelConfig.model_fields.keys() - MAY_DIFFER:
-        _check_same(first, other, name, lambda of: of.info.model, "the same architecture")
+        _check_same(first, other, name, lambda of: of.info.model, "have the same architecture")
 
 
 def check_same_log(first: Checkpoint, other: Checkpoint) -> None:
     """Raise TrainError unless both know the same items and read clicks in the same way."""
     if first.catalogue.item_ids != other.catalogue.item_ids:
         raise TrainError(
-            f"{other.folder} and {first.folder} have different items: use models of one log"
+            f"{other.folder} and {first.folder} have different items: use models trained on one log"
         )
     for name in ("idle_timeout_s", "allowed_lateness_s", "event_types"):
-        _check_same(first, other, name, lambda of: of.info, "sessions read in the same way")
+        _check_same(first, other, name, lambda of: of.info, "read sessions in the same way")
 
 
 def _check_same(
-    first: Checkpoint, other: Checkpoint, name: str, part: Callable[[Checkpoint], Any], same: str
+    first: Checkpoint, other: Checkpoint, name: str, part: Callable[[Checkpoint], Any], must: str
 ) -> None:
     found, wanted = (getattr(part(of), name) for of in (other, first))
     if found != wanted:
         raise TrainError(
-            f"{other.folder} has {name}={found}, {first.folder} {wanted}: expected {same}"
+            f"{other.folder} has {name}={found}, but {first.folder} has {wanted}; all models must "
+            f"{must}"
         )
 
 

@@ -67,11 +67,11 @@ class EvaluateSettings(Settings):
     def _baselines_have_a_log(self) -> "EvaluateSettings":
         if self.train_clicks is None and self.blend is not None:
             raise ValueError(
-                f"blend={self.blend} without train_clicks, the log its baselines learn from"
+                f"blend={self.blend} requires train_clicks, the log its baselines learn from"
             )
         if self.train_clicks is None and "baselines" in self.model_fields_set:
             given = ",".join(self.baselines)
-            raise ValueError(f"baselines={given} without train_clicks, the log they learn from")
+            raise ValueError(f"baselines={given} requires train_clicks, the log they learn from")
         return self
 
 
@@ -87,8 +87,9 @@ def run_evaluate(settings: EvaluateSettings) -> None:
     indexed = build_sessions(clicks, catalogue, info.model.context)
     if not indexed.sessions.n_targets:
         raise TrainError(
-            f"{settings.clicks} has no session of two items that {settings.checkpoint} knows: "
-            f"{indexed.dropped_clicks} clicks were dropped, and nothing is left to measure"
+            f"{settings.clicks} has no session with at least two clicks on items known to "
+            f"{settings.checkpoint}: {indexed.dropped_clicks} clicks were dropped, and nothing is "
+            "left to measure"
         )
     warn_unless_newer(settings.clicks, indexed.sessions, info.training.last_timestamp_ms)
     predictors: dict[str, Predictor] = {MODEL: ModelPredictor(checkpoint.model)}
@@ -108,7 +109,7 @@ def run_evaluate(settings: EvaluateSettings) -> None:
         lost_predictions(clicks, indexed.sessions),
         clicks,
     )
-    trainings = {MODEL: Training(epoch=info.epoch, history=info.history)}
+    trainings = {MODEL: Training(epoch=info.epoch, history=info.history, health=info.health)}
     if settings.out is not None:
         for name in predictors:
             check_replaceable(settings.out, name, counts, trainings.get(name))
@@ -135,8 +136,8 @@ def read_as_trained(
 ) -> pl.DataFrame:
     """The good clicks of a log, read as the checkpoint's own was: sessions, event types, context.
     Raises TrainError for a log that cannot be read or lacks a column, before anything is read."""
-    check_context_columns(path, info.model.context)
     own = columns_of({"event_type": info.event_types.column, **columns})
+    check_context_columns(path, own, info.model.context)
     column = columns_of_log(path, own).event_type
     return read_clicks(
         path,
@@ -156,15 +157,15 @@ def _training_sessions(
     sessions = build_sessions(clicks, checkpoint.catalogue).sessions
     if not sessions.n_clicks:
         raise TrainError(
-            f"{path} has no session of two items that {settings.checkpoint} knows: there is "
-            "nothing for baselines to learn from"
+            f"{path} has no session with at least two clicks on items known to "
+            f"{settings.checkpoint}: baselines have nothing to learn from"
         )
     if sessions.n_clicks != info.training.clicks:
         log.warning(
             "baselines_learn_from_other_clicks",
             train_clicks=sessions.n_clicks,
             model=info.training.clicks,
-            note="a log's newest sessions are held back from the model that validates on them",
+            note="a model that validated on the log's newest sessions did not learn from them",
         )
     return sessions
 
@@ -179,6 +180,6 @@ def _known_support(checkpoint: Checkpoint) -> Int64[np.ndarray, "N"]:
             "popularity_known_in_part",
             items=len(support),
             known=len(checkpoint.info.popular),
-            note="figures by popularity take all other items as never clicked; name --train-clicks",
+            note="figures by popularity treat all other items as never clicked; set --train-clicks",
         )
     return support

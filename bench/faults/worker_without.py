@@ -8,18 +8,20 @@ import asyncio
 import os
 import signal
 import sys
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from stream import __main__ as command
 from stream import worker
 from stream.contract.click import ClickParser
+from stream.errors import StreamError
 from stream.session import PartitionSessions
 from stream.transport import restore, transactions
 from stream.transport.faust_app import FaustTransport
 from stream.transport.group import Group
-from stream.transport.protocol import Membership
+from stream.transport.protocol import Membership, Transaction
 from stream.transport.reader import bounds
 from stream.transport.restore import Restore
 from stream.transport.transactions import Delivery, TransactionalProducer
@@ -175,6 +177,27 @@ def fail_at_poison() -> None:
     ClickParser.__call__ = parse_or_fail  # type: ignore[method-assign]
 
 
+def former_state_format() -> None:
+    """Write and read sessions in format 1, as the version before did: no guard is out."""
+    restore, commit = PartitionSessions.restore, Delivery.commit
+
+    def restore_former(self: Any, key: bytes, value: bytes | None) -> None:
+        if value is not None and value[0] != 1:
+            raise StreamError(f"session state has format {value[0]}, but this version reads 1")
+        restore(self, key, value)
+
+    async def commit_former(self: Any, transaction: Transaction) -> None:
+        former: defaultdict[int, dict[bytes, bytes | None]] = defaultdict(dict)
+        for partition, changes in transaction.changelog.items():
+            for key, raw in changes.items():
+                # Format 1 has no seen_ms, the 8 bytes before last_click_ms.
+                former[partition][key] = raw and b"".join((b"\x01", raw[1:10], raw[18:]))
+        await commit(self, replace(transaction, changelog=former))
+
+    PartitionSessions.restore = restore_former  # type: ignore[method-assign]
+    Delivery.commit = commit_former  # type: ignore[method-assign]
+
+
 def sleep_before(step: str) -> Callable[[], None]:
     """SIGSTOP itself in its tenth transaction: no guard is out."""
 
@@ -217,6 +240,7 @@ PLACES = {
     "seek_to_the_beginning": seek_to_the_beginning,
     "slow_revocation": slow_revocation,
     "fail_at_poison": fail_at_poison,
+    "former_state_format": former_state_format,
     "sleep_before_offsets": sleep_before("send_offsets"),
     "sleep_before_records": sleep_before("send_records"),
 }

@@ -5,8 +5,9 @@
 The folder is made up: visitors' clicks in order of time, as in a topic, in files of about two
 million clicks. A visitor is a name of about 40 digits, an item one of a million by a Zipf law;
 visits have 2 to 50 clicks by a power law, about 15 s apart. Existing files are kept, so a run that
-was killed resumes. Reading, cutting sessions, splitting, filtering and indexing are done as in
-`python -m train fit`, by a process of their own whose wall time and peak memory are measured.
+was killed resumes. Reading, cutting sessions, examining, splitting, filtering and indexing are
+done as in `python -m train fit`, by a process of their own whose wall time and peak memory are
+measured.
 """
 
 import json
@@ -25,6 +26,7 @@ from bench.provenance import RESULTS, keep
 from train.command import Settings, run_command
 from train.data.clicks import Filters, filter_clicks, read_clicks, split_by_time
 from train.data.columns import Columns
+from train.data.health import examine
 from train.data.sessions import Indexed, build_sessions
 from train.folders import replacing
 
@@ -88,6 +90,8 @@ def measure(path: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     with timed(seconds, "read_and_cut"):
         log = read_clicks(path, COLUMNS, idle_timeout_s=IDLE_TIMEOUT_S, keep=())
+    with timed(seconds, "examine"):
+        examine(log.clicks, rejected=log.rejected, visitor=log.visitor)
     sizes = {"clicks": len(log.clicks), "sessions": log.clicks["session_id"].n_unique()}
     with timed(seconds, "split"):
         older, newer = split_by_time(log.clicks, days=1)

@@ -7,10 +7,12 @@ import polars as pl
 
 from deploy.demo.summary import Figures
 from train.command import TrainError
-from train.data.clicks import read_clicks
-from train.data.columns import Columns
+from train.data.filters import EventTypes
+from train.data.health import Health
 from train.data.oracle import score_oracle
+from train.data.sessions import TARGET_WEIGHT
 from train.data.synthetic import SyntheticConfig, generate_synthetic
+from train.fit.training_log import Reading, how_read, look_at
 
 SHOP_IDLE_TIMEOUT_S = 1800
 MAX_HELDOUT_SHARE = 0.2
@@ -26,6 +28,8 @@ class Heldout:
     heldout: pl.DataFrame
     """In the order of ``read_clicks``; the last sessions may be cut short."""
     idle_timeout_s: int | None
+    health: Health | None = None
+    """None of the made-up shop's."""
     shop: SyntheticConfig | None = None
     training: tuple[str, ...] = ("--epochs", "1000")
     """Flags of `fit`."""
@@ -49,38 +53,21 @@ def shop_log(n_heldout: int) -> Heldout:
     clicks = generate_synthetic(n_heldout * shop.n_days, shop)
     train, heldout = hold_out(clicks, n_heldout)
     training = ("--preset", "synthetic")
-    return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, shop, training)
+    return Heldout("a made-up shop", train, heldout, SHOP_IDLE_TIMEOUT_S, None, shop, training)
 
 
-def read_log(
-    path: Path,
-    columns: Columns | None,
-    idle_timeout_s: int | None,
-    n_heldout: int,
-    rejected_path: Path,
-) -> Heldout:
-    """Any log. Raises TrainError for one that cannot be read or is too short."""
-    columns = columns or detect_columns(path)
-    log = read_clicks(path, columns, idle_timeout_s=idle_timeout_s, rejected_path=rejected_path)
-    train, heldout = hold_out(log.clicks, n_heldout)
-    n_rejected = sum(log.rejected.values())
-    name = f"{path}, {n_rejected:,} bad rows" if n_rejected else str(path)
-    return Heldout(name, train, heldout, log.idle_timeout_s)
-
-
-def detect_columns(path: Path) -> Columns:
-    """The preset that fits the log's header; the wire's if none does."""
-    name = path.name.lower()
-    try:
-        if name.endswith((".parquet", ".pq")):
-            header = list(pl.read_parquet_schema(path))
-        else:
-            separator = "," if name.removesuffix(".gz").endswith(".csv") else "\t"
-            header = pl.read_csv(path, separator=separator, n_rows=0, infer_schema=False).columns
-    except (OSError, pl.exceptions.PolarsError):
-        return Columns()  # read_clicks says what is wrong with the file
-    public = Columns(preset="public")
-    return public if {public.session, public.item, public.time} <= set(header) else Columns()
+def read_log(reading: Reading, n_heldout: int, rejected_path: Path) -> Heldout:
+    """Any log; of its further columns only the event's type is kept, as event_type. Raises
+    TrainError for a log that cannot be read or is too short."""
+    log, health = look_at(reading, rejected_path=rejected_path)
+    column, weights = how_read(reading)[0].column, reading.event_types
+    clicks = log.clicks.drop(TARGET_WEIGHT, strict=False)
+    clicks = clicks.rename({column: EventTypes().column}, strict=False)
+    train, heldout = hold_out(clicks, n_heldout)
+    weighed = ",".join(f"{name}={weight:g}" for name, weight in weights.items())
+    training = ("--epochs", "1000", *(["--event-types", weighed] if weighed else []))
+    name = str(reading.clicks)
+    return Heldout(name, train, heldout, log.idle_timeout_s, health, training=training)
 
 
 def hold_out(clicks: pl.DataFrame, n_heldout: int) -> tuple[pl.DataFrame, pl.DataFrame]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from confluent_kafka import KafkaException
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from pydantic_settings import BaseSettings
 
 from deploy.broker import KafkaSource, free_port, resolve_kafka
@@ -26,7 +26,8 @@ from stream.model.bundle import load_bundle
 from stream.settings import KafkaSettings, TopicsSettings
 from stream.transport.topics import check_topics, create_topics
 from train.data.clicks import write_clicks
-from train.data.columns import Columns
+from train.data.health import describe
+from train.fit.training_log import ColumnNames, Reading, Weights
 from train.folders import locked
 from train.network.checkpoint import load_checkpoint
 
@@ -40,13 +41,15 @@ class DemoSettings(BaseSettings):
 
     model_config = options("deploy.demo")
 
-    clicks: Path | None = None
-    """Click log (.parquet, .csv, .tsv, text also .gz); unset: one of a made-up shop."""
-    columns: Columns | None = None
-    """How the log names its columns; unset: the preset that fits its header."""
+    clicks: str | Path | None = None
+    """Click log, as for python -m train fit; unset: one of a made-up shop."""
+    columns: ColumnNames = Field(default={})
+    """Names of the log's columns, as for fit; unset: found out."""
     idle_timeout_s: PositiveInt | None = None
     """Longest gap within a session, in the log and in service; unset: sessions are those of the
     log's session column and never expire."""
+    event_types: Weights = Field(default={})
+    """Types of event that advance a session, as for fit."""
     replayed_clicks: PositiveInt = 30_000
     """Newest clicks, held back from training and replayed; at most a fifth of the log."""
     clicks_per_second: PositiveFloat = 500.0
@@ -106,14 +109,16 @@ def _run(settings: DemoSettings) -> None:
         if settings.clicks is None:
             log = shop_log(settings.replayed_clicks)
         else:
-            how = settings.columns, settings.idle_timeout_s, settings.replayed_clicks
-            log = read_log(settings.clicks, *how, rejected_path=out / "rejected.csv")
+            reading = Reading(**settings.model_dump(include=set(Reading.model_fields)))
+            log = read_log(reading, settings.replayed_clicks, out / "rejected.csv")
         write_clicks(log.train, out / "train.parquet")
         write_clicks(in_order_of_time(log.heldout), out / "heldout.parquet")
         demo.tell(
             f"click log: {log.name}, {len(log.train):,} clicks to learn from and the newest "
             f"{len(log.heldout):,} to replay"
         )
+        if log.health is not None:
+            print(describe(log.health, log.name), flush=True)
         bundle = _train_and_export(demo, log)
         with _worker(demo, bundle) as worker, AnswerReader(demo.kafka) as reader:
             _replay_and_watch(demo, log)

@@ -18,7 +18,7 @@ from stream.contract.decoders import Reason as Reason
 from stream.contract.records import Record as Record
 
 MAX_ID_BYTES = 256
-_EXPECTED_ID = f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8"
+_EXPECTED_ID = f"bytes; expected 1 to {MAX_ID_BYTES} bytes of UTF-8"
 EARLIEST_MS = 946_684_800_000
 """The year 2000. What is below is no time of a click: seconds, or the beginning of a clock."""
 MAX_FUTURE_MS = 5 * 60 * 1000
@@ -93,14 +93,19 @@ class ClickParser:
         # These encode: a decoder's text has no lone surrogates, which msgspec refuses in JSON.
         session = wire.session_id.encode()
         item = wire.item_id.encode()
-        if not 1 <= len(session) <= MAX_ID_BYTES or session[0] == 0:
-            found = f"session_id has {len(session)} bytes or begins with NUL"
-            return BadClick(Reason.BAD_SESSION_ID, f"{found}; {_EXPECTED_ID}")
+        if not 1 <= len(session) <= MAX_ID_BYTES:
+            found = f"session_id has {len(session)} {_EXPECTED_ID}"
+            return BadClick(Reason.BAD_SESSION_ID, found)
+        if session[0] == 0:
+            return BadClick(Reason.BAD_SESSION_ID, "session_id begins with NUL; it must not")
         if record.key != session:
             return BadClick(Reason.KEY_MISMATCH, "the record's key is not the session_id")
-        if not 1 <= len(item) <= MAX_ID_BYTES or _has_control_character(wire.item_id):
-            found = f"item_id has {len(item)} bytes or contains a control character"
-            return BadClick(Reason.BAD_ITEM_ID, f"{found}; {_EXPECTED_ID}")
+        if not 1 <= len(item) <= MAX_ID_BYTES:
+            return BadClick(Reason.BAD_ITEM_ID, f"item_id has {len(item)} {_EXPECTED_ID}")
+        if _has_control_character(wire.item_id):
+            return BadClick(
+                Reason.BAD_ITEM_ID, "item_id contains a control character; it must have none"
+            )
         if wire.timestamp_ms < EARLIEST_MS:
             return BadClick(
                 Reason.TIMESTAMP_TOO_SMALL,

@@ -34,14 +34,18 @@ Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 
 
-class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the model has seen, after filtering."""
+class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the model has seen, after filtering.
+
+    ``max_session_length``: longer sessions were left out; 0, and then left out of the JSON: none.
+    """
 
     first_timestamp_ms: Count
     last_timestamp_ms: Count
     clicks: Count
     sessions: Count
     items: Count
+    max_session_length: Count = 0
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -207,13 +211,13 @@ def check_context(path: Path, fields: Sequence[ContextField]) -> None:
         if names[f.kind, f.name] > 1:
             wrong = "is declared twice"
         elif is_column and f.name in RESERVED:
-            wrong = f"has a reserved name; {', '.join(RESERVED)} are every click's own"
+            wrong = f"has a reserved name; {', '.join(RESERVED)} are standard fields of every click"
         elif is_column and keys[column_key(f.name)] > 1:
             wrong = "has a name with the same CRC-32 as another column's; rename it"
         elif len({t for t in texts if 1 <= len(t) <= MAX_VALUE_BYTES}) < len(texts):
             wrong = f"must have values that are distinct strings of 1 to {MAX_VALUE_BYTES} bytes"
         elif any(a >= b for a, b in pairwise(f.edges_s)):
-            wrong = "must have edges_s that increase"
+            wrong = "must have strictly increasing edges_s"
         else:
             continue
         raise StreamError(f"{path}: context field {f.name!r} of kind {f.kind} {wrong}")
@@ -234,7 +238,9 @@ def _parse_manifest(path: Path, text: bytes) -> Manifest:
     manifest = _decode(path, text, Manifest)
     bundle_id, expected = manifest.bundle_id, content_id(manifest)
     if bundle_id != expected:
-        raise StreamError(f"{path} has content {expected}, but manifest says bundle_id={bundle_id}")
+        raise StreamError(
+            f"{path} has content {expected}, but the manifest says bundle_id={bundle_id}"
+        )
     return manifest
 
 
@@ -289,7 +295,9 @@ def _parse_items(path: Path, text: bytes, n_items: int) -> list[str]:
     if rest:
         raise StreamError(f"{path} ends with {rest[:80]!r}, expected a newline")
     if len(item_ids) != n_items:
-        raise StreamError(f"{path} has {len(item_ids)} lines, but manifest says n_items={n_items}")
+        raise StreamError(
+            f"{path} has {len(item_ids)} lines, but the manifest says n_items={n_items}"
+        )
     if (n_distinct := len(set(item_ids) - {""})) != n_items:
         raise StreamError(f"{path} has {n_distinct} distinct item ids, expected {n_items}")
     return item_ids
@@ -308,5 +316,5 @@ def _read_verified(path: Path, says: str) -> bytes:
     content = _read(path)
     has = hashlib.sha256(content).hexdigest()
     if has != says:
-        raise StreamError(f"{path} has sha256 {has[:16]}..., but manifest says {says[:16]}...")
+        raise StreamError(f"{path} has sha256 {has[:16]}..., but the manifest says {says[:16]}...")
     return content

@@ -161,8 +161,8 @@ class OnnxScorer:
             self.encode(np.array([n_items - 1]), last[None], new[:1])
         except _OnnxError as error:
             raise StreamError(
-                f"{path} fails on item_index {n_items - 1} and context {last.tolist()}, but "
-                f"manifest says n_items={n_items} and fields of these sizes: {_first_line(error)}"
+                f"{path} failed on item_index {n_items - 1} and context {last.tolist()}, which "
+                f"the manifest allows (n_items={n_items}): {_first_line(error)}"
             ) from error
         for first in range(0, n_items, _ITEMS_AT_ONCE):
             item_index = np.arange(first, min(first + _ITEMS_AT_ONCE, n_items))
@@ -171,7 +171,7 @@ class OnnxScorer:
             finite = np.isfinite(np.hstack(results)).all(axis=1)
             if not finite.all():
                 index = item_index[finite.argmin()]
-                raise StreamError(f"{path} makes NaN or an infinite number of item_index {index}")
+                raise StreamError(f"{path} outputs NaN or infinity for item_index {index}")
 
     def _probes(self, bundle: Bundle) -> Float32[np.ndarray, "P D"]:
         """Queries of random sessions of two clicks, the same at each start."""
@@ -203,14 +203,14 @@ def _check_rank(
         _run_rank(graph, probes[:1])
         top_index, top_score = _rank_in_parts(graph, probes, max(_ROWS))
     except _OnnxError as error:
-        raise StreamError(f"{path} fails: {_first_line(error)}") from error
+        raise StreamError(f"{path} failed to run: {_first_line(error)}") from error
     if not 0 <= top_index.min() <= top_index.max() < n_items:
         raise StreamError(
-            f"{path} gives item_index {top_index.min()} to {top_index.max()}, "
-            f"but manifest says n_items={n_items}"
+            f"{path} returned item_index values from {top_index.min()} to {top_index.max()}, "
+            f"but the manifest says n_items={n_items}"
         )
     if not np.isfinite(top_score).all():
-        raise StreamError(f"{path} gives scores that are NaN or infinite")
+        raise StreamError(f"{path} returned scores that are NaN or infinite")
     return top_index
 
 
@@ -286,7 +286,7 @@ def _open_graph(
     for found, expected in ((graph.get_inputs(), inputs), (graph.get_outputs(), outputs)):
         signature = {argument.name: _shape(argument) for argument in found}
         if signature != expected:
-            raise StreamError(f"{path} has {signature}, but manifest says {expected}")
+            raise StreamError(f"{path} has {signature}, but the manifest says {expected}")
     return graph
 
 

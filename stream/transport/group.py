@@ -260,7 +260,10 @@ class Group(threading.Thread):
     def _read_membership(self) -> None:
         raw = bytes(self._consumer.consumer_group_metadata())
         if not raw.startswith(_METADATA):
-            raise StreamError(f"librdkafka's group metadata begins with {raw[:8]!r}")
+            raise StreamError(
+                f"unsupported librdkafka version: its group metadata begins with {raw[:8]!r}, "
+                f"expected {_METADATA!r}"
+            )
         at = len(_METADATA)
         (generation,) = struct.unpack_from("=i", raw, at)
         _, member_id, *_ = raw[at + 4 :].split(b"\0")

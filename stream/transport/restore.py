@@ -26,7 +26,7 @@ from stream.transport.wire import partitions_by_topic
 log = structlog.get_logger(__name__)
 
 _TP = tuple[str, int]
-_HOW = "choose where to continue, with `python -m stream reset --to earliest|latest|OFFSET`"
+_HOW = "choose where to continue with `python -m stream reset --to earliest|latest|OFFSET`"
 _MARKERS_S = 1.0
 """An owner that gives partitions up has ended its transactions, whose markers follow soon after. A
 longer wait means that it is dead or asleep in one: fence it."""
@@ -148,9 +148,10 @@ class Restore:
                     await self._delivery.end_hanging(name, of_name, commit=commit)
                 ended = True
             elif waited > 3 * TRANSACTION_TIMEOUT_S:
+                places = [*(f"{topic}-{p}" for topic, p in open_in)]
+                places.append(f"the offsets of group {self._wiring.group_id}")
                 raise TransactionLostError(
-                    f"a former owner's transaction is still open in {open_in}, or in the offsets "
-                    f"of {self._wiring.group_id}"
+                    f"a former owner's transaction is still open in {' or '.join(places)}"
                 )
             await asyncio.sleep(0.05)
 
@@ -218,13 +219,13 @@ class Restore:
                 self._positions[partition] = Position(begin, topic_id)
             elif position.topic_id != topic_id:
                 raise StreamError(
-                    f"{topic} has topic id {topic_id}, but the position of {where} is of "
-                    f"{position.topic_id}: the topic was deleted and created again; {_HOW}"
+                    f"{topic} has topic id {topic_id}, but the stored position of {where} belongs "
+                    f"to topic id {position.topic_id}: the topic was deleted and recreated; {_HOW}"
                 )
             elif position.next_offset > end:
                 raise StreamError(
-                    f"the position of {where} is {position.next_offset}, past the topic's end at "
-                    f"{end}; {_HOW}"
+                    f"the stored position of {where} is {position.next_offset}, past the topic's "
+                    f"end at {end}; {_HOW}"
                 )
             elif position.next_offset < begin:
                 n_lost += begin - position.next_offset

@@ -110,9 +110,9 @@ def check_topics(settings: KafkaSettings) -> str:
     config = _configs(admin, names)
     least_bytes = int(config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
     batch = f"at least {BATCH_BYTES}, the most that a worker's batch may need"
-    append_time = "LogAppendTime (latency is counted from it)"
+    append_time = "LogAppendTime (latency is measured from it)"
     compact = "compact only (retention would delete the position)"
-    delete = "delete (compaction keeps one record per session, and refuses records without a key)"
+    delete = "delete (compaction keeps one record per session, and rejects records without a key)"
     larger = f"at least {least_bytes}, 64 KiB more than {clicks}"
     requirements: list[tuple[str, str, Callable[[str], bool], str]] = [
         (changelog, "cleanup.policy", lambda policy: policy == "compact", compact),
@@ -143,7 +143,7 @@ def check_topics(settings: KafkaSettings) -> str:
         if in_sync > replicas[name]:
             wrong.append(
                 f"{name} has min.insync.replicas={in_sync}, expected at most {replicas[name]}, "
-                "its replicas: nothing can be written to it"
+                "its number of replicas; otherwise nothing can be written to it"
             )
         elif n_brokers > 1 and (replicas[name] < min(_REPLICAS, n_brokers) or in_sync < 2):
             expected = "3 replicas and min.insync.replicas=2, so that no lost broker loses records"
@@ -192,7 +192,10 @@ def _wait_until_known(admin: AdminClient, settings: KafkaSettings, names: list[s
     deadline = time.monotonic() + TIMEOUT_S
     while unknown := [name for name in names if name not in _existing(admin, settings)]:
         if time.monotonic() > deadline:
-            raise StreamError(f"topics {', '.join(unknown)} were created but no broker knows them")
+            raise StreamError(
+                f"topics {', '.join(unknown)} were created, but the brokers do not list them yet; "
+                "try again"
+            )
         time.sleep(POLL_S)
 
 
@@ -212,8 +215,10 @@ def chosen_partitions(settings: KafkaSettings, only: int | None) -> range:
     if only is None:
         return range(n_clicks_partitions)
     if only >= n_clicks_partitions:
-        topic = f"{settings.clicks_topic} has {n_clicks_partitions} partitions"
-        raise StreamError(f"partition is {only}, {topic}")
+        raise StreamError(
+            f"there is no partition {only}: {settings.clicks_topic} has partitions 0 to "
+            f"{n_clicks_partitions - 1}"
+        )
     return range(only, only + 1)
 
 

@@ -113,7 +113,7 @@ class Brokers:
     def n_partitions(self, topic: str) -> int:
         found = self.client.cluster.partitions_for_topic(topic)
         if not found:
-            raise TransactionLostError(f"the brokers do not know of {topic}")
+            raise TransactionLostError(f"the brokers do not know the topic {topic}")
         return len(found)
 
     async def forget(self) -> None:
@@ -303,11 +303,12 @@ class TransactionalProducer:
             codes -= _DONE
             if not codes:
                 return
-            said = f"{what} of {self._id}: {', '.join(KafkaError(c).name() for c in codes)}"
+            names = ", ".join(KafkaError(c).name() for c in codes)
+            said = f"{what} of transactional id {self._id}: {names}"
             if codes & _LOST or (codes <= _AGAIN and time.monotonic() > deadline):
                 raise TransactionLostError(said)
             if not codes <= _AGAIN:
-                raise StreamError(f"the brokers refuse {said}")
+                raise StreamError(f"the brokers rejected {said}")
             if codes == {_CONCURRENT}:
                 await asyncio.sleep(0.001)
             else:

@@ -60,7 +60,9 @@ def add_resume(app: faust.App, worker: Resumable) -> None:
             """Go on with a paused partition; 404 where it is not paused here (see resume.py)."""
             asked = request.query
             if not partition.isdecimal() or not asked.get("excused_until", "0").isdecimal():
-                return self.json({"error": "expected numbers"}, status=400)
+                return self.json(
+                    {"error": "partition and excused_until must be numbers"}, status=400
+                )
             offset = await worker.resume(
                 int(partition),
                 min(int(asked.get("excused_until", 0)), MAX_OFFSET),

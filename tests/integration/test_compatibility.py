@@ -3,6 +3,8 @@
 import base64
 import json
 import shutil
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,8 @@ import polars as pl
 import pytest
 
 from bench.faults.service import Deployment
-from bench.faults.traffic import produce
+from bench.faults.traffic import produce, session_load
+from bench.faults.verdict import verdict
 from stream.position import POSITION_KEY, decode_position, encode_position
 from train.data.collect import CollectSettings, collect
 
@@ -97,3 +100,34 @@ def test_collect_adds_what_is_new_to_its_folder(left_behind: Deployment, tmp_pat
     rows = pl.read_parquet(out / "*.parquet")
     assert rows.equals(rows.unique(["kafka_partition", "kafka_offset"], maintain_order=True))
     assert len(rows) == 164 + N_NEXT
+
+
+def test_workers_of_the_former_state_format_may_run_beside_those_of_todays(
+    deployment: Deployment,
+) -> None:
+    clicks = list(session_load(9000))
+    older = deployment.start("former_state_format")
+    load = threading.Thread(
+        target=deployment.send, args=(clicks[:6000],), kwargs={"per_second": 300}
+    )
+    load.start()
+    deployment.wait_until_answered(1500)
+    newer = deployment.start()  # takes over two partitions with sessions of the former format
+    n_answered = sum(position.next_offset for position in deployment.positions().values())
+    deployment.wait_until_answered(min(6000, n_answered + 900))
+    older.end(signal.SIGTERM)
+    assert older.wait_for_exit() == 0
+    newer.wait_until_ready()
+    # One that comes back is given partitions that it cannot read: it ends, and the rest goes on.
+    again = deployment.start("former_state_format", wait=False)
+    assert again.wait_for_exit() == 2
+    assert "session state has format 2, but this version reads 1" in again.log()
+    load.join()
+    # A click for each session: format 1 does not say when a repeat was seen.
+    deployment.send(clicks[6000:])
+    deployment.wait_until_answered(9000)
+    assert newer.process.poll() is None
+    changelog = deployment.read(deployment.changelog)
+    assert {r.value[0] for r in changelog if r.value and r.key != POSITION_KEY} == {1, 2}
+    found = verdict(deployment)
+    assert found.exact, str(found)

@@ -164,7 +164,7 @@ def test_a_clicks_topic_made_anew_stops_the_start_and_a_reset_goes_on(
     recreate(deployment, deployment.clicks, **{"message.timestamp.type": "LogAppendTime"})
     worker = deployment.start(wait=False)
     assert worker.wait_for_exit() == 2, worker.log()
-    assert "the topic was deleted and created again" in worker.log()
+    assert "the topic was deleted and recreated" in worker.log()
     wait_for(lambda: deployment.command("reset", "--to", "earliest").returncode == 0, 30, "a reset")
     deployment.start()
     deployment.send([(b"s", click("s", "item-7", LOG_BEGIN_MS + 7))])
@@ -197,9 +197,9 @@ def test_a_reset_to_the_beginning_replays_the_log_as_it_was_answered_at_first(
     assert sessions_in_changelog(deployment) == live, "nothing is read again"
     assert deployment.positions()[0].watermark_ms == later_ms
     done = deployment.command("reset", "--to", "earliest")
-    assert f"partition 0: goes on at offset 0, {len(live)} sessions dropped\n" in done.stdout
+    assert f"partition 0: continues at offset 0, {len(live)} sessions dropped\n" in done.stdout
     assert sessions_in_changelog(deployment) == {}
-    assert "partition 1: goes on at offset 0\n" in done.stdout
+    assert "partition 1: continues at offset 0\n" in done.stdout
     deployment.start()
     answers: dict[bytes, list[object]] = {}
     with Reader(deployment.bootstrap_servers, deployment.recommendations) as reader:
@@ -301,7 +301,7 @@ def test_only_what_was_verified_is_served(
     onnx.save(external, tmp_path / "graph", save_as_external_data=True, location="w")
     for graph, sentence in (
         ((tmp_path / "graph").read_bytes(), "encode.onnx cannot be opened"),
-        (spoilt.SerializeToString(), "encode.onnx makes NaN or an infinite number of item_index 7"),
+        (spoilt.SerializeToString(), "encode.onnx outputs NaN or infinity for item_index 7"),
     ):
         deployment.bundle = write_bundle(
             tmp_path / "bundles", bundle.manifest, bundle.item_ids, graph, bundle.rank()

@@ -194,7 +194,7 @@ def test_a_clicks_topic_that_is_made_anew_under_a_worker_ends_it_with_a_sentence
     deployment.create_topics()
     deployment.send(session_load(100))
     assert worker.wait_for_exit(90) == 2, worker.log()
-    assert "the topic was deleted and created again" in worker.log()
+    assert "the topic was deleted and recreated" in worker.log()
 
 
 def test_a_cluster_that_compresses_everything_changes_nothing(tmp_path: Path) -> None:

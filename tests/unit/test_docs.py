@@ -88,7 +88,7 @@ def test_every_command_has_its_settings() -> None:
 def test_commands_in_the_pages_exist() -> None:
     known = {command for command, _ in COMMANDS} | {"python -m stream", "python -m train"}
     known |= {f"python -m stream {command}" for command in STREAM_COMMANDS}
-    for page, command in named(r"python -m (?:stream|train|export)(?: [a-z]+)*"):
+    for page, command in named(r"python -m (?:stream|train|export)(?: [a-z]+(?![\w-]|\.\w))*"):
         assert command in known, f"{page} names `{command}`"
 
 

@@ -89,7 +89,7 @@ def vmis_knn(
     """
     if not (0 < k <= m and 0 < window <= LONGEST_WINDOW):
         raise ValueError(
-            f"VMIS-kNN takes 0 < k <= m and a window of 1 to {LONGEST_WINDOW} clicks, "
+            f"VMIS-kNN requires 0 < k <= m and a window of 1 to {LONGEST_WINDOW} clicks, "
             f"found k={k}, m={m}, window={window}"
         )
     index = index_sessions(sessions, n_items)
@@ -128,7 +128,7 @@ def stan(
     scales = [click_scale, distance_scale, 1.0 if session_scale_s is None else session_scale_s]
     if not (0 < k <= m and min(scales) > 0):
         raise ValueError(
-            f"STAN takes 0 < k <= m and scales above 0, found k={k}, m={m}, "
+            f"STAN requires 0 < k <= m and scales above 0, found k={k}, m={m}, "
             f"click_scale={click_scale}, session_scale_s={session_scale_s}, "
             f"distance_scale={distance_scale}"
         )

@@ -94,8 +94,8 @@ def load_blend(path: Path, predictors: Mapping[str, Predictor]) -> Blend:
     missing = [name for name in weights.parts if name not in predictors]
     if missing:
         raise TrainError(
-            f"{path} blends {', '.join(weights.parts)}: found no {', '.join(missing)} among "
-            f"{', '.join(predictors)}"
+            f"{path} blends {', '.join(weights.parts)}, but the given models "
+            f"({', '.join(predictors)}) do not include {', '.join(missing)}"
         )
     return Blend(predictors, weights)
 

@@ -53,14 +53,15 @@ class BlendSettings(Settings):
         n_parts = len(self.checkpoints) + len(set(self.baselines))
         if n_parts < 2:
             raise ValueError(
-                f"checkpoints and baselines name {n_parts} different parts, expected 2 or more"
+                "a blend needs at least 2 different models; checkpoints and baselines name "
+                f"{n_parts}"
             )
         if self.validation == 0:
             raise ValueError("validation=0 leaves nothing to fit the weights on")
         if self.checkpoints and self.idle_timeout_s is not None:
             raise ValueError(
-                f"idle_timeout_s={self.idle_timeout_s} with checkpoints: their sessions are cut as "
-                "they were in training"
+                f"idle_timeout_s={self.idle_timeout_s} cannot be combined with checkpoints: their "
+                "sessions are cut as they were in training"
             )
         return self
 
@@ -73,14 +74,14 @@ def run_blend(settings: BlendSettings) -> None:
     """
     torch.set_num_threads(settings.threads)
     if settings.out.exists():
-        raise TrainError(f"out={settings.out} exists: name another file, or remove it")
+        raise TrainError(f"out={settings.out} already exists: choose another file, or remove it")
     make_folder(settings.out.parent)
     checkpoints = [load_checkpoint(folder) for folder in settings.checkpoints]
     for other in checkpoints[1:]:
         check_same_log(checkpoints[0], other)
         if other.info.model.context != checkpoints[0].info.model.context:
             raise TrainError(
-                f"{other.folder} has other context fields than {checkpoints[0].folder}"
+                f"{other.folder} and {checkpoints[0].folder} have different context fields"
             )
     clicks = _read(settings.clicks, settings, checkpoints)
     if isinstance(settings.validation, float):
@@ -95,7 +96,7 @@ def run_blend(settings: BlendSettings) -> None:
     asked = build_sessions(newer, catalogue, fields).sessions
     for what, n in ((settings.clicks, learnt.n_clicks), (source, asked.n_targets)):
         if not n:
-            raise TrainError(f"{what}: found no session with a next click on a known item")
+            raise TrainError(f"found no session with a next click on a known item in {what}")
     for checkpoint in checkpoints:
         warn_unless_newer(source, asked, checkpoint.info.training.last_timestamp_ms)
 

@@ -9,8 +9,7 @@ Each row of a log is a click, or bad for a reason from a closed list. The limits
 clicks topic (docs/contract.md), so that whatever a model was trained on can also be served.
 """
 
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,7 @@ from train.data.columns import WIRE_COLUMNS, Columns, check_columns, find_column
 from train.data.filters import DAY_MS, EventTypes, weigh_events
 from train.data.filters import Filters as Filters
 from train.data.filters import filter_clicks as filter_clicks
+from train.data.health import Largest, largest_of
 from train.data.ids import (
     ITEM,
     REASON,
@@ -31,6 +31,7 @@ from train.data.ids import (
     Reason,
     id_column,
     nothing_among,
+    text_column,
     warn_of_nothing,
     why_bad,
 )
@@ -46,10 +47,14 @@ from train.data.order import (
     session_starts,
     with_own_times,
 )
-from train.data.source import FILE, MALFORMED, open_log, reading
+from train.data.rejected import ADVICE, SHOWN_OF_BAD_LOG, write_rejected
+from train.data.rejected import rejected_path as default_path
+from train.data.source import FILE, open_log, reading
+from train.data.text import MALFORMED
 from train.data.times import TimeUnit, check_moments, find_unit, parse_time
 
 NAMES_AT_ONCE = 1_000_000
+_IS_GOOD = "\0is_good"
 
 log = structlog.get_logger()
 
@@ -63,6 +68,12 @@ class Log(NamedTuple):
     """Where the bad rows were written; None without any."""
     idle_timeout_s: int | None
     """The gap at which its sessions were cut, given or found; None where they were not."""
+    n_records: int
+    """Of the log's files. Each is a click, rejected or filtered."""
+    n_filtered: int
+    """Rows of types of event that do not advance a session, whether good otherwise or not."""
+    visitor: Largest | None
+    """The one with the most clicks; None where the log names its sessions itself."""
 
 
 class Split(NamedTuple):
@@ -80,16 +91,18 @@ class Rows(NamedTuple):
     in the order of the file."""
     n_bad: dict[Reason, int]
     """Bad rows by reason, the most frequent first."""
-    bad: pl.LazyFrame
-    """Row number (from 1, through all files), reason, file where there are several, and the log's
-    columns; collecting it reads the log again."""
+    bad: Callable[[], pl.LazyFrame]
+    """All rows as they stand in the log, with their REASON; collecting it reads the log again."""
     unwanted: list[str] | None
     """Of a collected log, kafka_partition and kafka_offset as far as ``keep`` does not name them;
     None of any other log."""
     columns: Columns
     """As they were found."""
-    left_out: list[str]
-    """Columns that are not read, since a click has others of their names."""
+    found_out: dict[str, str]
+    """What else was found out of the log."""
+    n_records: int
+    n_filtered: int
+    """Bad rows of types of event that do not advance a session."""
 
 
 def read_clicks(
@@ -105,41 +118,46 @@ def read_clicks(
     """The clicks of a log, which is anything that ``source.py`` opens.
 
     Bad rows go to ``rejected_path`` (default: the log's name + ``.rejected.csv``, for a URL in
-    the working directory) with their row number and reason, and a warning counts them. ``keep``
-    names the further columns to read, of those the log has; None reads them all. Clicks are weighed
+    the working directory) with their line and reason, and a warning counts them; of a log without
+    a good click, the first hundred of each reason. ``keep`` names the further columns to read, of
+    those the log has; None reads them all. Clicks are weighed
     by ``event_types``, and those of types that do not advance a session are dropped. Then sessions
     are cut at gaps longer than ``idle_timeout_s``, those of visitors always; those of a
     collected log also where the stream ended them, by its watermark and ``allowed_lateness_s``.
     Raises TrainError for a log that is unreadable, lacks a column or has no good click.
     """
     given, given_idle_s = columns or Columns(), idle_timeout_s
-    rows = read_rows(path, given, keep)
-    columns = rows.columns
+    rows = read_rows(path, given, keep, event_types)
+    columns, said = rows.columns, dict[str, object](rows.found_out)
     idle_timeout_s = columns.idle_timeout_s(given_idle_s)
-    said: dict[str, object] = {}
     if found := found_pairs(given, columns):
         said["columns"] = found
         if columns.time == WIRE_COLUMNS[2] and "time_unit" in found:
             said["note"] = "the stream takes timestamp_ms in milliseconds alone"
     if idle_timeout_s != given_idle_s:
         said["idle_timeout_s"] = idle_timeout_s
-    if rows.left_out:
-        said["left_out"] = ",".join(rows.left_out)
     if said:
         log.info("log_format_found", clicks=str(path), **said)
     if rows.n_bad:
-        rejected_path = rejected_path or _rejected_path(path)
-        try:
-            with rejected_path.open("wb") as file:
-                rows.bad.sink_csv(file, engine="streaming")
-        except OSError as error:
-            problem = f"cannot write the log's bad rows to {rejected_path}: {error.strerror}"
-            raise TrainError(problem) from error
-        log.warning("rows_rejected", clicks=str(path), rejected=str(rejected_path), **rows.n_bad)
-        if rows.good.is_empty():
+        rejected = rejected_path or default_path(path)
+        is_all_bad = rows.good.is_empty()
+        with reading(path):
+            write_rejected(rows.bad(), rejected, reasons=list(rows.n_bad) if is_all_bad else None)
+        advice = "; ".join(ADVICE[reason] for reason in rows.n_bad if reason in ADVICE)
+        log.warning(
+            "rows_rejected",
+            clicks=str(path),
+            rejected=str(rejected),
+            **rows.n_bad,
+            **({"advice": advice} if advice else {}),
+        )
+        if is_all_bad:
             counts = ", ".join(f"{name} {count}" for name, count in rows.n_bad.items())
-            raise TrainError(f"{path} has no good click ({counts}), see {rejected_path}")
+            most = max(rows.n_bad.values())
+            shown = f" with the first {SHOWN_OF_BAD_LOG} of each" if most > SHOWN_OF_BAD_LOG else ""
+            raise TrainError(f"{path} has no good click ({counts}), see {rejected}{shown}")
     n_bad, clicks, unwanted = rows.n_bad, rows.good, rows.unwanted
+    n_records, n_filtered = rows.n_records, rows.n_filtered
     del rows
     check_moments(path, columns.time, clicks["timestamp_ms"])
     if unwanted is not None and idle_timeout_s is not None:
@@ -148,31 +166,42 @@ def read_clicks(
         by_offset = latest.over("kafka_partition", order_by="kafka_offset")
         clicks = clicks.with_columns(by_offset.alias(WATERMARK_MS))
     if event_types is not None:
+        n_before = len(clicks)
         clicks = weigh_events(clicks, event_types)
+        n_filtered += n_before - len(clicks)
+    visitor = largest_of(clicks["session_id"]) if columns.visitor else None
     if unwanted is not None:
         clicks = as_served(clicks, idle_timeout_s, allowed_lateness_s)
         clicks = clicks.drop(*unwanted, WATERMARK_MS, strict=False)
     clicks = in_order(clicks)
     if idle_timeout_s is not None:
         clicks = cut_sessions(clicks, idle_timeout_s, number_all=columns.visitor is not None)
-    return Log(clicks, n_bad, rejected_path if n_bad else None, idle_timeout_s)
+    # Of the law that no record is lost; a difference would be a mistake of ours.
+    assert len(clicks) + n_filtered + sum(n_bad.values()) == n_records
+    where = rejected if n_bad else None
+    return Log(clicks, n_bad, where, idle_timeout_s, n_records, n_filtered, visitor)
 
 
 def columns_of_log(path: str | Path, columns: Columns) -> Columns:
     """The columns as the log has them, its rows unread; raises TrainError as `find_columns`."""
-    source = open_log(path)
+    source = open_log(path, columns.form(), columns.wanted())
     with reading(path):
         names = source.table.collect_schema().names()
     return find_columns(path, [*names, *source.conflicts], columns)
 
 
-def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = None) -> Rows:
+def read_rows(
+    path: str | Path,
+    columns: Columns,
+    keep: Sequence[str] | None = None,
+    event_types: EventTypes | None = None,
+) -> Rows:
     """The rows of a log, as ``read_clicks`` reads it. Raises TrainError."""
-    source = open_log(path)
+    paths = [name for name in keep or () if "." in name]
+    source = open_log(path, columns.form(), (*columns.wanted(), *paths))
     with reading(path):
         schema = source.table.collect_schema()
-        given = columns
-        columns = find_columns(path, [*schema, *source.conflicts], given)
+        columns = find_columns(path, [*schema, *source.conflicts], columns)
         check_columns(path, source, schema, columns)
         further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
         left_out = [name for name in WIRE_COLUMNS if name in further]
@@ -184,55 +213,80 @@ def read_rows(path: str | Path, columns: Columns, keep: Sequence[str] | None = N
         is_collected = columns.sources() == WIRE_COLUMNS and all(
             name in further and schema[name].is_integer() for name in KAFKA_COLUMNS[1:]
         )
+        offset = [name for name in KAFKA_COLUMNS[1:] if is_collected and name not in context]
+        table = source.table
+        if source.is_small:  # each look at it would read the text again
+            kinds = {columns.event_type, *([event_types.column] if event_types else [])}
+            needed = {*columns.sources(), *context, *offset, *kinds, MALFORMED, FILE}
+            table = table.select(sorted(needed & {*schema})).collect(engine="streaming").lazy()
         # The stream has taken a collected log's times as milliseconds, whatever they are.
         unit: TimeUnit | None = "ms"
         if not is_collected:
-            unit = find_unit(path, source.table, columns.times()[0], columns.time_unit)
+            unit = find_unit(path, table, columns.times()[0], columns.time_unit)
         columns = columns.model_copy(update={"time_unit": unit})
         session, item, *times = columns.sources()
         parsed = (
-            id_column(path, source.table, session, schema[session]).alias(SESSION),
-            id_column(path, source.table, item, schema[item]).alias(ITEM),
+            id_column(path, table, session, schema[session]).alias(SESSION),
+            id_column(path, table, item, schema[item]).alias(ITEM),
             parse_time(times, schema, unit).alias(TIME),
         )
-        offset = [name for name in KAFKA_COLUMNS[1:] if is_collected and name not in context]
         reason = why_bad(schema, is_text=source.is_text, of_visitors=columns.visitor is not None)
-        judged = source.table.with_columns(parsed).with_columns(reason.alias(REASON))
+        is_wanted = _is_wanted(event_types, schema)
+
+        def judge(table: pl.LazyFrame) -> pl.LazyFrame:
+            rejected = pl.when(is_wanted).then(reason)
+            return table.with_columns(parsed).with_columns(
+                rejected.alias(REASON), (reason.is_null()).alias(_IS_GOOD)
+            )
+
         session_type = VISITOR_ID if columns.visitor else SESSION_ID
-        good = judged.filter(pl.col(REASON).is_null()).select(
-            pl.col(SESSION).cast(session_type).alias("session_id"),
-            pl.col(ITEM).cast(ITEM_ID).alias("item_id"),
-            pl.col(TIME).alias("timestamp_ms"),
-            *context,
-            *offset,
+        # What is bad would stay among the categories.
+        good = pl.when(pl.col(_IS_GOOD))
+        rows = (
+            judge(table)
+            .select(
+                good.then(SESSION).cast(session_type).alias("session_id"),
+                good.then(ITEM).cast(ITEM_ID).alias("item_id"),
+                pl.col(TIME).alias("timestamp_ms"),
+                *context,
+                *offset,
+                _IS_GOOD,
+                pl.col(REASON).cast(pl.Enum([reason.value for reason in Reason])),
+            )
+            .collect(engine="streaming")
         )
-        # A CSV file cannot hold lists, structs, durations or bytes.
-        shown = [
-            name
-            for name, dtype in schema.items()
-            if not (dtype.is_nested() or dtype in (pl.Duration, pl.Binary, pl.Object))
-            and name not in ("row", "reason", "file", MALFORMED, FILE)
-        ]
-        renamed = {"\0row": "row", REASON: "reason"} | ({FILE: "file"} if FILE in schema else {})
-        bad = (
-            judged.with_row_index("\0row", offset=1)
-            .filter(pl.col(REASON).is_not_null())
-            .select(*(pl.col(name).alias(new) for name, new in renamed.items()), *shown)
-        )
-        clicks = good.collect(engine="streaming").rechunk()
-        n_rows = int(source.table.select(pl.len()).collect(engine="streaming").item())
-        if n_rows == 0:
+        if rows.is_empty():
             raise TrainError(f"{path} is empty: it has a header but no clicks")
-        n_bad: dict[Reason, int] = {}
-        if len(clicks) < n_rows:
-            reasons = bad.select("reason").collect(engine="streaming")["reason"]
-            n_bad = {Reason(name): n for name, n in reasons.value_counts(sort=True).iter_rows()}
+        # A record that was lost on the way here is a mistake of ours.
+        assert len(rows) == source.n_records(), (len(rows), source.n_records())
+        reasons = rows[REASON].drop_nulls().value_counts(sort=True)
+        n_bad = {Reason(name): n for name, n in reasons.iter_rows()}
+        clicks = rows if rows[_IS_GOOD].all() else rows.filter(_IS_GOOD)
+        clicks = clicks.drop(_IS_GOOD, REASON).rechunk()
         if Reason.NO_SESSION_ID in n_bad:
-            nothing = judged.filter(pl.col(REASON) == Reason.NO_SESSION_ID).group_by(SESSION).len()
-            warn_of_nothing(path, session, dict(nothing.collect(engine="streaming").iter_rows()))
-        if words := nothing_among(clicks["item_id"]):
-            warn_of_nothing(path, item, words, "items of these names, as the stream reads them")
-        return Rows(clicks, n_bad, bad, offset if is_collected else None, columns, left_out)
+            lack = judge(table).filter(pl.col(REASON) == Reason.NO_SESSION_ID)
+            words = lack.group_by(SESSION).len().collect(engine="streaming")
+            warn_of_nothing(path, session, dict(words.iter_rows()))
+        if items := nothing_among(clicks["item_id"]):
+            warn_of_nothing(path, item, items, "items of these names, as the stream reads them")
+        return Rows(
+            clicks,
+            n_bad,
+            lambda: judge(source.with_records()),
+            offset if is_collected else None,
+            columns,
+            source.found_out | ({"left_out": ",".join(left_out)} if left_out else {}),
+            n_records=len(rows),
+            n_filtered=len(rows) - len(clicks) - sum(n_bad.values()),
+        )
+
+
+def _is_wanted(event_types: EventTypes | None, schema: pl.Schema) -> pl.Expr:
+    """Whether a row's type of event advances a session; one that does not is no bad click."""
+    if event_types is None or event_types.inputs is None or event_types.column not in schema:
+        return pl.lit(True)
+    kind = text_column(event_types.column, schema[event_types.column])
+    return kind.is_in(sorted(event_types.inputs)).fill_null(False)
 
 
 def cut_sessions(
@@ -315,14 +369,3 @@ def write_clicks(clicks: pl.DataFrame, path: Path) -> None:
         clicks.write_csv(path, compression="gzip", compression_level=6)
     else:
         raise TrainError(f"{path}: expected a name ending in .parquet, .csv or .csv.gz")
-
-
-def _rejected_path(path: str | Path) -> Path:
-    """The log's name + .rejected.csv in its folder, or in the working directory for a URL and where
-    that folder is not writable. A glob has the name of the folder that it begins in."""
-    parts = [part for part in Path(str(path)).parts if not any(c in part for c in "*?[")]
-    whole = Path(*parts)
-    if whole.name in ("", ".."):  # the working directory, or one that is named from it
-        whole = whole.resolve()
-    away = "://" in str(path) or not os.access(whole.parent, os.W_OK)
-    return Path("" if away else whole.parent, whole.name + ".rejected.csv")

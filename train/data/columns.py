@@ -1,14 +1,16 @@
 """Which columns of a log are a click."""
 
+import codecs
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from train.command import Settings, TrainError
+from train.data.dialect import Form
 from train.data.source import Source
 from train.data.times import TimeUnit
 
@@ -51,10 +53,12 @@ KNOWN_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """What logs call the columns of a click. Of the names in one row none is better than another; those
 of a later row count where the log has none of an earlier one."""
+_EVENT_TYPE = "event_type"
 _PRESETS: dict[str, dict[str, str]] = {
     "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms"},
     "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
 }
+_SEPARATORS = {"comma": ",", "tab": "\t", "\\t": "\t", "semicolon": ";", "pipe": "|"}
 
 
 class Columns(Settings):
@@ -72,7 +76,7 @@ class Columns(Settings):
     time: str = ""
     """Column of the click's time; date+time_of_day where the second one has the milliseconds since
     the first."""
-    event_type: str = "event_type"
+    event_type: str = _EVENT_TYPE
     """Column of the type of event, where types are asked for."""
     time_unit: TimeUnit | None = None
     """s, ms, us, ns: numbers since 1970 (seconds to the millisecond). days: since 30 December 1899,
@@ -81,12 +85,47 @@ class Columns(Settings):
     are no times; in such a log cut no sessions and keep no last days. Unset: found out from the
     values."""
 
+    separator: str | None = None
+    """Character between the columns of a text file, or comma, tab, semicolon, pipe. Unset: found
+    out, as are the next three."""
+    encoding: str | None = None
+    """Of a text file, such as cp1252 or utf-16."""
+    quoting: Literal["rfc", "backslash", "none"] | None = None
+    """How a quoted field holds a quote: doubled, behind a backslash; or there are no quotes."""
+    header: bool | None = None
+    """Whether a text file's first line names its columns. Without one they are called 1, 2, 3."""
+
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
         return {**_PRESETS.get(given.get("preset", "wire"), {}), **given}
+
+    @field_validator("separator")
+    @classmethod
+    def _check_separator(cls, separator: str | None) -> str | None:
+        separator = _SEPARATORS.get(separator or "", separator)
+        if separator is not None and (
+            len(separator) != 1 or not separator.isascii() or separator in '\r\n"\\\0'
+        ):
+            raise ValueError("expected one ASCII character, or comma, tab, semicolon, pipe")
+        return separator
+
+    @field_validator("encoding")
+    @classmethod
+    def _check_encoding(cls, encoding: str | None) -> str | None:
+        if encoding is None:
+            return None
+        try:
+            " ".encode(encoding)  # not all codecs are of text
+            return codecs.lookup(encoding).name
+        except LookupError:
+            raise ValueError("expected an encoding that Python knows, such as cp1252") from None
+
+    def form(self) -> Form:
+        """What is said about a text file."""
+        return Form(self.separator, self.encoding, self.quoting, self.header)
 
     def idle_timeout_s(self, given: int | None) -> int | None:
         """The gap to cut sessions at: what is given, and for a log of visitors always one."""
@@ -100,6 +139,11 @@ class Columns(Settings):
         """The columns of session (or visitor), item and time."""
         return (self.visitor or self.session, self.item, *self.times())
 
+    def wanted(self) -> tuple[str, ...]:
+        """Columns that the log should have, unless others are found in their place."""
+        named = () if self.event_type == _EVENT_TYPE else (self.event_type,)
+        return (*self.sources(), *named)
+
 
 def find_columns(path: str | Path, names: Collection[str], columns: Columns) -> Columns:
     """The columns as a log with these names has them: in place of a preset's column that the log
@@ -109,7 +153,7 @@ def find_columns(path: str | Path, names: Collection[str], columns: Columns) -> 
     exactly one is known for it.
     """
     found: dict[str, str] = {}
-    preset = _PRESETS[columns.preset] | {"event_type": "event_type"}
+    preset = _PRESETS[columns.preset] | {"event_type": _EVENT_TYPE}
     if columns.visitor is None and not _has(names, columns.session):
         if columns.session != preset["session"]:
             raise _missing(path, names, columns.session, "session", "visitor")

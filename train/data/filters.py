@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int, UInt32
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from train.command import Settings, TrainError
 from train.data.context import texts
@@ -16,6 +16,8 @@ from train.data.sessions import TARGET_WEIGHT
 DAY_MS = 86_400_000
 MAX_TARGET = 1e6
 """Far above any use, and far below the limits of a sum in float32."""
+LONGEST_SESSION = 500
+"""Above the longest session of every public log that we use (442 clicks) and of any visit."""
 _KIND = "\0event_type"
 
 
@@ -29,8 +31,19 @@ class Filters(Settings):
     """Drop items with fewer clicks."""
     min_session_length: PositiveInt = 2
     """Drop sessions with fewer clicks."""
+    max_session_length: NonNegativeInt = LONGEST_SESSION
+    """Drop sessions with more clicks, since no person made them (0: none)."""
     drop_repeats: bool = False
     """Keep one click of consecutive clicks on the same item."""
+
+    @model_validator(mode="after")
+    def _leaves_sessions(self) -> "Filters":
+        if 0 < self.max_session_length < self.min_session_length:
+            raise ValueError(
+                f"max_session_length={self.max_session_length} is below min_session_length="
+                f"{self.min_session_length}: no session would be left"
+            )
+        return self
 
 
 class Filtered(NamedTuple):
@@ -41,6 +54,7 @@ class Filtered(NamedTuple):
     short_session_clicks: int
     repeat_clicks: int
     old_clicks: int
+    long_session_clicks: int
 
 
 def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
@@ -59,12 +73,16 @@ def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
     item = codes(number_ids(clicks.select("item_id"))["item_id"])
     keeps: dict[str, Callable[[], Bool[np.ndarray, T]]] = {
         "repeat": lambda: ~_is_repeat(session, item),
+        # Before the support is counted: a robot's clicks would lift every item that it visits.
+        "long": lambda: _counts(session) <= filters.max_session_length,
         "rare": lambda: _counts(item) >= filters.min_item_support,
         "short": lambda: _counts(session) >= filters.min_session_length,
     }
     dropped = dict.fromkeys(keeps, 0)
     if not filters.drop_repeats:
         del keeps["repeat"]
+    if not filters.max_session_length:
+        del keeps["long"]
     row, before = np.arange(len(clicks), dtype=np.uint32), -1
     while before != len(row):
         before = len(row)
@@ -80,6 +98,7 @@ def filter_clicks(clicks: pl.DataFrame, filters: Filters) -> Filtered:
         short_session_clicks=dropped["short"],
         repeat_clicks=dropped["repeat"],
         old_clicks=n_before - len(clicks),
+        long_session_clicks=dropped["long"],
     )
 
 

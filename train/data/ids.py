@@ -9,7 +9,7 @@ import polars as pl
 import structlog
 
 from stream.contract.click import MAX_FUTURE_MS, MAX_ID_BYTES
-from train.data.source import MALFORMED
+from train.data.text import MALFORMED
 
 MAX_VISITOR_BYTES = 240  # leaves room for the "-k" that makes a visitor a session
 SESSION, ITEM, TIME, REASON = "\0session", "\0item", "\0time", "\0reason"

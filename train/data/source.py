@@ -1,33 +1,54 @@
-"""A click log as a lazy table: of a file, a folder or glob of Parquet files, or a URL.
+"""A click log as a lazy table: of a file, a folder or glob of files, or a URL.
 
-Of Parquet, columns that nobody asks for are never decoded. Text files are small by comparison and
-are read at once.
+Of Parquet, columns that nobody asks for are never decoded. Text is read in pieces, each time that
+the table is collected.
 """
 
-import csv
 import glob
-import gzip
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from codecs import BOM_UTF8
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import polars as pl
+from polars.io.plugins import register_io_source
 
 from train.command import TrainError
+from train.data.dialect import FOUND_OUT, Described, Form, describe
+from train.data.json_lines import Keys, find_keys
+from train.data.json_lines import frames as json_frames
+from train.data.text import (
+    HEAD_BYTES,
+    LINE,
+    MALFORMED,
+    RECORD,
+    Dialect,
+    Reader,
+    open_bytes,
+    text_chunks,
+)
 
-MALFORMED = "\0malformed"
-"""Column of a text log with such rows: whether a row does not fit the header."""
 FILE = "\0file"
 """Column of a log of several files: the row's file."""
+_ELEMENT = "\0element"
 _PARQUET = (".parquet", ".pq")
+_TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", ".log", "")
+_JSON = (".jsonl", ".ndjson", ".json")
+_NO_LOG = "collect.json"
+"""Of a collected log: where it goes on."""
+_PACKED = (".gz", ".zst")
+_PACKS, _SMALL_BYTES = 8, 2**30
+"""Compressed text is taken to be so many times its size."""
 _AT_ONCE = 16
 """Files whose schemas are read at the same time: a remote store takes some 50 ms for each."""
-_MOST_LINES = 100
-"""Of a quoted field: a stray quote would otherwise make one of the rest of the log."""
+_LAKES = {
+    "_delta_log": "Delta Lake",
+    "metadata/*.metadata.json": "Iceberg",
+    ".hoodie": "Hudi",
+}
 _WIDENINGS = (
     (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64()),
     (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
@@ -44,31 +65,40 @@ class Source(NamedTuple):
     """Bytes that are not UTF-8 were replaced by U+FFFD."""
     conflicts: dict[str, str]
     """Columns left out because their types in different files have none in common, with those."""
+    with_records: Callable[[], pl.LazyFrame]
+    """The table with LINE and RECORD, which take longer to read."""
+    n_records: Callable[[], int]
+    """Records in the files; of text, those that the last whole reading of the table found."""
+    found_out: dict[str, str]
+    """How text is read, where it is not plain and was not said."""
+    is_small: bool = False
+    """Text of which some columns may be held in memory."""
 
 
-def open_log(path: str | Path) -> Source:
+def open_log(path: str | Path, form: Form = FOUND_OUT, wanted: Collection[str] = ()) -> Source:
     """The log at ``path``, whose files are read when the table is collected.
 
-    A .parquet, .csv or .tsv file (text also .gz); a folder (all .parquet files below it) or a
-    glob of Parquet files, in order of their names; a URL (s3://, gs://, az://, https://, file://)
-    of such a file, glob or, ending in a slash, folder. Files of a folder whose names begin with a
-    dot or underscore are skipped. A column that a file lacks is null there.
-    Raises TrainError.
+    A Parquet or text file (text also .gz or .zst); a folder (all files below it) or a glob of files
+    of one of these kinds, in order of their names; a URL (s3://, gs://, az://, https://, file://)
+    of a Parquet file, a glob of them or, ending in a slash, a folder. Files of a folder whose names
+    begin with a dot or underscore are skipped. A column that a file lacks is null there. ``form``
+    says how text is read, and ``wanted`` which columns it should have. Raises TrainError.
     """
     if "://" in str(path):
         with reading(path):
-            return _scan_url(str(path))
+            return _scan_url(str(path), wanted)
     path = Path(path)
     with reading(path):
         if path.is_dir() or (any(c in str(path) for c in "*?[") and not path.exists()):
-            return _scan_files(_files(path))
-        name = path.name.lower().removesuffix(".gz")
-        if name.endswith((".csv", ".tsv")):
-            separator = "," if name.endswith(".csv") else "\t"
-            return Source(_read_text(path, separator).lazy(), is_text=True, conflicts={})
-        if path.name.lower().endswith(_PARQUET):
-            return Source(pl.scan_parquet(path, glob=False), is_text=False, conflicts={})
-    raise TrainError(f"{path}: a click log must be .parquet, .csv, .tsv, .csv.gz or .tsv.gz")
+            _refuse_lake(path)
+            files = _files(path)
+            if _kind(files[0]) == "parquet":
+                return _scan_files(path, files, wanted)
+            return _scan_texts(path, files, form, wanted, is_many=True)
+        if _kind(path) == "parquet":
+            _check_is_parquet(path)
+            return _parquet(path, pl.scan_parquet(path, glob=False), {}, wanted)
+        return _scan_texts(path, [path], form, wanted, is_many=False)
 
 
 @contextmanager
@@ -80,16 +110,16 @@ def reading(path: str | Path) -> Iterator[None]:
         raise TrainError(f"{path} is empty: it has no header") from None
     except FileNotFoundError:
         raise TrainError(f"{path} does not exist") from None
-    except (OSError, EOFError, csv.Error, pl.exceptions.PolarsError) as error:
+    except (OSError, EOFError, pl.exceptions.PolarsError) as error:
         first_line = (str(error) or repr(error)).splitlines()[0]
         raise TrainError(f"{path} cannot be read: {first_line}") from error
 
 
-def _scan_url(url: str) -> Source:
+def _scan_url(url: str, wanted: Collection[str]) -> Source:
     if not url.lower().endswith(_PARQUET) and not url.endswith("/"):
         raise TrainError(f"{url}: expected a URL of .parquet files, or of a folder that ends in /")
     if not url.endswith("/") and not any(c in url for c in "*?["):
-        return _scan_files([url])
+        return _scan_files(url, [url], wanted)
     # Only Polars can list files there. It skips empty files, which object stores have for folders.
     listed = pl.scan_parquet(
         url + "**/*.parquet" if url.endswith("/") else url,
@@ -99,7 +129,24 @@ def _scan_url(url: str) -> Source:
         hive_partitioning=False,
         hidden_file_prefix=(".", "_"),
     )
-    return _scan_files(sorted(listed.select(FILE).unique().collect()[FILE]))
+    return _scan_files(url, sorted(listed.select(FILE).unique().collect()[FILE]), wanted)
+
+
+def _kind(path: Path) -> str:
+    """parquet, JSON or text, by the file's name; "" for any other."""
+    name = path.name.lower()
+    if name.endswith(_PARQUET):
+        return "parquet"
+    if _is_packed(path):
+        name = path.stem.lower()
+    suffix = Path(name).suffix
+    if suffix in _JSON:
+        return "" if name == _NO_LOG else "JSON"
+    return "text" if suffix in _TEXT else ""
+
+
+def _is_packed(path: Path) -> bool:
+    return path.suffix.lower() in _PACKED
 
 
 def _files(path: Path) -> list[Path]:
@@ -107,17 +154,47 @@ def _files(path: Path) -> list[Path]:
         found = [
             file
             for file in path.rglob("*")
-            if not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
+            if file.is_file()
+            and not any(part.startswith((".", "_")) for part in file.relative_to(path).parts)
         ]
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - ** too
-    files = sorted(file for file in found if file.name.lower().endswith(_PARQUET))
+        found = [file for file in found if file.is_file()]
+    files = sorted(file for file in found if _kind(file))
     if not files:
-        raise TrainError(f"{path} contains no .parquet file")
+        raise TrainError(
+            f"{path} contains no .parquet file and no text file such as .csv or .tsv.gz"
+        )
+    first = files[0]
+    for other in files:
+        if _kind(other) != _kind(first):
+            raise TrainError(
+                f"{path} has {first.name} and {other.name}, which are not of one kind; name one "
+                "kind by a glob such as '*.parquet'"
+            )
     return files
 
 
-def _scan_files(files: Iterable[Path | str]) -> Source:
+def _refuse_lake(path: Path) -> None:
+    folder = path if path.is_dir() else path.parent
+    for sign, lake in _LAKES.items():
+        if folder.is_dir() and next(folder.glob(sign), None) is not None:
+            raise TrainError(
+                f"{path} is a {lake} table, which has files of removed rows beside the live ones; "
+                "expected plain files: write its rows to a folder of Parquet files, and give that"
+            )
+
+
+def _check_is_parquet(path: Path) -> None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic and magic != b"PAR1":
+        raise TrainError(
+            f"{path} cannot be read: it is not a Parquet file, though its name says so"
+        )
+
+
+def _scan_files(path: Path | str, files: Iterable[Path | str], wanted: Collection[str]) -> Source:
     """The files as one table with every column that any of them has."""
     names = [str(file) for file in files]
     found: dict[str, set[pl.DataType]] = {}
@@ -140,7 +217,7 @@ def _scan_files(files: Iterable[Path | str]) -> Source:
         extra_columns="ignore",
         include_file_paths=FILE,
     )
-    return Source(table, is_text=False, conflicts=conflicts)
+    return _parquet(path, table, conflicts, wanted)
 
 
 def _read_schema(file: str) -> Mapping[str, pl.DataType]:
@@ -160,74 +237,179 @@ def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:
     return None
 
 
-def _read_text(path: Path, separator: str) -> pl.DataFrame:
-    with path.open("rb") as file:
-        magic = file.read(2)
-    if path.suffix.lower() == ".gz" and magic and magic != b"\x1f\x8b":
-        raise TrainError(f"{path} is not a gzip file, though its name ends in .gz")
-    quote = '"' if separator == "," else None  # tab-separated logs have no quotes
-    read = partial(
-        pl.read_csv,
-        path,
-        separator=separator,
-        quote_char=quote,
-        infer_schema=False,
-        encoding="utf8-lossy",
-    )
-    try:
-        _check_header(path, [name or "" for name in read(has_header=False, n_rows=1).row(0)])
-        return read()
-    except pl.exceptions.ComputeError:
-        # Polars refuses a file in which one row has more fields than the header or a stray quote.
-        # Reading it row by row finds such rows, many times slower.
-        return _read_ragged_text(path, separator)
+def _parquet(
+    path: Path | str, table: pl.LazyFrame, conflicts: dict[str, str], wanted: Collection[str]
+) -> Source:
+    schema = table.collect_schema()
+    unnest = _unnest(path, schema, wanted)
+
+    def n_records() -> int:
+        return int(unnest(table).select(pl.len()).collect(engine="streaming").item())
+
+    def with_records() -> pl.LazyFrame:
+        # Not what JSON has no form for.
+        shown = [
+            pl.col(name).bin.encode("hex") if dtype == pl.Binary else pl.col(name)
+            for name, dtype in schema.items()
+            if name != FILE and dtype not in (pl.Duration, pl.Object)
+        ]
+        row = pl.col(LINE).cast(pl.Int64)
+        numbered = table.with_row_index(LINE, offset=1)
+        if FILE in schema:
+            first = numbered.group_by(FILE).agg(pl.col(LINE).min() - 1)
+            before = dict(first.collect(engine="streaming").iter_rows())
+            row -= pl.col(FILE).replace_strict(before, return_dtype=pl.Int64)
+        record = pl.struct(shown).struct.json_encode()
+        return unnest(numbered.with_columns(row.alias(LINE), record.alias(RECORD)))
+
+    return Source(unnest(table), False, conflicts, with_records, n_records, {})
 
 
-def _check_header(path: Path, header: Sequence[str]) -> None:
-    """Polars would silently rename the second of two columns."""
-    twice = [name for name, count in Counter(header).items() if count > 1 and name]
-    if twice:
-        raise TrainError(f"{path} has the column {twice[0]!r} twice; rename one of them")
-
-
-def _read_ragged_text(path: Path, separator: str) -> pl.DataFrame:
-    opened: Callable[..., Any] = gzip.open if path.suffix.lower() == ".gz" else open
-    quoting = csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE
-    dialect: dict[str, Any] = {"delimiter": separator, "quoting": quoting}
-    with opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="") as file:
-        header = next(csv.reader(file, **dialect))
-        lines = list(file)
-    _check_header(path, header)
-    last = len(header) - 1
-    rows: list[list[str | None]] = []
-    malformed: list[bool] = []
-    for row, is_quoted_well in _records(lines, dialect, len(header)):
-        fields = [*row[:last], separator.join(row[last:])]  # surplus fields stay visible
-        rows.append([field or None for field in fields] + [None] * (last + 1 - len(fields)))
-        malformed.append(len(row) > len(header) or not is_quoted_well)
-    table = pl.DataFrame(rows, schema=dict.fromkeys(header, pl.String), orient="row")
-    return table.with_columns(pl.Series(MALFORMED, malformed, dtype=pl.Boolean))
-
-
-def _records(
-    lines: Sequence[str], dialect: dict[str, Any], n_fields: int
-) -> Iterator[tuple[list[str], bool]]:
-    """Every record's fields, and whether its quotes are closed.
-
-    Where they are not, the record is its first line alone, split as if it had no quotes, so that a
-    stray quote spoils no other line.
-    """
-    row = 0
-    while row < len(lines):
-        ahead = lines[row : row + _MOST_LINES]
-        reader = csv.reader(ahead, **dialect, strict=True)
-        try:
-            record, n_lines = next(reader), reader.line_num
-        except csv.Error:
-            record, n_lines = [], 0
-        if n_lines == 1 or (n_lines > 1 and len(record) == n_fields):
-            yield record, True
-            row += n_lines
+def _unnest(
+    path: Path | str, schema: pl.Schema, wanted: Collection[str]
+) -> Callable[[pl.LazyFrame], pl.LazyFrame]:
+    """Adds the wanted columns that are paths into others, such as event.item_id; a path through a
+    list of structs makes a row of each of its elements. Raises TrainError for two lists."""
+    values: dict[str, pl.Expr] = {}
+    lists: dict[str, pl.Expr] = {}
+    for name in wanted:
+        begin, *rest = name.split(".")
+        if name in schema or begin not in schema:
+            continue
+        at, value, dtype, inside = begin, pl.col(begin), schema[begin], None
+        for part in rest:
+            if isinstance(dtype, pl.List) and inside is None:
+                inside, lists[at] = at, value
+                value, dtype = pl.col(_ELEMENT), cast(pl.DataType, dtype.inner)
+            fields = dtype.to_schema() if isinstance(dtype, pl.Struct) else {}
+            if part not in fields:
+                break
+            at, value = f"{at}.{part}", value.struct.field(part)
+            dtype = cast(pl.DataType, fields[part])
         else:
-            yield lines[row].rstrip("\r\n").split(dialect["delimiter"]), False
-            row += 1
+            values[name] = value
+    if len(lists) > 1:
+        raise TrainError(
+            f"{path}: columns stand in the lists {' and '.join(lists)}; a click's must share one"
+        )
+
+    def unnest(table: pl.LazyFrame) -> pl.LazyFrame:
+        for elements in lists.values():
+            table = table.with_columns(elements.alias(_ELEMENT)).explode(
+                _ELEMENT, empty_as_null=True, keep_nulls=True
+            )
+        return table.with_columns(**values).drop(_ELEMENT, strict=False)
+
+    return unnest
+
+
+# -- text --------------------------------------------------------------------------------------
+
+
+class _Text(NamedTuple):
+    """One text file."""
+
+    names: list[str]
+    found_out: dict[str, str]
+    frames: Callable[[Sequence[str]], Iterator[pl.DataFrame]]
+    """Its records in pieces: those of the columns that it has."""
+
+
+def _scan_texts(
+    path: Path, files: Sequence[Path], form: Form, wanted: Collection[str], *, is_many: bool
+) -> Source:
+    texts = {file: _open_text(file, form, wanted) for file in files}
+    names = list(dict.fromkeys(name for text in texts.values() for name in text.names))
+    for file, text in texts.items():
+        if not set(wanted) & set(text.names) and set(wanted) & set(names):
+            raise TrainError(
+                f"{file} has none of the columns {', '.join(wanted)}, as other files of the log "
+                "do; move it away, or name the log's files by a glob such as '*.csv'"
+            )
+    found_out = {key: value for text in texts.values() for key, value in text.found_out.items()}
+    n_records = 0
+
+    def scan(*further: str) -> pl.LazyFrame:
+        schema: dict[str, pl.DataType] = dict.fromkeys([*names, *[FILE] * is_many], pl.String())
+        schema[MALFORMED] = pl.Boolean()
+        schema |= dict.fromkeys(further, pl.String())
+        if LINE in schema:
+            schema[LINE] = pl.Int64()
+
+        def read(
+            columns: list[str] | None,
+            predicate: pl.Expr | None,
+            n_rows: int | None,
+            _batch_size: int | None,
+        ) -> Iterator[pl.DataFrame]:
+            nonlocal n_records
+            n_read = 0
+            for file, text in texts.items():
+                own = list(schema) if columns is None else columns
+                for frame in text.frames(own):
+                    n_read += len(frame)
+                    frame = _with_columns(frame, own, file)
+                    shown = frame if predicate is None else frame.filter(predicate)
+                    yield shown if n_rows is None else shown.head(n_rows)
+                    if n_rows is not None and (n_rows := n_rows - len(shown)) <= 0:
+                        return
+            n_records = n_read
+
+        return register_io_source(read, schema=schema)
+
+    n_bytes = sum(file.stat().st_size * (_PACKS if _is_packed(file) else 1) for file in files)
+    return Source(
+        scan(),
+        True,
+        {},
+        lambda: scan(LINE, RECORD),
+        lambda: n_records,
+        found_out,
+        is_small=n_bytes <= _SMALL_BYTES,
+    )
+
+
+def _with_columns(frame: pl.DataFrame, columns: Sequence[str], file: Path) -> pl.DataFrame:
+    if not columns:
+        return pl.DataFrame(height=len(frame))
+    nothing = pl.lit(None, pl.String)
+    values = {
+        name: name if name in frame.columns else pl.lit(str(file)) if name == FILE else nothing
+        for name in columns
+    }
+    return frame.select(**values)
+
+
+def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
+    with reading(path), open_bytes(path) as file:
+        head = b""
+        while len(head) <= HEAD_BYTES and (more := file.read(HEAD_BYTES + 1 - len(head))):
+            head += more
+    if head.startswith(b"PAR1"):
+        raise TrainError(f"{path} is a Parquet file; rename it to end in .parquet")
+    is_whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
+    if head.removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"["):
+        keys = find_keys(path, head.removeprefix(BOM_UTF8), is_whole, wanted)
+        return _Text(keys.names, {}, partial(_read_json, path, keys))
+    found = describe(path, head, is_whole, form, wanted)
+    return _Text(found.names, found.found_out, partial(_read_text, path, found))
+
+
+def _read_json(path: Path, keys: Keys, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    plain = Dialect(",", "none", "utf-8", False, False)
+    own = [name for name in columns if name in keys.names]
+    with reading(path), open_bytes(path) as file:
+        chunks = text_chunks(file, plain)
+        yield from json_frames(chunks, keys, own, with_record=LINE in columns or RECORD in columns)
+
+
+def _read_text(path: Path, found: Described, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    number = {name: n for n, name in enumerate(found.names)}
+    own = {str(number[name]): name for name in columns if name in number}
+    with reading(path), open_bytes(path) as file:
+        reader = Reader(text_chunks(file, found.dialect), found.dialect, len(found.names))
+        if found.dialect.has_header:
+            reader.first()
+        with_record = LINE in columns or RECORD in columns
+        for frame in reader.frames([int(n) for n in own], with_record=with_record):
+            yield frame.rename(own)

@@ -38,8 +38,8 @@ def run_fit(settings: FitSettings) -> None:
         _check_free(settings.out)
     elif not resume.info.history:
         raise FitError(
-            f"{settings.out} is an ensemble, which keeps no state of its training: start from it "
-            "with --warm-start"
+            f"{settings.out} is an ensemble, which has no training to resume: start from it with "
+            "--warm-start"
         )
     torch.set_num_threads(1)  # steps are small: a second thread gains little
     warm_start = None if settings.warm_start is None else load_checkpoint(settings.warm_start)

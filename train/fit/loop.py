@@ -126,6 +126,8 @@ def fit(
             idle_timeout_s=log.idle_timeout_s,
             allowed_lateness_s=log.allowed_lateness_s,
             event_types=log.event_types,
+            max_session_length=log.max_session_length,
+            health=log.health,
             content_hash=content_hash,
             epoch=best.epoch,
             protocol=PROTOCOL,

@@ -68,7 +68,7 @@ def check_context(resume: Checkpoint, names: Sequence[str], utc_offset_s: int) -
 def check_context_fields(before: Checkpoint, log: TrainingLog) -> None:
     """Raise FitError unless the checkpoint's context fields have the log's values."""
     if before.info.model.context != log.context:
-        raise FitError(f"{before.folder} was trained with other context fields or values")
+        raise FitError(f"{before.folder} was trained with different context fields or values")
 
 
 def check_same_run(
@@ -82,12 +82,13 @@ def check_same_run(
     if logs[0] != logs[1] or resume.catalogue.item_ids != log.catalogue.item_ids:
         found, given = (", ".join(f"{n} {v}" for n, v in of.model_dump().items()) for of in logs)
         raise FitError(
-            f"{resume.folder} was trained on another log ({found}), not on ({given}): {OWN_START}"
+            f"{resume.folder} was trained on a different log ({found}), not on this one ({given}): "
+            f"{OWN_START}"
         )
     if resume.info.content_hash != content_hash:
         raise FitError(
-            f"{resume.folder} was trained or validated on other sessions: resume with the log and "
-            "the validation it began with"
+            f"{resume.folder} was trained or validated on different sessions: resume with the "
+            "original log and the original validation"
         )
 
 

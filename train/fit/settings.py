@@ -58,7 +58,7 @@ class FitSettings(Architecture, Learning, TrainingSettings):
     out: Path
     """Folder of the checkpoint, figures.json and training.png."""
     resume: bool = False
-    """Go on with the training in the folder."""
+    """Resume the training in the folder."""
     warm_start: Path | None = None
     """Checkpoint to begin from instead of random weights: its items keep their indices, new ones
     come after them, and its context fields are kept."""

@@ -14,10 +14,18 @@ from pydantic_settings import NoDecode
 
 from stream.contract.context import MAX_FIELDS, RESERVED
 from train.command import Settings, TrainError
-from train.data.clicks import Filters, columns_of_log, filter_clicks, read_clicks, split_by_time
+from train.data.clicks import (
+    Filters,
+    Log,
+    columns_of_log,
+    filter_clicks,
+    read_clicks,
+    split_by_time,
+)
 from train.data.columns import Columns
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
-from train.data.filters import EventTypes, TargetWeight
+from train.data.filters import EventTypes, Filtered, TargetWeight
+from train.data.health import Health, examine
 from train.data.sessions import Catalogue, Sessions, build_catalogue, build_sessions
 from train.data.source import open_log, reading
 from train.measure.metrics import NOTHING_LOST, Lost, lost_predictions
@@ -64,46 +72,30 @@ def _parse_weights(given: Any) -> Any:
 Weights: TypeAlias = Annotated[dict[str, TargetWeight], NoDecode, BeforeValidator(_parse_weights)]
 
 
-class LogSettings(Settings):
-    """Which clicks a model learns from, and what it sees of them."""
+class Reading(Settings):
+    """How a click log is read."""
 
     clicks: str | Path
-    """Click log: .parquet, .csv or .tsv (text also .gz), a folder or glob of Parquet files, or the
-    URL of one in an object store."""
+    """Click log: Parquet, separated text or JSON Lines (both also .gz or .zst), a folder or glob of
+    such files, or the URL of Parquet in an object store."""
     columns: ColumnNames = Field(default={})
     """Names of the log's columns: public (SessionId, ItemId, and Time in seconds, as in public
     data sets), or those that differ from session=session_id, item=item_id, time=timestamp_ms,
     event_type=event_type. visitor=NAME in place of session: a log without sessions, cut at idle
-    gaps. Names that are known, and time_unit (s, ms, iso and others), are found out where they are
-    not given."""
+    gaps. Positions name columns without a header, paths such as events.aid nested ones. Found out
+    where not given: names that are known, time_unit (s, ms, iso and others), and of text separator,
+    encoding, quoting (rfc, backslash, none) and header (yes, no)."""
     idle_timeout_s: int | None = Field(default=None, gt=0, le=LONGEST_S)
     """Cut sessions at longer gaps, in training and in the stream. Unset: the session column alone
     separates them."""
-    allowed_lateness_s: int = Field(default=600, ge=0, le=LONGEST_S)
-    """How late a click may arrive in the stream: sessions live this much longer than the idle
-    timeout. Kept for serving."""
-    filters: Annotated[Pairs, pairs_of(Filters)] = Field(default={})
-    """Which clicks to learn from, for example last_days=7, min_item_support=5,
-    min_session_length=3, drop_repeats=true (one click of each run on the same item)."""
-    validation: Validation = 0.1
-    """Share of sessions held back for validation, the newest (0: none), or a log to validate on."""
     event_types: Weights = Field(default={})
     """Types of event that advance a session, with the weight of a click as target where that is
     not 1: view=0,cart,purchase=3 never predicts a view. Clicks of other types are ignored. Unset:
     all count."""
-    context: tuple[str, ...] = ()
-    """What the model sees of a click besides its item: hour, weekday, gap (the time since the
-    previous click), or columns of the log."""
-    utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
-    """Added to UTC for hour and weekday."""
 
     @property
     def log_columns(self) -> Columns:
         return columns_of(self.columns)
-
-    @property
-    def log_filters(self) -> Filters:
-        return from_pairs(Filters, self.filters)
 
     @property
     def log_event_types(self) -> EventTypes:
@@ -119,6 +111,29 @@ class LogSettings(Settings):
         if weights and not any(weights.values()):
             raise ValueError("expected a weight above 0: nothing would be predicted")
         return weights
+
+
+class LogSettings(Reading):
+    """Which clicks a model learns from, and what it sees of them."""
+
+    allowed_lateness_s: int = Field(default=600, ge=0, le=LONGEST_S)
+    """How late a click may arrive in the stream: sessions live this much longer than the idle
+    timeout. Kept for serving."""
+    filters: Annotated[Pairs, pairs_of(Filters)] = Field(default={})
+    """Which clicks to learn from, for example last_days=7, min_item_support=5,
+    min_session_length=3, max_session_length=500 (the default: longer sessions are robots; 0 keeps
+    them), drop_repeats=true (one click of each run on the same item)."""
+    validation: Validation = 0.1
+    """Share of sessions held back for validation, the newest (0: none), or a log to validate on."""
+    context: tuple[str, ...] = ()
+    """What the model sees of a click besides its item: hour, weekday, gap (the time since the
+    previous click), or columns of the log."""
+    utc_offset_s: int = Field(default=0, ge=-86_400, le=86_400)
+    """Added to UTC for hour and weekday."""
+
+    @property
+    def log_filters(self) -> Filters:
+        return from_pairs(Filters, self.filters)
 
     @field_validator("context")
     @classmethod
@@ -149,6 +164,10 @@ class TrainingLog:
     """Predictions of the validation that no model can make: of items that are new in it."""
     allowed_lateness_s: int = 600
     """How late a click may arrive in the stream."""
+    max_session_length: int = 0
+    """Longer sessions were dropped, in the validation too; 0: none."""
+    health: Health | None = None
+    """Of the log before it was split and filtered; None where it was put together otherwise."""
 
     def content_hash(self) -> str:
         """Of all that is learnt from and measured on, clicks in their order."""
@@ -170,7 +189,7 @@ class TrainingLog:
         )
 
 
-def how_read(settings: LogSettings) -> tuple[EventTypes, int | None]:
+def how_read(settings: Reading) -> tuple[EventTypes, int | None]:
     """The event types and the idle timeout with which the log is read, given or found. Raises
     TrainError for a log without a column that is needed."""
     columns = columns_of_log(settings.clicks, settings.log_columns)
@@ -205,9 +224,9 @@ def read_training_log(
     newer_log = None if isinstance(settings.validation, float) else settings.validation
     logs = [settings.clicks] if newer_log is None else [settings.clicks, newer_log]
     for path in logs:
-        _check_columns(path, wanted)
+        _check_columns(path, columns, wanted)
 
-    def read(path: str | Path) -> pl.DataFrame:
+    def read(path: str | Path) -> Log:
         return read_clicks(
             path,
             settings.log_columns,
@@ -215,14 +234,19 @@ def read_training_log(
             keep=[name for _, name in wanted],
             event_types=event_types,
             allowed_lateness_s=settings.allowed_lateness_s,
-        ).clicks
+        )
 
-    clicks = read(settings.clicks)
-    newer = None if newer_log is None else read(newer_log)
+    first = read(settings.clicks)
+    health = health_of(first)
+    _tell(settings.clicks, health)
+    clicks = first.clicks
+    newer = None if newer_log is None else read(newer_log).clicks
     if isinstance(settings.validation, float) and settings.validation > 0:
         clicks, newer = split_by_time(clicks, settings.validation)
+    del first
     # After the split, so that no item is kept for the clicks it is yet to have.
-    filtered = filter_clicks(clicks, settings.log_filters)
+    filters = settings.log_filters
+    filtered = filter_clicks(clicks, filters)
     del clicks  # of a large log each stage is gigabytes
     figures = filtered._asdict()
     log.info("log_filtered", **{name: n for name, n in figures.items() if name != "clicks"})
@@ -231,9 +255,13 @@ def read_training_log(
     catalogue = build_catalogue(filtered.clicks, known)
     train = build_sessions(filtered.clicks, catalogue, fields)
     if len(train.sessions) == 0:
-        raise TrainError(f"{settings.clicks} has no session of two clicks to learn from")
+        raise TrainError(_nothing_left(settings, filtered))
     validation, lost = None, NOTHING_LOST
     if newer is not None:
+        # The other filters stay away: every next click that a person made is asked for.
+        longest = Filters(min_session_length=1, max_session_length=filters.max_session_length)
+        people = filter_clicks(newer, longest)
+        newer = people.clicks
         indexed = build_sessions(newer, catalogue, fields)
         validation, lost = indexed.sessions, lost_predictions(newer, indexed.sessions)
         log.info(
@@ -241,6 +269,7 @@ def read_training_log(
             sessions=len(validation),
             dropped_clicks=indexed.dropped_clicks,
             dropped_sessions=indexed.dropped_sessions,
+            long_session_clicks=people.long_session_clicks,
         )
         if not validation.n_targets:
             raise TrainError(
@@ -260,7 +289,49 @@ def read_training_log(
         event_types,
         lost,
         settings.allowed_lateness_s,
+        filters.max_session_length,
+        health,
     )
+
+
+def _tell(path: str | Path, health: Health) -> None:
+    """A line about the log, and one for each warning; `look` and the report have the rest."""
+    shown = ("records", "filtered", "clicks", "sessions", "items", "lengths", "repeats")
+    log.info("log_examined", path=str(path), **health.model_dump(include=set(shown)))
+    for finding in health.findings:
+        log.warning(finding.name, **finding.model_dump(exclude={"name"}))
+
+
+def _nothing_left(settings: LogSettings, filtered: Filtered) -> str:
+    if n_long := filtered.long_session_clicks:
+        return (
+            f"{settings.clicks} has no session left to learn from: {n_long} clicks are in sessions "
+            f"of more than {settings.log_filters.max_session_length}; cut them with "
+            "--idle-timeout-s, or keep them with --filters max_session_length=0"
+        )
+    return f"{settings.clicks} has no session of two clicks to learn from"
+
+
+def look_at(settings: Reading, *, rejected_path: Path | None = None) -> tuple[Log, Health]:
+    """The log without its further columns but for the one of event types, if it has one, and its
+    health. Raises TrainError."""
+    event_types, _ = how_read(settings)
+    if event_types.inputs:
+        _check_columns(settings.clicks, settings.log_columns, [("event_types", event_types.column)])
+    log = read_clicks(
+        settings.clicks,
+        settings.log_columns,
+        idle_timeout_s=settings.idle_timeout_s,
+        rejected_path=rejected_path,
+        keep=[event_types.column],
+        event_types=event_types,
+    )
+    return log, health_of(log)
+
+
+def health_of(log: Log) -> Health:
+    """The health of a log that was just read."""
+    return examine(log.clicks, filtered=log.n_filtered, rejected=log.rejected, visitor=log.visitor)
 
 
 def _check_given(settings: LogSettings, fields: Sequence[ContextField]) -> None:
@@ -288,16 +359,20 @@ def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: i
         )
 
 
-def check_context_columns(path: str | Path, fields: Sequence[ContextField]) -> None:
+def check_context_columns(
+    path: str | Path, columns: Columns, fields: Sequence[ContextField]
+) -> None:
     """Raise TrainError unless the log has the columns that the fields are read from."""
-    _check_columns(path, [("context", field.name) for field in fields if field.kind == "column"])
+    wanted = [("context", field.name) for field in fields if field.kind == "column"]
+    _check_columns(path, columns, wanted)
 
 
-def _check_columns(path: str | Path, wanted: Sequence[tuple[str, str]]) -> None:
+def _check_columns(path: str | Path, columns: Columns, wanted: Sequence[tuple[str, str]]) -> None:
     """Raise TrainError unless the log has the columns, each with the setting that names it."""
     if not wanted:
         return
-    source = open_log(path)
+    paths = [name for _, name in wanted if "." in name]
+    source = open_log(path, columns.form(), (*columns.wanted(), *paths))
     with reading(path):
         schema = source.table.collect_schema()
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))

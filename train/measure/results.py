@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from train.command import Settings, TrainError
 from train.data.context import texts
+from train.data.health import Health
 from train.data.sessions import TARGET_WEIGHT, Indexed, Sessions
 from train.folders import replacing
 from train.measure.metrics import NOTHING_LOST, Lost, figures, list_figures
@@ -67,6 +68,8 @@ class Training(Settings):
     epoch: int
     """The epoch that was measured."""
     history: list[EpochRecord]
+    health: Health | None = None
+    """Of the log that was learnt from."""
 
 
 class EvaluationInfo(Settings):
@@ -191,9 +194,11 @@ def check_replaceable(folder: Path, model: str, log: LogCounts, training: Traini
         return
     kept = load_evaluation(path).info
     if kept.log.identity != log.identity:
-        raise TrainError(f"{path} was measured on another log, {kept.log.name}: name another --out")
+        raise TrainError(
+            f"{path} was measured on a different log, {kept.log.name}: choose another --out"
+        )
     if kept.training != training:
-        raise TrainError(f"{path} belongs to another checkpoint: name another --out")
+        raise TrainError(f"{path} belongs to a different checkpoint: choose another --out")
 
 
 def save_evaluation(folder: Path, evaluation: Evaluation) -> Path:
@@ -238,7 +243,10 @@ def load_evaluations(folders: Sequence[Path]) -> list[Evaluation]:
     for folder in folders:
         paths = sorted(folder.rglob(f"*{SUFFIX}"))
         if not paths:
-            raise TrainError(f"{folder} holds no file *{SUFFIX}: expected one from evaluate --out")
+            raise TrainError(
+                f"{folder} contains no *{SUFFIX} file; create one with "
+                "`python -m train evaluate --out`"
+            )
         found |= {path.resolve(): load_evaluation(path) for path in paths}
     first_of: dict[object, Path] = {}
     for path, kept in found.items():

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, model_validator
 
 from train.command import TrainError, load_json
 from train.data.filters import EventTypes
+from train.data.health import Health
 from train.data.sessions import Catalogue
 from train.folders import replacing
 from train.network.model import ModelConfig, SessionModel
@@ -88,6 +89,10 @@ class CheckpointInfo(_Record):
     """How late a click may arrive in the stream."""
     event_types: EventTypes = EventTypes()
     """Which types of event advanced a session in training."""
+    max_session_length: int = 0
+    """Longer sessions were dropped before training; 0: none."""
+    health: Health | None = None
+    """Of the log that was learnt from."""
     content_hash: str = ""
     """Of the sessions trained and validated on; a run resumes only on the same ones."""
     epoch: int
@@ -170,7 +175,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its parts checked against each other. Raises TrainError if there
     is none, or if its parts contradict each other."""
     if not (folder / INFO).exists():
-        raise TrainError(f"{folder} has no checkpoint: No such file or directory ({INFO})")
+        raise TrainError(f"{folder} contains no checkpoint: {INFO} is missing")
     info = load_json(CheckpointInfo, folder / INFO, "")
     # Split at "\n" alone: str.splitlines would also cut ids at U+0085 or U+2028.
     try:
@@ -179,7 +184,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         raise TrainError(f"{folder / ITEMS} cannot be read: {error}") from error
     if len(item_ids) != info.model.n_items:
         raise TrainError(
-            f"{folder / ITEMS} has {len(item_ids)} lines, {INFO} says n_items={info.model.n_items}"
+            f"{folder / ITEMS} has {len(item_ids)} lines, but {INFO} says "
+            f"n_items={info.model.n_items}"
         )
 
     model = SessionModel(info.model)

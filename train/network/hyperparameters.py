@@ -91,28 +91,31 @@ class Hyperparameters(Architecture, Learning, FineTuning):
         window, one_hot = self.cell == "window", self.embedding == "one-hot"
         if self.is_sampled and self.batch_size == 1 and self.n_negatives == 0:
             raise ValueError(
-                f"loss={self.loss} needs negatives: a batch of one session and n_negatives=0 "
-                "leave none"
+                f"loss={self.loss} needs negatives, but batch_size=1 and n_negatives=0 leave none"
             )
         if self.optimiser == "adam" and self.momentum > 0:
             raise ValueError(
-                f"momentum={self.momentum:g} with optimiser=adam, which has its own moments: "
-                "use adagrad or sgd, or momentum=0"
+                f"momentum={self.momentum:g} cannot be combined with optimiser=adam, which has its "
+                "own moments; use adagrad or sgd, or momentum=0"
             )
         if self.optimiser != "adagrad" and self.initial_accumulator > 0:
             raise ValueError(
-                f"initial_accumulator={self.initial_accumulator:g} with "
-                f"optimiser={self.optimiser}, which has none: use adagrad"
+                f"initial_accumulator={self.initial_accumulator:g} cannot be combined with "
+                f"optimiser={self.optimiser}, which has none; use adagrad"
             )
         if window and self.n_layers > 1:
-            raise ValueError(f"n_layers={self.n_layers} with cell=window, which has one layer")
+            raise ValueError(
+                f"n_layers={self.n_layers} cannot be combined with cell=window, which has one layer"
+            )
         if window and one_hot:
             raise ValueError(
-                "embedding=one-hot with cell=window, which has no gates: use separate or shared"
+                "embedding=one-hot cannot be combined with cell=window, which has no gates; use "
+                "separate or shared"
             )
         if one_hot and self.residual and self.n_layers == 1:
             raise ValueError(
-                "residual=true with embedding=one-hot and one layer, which leaves no input to add"
+                "residual=true cannot be combined with embedding=one-hot and one layer, which "
+                "leave no input to add"
             )
         return self
 
@@ -125,13 +128,13 @@ class Hyperparameters(Architecture, Learning, FineTuning):
             ):
                 if way == "concat" and is_used:
                     raise ValueError(
-                        f"{setting}=concat with embedding=one-hot, which has no vector to extend: "
-                        "use multiply, or another embedding"
+                        f"{setting}=concat cannot be combined with embedding=one-hot, which has no "
+                        "vector to extend; use multiply, or another embedding"
                     )
         if self.cell == "window" and self.transition_context == "matrices" and "gap" in names:
             raise ValueError(
-                "transition_context=matrices with cell=window, which is not recurrent: use concat "
-                "or multiply"
+                "transition_context=matrices cannot be combined with cell=window, which is not "
+                "recurrent; use concat or multiply"
             )
 
     @property

@@ -60,7 +60,9 @@ class Trainer:
         self._device = torch.device(device)
         self._in_bfloat16 = h.precision == "bfloat16" and computes_bfloat16(device)
         if h.precision == "bfloat16" and not self._in_bfloat16:
-            log.warning("float32_instead_of_bfloat16", device=device, note="it has no bfloat16")
+            log.warning(
+                "float32_instead_of_bfloat16", device=device, note="the device has no bfloat16"
+            )
         torch.manual_seed(h.seed)
         self.model = SessionModel(
             ModelConfig(

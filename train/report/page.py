@@ -12,6 +12,7 @@ from markupsafe import Markup
 from pydantic import Field
 
 from train.command import Settings, TrainError
+from train.data.health import SOUND, Health, figures_of
 from train.measure.metrics import CUTOFFS, list_figures
 from train.measure.results import Evaluation, LogCounts, compare_kept, load_evaluations
 from train.measure.significance import Difference, Estimate, estimate, holm
@@ -110,6 +111,8 @@ class Section(NamedTuple):
     trained: list[Row]
     """Those with epochs, which `training` plots."""
     training: list[Markup]
+    learnt: list[tuple[str, Health]]
+    """The logs that were learnt from, each with the names of its models."""
     clicked: dict[str, float]
     """`list_figures` of the targets, as if they had been lists."""
     clicked_support: float
@@ -139,6 +142,8 @@ def write_report(
         titles=TITLES,
         swatch=swatch,
         bar=bar,
+        figures_of=figures_of,
+        sound=SOUND,
         share_bar=lambda share: bar(Estimate(share, math.nan, math.nan), 1.0, best=False),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +176,7 @@ def _section(evaluations: Sequence[Evaluation]) -> Section:
         slices=_slices([row for row in rows if row.colour is not None]),
         trained=trained,
         training=_training(trained),
+        learnt=_learnt(rows),
         clicked=clicked,
         clicked_support=math.expm1(clicked["log_support_at_20"]),
     )
@@ -221,6 +227,18 @@ def _slices(rows: Sequence[Row]) -> list[Slice]:
         counted = {rows[0].name: first} if is_one else predictions
         result.append(Slice(name, plots, labels, counted, values))
     return result
+
+
+def _learnt(rows: Sequence[Row]) -> list[tuple[str, Health]]:
+    names: dict[str, list[str]] = defaultdict(list)
+    healths = {}
+    for row in rows:
+        training = row.evaluation.info.training
+        if training is not None and training.health is not None:
+            key = training.health.model_dump_json()
+            healths[key] = training.health
+            names[key].append(row.name)
+    return [(", ".join(names[key]), health) for key, health in healths.items()]
 
 
 def _training(trained: Sequence[Row]) -> list[Markup]:

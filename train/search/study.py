@@ -91,7 +91,7 @@ def check_same(settings: SearchSettings, study: Study, wanted: Mapping[str, Any]
     for name, value in wanted.items():
         if found.get(name) != value:
             raise TrainError(
-                f"{settings.study / STUDY} was made with {name}={found.get(name)}, not {value}: "
+                f"{settings.study / STUDY} was created with {name}={found.get(name)}, not {value}: "
                 "choose another --study"
             )
 

@@ -78,7 +78,11 @@ def checkpoint(folder: Path) -> Checkpoint:
 
 def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_path: Path) -> None:
     sessions = random_sessions(50, N_ITEMS, SIZES, seed=1)
-    served = {"allowed_lateness_s": 900, "event_types": EventTypes(inputs=("view", "cart"))}
+    served = {
+        "allowed_lateness_s": 900,
+        "event_types": EventTypes(inputs=("view", "cart")),
+        "max_session_length": 500,
+    }
     checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update=served))
     folder = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
     bundle = load_bundle(folder)
@@ -95,6 +99,7 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
     assert manifest.allowed_lateness_s == 900
     assert manifest.event_types == ("view", "cart")
     assert (manifest.training.clicks, manifest.training.last_timestamp_ms) == (77, 9_000)
+    assert manifest.training.max_session_length == 500
     assert manifest.metrics is not None
     assert manifest.metrics.protocol == "by hand"
     assert manifest.metrics.figures == {"recall_at_20": 0.5}
@@ -187,7 +192,9 @@ def test_a_bundle_says_in_words_what_its_model_is(options: dict[str, Any], words
 def test_more_recommendations_than_items_is_one_sentence(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    with pytest.raises(StreamError, match="n_recommendations is 31, the catalogue has 30 items"):
+    with pytest.raises(
+        StreamError, match="n_recommendations is 31, but the catalogue has only 30 items"
+    ):
         export_bundle(checkpoint, tmp_path / "bundles", 31, [])
 
 
@@ -214,7 +221,7 @@ def test_a_log_that_proves_nothing_is_one_sentence(checkpoint: Checkpoint, tmp_p
     log = tmp_path / "clicks.csv"
     log.write_text("session_id,item_id,timestamp_ms,event_type\ns,new,1000,\ns,newer,2000,\n")
     config = ExportConfig(checkpoint=checkpoint.folder, clicks=log)
-    with pytest.raises(TrainError, match="has no session of two items that"):
+    with pytest.raises(TrainError, match="has no session with at least two clicks"):
         parity_sessions(config, checkpoint)
 
 
@@ -245,7 +252,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *flags: object) -> int:
 @pytest.mark.parametrize(
     ("file", "sentence"),
     [
-        ("checkpoint.json", "has no checkpoint: No such file or directory"),
+        ("checkpoint.json", "contains no checkpoint: checkpoint.json is missing"),
         ("items.txt", "items.txt cannot be read"),
         ("weights-3.npz", "weights-3.npz cannot be read"),
     ],

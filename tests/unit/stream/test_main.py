@@ -197,7 +197,7 @@ def test_a_position_of_another_version_is_one_sentence(
         decode_position(b"\x93")
 
     monkeypatch.setitem(cli.COMMANDS, "reset", (KafkaSettings, run))
-    assert refused(capsys, "reset").startswith("expected a position record of format 1: ")
+    assert refused(capsys, "reset").startswith("a position record cannot be read as format 1: ")
 
 
 def test_a_bug_is_not_dressed_up_as_a_bad_deployment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,12 +63,12 @@ def test_another_format_is_refused_in_one_sentence() -> None:
     raw = encode_position(msgspec.structs.replace(Position(1, "t"), format=2))
     with pytest.raises(StreamError) as refusal:
         decode_position(raw)
-    assert str(refusal.value) == "position record has format 2, but this version reads 1"
+    assert str(refusal.value) == "a position record has format 2, but this version reads 1"
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x93", b"\xc0", b"\x91\xa1x", b'{"next_offset":1}'])
 def test_bytes_that_are_no_position_are_refused(raw: bytes) -> None:
-    with pytest.raises(StreamError, match=r"^expected a position record of format 1: "):
+    with pytest.raises(StreamError, match=r"^a position record cannot be read as format 1: "):
         decode_position(raw)
 
 
@@ -102,7 +102,7 @@ def test_the_limit_of_the_share_is_crossed_by_the_1001st_bad_click_of_2000() -> 
         limit.count_bad(position, "clicks", 3, 1501)
     assert str(stop.value) == (
         "1001 of the last 2000 clicks in clicks-3 are bad, offsets 1 to 1501: "
-        "the limit is 0.5 of them (bad_click_share_limit)"
+        "the limit is a share of 0.5 (bad_click_share_limit)"
     )
 
 

@@ -103,7 +103,7 @@ def test_sasl_needs_a_user_and_a_password_and_names_neither_ones_value(missing: 
     with pytest.raises(ValidationError) as refused:
         KafkaSettings(security_protocol="SASL_SSL", **given)  # type: ignore[arg-type]
     (problem,) = refused.value.errors()
-    assert problem["msg"].endswith("needs sasl_username and sasl_password; one of them is not set")
+    assert problem["msg"].endswith("needs sasl_username and sasl_password; at least one is not set")
 
 
 def test_a_certificate_that_is_not_there_is_refused(tmp_path: Path) -> None:

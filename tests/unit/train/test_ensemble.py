@@ -107,7 +107,7 @@ def test_an_ensemble_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFix
     write_ensemble(members, tmp_path / "out")
     assert main(["fit", "--clicks", "no.csv", "--out", str(tmp_path / "out"), "--resume"]) == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith(f"{tmp_path / 'out'} is an ensemble, which keeps no state")
+    assert error.startswith(f"{tmp_path / 'out'} is an ensemble, which has no training to resume")
 
 
 def test_one_folder_is_no_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,5 @@
 import fcntl
+import html
 import json
 import os
 from pathlib import Path
@@ -42,6 +43,30 @@ def test_fit_leaves_a_checkpoint_figures_and_a_plot(clicks: Path, tmp_path: Path
     assert [record["epoch"] for record in figures["history"]] == [1, 2]
     image = matplotlib.image.imread(out / "training.png")
     assert image.std() > 0.05, "more than an empty page"
+
+
+def test_the_health_of_the_log_goes_from_fit_to_the_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out, kept = tmp_path / "log.parquet", tmp_path / "out", tmp_path / "kept"
+    clicks = markov_clicks(0.9, n_sessions=100, n_items=30, seed=1)
+    pl.concat([clicks, clicks[:60]]).write_parquet(path)
+    assert fit(path, out) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    (warning,) = (line for line in lines if line["event"] == "duplicates")
+    assert (warning["level"], warning["found"][:4]) == ("warning", "9.1%")
+    assert any(line["event"] == "log_examined" and line["records"] == 660 for line in lines)
+    health = load_checkpoint(out).info.health
+    assert health is not None
+    assert (health.records, [f.name for f in health.findings]) == (660, ["duplicates"])
+    assert main(["look", str(path)]) == 0
+    assert f"! {health.findings[0]}"[:80] in capsys.readouterr().out
+    words = ["--checkpoint", str(out), "--clicks", str(path), "--out", str(kept)]
+    assert main(["evaluate", *words]) == 0
+    assert main(["report", "--runs", str(kept), "--out", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "What model learnt from" in page
+    assert f"<li>{html.escape(str(health.findings[0]), quote=False)}</li>" in page
 
 
 def test_fit_validates_on_the_file_it_is_given(
@@ -277,7 +302,9 @@ def test_settings_that_do_not_go_together_are_one_sentence_alone(
 ) -> None:
     assert fit(clicks, tmp_path / "out", "--cell", "window", "--n-layers", "2") == 2
     error = capsys.readouterr().err.strip()
-    assert error.startswith("n_layers=2 with cell=window") and "found" not in error
+    assert (
+        error.startswith("n_layers=2 cannot be combined with cell=window") and "found" not in error
+    )
 
 
 def test_fit_never_trains_over_a_checkpoint_unasked(
@@ -344,7 +371,7 @@ def test_baselines_of_a_log_without_a_known_item_are_refused(
     words = ["--checkpoint", str(tmp_path / "out"), "--clicks", str(clicks)]
     assert main(["evaluate", *words, "--train-clicks", str(other)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith(f"{other} has no session of two items that")
+    assert error.startswith(f"{other} has no session with at least two clicks")
 
 
 def test_evaluate_never_replaces_another_checkpoint_or_log_unasked(
@@ -366,17 +393,17 @@ def test_evaluate_never_replaces_another_checkpoint_or_log_unasked(
     code, error = kept("second")
     assert (code, error.splitlines()[-1]) == (
         2,
-        f"{path} belongs to another checkpoint: name another --out",
+        f"{path} belongs to a different checkpoint: choose another --out",
     )
     code, error = kept("first", "--name", "other")
     assert code == 2
-    assert "was measured on another log, clicks.parquet" in error
+    assert "was measured on a different log, clicks.parquet" in error
     same_times = tmp_path / "other" / "clicks.parquet"
     same_times.parent.mkdir()
     pl.read_parquet(clicks).with_columns(pl.col("item_id").reverse()).write_parquet(same_times)
     code, error = kept("first", "--clicks", str(same_times))
     assert code == 2
-    assert "was measured on another log, clicks.parquet" in error
+    assert "was measured on a different log, clicks.parquet" in error
     assert path.read_bytes() == before
 
 
@@ -399,7 +426,7 @@ def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--loss", "hinge"], "--loss: Input should be 'bpr-max', 'cross-entropy'"),
         (["--hiden-size", "9"], "--hiden-size"),
         (["--preset", "rsc"], "preset=rsc is neither a JSON file nor one of default, rsc15-100k"),
-        (["--cell", "window", "--n-layers", "2"], "n_layers=2 with cell=window"),
+        (["--cell", "window", "--n-layers", "2"], "n_layers=2 cannot be combined with cell=window"),
         (["--context", "colour"], "context=colour: "),
         (["--context", "gap,gap"], "expected distinct names"),
         (["--context", "item_id"], "'item_id' cannot be a context column"),
@@ -407,11 +434,11 @@ def test_synthetic_writes_a_log_that_fit_reads_and_prints_its_oracle(
         (["--clicks", "none.parquet", "--context", "colour"], "none.parquet does not exist"),
         (
             ["--context", "gap", "--embedding", "one-hot"],
-            "transition_context=concat with embedding=one-hot",
+            "transition_context=concat cannot be combined with embedding=one-hot",
         ),
         (
             ["--context", "gap", "--cell", "window", "--transition-context", "matrices"],
-            "transition_context=matrices with cell=window",
+            "transition_context=matrices cannot be combined with cell=window",
         ),
         (["--batch-size", "1", "--n-negatives", "0"], "loss=cross-entropy needs negatives"),
         (["--seed", "99999999999"], "--seed: Input should be less than or equal to 4294967295"),
@@ -475,10 +502,13 @@ def test_a_column_that_cannot_be_context_is_named_before_the_log_is_read(
             ["synthetic", "--out", "x.csv", "--clicks", "999"],
             "--clicks: Input should be greater than",
         ),
-        (["evaluate", "--checkpoint", "none", "--clicks", "none.csv"], "none has no checkpoint"),
+        (
+            ["evaluate", "--checkpoint", "none", "--clicks", "none.csv"],
+            "none contains no checkpoint",
+        ),
         (
             ["evaluate", "--checkpoint", "x", "--clicks", "y.csv", "--baselines", "pop"],
-            "baselines=pop without train_clicks",
+            "baselines=pop requires train_clicks",
         ),
         (
             [

@@ -336,11 +336,14 @@ def without_meaning(fixed: dict[str, Any]) -> set[str]:
         ({"space": ("input_context",)}, "space=input_context has no effect with context=none"),
         ({"metric": "accuracy"}, "metric=accuracy is not one of recall_at_1"),
         ({"validation": 0.0}, "validation=0 leaves nothing to compare"),
-        ({"fixed": {"momentum": "0.1", "optimiser": "adam"}}, "momentum=0.1 with optimiser=adam"),
+        (
+            {"fixed": {"momentum": "0.1", "optimiser": "adam"}},
+            "momentum=0.1 cannot be combined with optimiser=adam",
+        ),
         ({"fixed": {"colour": "1"}}, "fixed=colour is not a hyperparameter"),
         (
             {"fixed": {"embedding": "one-hot"}, "context": ("hour",), "space": ("bptt",)},
-            "input_context=concat with embedding=one-hot",
+            "input_context=concat cannot be combined with embedding=one-hot",
         ),
         ({"trials": 0}, "greater than 0"),
     ],
@@ -361,7 +364,7 @@ def test_a_study_of_something_else_is_refused(clicks: Path, tmp_path: Path) -> N
     study = tmp_path / "study"
     run_search(settings(clicks, study, trials=1, epochs=1))
     refused: tuple[tuple[dict[str, Any], str], ...] = (
-        ({"metric": "mrr_at_5"}, r"study.db was made with metric=ndcg_at_20, not mrr_at_5"),
+        ({"metric": "mrr_at_5"}, r"study.db was created with metric=ndcg_at_20, not mrr_at_5"),
         ({"epochs": 2}, "epochs=1, not 2"),
         ({"fixed": {"loss": "softmax"}}, "loss=cross-entropy, not softmax"),
         ({"space": ("momentum",)}, "learning_rate=drawn: 0.01 to 0.3 .*, not 0.05"),
@@ -373,7 +376,7 @@ def test_a_study_of_something_else_is_refused(clicks: Path, tmp_path: Path) -> N
             run_search(other)
     newer = tmp_path / "newer.parquet"
     markov_clicks(0.9, n_sessions=100, n_items=40, seed=2).write_parquet(newer)
-    with pytest.raises(TrainError, match=r"made with log=.*content \w+, not .*content"):
+    with pytest.raises(TrainError, match=r"created with log=.*content \w+, not .*content"):
         run_search(settings(newer, study, trials=1, epochs=1))
 
 

@@ -1,6 +1,5 @@
 """How the demo cuts a log: by time, whole sessions to learn from, exact clicks to replay."""
 
-import gzip
 from pathlib import Path
 
 import polars as pl
@@ -8,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.demo.heldout import MAX_HELDOUT_SHARE, detect_columns, hold_out, read_log, shop_log
+from deploy.demo.heldout import MAX_HELDOUT_SHARE, hold_out, read_log, shop_log
 from deploy.demo.replay import in_order_of_time
 from train.command import TrainError
+from train.data.columns import IDLE_TIMEOUT_S
 from train.data.synthetic import FIRST_DAY_MS, generate_synthetic
+from train.fit.training_log import Reading
 
 
 def log_of(*starts: tuple[str, list[int]]) -> pl.DataFrame:
@@ -69,7 +70,7 @@ def test_the_oracle_knows_the_shop_and_no_other_log(tmp_path: Path) -> None:
     assert 0.3 < oracle.mrr_at_20 < oracle.recall_at_20
     path = tmp_path / "log.csv"
     shop.train.write_csv(path)
-    foreign = read_log(path, None, None, 100, tmp_path / "rejected.csv")
+    foreign = read_log(Reading(clicks=path), 100, tmp_path / "rejected.csv")
     assert foreign.oracle([]) is None
 
 
@@ -82,32 +83,31 @@ def test_only_a_log_with_event_types_is_learned_with_context(tmp_path: Path) -> 
     ):
         path = tmp_path / "log.parquet"
         log.select(columns).write_parquet(path)
-        found = read_log(path, None, None, 100, tmp_path / "rejected.csv")
+        found = read_log(Reading(clicks=path), 100, tmp_path / "rejected.csv")
         assert bool(found.context) == expected
 
 
-@pytest.mark.parametrize("name", ["log.csv", "log.tsv", "log.tsv.gz", "log.parquet"])
-def test_the_presets_are_found_by_the_header(name: str, tmp_path: Path) -> None:
-    path = tmp_path / name
-    for columns, preset in (
-        (["SessionId", "ItemId", "Time"], "public"),
-        (["session_id", "item_id", "timestamp_ms"], "wire"),
-        (["a", "b", "c"], "wire"),
-    ):
-        frame = pl.DataFrame({column: ["1", "2"] for column in columns})
-        if name.endswith(".parquet"):
-            frame.write_parquet(path)
-        elif name.endswith(".gz"):
-            path.write_bytes(gzip.compress(frame.write_csv(separator="\t").encode()))
-        else:
-            frame.write_csv(path, separator="," if name.endswith(".csv") else "\t")
-        assert detect_columns(path).preset == preset
+def test_a_log_with_other_names_is_written_with_those_of_a_click(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    log = shop_log(200).train.rename({"session_id": "who", "item_id": "sku", "event_type": "kind"})
+    log.with_columns(title=pl.lit("x")).write_csv(path)
+    columns = {"visitor": "who", "item": "sku", "event_type": "kind"}
+    weights = {"view": 0.0, "purchase": 3.0}
+    reading = Reading(clicks=path, columns=columns, event_types=weights)
+    found = read_log(reading, 100, tmp_path / "rejected.csv")
+    assert found.idle_timeout_s == IDLE_TIMEOUT_S
+    assert found.train.columns == ["session_id", "item_id", "timestamp_ms", "event_type"]
+    assert set(found.heldout["event_type"]) <= {"view", "purchase"}
+    assert found.training[-2:] == ("--event-types", "view=0,purchase=3")
+    assert found.health is not None
+    wanted = log.filter(pl.col("kind").cast(pl.String) != "cart")
+    assert found.health.visitors == wanted["who"].n_unique()
 
 
 def test_an_unreadable_log_is_left_to_its_reader_to_report(tmp_path: Path) -> None:
     path = tmp_path / "none.csv"
     with pytest.raises(TrainError, match=r"none\.csv does not exist"):
-        read_log(path, None, None, 10, tmp_path / "rejected.csv")
+        read_log(Reading(clicks=path), 10, tmp_path / "rejected.csv")
 
 
 def test_a_replay_is_in_order_of_time_and_keeps_the_order_within_a_session() -> None:

@@ -233,6 +233,24 @@ def test_session_id_has_1_to_256_bytes_and_does_not_begin_with_nul(
     assert reason_of(click_json(session_id=session_id), session_id.encode()) == reason
 
 
+@pytest.mark.parametrize(
+    ("session_id", "item_id", "detail"),
+    [
+        ("s" * 257, "i", "session_id has 257 bytes; expected 1 to 256 bytes of UTF-8"),
+        ("\x00s", "i", "session_id begins with NUL; it must not"),
+        ("s", "", "item_id has 0 bytes; expected 1 to 256 bytes of UTF-8"),
+        ("s", "a\nb", "item_id contains a control character; it must have none"),
+    ],
+)
+def test_a_bad_ids_detail_names_what_is_wrong_with_it(
+    session_id: str, item_id: str, detail: str
+) -> None:
+    value = click_json(session_id=session_id, item_id=item_id)
+    bad = parse_click(record(value, session_id.encode()))
+    assert isinstance(bad, BadClick)
+    assert bad.detail == detail
+
+
 def test_a_null_key_is_bad_and_so_is_one_of_other_bytes() -> None:
     assert reason_of(click_json(), None) == Reason.NULL_KEY
     assert reason_of(click_json(), b"") == Reason.KEY_MISMATCH

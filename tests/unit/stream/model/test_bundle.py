@@ -257,7 +257,7 @@ def test_one_changed_byte_is_refused(folder: Path, name: str) -> None:
     content = bytearray((folder / name).read_bytes())
     content[len(content) // 2] ^= 1
     (folder / name).write_bytes(content)
-    with pytest.raises(StreamError, match=rf"{name} has sha256 .*, but manifest says "):
+    with pytest.raises(StreamError, match=rf"{name} has sha256 .*, but the manifest says "):
         load_model(folder)
 
 
@@ -272,7 +272,7 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"idle_timeout_s": 1800', '"idle_timeout_s": 1801'))
     with pytest.raises(
-        StreamError, match=r"has content [0-9a-f]{16}, but manifest says bundle_id="
+        StreamError, match=r"has content [0-9a-f]{16}, but the manifest says bundle_id="
     ):
         load_bundle(folder)
 
@@ -281,7 +281,7 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
     ("field", "value", "sentence"),
     [
         ("format", 1, "has format 1, but this version reads 2; export the checkpoint again"),
-        ("n_items", 49, "items.txt has 50 lines, but manifest says n_items=49"),
+        ("n_items", 49, "items.txt has 50 lines, but the manifest says n_items=49"),
         ("allowed_lateness_s", -1, "is not a valid manifest: .*allowed_lateness_s"),
         ("event_types", "view", "is not a valid manifest: .*event_types"),
         ("n_layers", 0, "is not a valid manifest: .*n_layers"),
@@ -317,7 +317,7 @@ def test_a_changed_manifest_is_refused(folder: Path) -> None:
         (
             "context",
             [{"name": "gap", "kind": "gap", "edges_s": [1.0, 1.0]}],
-            "'gap' of kind gap must have edges_s that increase",
+            "'gap' of kind gap must have strictly increasing edges_s",
         ),
         ("popular", [], "has 0 popular items in 0 entries, expected n_recommendations=5"),
         (
@@ -363,10 +363,10 @@ def test_a_graph_that_is_no_onnx_model_is_refused(
 @pytest.mark.parametrize(
     ("item_ids", "sentence"),
     [
-        ([f"i{n}" for n in range(49)], "has 49 lines, but manifest says n_items=50"),
+        ([f"i{n}" for n in range(49)], "has 49 lines, but the manifest says n_items=50"),
         (["twice", "twice", *map(str, range(48))], "has 49 distinct item ids, expected 50"),
         (["", *map(str, range(49))], "has 49 distinct item ids, expected 50"),
-        (["a\nb", *map(str, range(49))], "has 51 lines, but manifest says n_items=50"),
+        (["a\nb", *map(str, range(49))], "has 51 lines, but the manifest says n_items=50"),
     ],
 )
 def test_a_bundle_that_would_be_refused_is_not_written(

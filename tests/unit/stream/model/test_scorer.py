@@ -402,7 +402,7 @@ def test_a_graph_of_another_shape_is_refused(
     tmp_path: Path, name: str, change: Callable[[onnx.GraphProto], None]
 ) -> None:
     bundle = changed(load_bundle(write_tiny_bundle(tmp_path)), name, change)
-    with pytest.raises(StreamError, match=rf"{name}.onnx has \{{.*\}}, but manifest says \{{"):
+    with pytest.raises(StreamError, match=rf"{name}.onnx has \{{.*\}}, but the manifest says \{{"):
         OnnxScorer(bundle)
 
 
@@ -415,7 +415,7 @@ def test_a_graph_of_another_shape_is_refused(
         (
             "n_items",
             51,
-            r"encode.onnx fails on item_index 50 and context \[\], but manifest says n_items",
+            r"encode.onnx failed on item_index 50 and context \[\], which the manifest allows",
         ),
         ("context", CONTEXT[:2], r"encode.onnx has \{'item_index'.* says .*int32\[B,2\]"),
     ],
@@ -445,7 +445,7 @@ def test_a_field_with_more_values_than_the_graph_has_is_refused(tmp_path: Path) 
         for f in bundle.manifest.context
     ]
     with pytest.raises(
-        StreamError, match=r"encode.onnx fails on item_index 49 and context \[4, 25"
+        StreamError, match=r"encode.onnx failed on item_index 49 and context \[4, 25"
     ):
         OnnxScorer(dataclasses.replace(bundle, manifest=replace(bundle.manifest, context=fields)))
 
@@ -456,7 +456,8 @@ def test_a_rank_graph_that_names_items_behind_the_catalogue_is_refused(tmp_path:
     bias = np.arange(51, dtype=np.float32)  # the best item is number 50
     bundle = dataclasses.replace(bundle, rank=rank_graph(embedding, bias, 5).SerializeToString)
     with pytest.raises(
-        StreamError, match=r"rank.onnx gives item_index 46 to 50, but manifest says n_items=50"
+        StreamError,
+        match=r"rank.onnx returned item_index values from 46 to 50, but the manifest says n_items",
     ):
         OnnxScorer(bundle)
 
@@ -499,7 +500,7 @@ def test_an_item_whose_weights_are_no_numbers_is_refused(tmp_path: Path, value: 
     bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=2000, cell="window"))
     bundle = changed(bundle, "encode", partial(spoil, index=(1234, 3), value=value))
     with pytest.raises(
-        StreamError, match=r"encode.onnx makes NaN or an infinite number of item_index 1234$"
+        StreamError, match=r"encode.onnx outputs NaN or infinity for item_index 1234$"
     ):
         OnnxScorer(bundle)
 
@@ -509,7 +510,7 @@ def test_an_item_whose_weights_are_no_numbers_is_refused(tmp_path: Path, value: 
 def test_scores_that_are_no_numbers_are_refused(tmp_path: Path, value: float, int8: bool) -> None:
     bundle = load_bundle(write_tiny_bundle(tmp_path, n_items=2000, int8=int8))
     bundle = changed(bundle, "rank", partial(spoil, index=(3, 1234), value=value))
-    with pytest.raises(StreamError, match=r"rank.onnx gives scores that are NaN or infinite$"):
+    with pytest.raises(StreamError, match=r"rank.onnx returned scores that are NaN or infinite$"):
         OnnxScorer(bundle)
 
 

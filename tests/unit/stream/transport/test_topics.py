@@ -93,14 +93,14 @@ def test_missing_topics_are_all_named_with_the_command_that_makes_them(broker: B
             "message.timestamp.type",
             "CreateTime",
             "clicks has message.timestamp.type=CreateTime, expected LogAppendTime "
-            "(latency is counted from it)",
+            "(latency is measured from it)",
         ),
         (
             "clicks-dead-letter",
             "cleanup.policy",
             "compact,delete",
             "clicks-dead-letter has cleanup.policy=compact,delete, expected delete "
-            "(compaction keeps one record per session, and refuses records without a key)",
+            "(compaction keeps one record per session, and rejects records without a key)",
         ),
         (
             "recommendations",
@@ -133,8 +133,8 @@ def test_the_changelog_has_as_many_partitions_as_the_clicks(broker: Broker) -> N
 def test_a_topic_that_nothing_can_be_written_to_is_named(broker: Broker) -> None:
     broker.config["recommendations"]["min.insync.replicas"] = "2"
     assert wrong() == (
-        "recommendations has min.insync.replicas=2, expected at most 1, its replicas: nothing can "
-        "be written to it"
+        "recommendations has min.insync.replicas=2, expected at most 1, its number of replicas; "
+        "otherwise nothing can be written to it"
     )
 
 

@@ -164,7 +164,7 @@ async def test_a_producer_that_was_fenced_or_lost_its_state_has_lost_its_transac
     brokers: FakeBrokers, producer: TransactionalProducer, code: int
 ) -> None:
     brokers.will_answer(EndTxn, code)
-    with pytest.raises(TransactionLostError, match="EndTxn of a-0: "):
+    with pytest.raises(TransactionLostError, match="EndTxn of transactional id a-0: "):
         await producer.end(commit=True)
     assert len(brokers.requests) == 1
 
@@ -174,7 +174,7 @@ async def test_what_brokers_refuse_for_good_is_a_wrong_deployment(
     brokers: FakeBrokers, producer: TransactionalProducer, code: int
 ) -> None:
     brokers.will_answer(EndTxn, code)
-    with pytest.raises(StreamError, match="the brokers refuse EndTxn of a-0: "):
+    with pytest.raises(StreamError, match="the brokers rejected EndTxn of transactional id a-0: "):
         await producer.end(commit=True)
 
 

@@ -38,7 +38,7 @@ def test_a_wrong_name_is_one_sentence(text: str, sentence: str) -> None:
 
 @pytest.mark.parametrize("text", ["vmis-knn:k=600", "stan:k=0", "stan:click_scale=0"])
 def test_a_value_the_method_cannot_work_with_is_one_sentence(text: str) -> None:
-    with pytest.raises(TrainError, match=rf"{text}: .* takes 0 < k <= m .* found"):
+    with pytest.raises(TrainError, match=rf"{text}: .* requires 0 < k <= m .* found"):
         build_baseline(text, TRAINING, 5)
 
 

@@ -138,7 +138,9 @@ def test_wrong_blends_are_refused_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(TrainError, match=r"blend\.json cannot be read"):
         load_blend(path, PARTS)
     Blend(PARTS, weighted(*[(1, 0)] * 4)).write(path)
-    with pytest.raises(TrainError, match="blends five, ten: found no ten among five, gru"):
+    with pytest.raises(
+        TrainError, match=r"blends five, ten, but the given models \(five, gru\) do not include ten"
+    ):
         load_blend(path, {"five": PARTS["five"], "gru": PARTS["ten"]})
     kept = json.loads(path.read_text())
     kept["weights"][2] = [1.0]

@@ -90,19 +90,23 @@ def test_checkpoints_of_one_log_blend_and_of_two_do_not(
     assert f"{c} and {a} have different items" in capsys.readouterr().err
     words = ["evaluate", "--checkpoint", a, "--clicks", str(clicks), "--train-clicks", str(clicks)]
     assert main([*words, "--blend", str(out)]) == 2
-    assert "blends model, model-2: found no model-2 among model" in capsys.readouterr().err
+    missing = "the given models (model, pop, s-pop, markov) do not include model-2"
+    assert f"blends model, model-2, but {missing}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
-        (["--baselines", "markov"], "checkpoints and baselines name 1 different parts"),
-        (["--baselines", "markov,markov"], "checkpoints and baselines name 1 different parts"),
+        (["--baselines", "markov"], "a blend needs at least 2 different models"),
+        (["--baselines", "markov,markov"], "a blend needs at least 2 different models"),
         (["--baselines", "markov,vmis"], "--baselines.1: 'vmis' is not a baseline"),
-        (["--baselines", "markov,vmis-knn:k=600"], "vmis-knn:k=600: VMIS-kNN takes"),
-        (["--checkpoints", "none,none"], "none has no checkpoint"),
-        (["--checkpoints", "a,b", "--idle-timeout-s", "9"], "idle_timeout_s=9 with checkpoints"),
-        (["--baselines", "pop,s-pop", "--out", "."], "out=. exists: name another file"),
+        (["--baselines", "markov,vmis-knn:k=600"], "vmis-knn:k=600: VMIS-kNN requires"),
+        (["--checkpoints", "none,none"], "none contains no checkpoint"),
+        (
+            ["--checkpoints", "a,b", "--idle-timeout-s", "9"],
+            "idle_timeout_s=9 cannot be combined with checkpoints",
+        ),
+        (["--baselines", "pop,s-pop", "--out", "."], "out=. already exists: choose another file"),
         (["--baselines", "pop,s-pop", "--columns", "colour=red"], "--columns: colour is unknown"),
         (["--baselines", "pop,s-pop", "--validation", "no.csv"], "no.csv does not exist"),
         (["--baselines", "pop,s-pop", "--validation", "0"], "validation=0 leaves nothing to fit"),
@@ -127,4 +131,4 @@ def test_what_cannot_be_blended_is_one_sentence(
 def test_a_blend_needs_the_log_its_baselines_learn_from(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["evaluate", "--checkpoint", "x", "--clicks", "y.csv", "--blend", "blend.json"]
     assert main(words) == 2
-    assert "blend=blend.json without train_clicks" in capsys.readouterr().err
+    assert "blend=blend.json requires train_clicks" in capsys.readouterr().err

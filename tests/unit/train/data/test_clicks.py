@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from structlog.testing import capture_logs
 
 from train.command import TrainError
@@ -167,9 +168,11 @@ def test_bad_rows_are_counted_by_reason_and_written_beside_the_log(tmp_path: Pat
     assert found.rejected_path == tmp_path / "log.csv.rejected.csv"
     written = pl.read_csv(found.rejected_path, infer_schema=False)
     assert written["reason"].to_list() == expected
-    assert [int(row) for row in written["row"]] == list(range(1, 2 * len(bad), 2))
-    assert written["page"][0] == "home,more,still"
-    assert written["timestamp_ms"][8] == "soon"
+    assert [int(line) for line in written["line"]] == list(range(2, 2 * len(bad) + 1, 2))
+    assert written["record"].to_list() == [
+        line.decode(errors="backslashreplace") for line, _ in bad
+    ]
+    assert (found.n_records, found.n_filtered) == (2 * len(bad), 0)
 
 
 @pytest.mark.parametrize(
@@ -251,12 +254,13 @@ def test_arbitrary_bytes_are_clicks_or_one_sentence(tmp_path: Path, data: bytes)
 @given(st.lists(st.sampled_from(["s,a,1", "s,a,x", "s,a,1,2", "s", ",a,1", '"s,a,1', ""])))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_no_row_is_lost(tmp_path: Path, lines: list[str]) -> None:
-    """In a tab-separated log a line is a row: each is a click or stands in the rejected file."""
+    """In a tab-separated log a line is a row, but for an empty one: each is a click or stands in
+    the rejected file."""
     path = tmp_path / "log.tsv"
     text = ["session_id\titem_id\ttimestamp_ms", "t\tb\t5", *(x.replace(",", "\t") for x in lines)]
     path.write_text("\n".join(text) + "\n")
     found = read_clicks(path)
-    assert len(found.clicks) + sum(found.rejected.values()) == len(lines) + 1
+    assert len(found.clicks) + sum(found.rejected.values()) == len(lines) - lines.count("") + 1
 
 
 # One sentence
@@ -275,13 +279,13 @@ def test_no_row_is_lost(tmp_path: Path, lines: list[str]) -> None:
         ("log.csv", b"session_id,item_id,timestamp_ms\ns,,1\n", "no good click (bad_item_id 1)"),
         ("log.csv", b"session_id,item_id,timestamp_ms\ns,a,x\n", "'x', which cannot be read"),
         ("log.parquet", b"not a parquet file at all", "cannot be read"),
-        ("log.csv.gz", gzip.compress(b"session_id")[:12] + b"broken" * 5, "cannot be read"),
+        ("log.csv.gz", gzip.compress(b"session_id")[:12] + b"broken" * 5, "copy it again"),
         (
             "log.tsv.gz",
             gzip.compress(b"session_id\titem_id\ttimestamp_ms\n" + b"s\ta\t1\n" * 99)[:-9],
-            "cannot be read",
+            "is cut short",
         ),
-        ("log.json", b"{}", "a click log must be .parquet, .csv"),
+        ("log.json", b"{}", "no line is an object"),
         ("log.csv", None, "does not exist"),
     ],
 )
@@ -434,18 +438,43 @@ def test_dropping_an_item_brings_repeats_together() -> None:
     assert (found.rare_item_clicks, found.repeat_clicks) == (1, 1)
 
 
-@given(logs, st.integers(1, 4), st.integers(1, 4), st.booleans())
+def test_a_robots_session_is_dropped_before_items_are_counted() -> None:
+    robot = [("r", "b", at) for at in range(4)]
+    clicks = log([*robot, ("s", "a", 5), ("s", "b", 6), ("s", "a", 7)])
+    found = filter_clicks(clicks, Filters(max_session_length=3, min_item_support=2))
+    assert rows(found.clicks) == [("s", "a", 5), ("s", "a", 7)]
+    assert (found.long_session_clicks, found.rare_item_clicks) == (4, 1)
+    assert len(filter_clicks(clicks, Filters(max_session_length=4)).clicks) == 7
+    assert len(filter_clicks(clicks, Filters(max_session_length=0)).clicks) == 7
+
+
+def test_repeats_that_are_dropped_do_not_make_a_session_long() -> None:
+    clicks = log([("s", "a", 0), ("s", "a", 1), ("s", "b", 2)])
+    found = filter_clicks(clicks, Filters(max_session_length=2, drop_repeats=True))
+    assert rows(found.clicks) == [("s", "a", 0), ("s", "b", 2)]
+
+
+def test_a_longest_session_below_the_shortest_is_refused() -> None:
+    with pytest.raises(ValidationError, match="max_session_length=2 is below min_session_length=3"):
+        Filters(min_session_length=3, max_session_length=2)
+
+
+@given(logs, st.integers(1, 4), st.integers(1, 4), st.integers(0, 4), st.booleans())
 def test_filtering_reaches_a_fixed_point(
-    clicks: pl.DataFrame, support: int, length: int, drop_repeats: bool
+    clicks: pl.DataFrame, support: int, length: int, further: int, drop_repeats: bool
 ) -> None:
     filters = Filters(
-        min_item_support=support, min_session_length=length, drop_repeats=drop_repeats
+        min_item_support=support,
+        min_session_length=length,
+        max_session_length=length + further,
+        drop_repeats=drop_repeats,
     )
     found = filter_clicks(clicks, filters)
     assert filter_clicks(found.clicks, filters).clicks.equals(found.clicks)
     assert len(clicks) == len(found.clicks) + sum(found[1:])
     assert (found.clicks["item_id"].value_counts()["count"] >= support).all()
-    assert (found.clicks["session_id"].value_counts()["count"] >= length).all()
+    lengths = found.clicks["session_id"].value_counts()["count"]
+    assert lengths.is_between(length, length + further).all()
 
 
 @given(logs, st.integers(1, 3))

@@ -217,7 +217,9 @@ def test_a_checkpoint_of_other_parameters_is_not_resumed(tmp_path: Path) -> None
 
 def test_a_checkpoint_of_another_log_is_not_resumed(tmp_path: Path) -> None:
     fit(a_log(n_sessions=60), SMALL, Schedule(epochs=1), tmp_path)
-    with pytest.raises(FitError, match=r"was trained on another log \(.*sessions 48.*sessions 64"):
+    with pytest.raises(
+        FitError, match=r"was trained on a different log \(.*sessions 48.*sessions 64"
+    ):
         fit(
             a_log(n_sessions=80),
             SMALL,
@@ -237,8 +239,8 @@ def test_a_run_goes_on_with_its_own_reading_of_the_log_alone(tmp_path: Path) -> 
     for changed, sentence in (
         (replace(log, idle_timeout_s=600), "idle_timeout_s=1800, not 600"),
         (replace(log, event_types=EventTypes(targets={"buy": 1.0})), "event_types="),
-        (replace(log, train=replace(log.train, target_weight=weights)), "validated on other"),
-        (replace(log, validation=log.validation.slice(0, 5)), "or validated on other sessions"),
+        (replace(log, train=replace(log.train, target_weight=weights)), "validated on different"),
+        (replace(log, validation=log.validation.slice(0, 5)), "or validated on different sessions"),
     ):
         with pytest.raises(FitError, match=sentence):
             fit(changed, SMALL, Schedule(epochs=2), tmp_path, resume=half)
@@ -311,7 +313,7 @@ def test_a_warm_start_of_other_context_is_refused(tmp_path: Path) -> None:
     gap = ContextField(name="gap", kind="gap", edges_s=(1.0,))
     numbers = np.zeros((log.train.n_clicks, 1), dtype=np.int32)
     other = replace(log, train=replace(log.train, context=numbers), context=(gap,))
-    with pytest.raises(FitError, match="other context fields or values"):
+    with pytest.raises(FitError, match="different context fields or values"):
         fit(other, SMALL, Schedule(), tmp_path / "b", warm_start=load_checkpoint(tmp_path))
 
 

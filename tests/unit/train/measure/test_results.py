@@ -194,7 +194,7 @@ def test_a_models_name_with_a_slash_is_no_folder(tmp_path: Path) -> None:
 
 
 def test_what_holds_no_evaluation_is_refused_in_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match=r"holds no file \*\.evaluation\.npz"):
+    with pytest.raises(TrainError, match=r"contains no \*\.evaluation\.npz file"):
         load_evaluations([tmp_path])
     broken = tmp_path / "x.evaluation.npz"
     broken.write_bytes(b"no archive")

@@ -136,7 +136,7 @@ def test_a_size_that_no_model_has_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainError, match=f"{tmp_path} has no checkpoint"):
+    with pytest.raises(TrainError, match=f"{tmp_path} contains no checkpoint"):
         load_checkpoint(tmp_path)
 
 

@@ -43,7 +43,10 @@ def test_a_preset_can_be_a_file_and_set_what_has_no_flag(tmp_path: Path) -> None
         ('{"preset": {"colour": 1}}', "'colour' is not a hyperparameter"),
         ('{"patience": "abc"}', "patience=abc: Input should be a valid integer"),
         ('{"order": "foo"}', "order=foo: Input should be 'random' or 'time'"),
-        ('{"momentum": 0.5, "optimiser": "adam"}', "momentum=0.5 with optimiser=adam"),
+        (
+            '{"momentum": 0.5, "optimiser": "adam"}',
+            "momentum=0.5 cannot be combined with optimiser=adam",
+        ),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, text: str, sentence: str) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.unit.train.building import sessions_of
+from tests.unit.train.building import markov_clicks, sessions_of
+from train.data.health import examine
+from train.data.order import number_ids
 from train.measure.metrics import Lost
 from train.measure.ranking import ranks_of
 from train.measure.results import (
@@ -207,6 +209,17 @@ def test_a_training_is_plotted_with_the_epoch_that_was_measured(tmp_path: Path) 
     page = page_of(tmp_path, trained, made("pop", 200))
     assert page.count('class="ring"') == 3  # loss, Recall and MRR
     assert "gru, 2 epoch: .2000" in page
+
+
+def test_models_that_learnt_from_one_log_share_its_health(tmp_path: Path) -> None:
+    health = examine(markov_clicks(0.9, 100, 30, seed=1).pipe(number_ids))
+    learnt = Training(epoch=1, history=[], health=health)
+    models = [
+        replace(found, info=found.info.model_copy(update={"training": learnt}))
+        for found in (made("gru", 15), made("lstm", 20))
+    ]
+    page = page_of(tmp_path, *models, made("pop", 200))
+    assert page.count("What gru, lstm learnt from</h3>") == page.count("Nothing looks wrong") == 1
 
 
 def test_the_command_writes_the_page_of_its_folders(tmp_path: Path) -> None:

@@ -1,0 +1,212 @@
+"""How a text file is read, found out from its beginning: encoding, separator, quoting, header.
+
+What is given is taken as it is. What is found out wrongly loses no record: those that do not fit
+are rejected, and counted.
+"""
+
+import codecs
+import io
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from train.command import TrainError
+from train.data.text import MALFORMED, Dialect, Quoting, Reader, text_chunks
+
+SEPARATORS = (",", "\t", ";", "|")
+_SHOWN = {"\t": "tab"}
+_PROBED = 100
+"""Records by which a separator and a quoting are judged."""
+_PROBED_BYTES = 2**20
+_MOST_RUNS = 10_000
+_UTF16_BYTES = 2**12
+_NUMBER = re.compile(r"\s*[-+]?\d[\d.,:/TZ\s+-]*")
+"""Numbers, dates and times: no column is called so."""
+
+
+class Form(NamedTuple):
+    """What is said about a text file; None is found out."""
+
+    separator: str | None = None
+    encoding: str | None = None
+    quoting: Quoting | None = None
+    header: bool | None = None
+
+
+FOUND_OUT = Form()
+
+
+class Described(NamedTuple):
+    """One file, and how it is read."""
+
+    dialect: Dialect
+    names: list[str]
+    """Of its columns; without a header "1", "2" and so on."""
+    found_out: dict[str, str]
+    """What is not as in a plain CSV file in UTF-8 and was not given."""
+
+
+def describe(
+    path: Path, head: bytes, is_whole: bool, form: Form, wanted: Collection[str]
+) -> Described:
+    """How the file that begins with ``head`` is read. ``wanted`` names columns that it should have.
+    Raises TrainError for a file without a header, unless its columns are wanted by their numbers.
+    """
+    encoding = form.encoding or _encoding(head, is_whole)
+    dialect = Dialect(",", "rfc", encoding, True, False)
+    text = b"".join(text_chunks(io.BytesIO(head), dialect))
+    if not is_whole:
+        text = text[: text.rfind(b"\n") + 1] or text
+    ends_with_cr = b"\n" not in text and b"\r" in text.rstrip(b"\r")
+    dialect = dialect._replace(cr_ends_lines=ends_with_cr)
+    if ends_with_cr:
+        text = text.replace(b"\r", b"\n")
+    if not text.strip(b"\r\n"):
+        raise TrainError(f"{path} is empty: it has no header")
+    separator = form.separator or _separator(path, text, dialect, wanted)
+    dialect = dialect._replace(separator=separator)
+    quoting = form.quoting or _quoting(text, dialect)
+    dialect = dialect._replace(quoting=quoting)
+    first = Reader(iter([text]), dialect, 0).first() or []
+    names = [name.strip() for name in first]
+    has_header = form.header
+    if has_header is None:
+        has_header = _has_header(names, wanted)
+    if not has_header:
+        names = [str(n) for n in range(1, len(names) + 1)]
+        if wanted and not set(wanted) & set(names):
+            line = text.partition(b"\n")[0].decode(errors="replace").rstrip("\r")[:100]
+            raise TrainError(
+                f"{path} has no header: its first line is {line!r}; name its columns by their "
+                f"positions, 1 to {len(names)}, such as --columns session=1,item=3,time=2, or say "
+                "--columns header=yes"
+            )
+    _check_twice(path, names)
+    names = [name or f"column_{n}" for n, name in enumerate(names, 1)]
+    is_tab = _plain_name(path).endswith((".tsv", ".tab"))
+    found_out = {
+        name: value
+        for name, value, given, plain in (
+            (
+                "separator",
+                _SHOWN.get(separator, separator),
+                form.separator,
+                "tab" if is_tab else ",",
+            ),
+            ("encoding", encoding, form.encoding, "utf-8"),
+            ("quoting", quoting, form.quoting, "none" if separator == "\t" else "rfc"),
+            ("header", "yes" if has_header else "no", form.header, "yes"),
+            ("line_ends", "cr" if ends_with_cr else "lf", None, "lf"),
+        )
+        if given is None and value != plain
+    }
+    return Described(dialect._replace(has_header=has_header), names, found_out)
+
+
+def _plain_name(path: Path) -> str:
+    return path.name.lower().removesuffix(".gz").removesuffix(".zst")
+
+
+def _check_twice(path: Path, header: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        raise TrainError(f"{path} has the column {twice[0]!r} twice; rename one of them")
+
+
+def _encoding(head: bytes, is_whole: bool) -> str:
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    begin = head[:_UTF16_BYTES]
+    # Half of the bytes of Latin text in UTF-16 are NUL, all at even or all at odd places.
+    for encoding, zeros, others in (
+        ("utf-16-le", begin[1::2], begin[::2]),
+        ("utf-16-be", begin[::2], begin[1::2]),
+    ):
+        if zeros.count(0) > len(zeros) // 2 and others.count(0) < len(others) // 10 + 1:
+            return encoding
+    if head.isascii():
+        return "utf-8"
+    for run in islice(re.finditer(rb"[\x80-\xff]+", head), _MOST_RUNS):
+        if not is_whole and run.end() == len(head):
+            break
+        try:
+            run[0].decode()
+        except UnicodeDecodeError:
+            continue
+        return "utf-8"
+    return "cp1252"
+
+
+def _separator(path: Path, text: bytes, dialect: Dialect, wanted: Collection[str]) -> str:
+    """Of those in the first record, the one by which most of the next have as many fields; before
+    that, the one by which the first record has columns that are wanted."""
+    is_tab = _plain_name(path).endswith((".tsv", ".tab"))
+    candidates = sorted(SEPARATORS, key=lambda s: (s != "\t") if is_tab else 0)
+    text = text[:_PROBED_BYTES]
+
+    def rank(separator: str) -> tuple[int, float, int]:
+        quoting: Quoting = "none" if separator == "\t" else "rfc"
+        read = dialect._replace(separator=separator, quoting=quoting)
+        records = _first_records(Reader(iter([text]), read, 0))
+        first = [name.strip().strip('"') for name in records[0]]
+        same = sum(len(fields) == len(first) for fields in records) / len(records)
+        return len(set(wanted) & set(first)), same if len(first) > 1 else 0, len(first)
+
+    ranks = {separator: rank(separator) for separator in candidates}
+    return max(candidates, key=lambda separator: ranks[separator])
+
+
+def _first_records(reader: Reader) -> list[list[str]]:
+    records: list[list[str]] = []
+    while len(records) < _PROBED and (fields := reader.first()) is not None:
+        records.append(fields)
+    return records
+
+
+def _quoting(text: bytes, dialect: Dialect) -> Quoting:
+    if b'"' not in text:
+        return "none" if dialect.separator == "\t" else "rfc"
+    if dialect.separator == "\t" and not _is_quoted_throughout(text):
+        return "none"
+    at = text.find(b'\\"')
+    if at < 0:
+        return "rfc"
+    # Around the first backslash before a quote.
+    at = text.rfind(b"\n", 0, at) + 1
+    part = text[at : at + _PROBED_BYTES]
+    n_columns = len(Reader(iter([text]), dialect, 0).first() or [])
+    quotings: tuple[Quoting, ...] = ("rfc", "backslash")
+    by_rfc, by_backslash = (
+        _n_malformed(part, dialect._replace(quoting=quoting), n_columns) for quoting in quotings
+    )
+    return "backslash" if by_backslash < by_rfc else "rfc"
+
+
+def _is_quoted_throughout(text: bytes) -> bool:
+    """Whether every line begins or goes on with a quoted field, as where all text is quoted.
+    Tab-separated files hold quotes as they are, as in the queries of a search log."""
+    lines = [line for line in text[:_PROBED_BYTES].splitlines() if line][:_PROBED]
+    quoted = re.compile(rb'(?:^|\t)"[^"\t]*(?:""[^"\t]*)*"(?=\t|$)')
+    return all(quoted.search(line) for line in lines)
+
+
+def _n_malformed(text: bytes, dialect: Dialect, n_columns: int) -> int:
+    return sum(
+        int(frame[MALFORMED].sum()) for frame in Reader(iter([text]), dialect, n_columns).frames([])
+    )
+
+
+def _has_header(first: Sequence[str], wanted: Collection[str]) -> bool:
+    if wanted and all(name.isdecimal() for name in wanted):
+        # As pandas names columns that have no names.
+        return first[0] in ("0", "1") and list(first) == [
+            str(n) for n in range(int(first[0]), int(first[0]) + len(first))
+        ]
+    if set(wanted) & set(first):
+        return True
+    return not any(_NUMBER.fullmatch(field) for field in first)
