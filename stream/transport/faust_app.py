@@ -41,7 +41,7 @@ from stream.transport.protocol import (
 )
 from stream.transport.reader import read_committed
 from stream.transport.restore import Restore
-from stream.transport.topics import BrokerUnreachableError
+from stream.transport.topics import BrokerUnreachableError, TopicIds
 from stream.transport.transactions import Delivery
 
 log = structlog.get_logger(__name__)
@@ -201,6 +201,7 @@ class FaustTransport:
         self._owner = f"{wiring.group_id}-{uuid.uuid4().hex[:12]}"
         self._delivery = Delivery(settings, wiring, self._owner, self._membership)
         self._group: Group | None = None
+        self._topic_ids: TopicIds | None = None
         self._joined = False
         self._assigned: set[int] = set()
         self._restore: Restore | None = None
@@ -242,6 +243,7 @@ class FaustTransport:
 
         self.app.agent(self._input, name="process")(process)
         self.app.timer(OBSERVE_EVERY_S)(processor.observe)
+        self.app.timer(OBSERVE_EVERY_S)(self._look_at_topics)
 
     @property
     def ready(self) -> bool:
@@ -382,6 +384,7 @@ class FaustTransport:
             # How soon partitions that are added to the input are noticed, and refused by `check`.
             "topic.metadata.refresh.interval.ms": 10_000,
         }
+        self._topic_ids = TopicIds(self._settings, [self.wiring.input, self.wiring.changelog])
         self._group = Group(options, self.wiring.input, self)
         self._group.start()
         return True
@@ -410,6 +413,13 @@ class FaustTransport:
 
     def fail(self, error: Exception) -> None:
         self.processor.fail(error)
+
+    async def _look_at_topics(self) -> None:
+        if self._topic_ids is not None:
+            try:
+                await self._topic_ids.look()
+            except StreamError as error:
+                self.processor.fail(error)
 
     # -- restores: one at a time, so that no two claim the same partition ------------------------
 
@@ -453,6 +463,7 @@ class FaustTransport:
         await asyncio.wrap_future(self._group.pause(restore.partitions))
         await self._delivery.start()
         topic_id = await asyncio.to_thread(self._check)
+        await self._look_at_topics()
         host, port = self._settings.web_host, self._settings.web_port
         address = f"{socket.gethostname() if host == '0.0.0.0' else host}:{port}"  # noqa: S104
         new = self.processor.new_partition

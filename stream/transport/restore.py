@@ -19,14 +19,13 @@ from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import KafkaSettings, Wiring
 from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
 from stream.transport.reader import bounds, read_committed
-from stream.transport.topics import group_offsets
+from stream.transport.topics import CHOOSE, group_offsets
 from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
 from stream.transport.wire import partitions_by_topic
 
 log = structlog.get_logger(__name__)
 
 _TP = tuple[str, int]
-_HOW = "choose where to continue, with `python -m stream reset --to earliest|latest|OFFSET`"
 _MARKERS_S = 1.0
 """An owner that gives partitions up has ended its transactions, whose markers follow soon after. A
 longer wait means that it is dead or asleep in one: fence it."""
@@ -213,18 +212,18 @@ class Restore:
                     raise StreamError(
                         f"{self._wiring.changelog} has no position for {where}, but the group "
                         f"{self._wiring.group_id} has committed offset {committed[partition]}: "
-                        f"the changelog was lost; {_HOW}"
+                        f"the changelog was lost; {CHOOSE}"
                     )
                 self._positions[partition] = Position(begin, topic_id)
             elif position.topic_id != topic_id:
                 raise StreamError(
                     f"{topic} has topic id {topic_id}, but the position of {where} is of "
-                    f"{position.topic_id}: the topic was deleted and created again; {_HOW}"
+                    f"{position.topic_id}: the topic was deleted and created again; {CHOOSE}"
                 )
             elif position.next_offset > end:
                 raise StreamError(
                     f"the position of {where} is {position.next_offset}, past the topic's end at "
-                    f"{end}; {_HOW}"
+                    f"{end}; {CHOOSE}"
                 )
             elif position.next_offset < begin:
                 n_lost += begin - position.next_offset

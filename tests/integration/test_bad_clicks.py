@@ -245,9 +245,11 @@ def rank_until(n_clicks: int, query_size: int, k: int) -> bytes:
     graph = Graph()
     count = graph.add("Slice", "query", np.array([0]), np.array([1]), np.array([1]))
     over = graph.add("Greater", count, np.array(n_clicks, np.float32))
-    wrong = graph.add("Mul", graph.add("Cast", over, to=TensorProto.INT32), np.int32([1_000_000]))
+    wrong = graph.add(
+        "Mul", graph.add("Cast", over, to=TensorProto.INT32), np.array([1_000_000], np.int32)
+    )
     graph.add("Add", wrong, np.arange(k, dtype=np.int32)[None], output="top_index")
-    none = graph.add("Mul", count, np.float32([0]))
+    none = graph.add("Mul", count, np.array([0], np.float32))
     graph.add("Add", none, np.arange(k, 0, -1, dtype=np.float32)[None], output="top_score")
     model = graph.model(
         [value_info("query", TensorProto.FLOAT, "B", query_size)],
