@@ -40,7 +40,7 @@ from stream.transport.protocol import (
     TransactionLostError,
 )
 from stream.transport.reader import read_committed
-from stream.transport.restore import Restore
+from stream.transport.restore import HangingTransactionError, Restore
 from stream.transport.topics import BrokerUnreachableError, TopicIds
 from stream.transport.transactions import Delivery
 
@@ -204,6 +204,7 @@ class FaustTransport:
         self._topic_ids: TopicIds | None = None
         self._joined = False
         self._assigned: set[int] = set()
+        self._hanging: set[int] = set()
         self._restore: Restore | None = None
         self._restoring: asyncio.Task[None] | None = None
         self._closing = False
@@ -440,12 +441,16 @@ class FaustTransport:
     async def _restore_all(self) -> None:
         """Restore, claim and start partitions until none is missing, or the brokers let us."""
         while missing := self._assigned - self._since.keys():
-            restore = Restore(self._settings, self.wiring, self._delivery, missing)
+            # What hangs comes last, and holds no other partition up.
+            partitions = missing - self._hanging or missing
+            restore = Restore(self._settings, self.wiring, self._delivery, partitions)
             self._restore = restore
             try:
                 await self._restore_once(restore)
             except _UNREACHABLE as error:
                 self._forget(restore.partitions)
+                if isinstance(error, HangingTransactionError):
+                    self._hanging |= error.partitions
                 if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
                     self.processor.fail(StreamError(f"the brokers refuse a restore: {error}"))
                 log.warning("restore_repeated", partitions=restore.partitions, detail=str(error))
@@ -475,6 +480,7 @@ class FaustTransport:
         self._epoch += 1
         self._since |= dict.fromkeys(restore.partitions, self._epoch)
         self._paused.difference_update(restore.partitions)
+        self._hanging.difference_update(restore.partitions)
         await asyncio.wrap_future(self._group.start_at(offsets))
 
     def _forget(self, partitions: Collection[int]) -> None:

@@ -33,6 +33,14 @@ _HANGS_S = 3.0
 """After the fence: a transaction without an end that no broker knows of."""
 
 
+class HangingTransactionError(TransactionLostError):
+    """What hangs in the changelog of ``partitions`` is not ours to end: an operator has to."""
+
+    def __init__(self, partitions: Collection[int], detail: str) -> None:
+        super().__init__(detail)
+        self.partitions = frozenset(partitions)
+
+
 class Restore:
     """The restore of some partitions; ``stop`` from another thread ends it early."""
 
@@ -136,15 +144,12 @@ class Restore:
                 await self._delivery.fence(others)
                 fenced = True
             elif waited > patience + _HANGS_S and not ended:
+                stable = {tp: found[tp][0] for tp in open_in}
                 # If only its offsets hang, nobody knows of which partition.
-                shown = {p for p, of_p in targets.items() if not set(of_p).isdisjoint(open_in)}
-                hanging = shown or self.partitions
-                for name in sorted({name for p in hanging for name in ids[p]}):
-                    of_name = sorted(p for p in hanging if name in ids[p])
-                    commit = self._has_committed(name, of_name, committed)
-                    event = f"hanging_transaction_{'committed' if commit else 'aborted'}"
-                    log.warning(event, transactional_id=name, partitions=of_name, open_in=open_in)
-                    await self._delivery.end_hanging(name, of_name, commit=commit)
+                shown = {p for p, of_p in targets.items() if not stable.keys().isdisjoint(of_p)}
+                hanging = {p: ids[p] for p in shown or self.partitions}
+                left = await self._end_hanging(hanging, stable, committed)
+                self._tell_of_open({tp: n for tp, n in left.items() if n < ends[tp]})
                 ended = True
             elif waited > 3 * TRANSACTION_TIMEOUT_S:
                 raise TransactionLostError(
@@ -152,6 +157,60 @@ class Restore:
                     f"of {self._wiring.group_id}"
                 )
             await asyncio.sleep(0.05)
+
+    async def _end_hanging(
+        self,
+        ids: Mapping[int, Iterable[str]],
+        stable: Mapping[_TP, int],
+        committed: Mapping[int, int] | None,
+    ) -> Mapping[_TP, int]:
+        """End what hangs of these ids, by partition; returns the last stable offsets then.
+
+        ``stable``: those of before, of what is open. Told as ended is only what has moved one, or
+        the group's offsets where nothing but them was pending: the brokers take the end of a
+        transaction from any id, also from one that they have forgotten and now know as a new one.
+        """
+        pending = committed is None and not stable
+        for name in sorted({name for of_p in ids.values() for name in of_p}):
+            of_name = sorted(p for p in ids if name in ids[p])
+            commit = self._has_committed(name, of_name, committed)
+            await self._delivery.end_hanging(name, of_name, commit=commit)
+            now = {tp: found for tp, (found, _) in (await self._bounds(stable)).items()}
+            ended_in = [tp for tp in now if now[tp] > stable[tp]]
+            stable = now
+            offsets = pending and None is not await asyncio.to_thread(
+                group_offsets, self._settings, self._wiring, self.partitions, 3 * _MARKERS_S
+            )
+            if ended_in or offsets:
+                pending = False
+                event = f"hanging_transaction_{'committed' if commit else 'aborted'}"
+                log.warning(event, transactional_id=name, partitions=of_name, ended_in=ended_in)
+        return stable
+
+    def _tell_of_open(self, stable: Mapping[_TP, int]) -> None:
+        """Say what no id of a former owner ends, and how it is ended.
+
+        Raises HangingTransactionError where that is in the changelog.
+        """
+        for (topic, partition), offset in stable.items():
+            log.error(
+                "transaction_left_open",
+                topic=topic,
+                partition=partition,
+                offset=offset,
+                detail=f"a transaction in {topic}-{partition} is open from offset {offset} on, and "
+                "no transactional id of its former owners ends it: the brokers have forgotten "
+                "the id, or another producer has it; see `kafka-transactions.sh find-hanging "
+                f"--topic {topic} --partition {partition}`, and end what hangs with "
+                f"`kafka-transactions.sh abort --topic {topic} --partition {partition} "
+                f"--start-offset {offset}`",
+            )
+        if hanging := sorted(p for topic, p in stable if topic == self._wiring.changelog):
+            raise HangingTransactionError(
+                hanging,
+                f"a transaction hangs in partitions {hanging} of {self._wiring.changelog}, and "
+                "waits for `kafka-transactions.sh abort` (see transaction_left_open)",
+            )
 
     async def _bounds(self, targets: Iterable[_TP]) -> dict[_TP, tuple[int, int]]:
         """The last stable offset and the end of each."""
