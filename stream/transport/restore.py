@@ -140,8 +140,9 @@ class Restore:
                 # Of an id that has ended its transaction, a start would make everybody forget how.
                 over = await self._delivery.note(names)
                 others = names - over - set(transactional_ids(owner))
-                log.info("former_owners_fenced", transactional_ids=sorted(others))
-                await self._delivery.fence(others)
+                if others:
+                    log.info("former_owners_fenced", transactional_ids=sorted(others))
+                    await self._delivery.fence(others)
                 fenced = True
             elif waited > patience + _HANGS_S and not ended:
                 stable = {tp: found[tp][0] for tp in open_in}

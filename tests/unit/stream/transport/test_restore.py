@@ -144,10 +144,18 @@ async def test_an_owner_whose_transaction_stays_open_is_fenced(log: Log, shows: 
     log.append(POSITION_KEY, position(5))
     if shows == "in the changelog":
         log.append(b"a", b"1")
-        log.stable += [1] * 4
+        log.stable += [1] * 10_000
     else:
-        log.committed += [None] * 8
-    delivery = FakeDelivery()
+        log.committed += [None] * 10_000
+
+    class Fencing(FakeDelivery):
+        async def fence(self, transactional_ids: Collection[str]) -> None:
+            await super().fence(transactional_ids)
+            if transactional_ids:
+                log.stable.clear()
+                log.committed.clear()
+
+    delivery = Fencing()
     await run(delivery)
     assert delivery.calls[0] == ("fence", [f"{FORMER}-0", f"{FORMER}-1"])
     assert delivery.calls[1][0] == "commit"
