@@ -3,7 +3,7 @@
 Pure and synchronous; no clock and no Kafka. Four steps, of which only the middle one may need a
 thread: ``Planner.plan`` parses clicks and resumes sessions, ``Plan.score`` runs the models, and
 ``Planner.advance`` writes the states, which the next batch is planned on, and ``Planner.answer``
-the answers, which may come later.
+the answers.
 """
 
 from collections import defaultdict
@@ -294,6 +294,12 @@ class _Lists:
 
     def __init__(self, model: Model, scores: Scores | None) -> None:
         self._model = model
+        n_items = len(model.item_json)
+        if scores and scores.top_index.size:
+            least, most = scores.top_index.min(), scores.top_index.max()
+            if not 0 <= least <= most < n_items:
+                # Below 0 Python would count from the catalogue's end, and publish another item.
+                raise IndexError(f"a list has item_index {least} to {most}, of {n_items} items")
         self._index: list[list[int]] = scores.top_index.tolist() if scores else []
         self._score: list[list[float]] = scores.top_score.tolist() if scores else []
 

@@ -86,8 +86,8 @@ class Metrics:
         )
         self.stage = histogram(
             "recs_stage_seconds",
-            "Wall time of one micro-batch by stage: plan, score (and encode the states), apply "
-            "(them to the sessions), finish (its answers), deliver.",
+            "Wall time of one micro-batch by stage: plan, score (and encode the states), finish "
+            "(its answers), apply (the states to the sessions), deliver.",
             ["stage"],
             buckets=STAGE_BUCKETS,
         )
@@ -172,7 +172,7 @@ class Metrics:
             (self.live_predictions, TIMINGS),
             (self.live_hits, TIMINGS),
             (self.live_reciprocal_rank, TIMINGS),
-            (self.stage, ("plan", "score", "apply", "finish", "deliver")),
+            (self.stage, ("plan", "score", "finish", "apply", "deliver")),
             (self.inference, ("encode", "rank")),
         )
         for instrument, labels in closed:

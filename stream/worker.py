@@ -1,6 +1,6 @@
 """The loop: a micro-batch goes through planner, models, sessions and transaction, in that order.
 
-While a batch is encoded and committed, the next is planned and scored. It is planned on states that
+While a batch is committed, the next is planned, scored and answered. It is planned on states that
 are not committed yet, which is right since a transaction that is lost drops all of them.
 """
 
@@ -83,7 +83,7 @@ class Worker:
         await delivering
 
     async def _advance(self, batch: Batch) -> None:
-        """Plan and score a batch, and let the sessions go on to the next one.
+        """Plan, score and answer a batch, and let the sessions go on to the next one.
 
         Where that fails, each partition and then each record is a step of its own, until the one
         is found that fails: its partition is paused before it, and the others go on.
@@ -121,7 +121,7 @@ class Worker:
             await self._scored.join()
 
     async def _step(self, records: Mapping[int, Sequence[Record]]) -> _Step:
-        """Plan and score records; the sessions stay as they are."""
+        """Plan, score and answer records; the sessions stay as they are."""
         sessions, planner = self._sessions, self._planner
         with self._stage("plan"):
             positions = {p: sessions.partitions[p].position for p in records}
@@ -134,6 +134,8 @@ class Worker:
                 loop = asyncio.get_running_loop()
                 scores = await loop.run_in_executor(self._scoring, plan.score)
             planner.advance(plan, scores)
+        with self._stage("finish"):  # ahead of the sessions: where it fails, nothing is built on it
+            planner.answer(plan, scores, _now_ms())
         return _Step(plan, scores)
 
     def _pause(self, record: Record, error: Exception) -> None:
@@ -168,7 +170,7 @@ class Worker:
         return offset
 
     async def _deliver(self) -> None:
-        """Answer and commit batches in order."""
+        """Commit batches in order."""
         transport = self._transport
         try:
             while (scored := await self._scored.get()) is not None:
@@ -184,8 +186,6 @@ class Worker:
 
     async def _commit(self, batch: Batch, step: _Step) -> None:
         plan, scores = step
-        with self._stage("finish"):
-            self._planner.answer(plan, scores, _now_ms())
         try:
             with self._stage("deliver"):
                 await self._transport.commit(batch, plan.transaction)

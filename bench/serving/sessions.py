@@ -236,7 +236,7 @@ def after(
 def slowest_stages(before: dict[str, float], now: dict[str, float]) -> dict[str, dict[str, float]]:
     """By stage its mean, and a bound that no batch since then has passed (infinity: over 1 s)."""
     found = {}
-    for stage in ("plan", "score", "apply", "finish", "deliver"):
+    for stage in ("plan", "score", "finish", "apply", "deliver"):
 
         def more(name: str, labels: str = f'stage="{stage}"') -> float:
             key = f"recs_stage_seconds_{name}{{{labels}}}"

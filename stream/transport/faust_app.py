@@ -40,8 +40,8 @@ from stream.transport.protocol import (
     TransactionLostError,
 )
 from stream.transport.reader import read_committed
-from stream.transport.restore import Restore
-from stream.transport.topics import BrokerUnreachableError
+from stream.transport.restore import HangingTransactionError, Restore
+from stream.transport.topics import BrokerUnreachableError, TopicIds
 from stream.transport.transactions import Delivery
 
 log = structlog.get_logger(__name__)
@@ -201,8 +201,10 @@ class FaustTransport:
         self._owner = f"{wiring.group_id}-{uuid.uuid4().hex[:12]}"
         self._delivery = Delivery(settings, wiring, self._owner, self._membership)
         self._group: Group | None = None
+        self._topic_ids: TopicIds | None = None
         self._joined = False
         self._assigned: set[int] = set()
+        self._hanging: set[int] = set()
         self._restore: Restore | None = None
         self._restoring: asyncio.Task[None] | None = None
         self._closing = False
@@ -242,6 +244,7 @@ class FaustTransport:
 
         self.app.agent(self._input, name="process")(process)
         self.app.timer(OBSERVE_EVERY_S)(processor.observe)
+        self.app.timer(OBSERVE_EVERY_S)(self._look_at_topics)
 
     @property
     def ready(self) -> bool:
@@ -385,6 +388,7 @@ class FaustTransport:
             # How soon partitions that are added to the input are noticed, and refused by `check`.
             "topic.metadata.refresh.interval.ms": 10_000,
         }
+        self._topic_ids = TopicIds(self._settings, [self.wiring.input, self.wiring.changelog])
         self._group = Group(options, self.wiring.input, self)
         self._group.start()
         return True
@@ -414,6 +418,13 @@ class FaustTransport:
     def fail(self, error: Exception) -> None:
         self.processor.fail(error)
 
+    async def _look_at_topics(self) -> None:
+        if self._topic_ids is not None:
+            try:
+                await self._topic_ids.look()
+            except StreamError as error:
+                self.processor.fail(error)
+
     # -- restores: one at a time, so that no two claim the same partition ------------------------
 
     def _restore_missing(self) -> None:
@@ -433,12 +444,16 @@ class FaustTransport:
     async def _restore_all(self) -> None:
         """Restore, claim and start partitions until none is missing, or the brokers let us."""
         while missing := self._assigned - self._since.keys():
-            restore = Restore(self._settings, self.wiring, self._delivery, missing)
+            # What hangs comes last, and holds no other partition up.
+            partitions = missing - self._hanging or missing
+            restore = Restore(self._settings, self.wiring, self._delivery, partitions)
             self._restore = restore
             try:
                 await self._restore_once(restore)
             except _UNREACHABLE as error:
                 self._forget(restore.partitions)
+                if isinstance(error, HangingTransactionError):
+                    self._hanging |= error.partitions
                 if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
                     self.processor.fail(StreamError(f"the brokers rejected a restore: {error}"))
                 log.warning("restore_repeated", partitions=restore.partitions, detail=str(error))
@@ -456,6 +471,7 @@ class FaustTransport:
         await asyncio.wrap_future(self._group.pause(restore.partitions))
         await self._delivery.start()
         topic_id = await asyncio.to_thread(self._check)
+        await self._look_at_topics()
         host, port = self._settings.web_host, self._settings.web_port
         address = f"{socket.gethostname() if host == '0.0.0.0' else host}:{port}"  # noqa: S104
         new = self.processor.new_partition
@@ -467,6 +483,7 @@ class FaustTransport:
         self._epoch += 1
         self._since |= dict.fromkeys(restore.partitions, self._epoch)
         self._paused.difference_update(restore.partitions)
+        self._hanging.difference_update(restore.partitions)
         await asyncio.wrap_future(self._group.start_at(offsets))
 
     def _forget(self, partitions: Collection[int]) -> None:

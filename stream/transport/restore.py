@@ -19,19 +19,26 @@ from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import KafkaSettings, Wiring
 from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
 from stream.transport.reader import bounds, read_committed
-from stream.transport.topics import group_offsets
+from stream.transport.topics import CHOOSE, group_offsets
 from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
 from stream.transport.wire import partitions_by_topic
 
 log = structlog.get_logger(__name__)
 
 _TP = tuple[str, int]
-_HOW = "choose where to continue with `python -m stream reset --to earliest|latest|OFFSET`"
 _MARKERS_S = 1.0
 """An owner that gives partitions up has ended its transactions, whose markers follow soon after. A
 longer wait means that it is dead or asleep in one: fence it."""
 _HANGS_S = 3.0
 """After the fence: a transaction without an end that no broker knows of."""
+
+
+class HangingTransactionError(TransactionLostError):
+    """What hangs in the changelog of ``partitions`` is not ours to end: an operator has to."""
+
+    def __init__(self, partitions: Collection[int], detail: str) -> None:
+        super().__init__(detail)
+        self.partitions = frozenset(partitions)
 
 
 class Restore:
@@ -133,19 +140,17 @@ class Restore:
                 # Of an id that has ended its transaction, a start would make everybody forget how.
                 over = await self._delivery.note(names)
                 others = names - over - set(transactional_ids(owner))
-                log.info("former_owners_fenced", transactional_ids=sorted(others))
-                await self._delivery.fence(others)
+                if others:
+                    log.info("former_owners_fenced", transactional_ids=sorted(others))
+                    await self._delivery.fence(others)
                 fenced = True
             elif waited > patience + _HANGS_S and not ended:
+                stable = {tp: found[tp][0] for tp in open_in}
                 # If only its offsets hang, nobody knows of which partition.
-                shown = {p for p, of_p in targets.items() if not set(of_p).isdisjoint(open_in)}
-                hanging = shown or self.partitions
-                for name in sorted({name for p in hanging for name in ids[p]}):
-                    of_name = sorted(p for p in hanging if name in ids[p])
-                    commit = self._has_committed(name, of_name, committed)
-                    event = f"hanging_transaction_{'committed' if commit else 'aborted'}"
-                    log.warning(event, transactional_id=name, partitions=of_name, open_in=open_in)
-                    await self._delivery.end_hanging(name, of_name, commit=commit)
+                shown = {p for p, of_p in targets.items() if not stable.keys().isdisjoint(of_p)}
+                hanging = {p: ids[p] for p in shown or self.partitions}
+                left = await self._end_hanging(hanging, stable, committed)
+                self._tell_of_open({tp: n for tp, n in left.items() if n < ends[tp]})
                 ended = True
             elif waited > 3 * TRANSACTION_TIMEOUT_S:
                 places = [*(f"{topic}-{p}" for topic, p in open_in)]
@@ -154,6 +159,60 @@ class Restore:
                     f"a former owner's transaction is still open in {' or '.join(places)}"
                 )
             await asyncio.sleep(0.05)
+
+    async def _end_hanging(
+        self,
+        ids: Mapping[int, Iterable[str]],
+        stable: Mapping[_TP, int],
+        committed: Mapping[int, int] | None,
+    ) -> Mapping[_TP, int]:
+        """End what hangs of these ids, by partition; returns the last stable offsets then.
+
+        ``stable``: those of before, of what is open. Told as ended is only what has moved one, or
+        the group's offsets where nothing but them was pending: the brokers take the end of a
+        transaction from any id, also from one that they have forgotten and now know as a new one.
+        """
+        pending = committed is None and not stable
+        for name in sorted({name for of_p in ids.values() for name in of_p}):
+            of_name = sorted(p for p in ids if name in ids[p])
+            commit = self._has_committed(name, of_name, committed)
+            await self._delivery.end_hanging(name, of_name, commit=commit)
+            now = {tp: found for tp, (found, _) in (await self._bounds(stable)).items()}
+            ended_in = [tp for tp in now if now[tp] > stable[tp]]
+            stable = now
+            offsets = pending and None is not await asyncio.to_thread(
+                group_offsets, self._settings, self._wiring, self.partitions, 3 * _MARKERS_S
+            )
+            if ended_in or offsets:
+                pending = False
+                event = f"hanging_transaction_{'committed' if commit else 'aborted'}"
+                log.warning(event, transactional_id=name, partitions=of_name, ended_in=ended_in)
+        return stable
+
+    def _tell_of_open(self, stable: Mapping[_TP, int]) -> None:
+        """Say what no id of a former owner ends, and how it is ended.
+
+        Raises HangingTransactionError where that is in the changelog.
+        """
+        for (topic, partition), offset in stable.items():
+            log.error(
+                "transaction_left_open",
+                topic=topic,
+                partition=partition,
+                offset=offset,
+                detail=f"a transaction in {topic}-{partition} is open from offset {offset} on, and "
+                "no transactional id of its former owners ends it: the brokers have forgotten "
+                "the id, or another producer has it; see `kafka-transactions.sh find-hanging "
+                f"--topic {topic} --partition {partition}`, and end what hangs with "
+                f"`kafka-transactions.sh abort --topic {topic} --partition {partition} "
+                f"--start-offset {offset}`",
+            )
+        if hanging := sorted(p for topic, p in stable if topic == self._wiring.changelog):
+            raise HangingTransactionError(
+                hanging,
+                f"a transaction hangs in partitions {hanging} of {self._wiring.changelog}, and "
+                "waits for `kafka-transactions.sh abort` (see transaction_left_open)",
+            )
 
     async def _bounds(self, targets: Iterable[_TP]) -> dict[_TP, tuple[int, int]]:
         """The last stable offset and the end of each."""
@@ -214,18 +273,19 @@ class Restore:
                     raise StreamError(
                         f"{self._wiring.changelog} has no position for {where}, but the group "
                         f"{self._wiring.group_id} has committed offset {committed[partition]}: "
-                        f"the changelog was lost; {_HOW}"
+                        f"the changelog was lost; {CHOOSE}"
                     )
                 self._positions[partition] = Position(begin, topic_id)
             elif position.topic_id != topic_id:
                 raise StreamError(
                     f"{topic} has topic id {topic_id}, but the stored position of {where} belongs "
-                    f"to topic id {position.topic_id}: the topic was deleted and recreated; {_HOW}"
+                    f"to topic id {position.topic_id}: the topic was deleted and recreated; "
+                    f"{CHOOSE}"
                 )
             elif position.next_offset > end:
                 raise StreamError(
                     f"the stored position of {where} is {position.next_offset}, past the topic's "
-                    f"end at {end}; {_HOW}"
+                    f"end at {end}; {CHOOSE}"
                 )
             elif position.next_offset < begin:
                 n_lost += begin - position.next_offset

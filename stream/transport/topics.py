@@ -1,5 +1,6 @@
 """The four topics: made right, or told what is wrong with them (`topics create|check`)."""
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 TIMEOUT_S = 20
 POLL_S = 0.1
+CHOOSE = "choose where to continue with `python -m stream reset --to earliest|latest|OFFSET`"
+_LOOK_S = 1.5
 _NOT_SETTLED = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
@@ -244,6 +247,38 @@ def _replicas(admin: AdminClient, names: Iterable[str]) -> tuple[int, dict[str, 
     found = admin.list_topics(timeout=TIMEOUT_S)
     replicas = {name: len(found.topics[name].partitions[0].replicas) for name in names}
     return len(found.brokers), replicas
+
+
+class TopicIds:
+    """Notices that topics were deleted and made anew under us, which their readers do not.
+
+    librdkafka (2.16) fetches on at the old offset, if the new topic has come that far by then.
+    """
+
+    def __init__(self, settings: KafkaSettings, names: Iterable[str]) -> None:
+        self._admin = AdminClient(confluent_options(settings))
+        self._topics = TopicCollection([*names])
+        self._first: dict[str, str] = {}
+
+    async def look(self) -> None:
+        """Raises StreamError where a topic has another id than when it was first looked at.
+
+        Brokers that do not answer in time, or know no such topic at the moment, say nothing.
+        """
+        found = self._admin.describe_topics(self._topics, request_timeout=_LOOK_S)
+        for name, future in found.items():
+            try:
+                # Shielded: librdkafka's thread is to find no future that was cancelled.
+                described = await asyncio.shield(asyncio.wrap_future(future))
+            except KafkaException:
+                continue
+            now = str(described.topic_id)
+            before = self._first.setdefault(name, now)
+            if now != before:
+                raise StreamError(
+                    f"{name} has topic id {now}, and had {before} when this worker first looked: "
+                    f"the topic was deleted and recreated; {CHOOSE}"
+                )
 
 
 def topic_id(admin: AdminClient, topic: str) -> str:

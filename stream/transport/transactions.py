@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
@@ -227,7 +228,8 @@ class TransactionalProducer:
     ) -> None:
         """End a transaction without records in these partitions and the group's offsets.
 
-        In the first protocol, whose transactions are told of their partitions.
+        Returns once its markers are written. In the first protocol, whose transactions are told of
+        their partitions.
         """
         coordinator = (CoordinationType.TRANSACTION, self._id)
 
@@ -245,9 +247,13 @@ class TransactionalProducer:
             request = EndTxnRequest(self._id, *self._producer, commit)
             return {(await self._to_coordinator(*coordinator, request)).error_code}
 
+        async def complete() -> set[int]:
+            return {_CONCURRENT} if (await self.state()).startswith("Prepare") else set()
+
         await self._repeat("AddPartitionsToTxn", add_partitions)
         await self._repeat("AddOffsetsToTxn", add_offsets)
         await self._repeat("EndTxn", end)
+        await self._repeat("EndTxn", complete)
 
     async def _produce(
         self, node: int, batches: Mapping[_TransactionPartition, bytes]
@@ -342,16 +348,19 @@ class Delivery:
         """Fence our own ids, once: what we have left open is aborted or completed."""
         async with self._one_at_a_time:
             if not self._started:
-                wiring = self._wiring
-                topics = (wiring.input, wiring.changelog, *wiring.outputs.values())
-                await self._brokers.start(topics)
-                try:
-                    await self.note(self._ids)
-                    await asyncio.gather(*(producer.start() for producer in self._producers))
-                except BaseException:
-                    await self._brokers.close()  # they may have other addresses by now
-                    raise
-                self._started = True
+                await self._start()
+
+    async def _start(self) -> None:
+        wiring = self._wiring
+        topics = (wiring.input, wiring.changelog, *wiring.outputs.values())
+        await self._brokers.start(topics)
+        try:
+            await self.note(self._ids)
+            await asyncio.gather(*(producer.start() for producer in self._producers))
+        except BaseException:
+            await self._brokers.close()  # they may have other addresses by now
+            raise
+        self._started = True
 
     async def commit(self, transaction: Transaction) -> None:
         """Commit a batch. Raises TransactionLostError, after which ``start`` comes first."""
@@ -404,13 +413,16 @@ class Delivery:
         log, hidden from readers, until the next transaction of the same id ends there. That is
         this one: it has these partitions, and writes nothing but the markers.
         """
-        producer = TransactionalProducer(self._brokers, transactional_id)
-        await producer.start()
         topics = partitions_by_topic({tp for p in partitions for tp in self.targets(p)})
-        await producer.end_in(topics, self._wiring.group_id, commit=commit)
-        if transactional_id in self._ids:
-            self._started = False
-            await self.start()
+        is_ours = transactional_id in self._ids
+        # Of ours, a batch of other partitions may be under way.
+        async with self._one_at_a_time if is_ours else nullcontext():
+            producer = TransactionalProducer(self._brokers, transactional_id)
+            self._started &= not is_ours
+            await producer.start()
+            await producer.end_in(topics, self._wiring.group_id, commit=commit)
+            if is_ours:
+                await self._start()
 
     async def close(self) -> None:
         await self._brokers.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from confluent_kafka import Producer
+from onnx import TensorProto
 
 from bench.faults.service import Deployment, WorkerProcess
 from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
@@ -16,7 +17,9 @@ from bench.faults.verdict import sessions_in_changelog, verdict
 from bench.faults.wire import NamedBytes, RawProducer, one_record
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
+from export.graph import Graph, value_info
 from stream.contract.click import Reason
+from stream.model.bundle import load_bundle, write_bundle
 from stream.session import decode_state
 from tests.integration.conftest import own_deployment
 
@@ -200,6 +203,64 @@ def test_a_click_that_cannot_be_processed_pauses_its_partition_until_it_is_passe
     (letter,) = deployment.read(deployment.dead_letters)
     assert letter.value == b"poison" and letter.headers["reason"] == b"unprocessable"
     assert verdict(deployment).exact, str(verdict(deployment))
+
+
+def test_a_list_that_cannot_be_written_pauses_its_partition_alone(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Of a model that fails at a session's sixth click, which no check at the start can know."""
+
+    def clicks(name: str, n_clicks: int) -> list[tuple[bytes, bytes]]:
+        return [
+            (name.encode(), click(name, "item-1", LOG_BEGIN_MS + n, f"{name}-{n}"))
+            for n in range(n_clicks)
+        ]
+
+    sound = write_tiny_bundle(tmp_path, n_items=50, hidden_size=8, k=20, constant=True)
+    whole = load_bundle(sound)
+    deployment.bundle = write_bundle(
+        tmp_path, whole.manifest, whole.item_ids, whole.encode(), rank_until(5, 8, 20)
+    )
+    deployment.send([*clicks("a", 5), *clicks("long", 8), *clicks("b", 5)], partition=0)
+    deployment.send([c for n in range(40) for c in clicks(f"s{n}", 5)], partition=1)
+    for n_others in (200, 250):  # the second worker inherits the partition, and does not end either
+        worker = deployment.start()
+        wait_for(partial(is_paused, worker, 0), 60, "a paused partition")
+        wait_for(partial(is_answered, deployment, 1, n_others), 60, "the others")
+        assert [is_paused(worker, p) for p in range(4)] == [True, False, False, False]
+        assert deployment.positions()[0].next_offset == 10, "those before are applied"
+        assert "IndexError" in worker.log(), "bugs are not swallowed"
+        worker.end(signal.SIGKILL)
+        deployment.send([c for n in range(10) for c in clicks(f"t{n_others}-{n}", 5)], partition=1)
+    deployment.bundle = sound
+    worker = deployment.start()
+    deployment.wait_until_answered(18 + 300)
+    assert not is_paused(worker, 0)
+    answered = [r.headers["source"] for r in deployment.read(deployment.recommendations)]
+    assert len(set(answered)) == len(answered) == 18 + 300
+    assert deployment.read(deployment.dead_letters) == []
+
+
+def rank_until(n_clicks: int, query_size: int, k: int) -> bytes:
+    """A graph over the queries of a bundle that counts: of more clicks its items do not exist."""
+    graph = Graph()
+    count = graph.add("Slice", "query", np.array([0]), np.array([1]), np.array([1]))
+    over = graph.add("Greater", count, np.array(n_clicks, np.float32))
+    wrong = graph.add(
+        "Mul", graph.add("Cast", over, to=TensorProto.INT32), np.array([1_000_000], np.int32)
+    )
+    graph.add("Add", wrong, np.arange(k, dtype=np.int32)[None], output="top_index")
+    none = graph.add("Mul", count, np.array([0], np.float32))
+    graph.add("Add", none, np.arange(k, 0, -1, dtype=np.float32)[None], output="top_score")
+    model = graph.model(
+        [value_info("query", TensorProto.FLOAT, "B", query_size)],
+        [
+            value_info("top_index", TensorProto.INT32, "B", k),
+            value_info("top_score", TensorProto.FLOAT, "B", k),
+        ],
+    )
+    serialized: bytes = model.SerializeToString()
+    return serialized
 
 
 @pytest.mark.parametrize("size", [1_000_000, 5_000_000])

@@ -1,5 +1,6 @@
 """A commit whose markers the broker loses: what a broker that shuts down leaves now and then."""
 
+import asyncio
 import signal
 import struct
 import time
@@ -8,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Producer
 
 from bench.faults.service import SESSION_TIMEOUT_S, Deployment
 from bench.faults.traffic import session_load
@@ -107,6 +109,77 @@ async def test_a_transaction_that_lost_abort_markers_stays_aborted(
     deployment.wait_until_answered(N_CLICKS)
     found = verdict(deployment)
     assert found.exact, str(found)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("lost_in", ["changelog", "recommendations"])
+async def test_what_an_expired_id_has_left_open_is_told_and_holds_no_other_partition_up(
+    tmp_path: Path, lost_in: str
+) -> None:
+    expires = {
+        "transactional.id.expiration.ms": "15000",
+        "transaction.remove.expired.transaction.cleanup.interval.ms": "500",
+    }
+    with own_deployment(tmp_path, expires, partitions=2) as (broker, deployment):
+        worker = deployment.start()
+        load = list(session_load(N_CLICKS))
+        for partition in range(2):
+            deployment.send(load[:50], partition=partition)
+            deployment.wait_until_answered(50 * (partition + 1))
+        worker.end(signal.SIGKILL)
+        brokers = Brokers(KafkaSettings.model_validate(deployment.settings()))
+        await brokers.start(deployment.topics)
+        for name in transactional_ids(deployment.positions()[0].owner):
+            async with asyncio.timeout(60):
+                while await TransactionalProducer(brokers, name).state():  # noqa: ASYNC110
+                    await asyncio.sleep(0.2)  # the broker has no event for it
+        await brokers.close()
+        topic = getattr(deployment, lost_in)
+        lose_markers(broker, deployment, [topic])
+        worker = deployment.start(wait=False)
+        wait_for(lambda: "transaction_left_open" in worker.log(), 60, "the sentence")
+        assert f"kafka-transactions.sh abort --topic {topic} --partition 0 --st" in worker.log()
+        for partition in (0, 1):
+            deployment.send(load[50:100], partition=partition)
+        served = [50, 100] if lost_in == "changelog" else [100, 100]
+
+        def positions() -> list[int]:
+            return [position.next_offset for _, position in sorted(deployment.positions().items())]
+
+        wait_for(lambda: positions()[1] == served[1], 60, "the other partition")
+        if lost_in == "changelog":
+            wait_for(lambda: worker.log().count("transaction_left_open") > 1, 60, "another try")
+        else:
+            wait_for(lambda: positions() == served, 60, "this one, too")
+        assert positions()[0] <= served[0]
+        assert "hanging_transaction" not in worker.log(), "nothing of it was ended"
+        assert worker.process.poll() is None
+        ready = worker.get("/ready")[0]
+        assert ready == (503 if lost_in == "changelog" else 200)
+
+
+async def test_a_strangers_open_transaction_in_the_recommendations_is_none_of_ours(
+    deployed: tuple[EmbeddedKafka, Deployment],
+) -> None:
+    broker, deployment = deployed
+    worker = deployment.start()
+    deployment.send(session_load(50))
+    deployment.wait_until_answered(50)
+    worker.end(signal.SIGKILL)
+    stranger = Producer(
+        {"bootstrap.servers": broker.bootstrap_servers, "transactional.id": "a-stranger"}
+    )
+    stranger.init_transactions(30)
+    stranger.begin_transaction()
+    stranger.produce(deployment.recommendations, b"{}", b"s", partition=0)
+    stranger.flush(30)
+    worker = deployment.start()
+    assert "transaction_left_open" in worker.log()
+    assert "hanging_transaction" not in worker.log()
+    stranger.abort_transaction(30)
+    deployment.send(session_load(50, seed=2))
+    deployment.wait_until_answered(100)
+    assert verdict(deployment).exact
 
 
 def lose_markers(broker: EmbeddedKafka, deployment: Deployment, topics: Sequence[str]) -> None:

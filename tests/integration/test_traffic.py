@@ -181,20 +181,31 @@ def test_a_gap_of_five_million_clicks_is_a_number_and_not_a_list(deployment: Dep
     assert worker.metric("process_resident_memory_bytes") < before + 100e6
 
 
-def test_a_clicks_topic_that_is_made_anew_under_a_worker_ends_it_with_a_sentence(
-    deployment: Deployment,
+@pytest.mark.parametrize(
+    ("name", "n_before", "n_anew"),
+    [("clicks", 500, 100), ("clicks", 100, 2000), ("changelog", 500, 500)],
+    ids=["clicks, fewer", "clicks, more", "changelog"],
+)
+def test_a_topic_that_is_made_anew_under_a_worker_ends_it_with_a_sentence(
+    deployment: Deployment, name: str, n_before: int, n_anew: int
 ) -> None:
+    """However fast: the new one is there before the worker has missed the old one."""
     worker = deployment.start()
-    deployment.send(session_load(500))
-    deployment.wait_until_answered(500)
+    deployment.send(session_load(n_before))
+    deployment.wait_until_answered(n_before)
+    topic = getattr(deployment, name)
     admin = AdminClient({"bootstrap.servers": deployment.bootstrap_servers})
-    for deleted in admin.delete_topics([deployment.clicks]).values():
+    for deleted in admin.delete_topics([topic]).values():
         deleted.result(30)
-    wait_for(lambda: deployment.clicks not in admin.list_topics(timeout=10).topics, 30, "no topic")
+    wait_for(lambda: topic not in admin.list_topics(timeout=10).topics, 30, "no topic")
     deployment.create_topics()
-    deployment.send(session_load(100))
-    assert worker.wait_for_exit(90) == 2, worker.log()
+    deployment.send(session_load(n_anew, seed=2), partition=0)
+    assert worker.wait_for_exit(20) == 2, worker.log()
     assert "the topic was deleted and recreated" in worker.log()
+    assert f"{topic} has topic id" in worker.log()
+    again = deployment.start(wait=False)
+    assert again.wait_for_exit(60) == 2, again.log()
+    assert "choose where to continue" in again.log()
 
 
 def test_a_cluster_that_compresses_everything_changes_nothing(tmp_path: Path) -> None:

@@ -246,10 +246,27 @@ class Poisoned(Models):
         self.parse = parse_or_fail  # type: ignore[assignment]
 
 
+class Beyond(FakeScorer):
+    """Lists no item of the catalogue where "c" was clicked."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__(np.eye(3)[::-1], 2)
+        self.index = index
+
+    def rank(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        top_index, top_score = super().rank(query)
+        return np.where(query == 3, np.int32(self.index), top_index), top_score
+
+
 @pytest.mark.parametrize(
     ("models", "limit", "ill"),
-    [(Poisoned(), 1000, b"poison"), (Models(MODEL), 1, b"no click")],
-    ids=["a bug", "the limit"],
+    [
+        (Poisoned(), 1000, b"poison"),
+        (Models(Model(bundle_of(ITEMS, 2), Beyond(1000))), 1000, click("s0", "c", 1049)[1]),
+        (Models(Model(bundle_of(ITEMS, 2), Beyond(-1))), 1000, click("s0", "c", 1049)[1]),
+        (Models(MODEL), 1, b"no click"),
+    ],
+    ids=["a bug", "a list beyond the catalogue", "one before it", "the limit"],
 )
 @pytest.mark.parametrize("pass_over", [False, True])
 async def test_an_ill_partition_is_paused_alone_and_goes_on_when_it_is_told_to(
@@ -282,11 +299,12 @@ async def test_an_ill_partition_is_paused_alone_and_goes_on_when_it_is_told_to(
     await until([40, 41], [1, 0])
     assert await worker.resume(1, 0, pass_over=pass_over) is None
     assert await worker.resume(0, 41, pass_over=pass_over) == 40
-    goes_on = pass_over or ill != b"poison"
+    is_limit = ill == b"no click"
+    goes_on = pass_over or is_limit
     await until([42 if goes_on else 40, 41], [not goes_on, 0])
     transport.stopped.set()
     await serving
     letters = broker.messages[Target.DEAD_LETTERS]
-    reason = b"unprocessable" if ill == b"poison" else b"not_json"
+    reason = b"not_json" if is_limit else b"unprocessable"
     assert [dict(letter.headers)["reason"] for letter in letters] == [reason] * goes_on
     assert len(set(sources(broker))) == len(sources(broker)) == 81 + goes_on

@@ -13,7 +13,7 @@ from stream.position import POSITION_KEY, Position, encode_position
 from stream.settings import KafkaSettings, Wiring
 from stream.transport import restore as module
 from stream.transport.protocol import Transaction, TransactionLostError
-from stream.transport.restore import Restore, former_ids
+from stream.transport.restore import HangingTransactionError, Restore, former_ids
 from tests.counting_processor import Table
 
 WIRING = Wiring("g", "in", "log", {"answers": "out"})
@@ -144,10 +144,18 @@ async def test_an_owner_whose_transaction_stays_open_is_fenced(log: Log, shows: 
     log.append(POSITION_KEY, position(5))
     if shows == "in the changelog":
         log.append(b"a", b"1")
-        log.stable += [1] * 4
+        log.stable += [1] * 10_000
     else:
-        log.committed += [None] * 8
-    delivery = FakeDelivery()
+        log.committed += [None] * 10_000
+
+    class Fencing(FakeDelivery):
+        async def fence(self, transactional_ids: Collection[str]) -> None:
+            await super().fence(transactional_ids)
+            if transactional_ids:
+                log.stable.clear()
+                log.committed.clear()
+
+    delivery = Fencing()
     await run(delivery)
     assert delivery.calls[0] == ("fence", [f"{FORMER}-0", f"{FORMER}-1"])
     assert delivery.calls[1][0] == "commit"
@@ -227,20 +235,53 @@ async def test_what_others_leave_open_in_an_output_holds_nothing_up_for_good(log
     log.append(POSITION_KEY, position(5))
     log.output_hangs = True
     delivery = FakeDelivery()
-    await run(delivery)
+    with capture_logs() as logged:
+        await run(delivery)
     assert delivery.calls[-1][0] == "commit"
+    assert not any(line["event"].startswith("hanging_transaction") for line in logged), "none ended"
+    (told,) = (line["detail"] for line in logged if line["event"] == "transaction_left_open")
+    assert "kafka-transactions.sh abort --topic out --partition 0 --start-offset 6" in told
 
 
-async def test_a_transaction_that_stays_open_for_good_is_tried_again_later(log: Log) -> None:
+async def test_a_transaction_that_no_id_ends_is_the_operators_and_tried_again_later(
+    log: Log,
+) -> None:
     log.append(POSITION_KEY, position(5))
     log.append(b"a", b"1")
     log.stable += [1] * 1000
     delivery = FakeDelivery()
-    with pytest.raises(
-        TransactionLostError, match=r"still open in log-0 or the offsets of group g$"
+    with (
+        capture_logs() as logged,
+        pytest.raises(HangingTransactionError, match="hangs in") as hangs,
     ):
         await run(delivery)
+    assert hangs.value.partitions == {0}
     assert "commit" not in [call for call, _ in delivery.calls]
+    events = [line["event"] for line in logged]
+    assert events == ["former_owners_fenced", "transaction_left_open"], "and none is said to end"
+
+
+@pytest.mark.parametrize("settles", [True, False])
+async def test_offsets_that_hang_are_told_as_ended_if_they_are(log: Log, settles: bool) -> None:
+    log.append(POSITION_KEY, position(5))
+    log.committed += [None] * 10_000
+
+    class Settling(FakeDelivery):
+        async def end_hanging(self, name: str, partitions: Any, *, commit: bool) -> None:
+            await super().end_hanging(name, partitions, commit=commit)
+            if settles:
+                log.committed.clear()
+
+    with capture_logs() as logged:
+        if settles:
+            await run(Settling())
+        else:
+            with pytest.raises(
+                TransactionLostError, match=r"still open in .* or the offsets of group"
+            ):
+                await run(Settling())
+    ended = [line["transactional_id"] for line in logged if line["event"].startswith("hanging_")]
+    assert ended == [A] * settles, "the first of the two has done it"
 
 
 async def test_an_owner_of_the_version_before_is_fenced_at_once(log: Log) -> None:

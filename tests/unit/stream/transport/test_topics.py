@@ -1,14 +1,17 @@
 """What `topics check` makes of the topics it finds; against a real broker in integration."""
 
+from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from structlog.testing import capture_logs
 
 from stream.errors import StreamError
 from stream.settings import KafkaSettings
 from stream.transport import topics
-from stream.transport.topics import check_topics, n_partitions
+from stream.transport.topics import TopicIds, check_topics, n_partitions
 
 RIGHT: dict[str, dict[str, str]] = {
     "clicks": {
@@ -174,3 +177,31 @@ def test_the_topics_are_those_of_the_settings(broker: Broker) -> None:
         )
     )
     assert found == "the-id of c"
+
+
+async def test_another_id_is_told_and_a_topic_that_nobody_knows_at_the_moment_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids: dict[str, str | None] = {"clicks": "a", "log": None}
+
+    def describe(names: TopicCollection, request_timeout: float) -> dict[str, Future[Any]]:
+        found: dict[str, Future[Any]] = {name: Future() for name in ids}
+        for name, future in found.items():
+            if ids[name] is None:
+                error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+                future.set_exception(KafkaException(error))
+            else:
+                future.set_result(SimpleNamespace(topic_id=ids[name]))
+        return found
+
+    admin = SimpleNamespace(describe_topics=describe)
+    monkeypatch.setattr(topics, "AdminClient", lambda options: admin)
+    watched = TopicIds(KafkaSettings(), ids)
+    await watched.look()
+    ids |= {"clicks": None, "log": "b"}
+    await watched.look()
+    ids["clicks"] = "a"
+    await watched.look()
+    ids["log"] = "c"
+    with pytest.raises(StreamError, match=r"log has topic id c, and had b when .* recreated"):
+        await watched.look()

@@ -1,5 +1,6 @@
 """What a worker asks the brokers for in a transaction, and what it makes of their answers."""
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from io import BytesIO
@@ -336,8 +337,15 @@ async def test_what_hangs_is_ended_in_every_topic_of_the_partition_and_writes_no
     brokers: FakeBrokers, delivery: Delivery, commit: bool
 ) -> None:
     brokers.requests.clear()
-    await delivery.end_hanging("former-0", [2], commit=commit)
-    init, partitions, offsets, end = (request for _, request in brokers.requests)
+    brokers.states["former-0"] = "PrepareCommit" if commit else "PrepareAbort"
+    ending = asyncio.create_task(delivery.end_hanging("former-0", [2], commit=commit))
+    async with asyncio.timeout(5):
+        while len(brokers.requests) < 6:  # noqa: ASYNC110  # the task has no event for it
+            await asyncio.sleep(0.001)
+    assert not ending.done(), "its markers are being written"
+    brokers.states["former-0"] = "CompleteCommit" if commit else "CompleteAbort"
+    await ending
+    init, partitions, offsets, end, *_ = (request for _, request in brokers.requests)
     assert fields(init)["transactional_id"] == "former-0"
     assert sorted(partitions._topics) == [("log", [2]), ("out", [0])]
     assert offsets._group_id == "g"
