@@ -233,7 +233,8 @@ class Group(threading.Thread):
         """What is a record of these messages; the others are news."""
         for message in messages:
             error, partition = message.error(), message.partition()
-            if self._is_unreadable(partition):
+            is_of_log = error is None or error.code() == KafkaError._BAD_COMPRESSION
+            if is_of_log and self._is_unreadable(partition):
                 continue  # comes again behind the seek
             if error is None:
                 self._read[partition] = message.offset() + 1
@@ -301,8 +302,7 @@ class Group(threading.Thread):
             self._unreadable[partition] = rest, why
         else:
             del self._unreadable[partition]
-            self._consumer.seek(TopicPartition(self._topic, partition, batch.stop))
-            self._read[partition] = batch.stop
+            self._seek(partition, batch.stop)
 
     # -- what is ours ----------------------------------------------------------------------------
 
@@ -316,18 +316,21 @@ class Group(threading.Thread):
     def _start_at(self, offsets: Mapping[int, int]) -> None:
         self._stop_reading(offsets)
         for partition, offset in offsets.items():
-            tp = TopicPartition(self._topic, partition, offset)
-            try:
-                self._consumer.seek(tp)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError._STATE:
-                    raise
-                # An offset that the log had lost has stopped the fetching: no seek starts it again.
-                self._consumer.incremental_unassign([tp])
-                self._consumer.incremental_assign([tp])
-            self._read[partition] = offset
+            self._seek(partition, offset)
         self._reading |= offsets.keys()
         self._consumer.resume(self._tps(offsets))
+
+    def _seek(self, partition: int, offset: int) -> None:
+        tp = TopicPartition(self._topic, partition, offset)
+        try:
+            self._consumer.seek(tp)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._STATE:
+                raise
+            # An offset that the log had lost has stopped the fetching: no seek starts it again.
+            self._consumer.incremental_unassign([tp])
+            self._consumer.incremental_assign([tp])
+        self._read[partition] = offset
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         partitions = [tp.partition for tp in assigned]

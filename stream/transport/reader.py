@@ -180,7 +180,9 @@ async def _fetch(settings: KafkaSettings, topic: str, partition: int, offset: in
         answer = await client.send(leader, request)
     finally:
         await client.close()
-    ((_, ((_, code, *_, raw),)),) = answer.topics
-    if code:
-        raise for_code(code)()
-    return bytes(raw or b"")
+    for _, partitions in answer.topics:
+        for _, code, *_, raw in partitions:
+            if code:
+                raise for_code(code)()
+            return bytes(raw or b"")
+    raise ClientError(f"the answer has nothing of {topic}-{partition}")

@@ -224,6 +224,20 @@ async def test_a_batch_that_cannot_be_decompressed_is_passed_over_as_a_whole(gro
     assert await taken(group, 1) == [(0, 2_510, "")]
 
 
+async def test_an_offset_that_is_gone_is_told_while_its_batch_is_looked_at(group: Group) -> None:
+    consumer = consumer_of(group)
+    group.start_at({0: 7})
+    group._turn()
+    consumer.coming += [
+        Fetched(0, 7, KafkaError._BAD_COMPRESSION),
+        Fetched(0, 7, KafkaError._AUTO_OFFSET_RESET),
+    ]
+    group._turn()
+    group._turn()
+    await asyncio.sleep(0)
+    assert heard(group) == [("offset lost", 0)]
+
+
 def still(group: Group, next_offset: int, stable: int = 20, fetch_state: str = "active") -> None:
     """Statistics of a second later, with another ten fetches."""
     seconds = group.__dict__["seconds"] = group.__dict__.get("seconds", 0) + 1
