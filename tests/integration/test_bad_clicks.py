@@ -27,7 +27,7 @@ from deploy.processes import wait_for
 from stream.contract.click import Reason
 from stream.session import decode_state
 from stream.settings import KafkaSettings
-from stream.transport.reader import UnreadableError, read_committed
+from stream.transport.reader import UnreadableError, bounds, read_committed
 
 YEAR_9999_MS = 253_370_764_800_000
 
@@ -425,6 +425,8 @@ def test_a_batch_that_cannot_be_parsed_behind_a_marker_stops_nothing(
     shop.produce(deployment.clicks, CLICK, b"s", partition=0)
     shop.flush(30)
     shop.abort_transaction(30)
+    settings = KafkaSettings.model_validate(deployment.settings())
+    wait_for(lambda: bounds(settings, deployment.clicks, [0])[0][1] == 2, 30, "the marker")
     (batch, n_records, _) = UNPARSABLE["record that says it is longer"]
     raw.send(deployment.clicks, 0, batch)
     raw.send(deployment.clicks, 0, one_record(b"s", CLICK))
