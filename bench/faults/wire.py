@@ -86,21 +86,50 @@ def one_record(
     gzip: bool = False,
 ) -> bytes:
     """A batch of one record."""
+    of_record = record(key, value, headers)
+    packed = gzip_member(of_record) if gzip else of_record
+    return batch_of(packed, 1, codec=int(gzip), timestamp_ms=timestamp_ms)
+
+
+def record(
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[NamedBytes] = (),
+    *,
+    number: int = 0,
+    key_length: int | None = None,
+    value_length: int | None = None,
+    length: int | None = None,
+) -> bytes:
+    """The bytes of a record, the ``number``-th of its batch; its lengths may be false ones."""
     names = b"".join(_sized(name) + _sized(of_name) for name, of_name in headers)
-    body = b"\0\0\0" + _sized(key) + _sized(value) + _varint(len(headers)) + names
-    record = _varint(len(body)) + body
-    if gzip:
-        packer = zlib.compressobj(wbits=_GZIP)
-        record = packer.compress(record) + packer.flush()
+    of_key, of_value = _sized(key, key_length), _sized(value, value_length)
+    body = b"\0\0" + _varint(number) + of_key + of_value + _varint(len(headers)) + names
+    return _varint(len(body) if length is None else length) + body
+
+
+def batch_of(
+    records: bytes, n_records: int, *, codec: int = 0, timestamp_ms: int | None = None
+) -> bytes:
+    """A batch of records, packed already: codec 1 is gzip, 4 is zstd."""
     at_ms = time.time_ns() // 1_000_000 if timestamp_ms is None else timestamp_ms
-    # Codec, last offset, first and last timestamp, no producer, one record.
-    fields = struct.pack(">hiqqqhii", int(gzip), 0, at_ms, at_ms, -1, -1, -1, 1) + record
+    last = n_records - 1
+    # Codec, last offset, first and last timestamp, no producer, number of records.
+    fields = struct.pack(">hiqqqhii", codec, last, at_ms, at_ms, -1, -1, -1, n_records) + records
     rest = struct.pack(">ibI", -1, 2, calc_crc32c(fields)) + fields
     return struct.pack(">qi", 0, len(rest)) + rest
 
 
-def _sized(value: bytes | None) -> bytes:
-    return _varint(-1) if value is None else _varint(len(value)) + value
+def gzip_member(plain: bytes) -> bytes:
+    """One gzip stream."""
+    packer = zlib.compressobj(wbits=_GZIP)
+    return packer.compress(plain) + packer.flush()
+
+
+def _sized(value: bytes | None, length: int | None = None) -> bytes:
+    if length is None:
+        length = -1 if value is None else len(value)
+    return _varint(length) + (value or b"")
 
 
 def _varint(number: int) -> bytes:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,7 +40,7 @@ from stream.transport.protocol import (
     Transaction,
     TransactionLostError,
 )
-from stream.transport.reader import read_committed
+from stream.transport.reader import UnreadableError, batch_at, read_committed
 from stream.transport.restore import HangingTransactionError, Restore
 from stream.transport.topics import BrokerUnreachableError, TopicIds
 from stream.transport.transactions import Delivery
@@ -52,6 +53,7 @@ _UNREACHABLE = (
     KafkaException,
     KafkaError,
     BrokerUnreachableError,
+    UnreadableError,
     TransactionLostError,
     TimeoutError,
 )
@@ -389,7 +391,8 @@ class FaustTransport:
             "topic.metadata.refresh.interval.ms": 10_000,
         }
         self._topic_ids = TopicIds(self._settings, [self.wiring.input, self.wiring.changelog])
-        self._group = Group(options, self.wiring.input, self)
+        topic = self.wiring.input
+        self._group = Group(options, topic, self, partial(batch_at, self._settings, topic))
         self._group.start()
         return True
 

@@ -10,18 +10,21 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-import msgspec
+import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.transport.protocol import Membership
-from stream.transport.reader import seek_behind
+from stream.transport.unreadable import STATISTICS_MS, UNPARSABLE, Watch, decode_statistics
+
+log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 Fetched = Any
@@ -30,6 +33,8 @@ Fetched = Any
 POLL_S = 0.1
 LOOK_EVERY_S = 1.0
 """How often the ends of the partitions are noted, for the lag."""
+UNREADABLE_AT_ONCE = 1_000
+"""Records of a batch that nobody can read are made as they are taken: there may be millions."""
 REFUSED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -54,15 +59,36 @@ class Listener(Protocol):
     def fail(self, error: Exception) -> None: ...
 
 
-class Group(threading.Thread):
-    """Polls until it is closed. Its methods are for the event loop."""
+@dataclass
+class _Suspect:
+    """A batch that librdkafka does not get past, or so it seems."""
 
-    def __init__(self, options: Mapping[str, Any], topic: str, listener: Listener) -> None:
+    offset: int
+    why: str = ""
+    """librdkafka's error; "" where it only stands still, which a second round must confirm."""
+    batch: range | None = None
+    all_taken: bool = False
+    """Whether everything before it has been handed over."""
+
+
+class Group(threading.Thread):
+    """Polls until it is closed. Its methods are for the event loop.
+
+    batch_at: see there. It blocks, and is called in a thread of its own.
+    """
+
+    def __init__(
+        self,
+        options: Mapping[str, Any],
+        topic: str,
+        listener: Listener,
+        batch_at: Callable[[int, int], range | None],
+    ) -> None:
         super().__init__(name="group", daemon=True)
         self.membership = Membership(-1, "")
         self.connected = True
         """Whether the group's coordinator is, as of the last second."""
-        told = {"statistics.interval.ms": 1_000, "stats_cb": self._on_statistics}
+        told = {"statistics.interval.ms": STATISTICS_MS, "stats_cb": self._on_statistics}
         self._consumer = Consumer(dict(options) | told)
         self._topic = topic
         self._listener = listener
@@ -73,6 +99,12 @@ class Group(threading.Thread):
         self._highs: dict[int, int] = {}  # the log's end, as of the last fetch
         self._read: dict[int, int] = {}  # next offset of what was fetched
         self._ends: dict[int, int] = {}  # offset of the end, where a fetch has met it
+        self._reading: set[int] = set()  # started, and not paused
+        self._watch = Watch(topic)
+        self._stuck: dict[int, int] = {}  # what the watch has found since the last turn
+        self._batch_at, self._looks = batch_at, ThreadPoolExecutor(1, "look")
+        self._suspects: dict[int, _Suspect] = {}
+        self._unreadable: dict[int, tuple[range, str]] = {}  # still to be handed over, and why
         self._closing = False
 
     def ask(self, limit: int, not_before: float) -> "Future[list[Record]]":
@@ -94,7 +126,7 @@ class Group(threading.Thread):
 
         def pause() -> None:
             self._consumer.pause(self._tps(partitions))
-            self._drop_held(partitions)
+            self._stop_reading(partitions)
 
         return self._call(pause)
 
@@ -150,10 +182,14 @@ class Group(threading.Thread):
             self._tell(self._listener.fail, error)
         finally:
             self._closing = True
+            self._looks.shutdown(wait=False, cancel_futures=True)
             consumer.close()
 
     def _turn(self) -> None:
         """Fetch, or wait for somebody who asks; poll every so often for the group's sake."""
+        for partition in [*self._unreadable]:
+            if len(self._held) < UNREADABLE_AT_ONCE:
+                self._hold_unreadable(partition)
         if self._held and self._asked is None:
             try:
                 self._commands.get(timeout=POLL_S)()
@@ -168,13 +204,18 @@ class Group(threading.Thread):
             asked, limit, not_before = self._asked
             if (pause_s := not_before - time.monotonic()) > 0:
                 time.sleep(pause_s)
-            more = self._consumer.consume(max(0, limit - len(self._held)), 0)
+            n_wanted = max(0, limit - len(self._held))
+            more = self._consumer.consume(n_wanted, 0)
+            if len(more) < n_wanted:
+                self._note_all_taken()
             found = [*self._held, *self._records(more)]
             batch, self._held = found[:limit], found[limit:]
             if batch:
                 self._asked = None
                 with suppress(InvalidStateError):  # cancelled: the worker stops
                     asked.set_result(batch)
+        while self._stuck:
+            self._suspect(*self._stuck.popitem())
 
     def _high(self, partition: int) -> int:
         tp = TopicPartition(self._topic, partition)
@@ -183,15 +224,17 @@ class Group(threading.Thread):
 
     def _poll(self, timeout_s: float) -> None:
         message = self._consumer.poll(timeout_s)
-        if message is not None:
+        if message is None:
+            self._note_all_taken()
+        else:
             self._held += self._records([message])
 
     def _records(self, messages: Iterable[Fetched]) -> Iterator[Record]:
-        """What is a record of these messages, fetched together; the others are news."""
-        passed_over = set()
+        """What is a record of these messages; the others are news."""
         for message in messages:
             error, partition = message.error(), message.partition()
-            if partition in passed_over:
+            is_of_log = error is None or error.code() == KafkaError._BAD_COMPRESSION
+            if is_of_log and self._is_unreadable(partition):
                 continue  # comes again behind the seek
             if error is None:
                 self._read[partition] = message.offset() + 1
@@ -201,32 +244,93 @@ class Group(threading.Thread):
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                 self._tell(self._listener.on_offset_lost, partition)
             elif error.code() == KafkaError._BAD_COMPRESSION:
-                passed_over.add(partition)
-                reached = self._read.get(partition, 0)
-                offset = seek_behind(self._consumer, self._topic, message, reached)
-                self._read[partition] = offset + 1
-                now_ms = time.time_ns() // 1_000_000
-                yield Record(partition, offset, now_ms, None, None, trouble=error.str())
+                offset = max(message.offset(), self._read.get(partition, 0))
+                self._look(partition, _Suspect(offset, error.str(), all_taken=True))
             elif error.code() in REFUSED:
                 raise StreamError(f"{self._topic} cannot be read: {error.str()}")
 
-    def _drop_held(self, partitions: Collection[int]) -> None:
+    # -- batches that cannot be read ------------------------------------------------------------
+
+    def _is_unreadable(self, partition: int) -> bool:
+        suspect = self._suspects.get(partition)
+        return partition in self._unreadable or (suspect is not None and suspect.why != "")
+
+    def _note_all_taken(self) -> None:
+        for suspect in self._suspects.values():
+            suspect.all_taken = True
+
+    def _suspect(self, partition: int, offset: int) -> None:
+        """A partition has stood still for a round: the first time look, the second pass over."""
+        if partition not in self._reading or self._is_unreadable(partition):
+            return
+        read = self._read[partition]
+        suspect = self._suspects.get(partition)
+        if suspect is None or suspect.offset != offset or suspect.batch is None:
+            self._look(partition, _Suspect(offset))
+        elif read == offset or (read < offset and suspect.all_taken):
+            self._pass_over(partition, suspect.batch, UNPARSABLE)
+
+    def _look(self, partition: int, suspect: _Suspect) -> None:
+        self._suspects[partition] = suspect
+        looking = self._looks.submit(self._batch_at, partition, suspect.offset)
+
+        def found() -> None:
+            if self._suspects.get(partition) is not suspect:
+                return
+            suspect.batch = looking.result()
+            if suspect.why and suspect.batch is None:
+                del self._suspects[partition]  # the error comes again
+            elif suspect.why and suspect.batch is not None:
+                self._pass_over(partition, suspect.batch, suspect.why)
+
+        looking.add_done_callback(lambda _: self._commands.put(found))
+
+    def _pass_over(self, partition: int, batch: range, why: str) -> None:
+        del self._suspects[partition]
+        self._unreadable[partition] = batch, why
+        offsets = {"first": batch.start, "last": batch.stop - 1}
+        log.error("unreadable_batch", topic=self._topic, partition=partition, **offsets, detail=why)
+
+    def _hold_unreadable(self, partition: int) -> None:
+        """Hold the next records of such a batch; behind the last one go on."""
+        batch, why = self._unreadable[partition]
+        now_ms = time.time_ns() // 1_000_000
+        for offset in batch[:UNREADABLE_AT_ONCE]:
+            self._held.append(Record(partition, offset, now_ms, None, None, trouble=why))
+        rest = batch[UNREADABLE_AT_ONCE:]
+        if rest:
+            self._unreadable[partition] = rest, why
+        else:
+            del self._unreadable[partition]
+            self._seek(partition, batch.stop)
+
+    # -- what is ours ----------------------------------------------------------------------------
+
+    def _stop_reading(self, partitions: Collection[int]) -> None:
+        for partition in partitions:
+            self._reading.discard(partition)
+            self._suspects.pop(partition, None)
+            self._unreadable.pop(partition, None)
         self._held = [record for record in self._held if record.partition not in partitions]
 
     def _start_at(self, offsets: Mapping[int, int]) -> None:
-        self._drop_held(offsets)
+        self._stop_reading(offsets)
         for partition, offset in offsets.items():
-            tp = TopicPartition(self._topic, partition, offset)
-            try:
-                self._consumer.seek(tp)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError._STATE:
-                    raise
-                # An offset that the log had lost has stopped the fetching: no seek starts it again.
-                self._consumer.incremental_unassign([tp])
-                self._consumer.incremental_assign([tp])
-            self._read[partition] = offset
+            self._seek(partition, offset)
+        self._reading |= offsets.keys()
         self._consumer.resume(self._tps(offsets))
+
+    def _seek(self, partition: int, offset: int) -> None:
+        tp = TopicPartition(self._topic, partition, offset)
+        try:
+            self._consumer.seek(tp)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._STATE:
+                raise
+            # An offset that the log had lost has stopped the fetching: no seek starts it again.
+            self._consumer.incremental_unassign([tp])
+            self._consumer.incremental_assign([tp])
+        self._read[partition] = offset
 
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         partitions = [tp.partition for tp in assigned]
@@ -243,7 +347,7 @@ class Group(threading.Thread):
         partitions = [tp.partition for tp in revoked]
         for partition in partitions:
             self._read.pop(partition, None)
-        self._drop_held(partitions)
+        self._stop_reading(partitions)
         if not self._closing:
             given_up = asyncio.run_coroutine_threadsafe(
                 self._listener.on_revoked(partitions, lost=lost), self._loop
@@ -255,7 +359,10 @@ class Group(threading.Thread):
         consumer.incremental_unassign(revoked)
 
     def _on_statistics(self, text: str) -> None:
-        self.connected = msgspec.json.decode(text)["cgrp"]["state"] == "up"
+        statistics = decode_statistics(text)
+        self.connected = statistics.cgrp is not None and statistics.cgrp.state == "up"
+        # Judged at the end of the turn: what comes with this call is not handed over yet.
+        self._stuck |= self._watch.stuck(statistics, self._reading)
 
     def _read_membership(self) -> None:
         raw = bytes(self._consumer.consumer_group_metadata())

@@ -1,9 +1,16 @@
 """Reads ranges of a topic outside the consumer group: for restores, holes and resets."""
 
+import asyncio
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+import structlog
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError as ClientError
+from aiokafka.errors import for_code
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.structs import TopicPartition as Place
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
@@ -17,11 +24,25 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
     OffsetSpec,
 )
 
+from stream.errors import StreamError
 from stream.settings import KafkaSettings
-from stream.transport.clients import confluent_options
+from stream.transport.clients import aiokafka_options, confluent_options
+from stream.transport.unreadable import (
+    STATISTICS_MS,
+    UNPARSABLE,
+    Watch,
+    batch_range,
+    decode_statistics,
+)
+
+log = structlog.get_logger(__name__)
 
 TIMEOUT_S = 20
 AT_ONCE = 10_000
+
+
+class UnreadableError(StreamError):
+    """A topic of ours holds what librdkafka can neither deliver nor get past."""
 
 
 def read_committed(
@@ -36,12 +57,14 @@ def read_committed(
     """Yield the committed records from ``start`` to ``end`` as librdkafka's messages, many at once.
 
     Where a transaction is open below ``end``, waits until it ends. A start below the log's begins
-    at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException, but
-    with ``pass_over`` goes on behind records whose batch cannot be decompressed.
+    at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException, and
+    UnreadableError at a batch that librdkafka cannot read; with ``pass_over`` goes on behind it.
     """
     pending = {p for p in start if start[p] < end[p]}
     if not pending:
         return
+    watch = Watch(topic)
+    stuck: dict[int, int] = {}
     consumer = Consumer(
         confluent_options(settings)
         | {
@@ -51,47 +74,64 @@ def read_committed(
             "auto.offset.reset": "earliest",
             "fetch.wait.max.ms": 20,
             "queued.max.messages.kbytes": 65_536,
+            "statistics.interval.ms": STATISTICS_MS,
+            "stats_cb": lambda text: stuck.update(watch.stuck(decode_statistics(text), pending)),
         }
     )
     try:
         begin = {p: start[p] or OFFSET_BEGINNING for p in pending}
         consumer.assign([TopicPartition(topic, p, offset) for p, offset in begin.items()])
         reached = dict.fromkeys(pending, 0)
+        looked: dict[int, range | None] = {}
+
+        def pass_over_batch(partition: int, batch: range, why: str) -> None:
+            if not pass_over:
+                raise UnreadableError(
+                    f"{topic}-{partition} cannot be read at offset {batch.start}: it {why} "
+                    f"(offsets {batch.start} to {batch.stop - 1}); nobody but the workers and "
+                    "`stream reset` should write to this topic"
+                )
+            consumer.seek(TopicPartition(topic, partition, batch.stop))
+            reached[partition] = batch.stop
+
         while pending and not (stop and stop.is_set()):
             records = []
             passed_over = set()
             message: Any  # its stub says that a record may have no partition
-            for message in consumer.consume(AT_ONCE, 0.1):
+            messages: list[Any] = consumer.consume(AT_ONCE, 0.1)
+            for message in messages:
                 partition, offset, error = message.partition(), message.offset(), message.error()
                 if partition in passed_over:
                     continue  # comes again behind the seek
                 if error is None:
                     if offset < end[partition]:
                         records.append(message)
-                    offset += 1
-                elif error.code() == KafkaError._BAD_COMPRESSION and pass_over:
-                    offset = seek_behind(consumer, topic, message, reached[partition]) + 1
-                    passed_over.add(partition)
-                elif error.code() != KafkaError._PARTITION_EOF:
+                    reached[partition] = offset + 1
+                elif error.code() == KafkaError._BAD_COMPRESSION:
+                    at = max(offset, reached[partition])
+                    if batch := batch_at(settings, topic, partition, at):
+                        pass_over_batch(partition, batch, f"is in a batch with {error.str()}")
+                        passed_over.add(partition)
+                elif error.code() == KafkaError._PARTITION_EOF:
+                    reached[partition] = offset
+                else:
                     raise KafkaException(error)
-                reached[partition] = offset
+            # Where nothing comes, everything before them has been taken.
+            while stuck and not messages:
+                partition, offset = stuck.popitem()
+                batch = looked.get(partition)
+                if partition not in pending or offset < reached[partition]:
+                    continue
                 if offset >= end[partition]:
-                    pending.discard(partition)
+                    reached[partition] = offset
+                elif batch and offset in batch:
+                    pass_over_batch(partition, batch, UNPARSABLE)
+                else:
+                    looked[partition] = batch_at(settings, topic, partition, offset)
+            pending -= {p for p in pending if reached[p] >= end[p]}
             yield records
     finally:
         consumer.close()
-
-
-def seek_behind(consumer: Consumer, topic: str, error: Any, reached: int) -> int:
-    """Go on behind a record whose batch cannot be decompressed; returns the record's offset.
-
-    librdkafka tells where the batch begins, stays there, and would repeat itself for ever (its
-    issue 5260: zstd beyond some 100 MB). Where the batch ends it does not tell, so that each of its
-    offsets is met, and passed over, by itself. What was fetched with the error comes again.
-    """
-    offset: int = max(error.offset(), reached)
-    consumer.seek(TopicPartition(topic, error.partition(), offset + 1))
-    return offset
 
 
 def bounds(
@@ -111,3 +151,38 @@ def bounds(
     ]
     found = [{tp.partition: f.result(TIMEOUT_S).offset for tp, f in by.items()} for by in asked]
     return {p: (found[0][p], found[1][p], found[2][p]) for p in partitions}
+
+
+def batch_at(settings: KafkaSettings, topic: str, partition: int, offset: int) -> range | None:
+    """Return the offsets, from ``offset`` on, of the batch of records that is fetched there.
+
+    None where it is a transaction's marker, where there is none, and where no broker answers.
+    Blocks, so call it in a thread.
+    """
+    try:
+        raw = asyncio.run(_fetch(settings, topic, partition, offset))
+    except (ClientError, TimeoutError, OSError) as error:
+        log.warning("batch_not_fetched", topic=topic, partition=partition, detail=str(error))
+        return None
+    return batch_range(raw, offset)
+
+
+async def _fetch(settings: KafkaSettings, topic: str, partition: int, offset: int) -> bytes:
+    client = AIOKafkaClient(**aiokafka_options(settings), request_timeout_ms=TIMEOUT_S * 1000)
+    try:
+        await client.bootstrap()
+        await client.set_topics([topic])
+        leader = client.cluster.leader_for_partition(Place(topic, partition))
+        if leader is None or leader < 0:
+            raise ClientError(f"{topic}-{partition} has no leader")
+        # A broker answers with the whole of the first batch, however little is asked for.
+        request = FetchRequest(0, 1, 1, 1, [(topic, [(partition, offset, 1)])])
+        answer = await client.send(leader, request)
+    finally:
+        await client.close()
+    for _, partitions in answer.topics:
+        for _, code, *_, raw in partitions:
+            if code:
+                raise for_code(code)()
+            return bytes(raw or b"")
+    raise ClientError(f"the answer has nothing of {topic}-{partition}")

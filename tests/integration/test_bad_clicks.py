@@ -2,6 +2,7 @@
 
 import json
 import signal
+import time
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -14,13 +15,22 @@ from onnx import TensorProto
 from bench.faults.service import Deployment, WorkerProcess
 from bench.faults.traffic import LOG_BEGIN_MS, click, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
-from bench.faults.wire import NamedBytes, RawProducer, one_record
+from bench.faults.wire import (
+    NamedBytes,
+    RawProducer,
+    batch_of,
+    gzip_member,
+    one_record,
+    record,
+)
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
 from export.graph import Graph, value_info
 from stream.contract.click import Reason
 from stream.model.bundle import load_bundle, write_bundle
 from stream.session import decode_state
+from stream.settings import KafkaSettings
+from stream.transport.reader import UnreadableError, bounds, read_committed
 from tests.integration.conftest import own_deployment
 
 YEAR_9999_MS = 253_370_764_800_000
@@ -397,3 +407,135 @@ def test_a_record_that_cannot_be_read_behind_a_marker_stops_nothing(
     assert worker.process.poll() is None, worker.log()
     letters = deployment.read(deployment.dead_letters)
     assert [r.headers["reason"] for r in letters] == [b"unreadable"] * 2
+
+
+CLICK = click("s", "item-1", LOG_BEGIN_MS)
+PAIR = record(b"s", CLICK) + record(b"s", CLICK, number=1)
+UNPARSABLE = {
+    # The batch, its records, and how many of them librdkafka reads before it gives up.
+    "key of length -2": (batch_of(record(b"", CLICK, key_length=-2), 1), 1, 0),
+    "value of length -2": (batch_of(record(b"s", b"", value_length=-2), 1), 1, 0),
+    "gzip members that end within a record": (
+        batch_of(gzip_member(PAIR[:50]) + gzip_member(PAIR[50:]), 2, codec=1),
+        *(2, 0),
+    ),
+    "record that says it is shorter": (
+        batch_of(gzip_member(record(b"s", CLICK, length=5)), 1, codec=1),
+        *(1, 0),
+    ),
+    "record that says it is longer": (
+        batch_of(
+            gzip_member(record(b"s", CLICK, length=500) + record(b"s", CLICK, number=1)), 2, codec=1
+        ),
+        *(2, 0),
+    ),
+    "third of four records": (
+        batch_of(
+            PAIR + record(b"", CLICK, number=2, key_length=-2) + record(b"s", CLICK, number=3),
+            4,
+        ),
+        *(4, 2),
+    ),
+}
+"""What a broker takes and librdkafka cannot parse."""
+
+
+def test_a_batch_that_cannot_be_parsed_costs_its_own_records_and_nothing_else(
+    deployment: Deployment,
+) -> None:
+    deployment.app += "-unparsable"
+    n_partitions = len(UNPARSABLE) + 1
+    deployment.create_topics(partitions=n_partitions)
+    worker = deployment.start()
+    raw = RawProducer(deployment.bootstrap_servers)
+    for partition, (batch, _, _) in enumerate(UNPARSABLE.values()):
+        raw.send(deployment.clicks, partition, one_record(b"s", CLICK))
+        raw.send(deployment.clicks, partition, batch)
+        raw.send(deployment.clicks, partition, one_record(b"s", CLICK))
+    raw.close()
+    # An open transaction is no such batch, however long nothing comes of it.
+    shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "slow"})
+    shop.init_transactions(30)
+    shop.begin_transaction()
+    shop.produce(deployment.clicks, CLICK, b"s", partition=n_partitions - 1)
+    shop.flush(30)
+    ends = [2 + n for _, n, _ in UNPARSABLE.values()]
+    deployment.wait_until_answered(sum(ends))
+    shop.commit_transaction(30)
+    deployment.wait_until_answered(sum(ends) + 1)
+    assert worker.process.poll() is None
+    assert not any(is_paused(worker, p) for p in range(n_partitions))
+    letters = deployment.read(deployment.dead_letters)
+    assert {r.headers["reason"] for r in letters} == {b"unreadable"}
+    assert all(b"cannot parse" in r.headers["detail"] for r in letters)
+    found = sorted((int(r.headers["partition"]), int(r.headers["offset"])) for r in letters)
+    expected = [
+        (p, offset)
+        for p, (_, n, n_read) in enumerate(UNPARSABLE.values())
+        for offset in range(1 + n_read, 1 + n)
+    ]
+    assert found == expected
+    assert len(deployment.read(deployment.recommendations)) == sum(ends) + 1 - len(expected)
+
+    settings = KafkaSettings.model_validate(deployment.settings())
+    start, end = {0: 0, 5: 0}, {0: ends[0], 5: ends[5]}
+    with pytest.raises(UnreadableError, match=r"-[05] cannot be read at offset [13]: it lies in"):
+        list(read_committed(settings, deployment.clicks, start, end))
+    passed_over = read_committed(settings, deployment.clicks, start, end, pass_over=True)
+    places = sorted((m.partition(), m.offset()) for messages in passed_over for m in messages)
+    assert places == [(0, 0), (0, 2), (5, 0), (5, 1), (5, 2), (5, 5)]
+
+
+def test_a_batch_that_cannot_be_parsed_behind_a_marker_stops_nothing(
+    deployment: Deployment,
+) -> None:
+    """The marker is a hole, which is looked at again: up to the batch, which nobody gets past."""
+    worker = deployment.start()
+    raw = RawProducer(deployment.bootstrap_servers)
+    shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "mark"})
+    shop.init_transactions(30)
+    shop.begin_transaction()
+    shop.produce(deployment.clicks, CLICK, b"s", partition=0)
+    shop.flush(30)
+    shop.abort_transaction(30)
+    settings = KafkaSettings.model_validate(deployment.settings())
+    wait_for(lambda: bounds(settings, deployment.clicks, [0])[0][1] == 2, 30, "the marker")
+    (batch, n_records, _) = UNPARSABLE["record that says it is longer"]
+    raw.send(deployment.clicks, 0, batch)
+    raw.send(deployment.clicks, 0, one_record(b"s", CLICK))
+    raw.close()
+    deployment.wait_until_answered(2 + n_records + 1)
+    assert worker.process.poll() is None
+    letters = deployment.read(deployment.dead_letters)
+    assert [r.headers["offset"] for r in letters] == [b"2", b"3"]
+    assert len(deployment.read(deployment.recommendations)) == 1
+
+
+def test_a_large_batch_that_cannot_be_decompressed_is_passed_over_at_once(
+    deployment: Deployment,
+) -> None:
+    n_records = 20_000
+    worker = deployment.start(bad_click_run_limit="1000000", bad_click_share_limit="1.0")
+    producer = Producer(
+        {
+            "bootstrap.servers": deployment.bootstrap_servers,
+            "compression.type": "zstd",
+            "linger.ms": 60_000,
+            "batch.size": 500_000_000,
+            "batch.num.messages": n_records,
+            "message.max.bytes": 500_000_000,
+        }
+    )
+    for _ in range(n_records):
+        producer.produce(deployment.clicks, b"x" * 6_000, b"s", partition=0)
+    producer.flush(60)
+    began = time.monotonic()
+    deployment.send([(b"s", CLICK)], partition=0)
+    deployment.wait_until_answered(n_records + 1)
+    took_s = time.monotonic() - began
+    assert worker.log().count("unreadable_batch") == 1, "one batch"
+    letters = deployment.read(deployment.dead_letters)
+    assert [int(r.headers["offset"]) for r in letters] == [*range(n_records)]
+    assert {r.headers["reason"] for r in letters} == {b"unreadable"}
+    assert len(deployment.read(deployment.recommendations)) == 1
+    assert took_s < 60, "by itself, each offset took an eighth of a second"

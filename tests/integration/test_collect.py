@@ -16,8 +16,10 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from bench.faults.traffic import click, produce
+from bench.faults.wire import RawProducer, batch_of, record
 from deploy.processes import wait_for
 from train.command import TrainError
+from train.data import collect as module
 from train.data.clicks import read_clicks
 from train.data.collect import CollectSettings, collect
 from train.data.parts import STATE, CollectState
@@ -206,3 +208,24 @@ def test_what_cannot_be_collected_is_one_sentence(kafka: str, topic: str, tmp_pa
     with pytest.raises(TrainError, match="option 1 is not of the form name=value") as raised:
         collect(settings(kafka, topic, tmp_path, client_properties=properties))
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("codec", ["none", "zstd"])
+def test_a_batch_that_the_client_cannot_read_is_named_and_can_be_gone_round(
+    kafka: str, topic: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    monkeypatch.setattr(module, "STALLED_S", 3.0)
+    produce(kafka, topic, clicks_of(range(20)), partition=0)
+    if codec == "none":
+        raw = RawProducer(kafka)
+        raw.send(topic, 0, batch_of(record(b"", b"value", key_length=-2), 1))
+        raw.close()
+    else:
+        produce(kafka, topic, [(b"s", bytes(300_000_000))], partition=0, compression=codec)
+    produce(kafka, topic, clicks_of(range(20, 30)), partition=0)
+    said = {"none": "nothing in 3 s", "zstd": "Decompression"}[codec]
+    with pytest.raises(TrainError, match=f"{said}.* at offset 20; .*--to-offsets 0=20"):
+        collect(settings(kafka, topic, tmp_path / "a"))
+    collect(settings(kafka, topic, tmp_path / "a", to_offsets={0: 20}))
+    collect(settings(kafka, topic, tmp_path / "b", from_offsets={0: 21}))
+    assert items(tmp_path / "a") + items(tmp_path / "b") == [*range(30)]

@@ -228,10 +228,7 @@ def _read(
         if messages:
             heard = time.monotonic()
         elif time.monotonic() - heard > STALLED_S:
-            raise TrainError(
-                f"topic {topic}: partition {span.partition} returned nothing at offset "
-                f"{position} for {STALLED_S:.0f} s; run again to continue"
-            )
+            raise _stopped(topic, span.partition, position, f"nothing in {STALLED_S:.0f} s")
         before, at_end = position, False
         for message in messages:
             error, offset = message.error(), message.offset()
@@ -243,6 +240,9 @@ def _read(
             elif error is None or error.code() == KafkaError._PARTITION_EOF:
                 position = max(position, min(offset, span.end))
                 at_end = True
+            elif error.code() == KafkaError._BAD_COMPRESSION:
+                if position < span.end:  # else fetched ahead
+                    raise _stopped(topic, span.partition, max(offset, position), error.str())
             else:
                 raise KafkaException(error)
         parts.reach(span.partition, position)
@@ -253,6 +253,16 @@ def _read(
             # Readers of committed records get no further than the first open transaction.
             log.warning("transaction_open", partition=span.partition, offset=position, end=span.end)
             return
+
+
+def _stopped(topic: str, partition: int, offset: int, found: str) -> TrainError:
+    return TrainError(
+        f"topic {topic}: partition {partition} returned {found!r} at offset {offset}; run again to "
+        "continue. If it stops there again the Kafka client cannot read that batch: collect what "
+        f"is before it with --to-offsets {partition}={offset}, and what is behind it into another "
+        f"folder with --from-offsets {partition}=N (where it ends, the log event unreadable_batch "
+        "of the workers says)"
+    )
 
 
 def _record(message: Message, offset: int) -> Record:

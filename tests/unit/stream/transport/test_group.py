@@ -1,6 +1,7 @@
 """The polling thread without a broker: membership, lag, and who is told of what."""
 
 import asyncio
+import json
 import struct
 import time
 from collections import deque
@@ -15,6 +16,7 @@ from stream.errors import StreamError
 from stream.transport import group as module
 from stream.transport.group import Group
 from stream.transport.protocol import Membership
+from stream.transport.unreadable import UNPARSABLE
 
 
 class Fetched:
@@ -98,11 +100,16 @@ class Listener:
         self.heard.append(("failed", str(error)))
 
 
+BATCHES: dict[int, range] = {}
+"""What another client finds at the offset where a partition is stuck."""
+
+
 @pytest.fixture
 async def group(monkeypatch: pytest.MonkeyPatch) -> Group:
     """A group whose thread is not started: the test turns it."""
     monkeypatch.setattr(module, "Consumer", FakeConsumer)
-    return Group({}, "clicks", Listener())
+    BATCHES.clear()
+    return Group({}, "clicks", Listener(), lambda partition, offset: BATCHES.get(partition))
 
 
 def consumer_of(group: Group) -> FakeConsumer:
@@ -183,26 +190,136 @@ async def test_errors_are_no_records_and_an_offset_that_is_gone_is_told(group: G
     assert heard(group) == [("offset lost", 2)]
 
 
-async def test_a_batch_that_cannot_be_decompressed_is_passed_over_record_by_record(
-    group: Group,
-) -> None:
+async def taken(group: Group, n_records: int) -> list[tuple[int, int, str]]:
+    """Partition, offset and trouble of the next records."""
+    found: list[Record] = []
+    asked = None
+    async with asyncio.timeout(5):
+        while len(found) < n_records:
+            if asked is None:
+                asked = group.ask(n_records - len(found), 0.0)
+            group._turn()
+            await asyncio.sleep(0)
+            if asked.done():
+                found += asked.result(0)
+                asked = None
+    return [(r.partition, r.offset, r.trouble) for r in found]
+
+
+async def test_a_batch_that_cannot_be_decompressed_is_passed_over_as_a_whole(group: Group) -> None:
     bad = Fetched(0, 7, KafkaError._BAD_COMPRESSION)
+    BATCHES[0] = range(7, 2_510)
     consumer = consumer_of(group)
-    consumer.coming += [Fetched(0, 6), Fetched(1, 3), bad, bad, Fetched(0, 9), Fetched(1, 4)]
-    asked = group.ask(10, 0.0)
+    group.start_at({0: 6, 1: 3})
     group._turn()
-    found = [(r.partition, r.offset, r.trouble, r.value) for r in asked.result(0)]
-    # What else came of that partition at the same time comes again.
-    assert found == [
-        *((0, 6, "", b"k"), (1, 3, "", b"k")),
-        *((0, 7, "said the broker", None), (1, 4, "", b"k")),
+    # What else comes of that partition comes again behind the seek.
+    others = [Fetched(0, 9), *(Fetched(1, n) for n in range(4, 9))]
+    consumer.coming += [Fetched(0, 6), Fetched(1, 3), bad, bad, *others]
+    found = await taken(group, 7 + 2_503)
+    said = "said the broker"
+    assert [r for r in found if r[0] == 0] == [(0, 6, ""), *((0, n, said) for n in range(7, 2_510))]
+    assert [r for r in found if r[0] == 1] == [(1, n, "") for n in range(3, 9)]
+    assert consumer.calls[-1] == ("seek to 2510", [0])
+    consumer.coming.append(Fetched(0, 2_510))
+    assert await taken(group, 1) == [(0, 2_510, "")]
+
+
+async def test_an_offset_that_is_gone_is_told_while_its_batch_is_looked_at(group: Group) -> None:
+    consumer = consumer_of(group)
+    group.start_at({0: 7})
+    group._turn()
+    consumer.coming += [
+        Fetched(0, 7, KafkaError._BAD_COMPRESSION),
+        Fetched(0, 7, KafkaError._AUTO_OFFSET_RESET),
     ]
-    assert consumer.calls == [("seek to 8", [0])]
-    consumer.coming += [bad]  # still the batch that begins at 7
-    asked = group.ask(10, 0.0)
     group._turn()
-    assert [(r.offset, r.trouble) for r in asked.result(0)] == [(8, "said the broker")]
-    assert consumer.calls[1:] == [("seek to 9", [0])]
+    group._turn()
+    await asyncio.sleep(0)
+    assert heard(group) == [("offset lost", 0)]
+
+
+def still(group: Group, next_offset: int, stable: int = 20, fetch_state: str = "active") -> None:
+    """Statistics of a second later, with another ten fetches."""
+    seconds = group.__dict__["seconds"] = group.__dict__.get("seconds", 0) + 1
+    partition = {
+        "broker": 1,
+        "fetch_state": fetch_state,
+        "next_offset": next_offset,
+        "ls_offset": stable,
+    }
+    told = {
+        "ts": seconds * 1_000_000,
+        "brokers": {
+            "a:9092/1": {"nodeid": 1, "req": {"Fetch": 10 * seconds}},
+            "GroupCoordinator": {"nodeid": 1, "req": {"Fetch": 0}},
+        },
+        "topics": {"clicks": {"partitions": {"0": partition, "-1": partition}}},
+        "cgrp": {"state": "up"},
+    }
+    group._on_statistics(json.dumps(told))
+
+
+async def rounds(group: Group, n_seconds: int, **told: Any) -> None:
+    for _ in range(n_seconds):
+        still(group, **told)
+        group._turn()
+        await asyncio.sleep(0.002)  # for the look, in its own thread
+        group._turn()
+
+
+async def test_a_batch_of_which_nothing_comes_in_two_rounds_is_passed_over(group: Group) -> None:
+    BATCHES[0] = range(7, 9)
+    group.start_at({0: 6})
+    group._turn()
+    consumer_of(group).coming.append(Fetched(0, 6))
+    assert await taken(group, 1) == [(0, 6, "")]
+    await rounds(group, 10, next_offset=7)
+    assert not group._held
+    await rounds(group, 1, next_offset=7)
+    assert await taken(group, 2) == [(0, n, UNPARSABLE) for n in (7, 8)]
+    assert consumer_of(group).calls[-1] == ("seek to 9", [0])
+
+
+@pytest.mark.parametrize(
+    ("told", "batch"),
+    [
+        ({"next_offset": 7, "stable": 7}, range(7, 9)),  # a transaction is open
+        ({"next_offset": 7, "fetch_state": "offset-query"}, range(7, 9)),
+        ({"next_offset": 7}, None),  # a marker, or no answer
+    ],
+    ids=["open transaction", "not fetched", "no batch"],
+)
+async def test_a_partition_that_stands_still_for_another_reason_is_left_alone(
+    group: Group, told: dict[str, Any], batch: range | None
+) -> None:
+    if batch is not None:
+        BATCHES[0] = batch
+    group.start_at({0: 7})
+    group._turn()
+    await rounds(group, 30, **told)
+    assert not group._held and not group._unreadable
+
+
+async def test_a_paused_partition_stands_still_by_order(group: Group) -> None:
+    BATCHES[0] = range(7, 9)
+    group.start_at({0: 7})
+    group._turn()
+    await rounds(group, 10, next_offset=7)
+    group.pause([0])
+    await rounds(group, 30, next_offset=7)
+    assert not group._held and not group._unreadable
+
+
+async def test_what_comes_late_is_no_batch_that_cannot_be_read(group: Group) -> None:
+    BATCHES[0] = range(7, 9)
+    group.start_at({0: 7})
+    group._turn()
+    await rounds(group, 10, next_offset=7)
+    consumer_of(group).coming += [Fetched(0, 7), Fetched(0, 8)]
+    still(group, next_offset=7)  # with the call that brings them
+    assert await taken(group, 2) == [(0, 7, ""), (0, 8, "")]
+    await rounds(group, 30, next_offset=9, stable=9)
+    assert not group._held and not group._unreadable
 
 
 async def test_a_topic_that_we_may_not_read_ends_it(group: Group) -> None:
