@@ -128,6 +128,7 @@ def read_clicks(
     """
     given, given_idle_s = columns or Columns(), idle_timeout_s
     rows = read_rows(path, given, keep, event_types)
+    rejected = rejected_path or default_path(path)
     columns, said = rows.columns, dict[str, object](rows.found_out)
     idle_timeout_s = columns.idle_timeout_s(given_idle_s)
     if found := found_pairs(given, columns):
@@ -139,7 +140,6 @@ def read_clicks(
     if said:
         log.info("log_format_found", clicks=str(path), **said)
     if rows.n_bad:
-        rejected = rejected_path or default_path(path)
         is_all_bad = rows.good.is_empty()
         with reading(path):
             write_rejected(rows.bad(), rejected, reasons=list(rows.n_bad) if is_all_bad else None)
@@ -156,6 +156,8 @@ def read_clicks(
             most = max(rows.n_bad.values())
             shown = f" with the first {SHOWN_OF_BAD_LOG} of each" if most > SHOWN_OF_BAD_LOG else ""
             raise TrainError(f"{path} has no good click ({counts}), see {rejected}{shown}")
+    else:
+        rejected.unlink(missing_ok=True)  # of a run before the log was mended
     n_bad, clicks, unwanted = rows.n_bad, rows.good, rows.unwanted
     n_records, n_filtered = rows.n_records, rows.n_filtered
     del rows
@@ -234,7 +236,9 @@ def read_rows(
         is_wanted = _is_wanted(event_types, schema)
 
         def judge(table: pl.LazyFrame) -> pl.LazyFrame:
-            rejected = pl.when(is_wanted).then(reason)
+            # Of a broken record nobody knows the type.
+            is_broken = reason.is_in([Reason.BAD_FIELD.value, Reason.NOT_UTF8.value])
+            rejected = pl.when(is_wanted | is_broken).then(reason)
             return table.with_columns(parsed).with_columns(
                 rejected.alias(REASON), (reason.is_null()).alias(_IS_GOOD)
             )

@@ -58,6 +58,8 @@ _PRESETS: dict[str, dict[str, str]] = {
     "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms"},
     "public": {"session": "SessionId", "item": "ItemId", "time": "Time", "time_unit": "s"},
 }
+_NO_FILES = ("utf-7", "unicode-escape", "raw-unicode-escape", "idna", "punycode")
+"""Codecs that write text in ASCII, or names: what they read may be no text."""
 _SEPARATORS = {"comma": ",", "tab": "\t", "\\t": "\t", "semicolon": ";", "pipe": "|"}
 
 
@@ -119,7 +121,10 @@ class Columns(Settings):
             return None
         try:
             " ".encode(encoding)  # not all codecs are of text
-            return codecs.lookup(encoding).name
+            name = codecs.lookup(encoding).name
+            if name in _NO_FILES:
+                raise LookupError(name)
+            return name
         except LookupError:
             raise ValueError("expected an encoding that Python knows, such as cp1252") from None
 
@@ -234,5 +239,5 @@ def check_columns(path: str | Path, source: Source, schema: pl.Schema, columns: 
             )
         dtype, is_time = schema[name], name in columns.times()
         if dtype.is_nested() or (is_time and dtype in (pl.Binary, pl.Time, pl.Duration)):
-            what = "time" if is_time else "id"
-            raise TrainError(f"{path}: column {name!r} has type {dtype}, which cannot be a {what}")
+            what = "a time" if is_time else "an id"
+            raise TrainError(f"{path}: column {name!r} has type {dtype}, which cannot be {what}")

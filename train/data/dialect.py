@@ -49,6 +49,9 @@ class Described(NamedTuple):
     """What is not as in a plain CSV file in UTF-8 and was not given."""
 
 
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
 def describe(
     path: Path, head: bytes, is_whole: bool, form: Form, wanted: Collection[str]
 ) -> Described:
@@ -56,6 +59,9 @@ def describe(
     Raises TrainError for a file without a header, unless its columns are wanted by their numbers.
     """
     encoding = form.encoding or _encoding(head, is_whole)
+    if encoding == "utf-16" and not head.startswith(_UTF16_MARKS):
+        found = _encoding(head, is_whole)
+        encoding = found if found.startswith("utf-16") else "utf-16-le"
     dialect = Dialect(",", "rfc", encoding, True, False)
     text = b"".join(text_chunks(io.BytesIO(head), dialect))
     if not is_whole:
@@ -119,7 +125,7 @@ def _check_twice(path: Path, header: Sequence[str]) -> None:
 def _encoding(head: bytes, is_whole: bool) -> str:
     if head.startswith(codecs.BOM_UTF8):
         return "utf-8"
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+    if head.startswith(_UTF16_MARKS):
         return "utf-16"
     begin = head[:_UTF16_BYTES]
     # Half of the bytes of Latin text in UTF-16 are NUL, all at even or all at odd places.

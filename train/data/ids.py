@@ -17,7 +17,21 @@ SESSION, ITEM, TIME, REASON = "\0session", "\0item", "\0time", "\0reason"
 NOTHING = frozenset(
     form
     for word in (
-        *("na", "n/a", "#n/a", "<na>", "nan", "NaN", "null", "(null)", "none", "(none)", "\\n"),
+        *(
+            "na",
+            "n/a",
+            "#n/a",
+            "<na>",
+            "nan",
+            "NaN",
+            "nat",
+            "NaT",
+            "null",
+            "(null)",
+            "none",
+            "(none)",
+            "\\n",
+        ),
         *("(not set)", "undefined", "unknown", "-", ""),
     )
     for form in (word, word.upper(), word.capitalize(), word.title())

@@ -7,7 +7,7 @@ import polars as pl
 
 from train.command import TrainError
 from train.data.ids import REASON, Reason
-from train.data.source import FILE
+from train.data.source import FILE, REJECTED
 from train.data.text import LINE, RECORD
 
 SHOWN_OF_BAD_LOG = 100
@@ -15,8 +15,9 @@ SHOWN_OF_BAD_LOG = 100
 wrong with it, and no copy of it."""
 
 ADVICE = {
-    Reason.BAD_FIELD: "if quotes stand behind backslashes set --columns quoting=backslash, if no "
-    "field is quoted quoting=none",
+    Reason.BAD_FIELD: "those records have more fields than the header, or a quote that is not "
+    "closed: if quotes stand behind backslashes set --columns quoting=backslash, if no field is "
+    "quoted quoting=none",
     Reason.NOT_UTF8: "if the file is of Windows set --columns encoding=cp1252",
 }
 """Of a text log: what else such records may be."""
@@ -49,4 +50,4 @@ def rejected_path(path: str | Path) -> Path:
     if whole.name in ("", ".."):  # the working directory, or one that is named from it
         whole = whole.resolve()
     away = "://" in str(path) or not os.access(whole.parent, os.W_OK)
-    return Path("" if away else whole.parent, whole.name + ".rejected.csv")
+    return Path("" if away else whole.parent, whole.name + REJECTED)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import polars as pl
+import structlog
 from polars.io.plugins import register_io_source
 
 from train.command import TrainError
@@ -37,6 +38,9 @@ _ELEMENT = "\0element"
 _PARQUET = (".parquet", ".pq")
 _TEXT = (".csv", ".tsv", ".tab", ".txt", ".dat", ".log", "")
 _JSON = (".jsonl", ".ndjson", ".json")
+_SHOWN = 5
+REJECTED = ".rejected.csv"
+"""How the files end that this package writes beside a log."""
 _NO_LOG = "collect.json"
 """Of a collected log: where it goes on."""
 _PACKED = (".gz", ".zst")
@@ -54,6 +58,9 @@ _WIDENINGS = (
     (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
     (pl.Float32(), pl.Float64()),
 )
+
+
+log = structlog.get_logger()
 
 
 class Source(NamedTuple):
@@ -160,7 +167,16 @@ def _files(path: Path) -> list[Path]:
     else:
         found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 - ** too
         found = [file for file in found if file.is_file()]
-    files = sorted(file for file in found if _kind(file))
+    found = sorted(file for file in found if not file.name.endswith(REJECTED))
+    files = [file for file in found if _kind(file) and file.stat().st_size]
+    if others := [file.name for file in found if file not in files and file.name != _NO_LOG]:
+        log.warning(
+            "files_left_out",
+            clicks=str(path),
+            files=len(others),
+            such_as=", ".join(others[:_SHOWN]),
+            note="empty, or of no kind that is read: rename or unpack what belongs to the log",
+        )
     if not files:
         raise TrainError(
             f"{path} contains no .parquet file and no text file such as .csv or .tsv.gz"
@@ -251,7 +267,7 @@ def _parquet(
         shown = [
             pl.col(name).bin.encode("hex") if dtype == pl.Binary else pl.col(name)
             for name, dtype in schema.items()
-            if name != FILE and dtype not in (pl.Duration, pl.Object)
+            if name != FILE and not _lacks_json(dtype)
         ]
         row = pl.col(LINE).cast(pl.Int64)
         numbered = table.with_row_index(LINE, offset=1)
@@ -263,6 +279,19 @@ def _parquet(
         return unnest(numbered.with_columns(row.alias(LINE), record.alias(RECORD)))
 
     return Source(unnest(table), False, conflicts, with_records, n_records, {})
+
+
+def _lacks_json(dtype: pl.DataType) -> bool:
+    """Whether Polars cannot write such values as JSON; bytes it can at the top, in hex digits."""
+
+    def holds_bytes(inner: object) -> bool:
+        if isinstance(inner, pl.List | pl.Array):
+            return holds_bytes(inner.inner)
+        if isinstance(inner, pl.Struct):
+            return any(holds_bytes(field.dtype) for field in inner.fields)
+        return inner in (pl.Binary, pl.Duration, pl.Object)
+
+    return dtype != pl.Binary and holds_bytes(dtype)
 
 
 def _unnest(

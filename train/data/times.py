@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias, get_args
 import polars as pl
 import structlog
 
-from stream.contract.click import MAX_FUTURE_MS
+from stream.contract.click import EARLIEST_MS, MAX_FUTURE_MS
 from train.command import TrainError
 from train.data.filters import DAY_MS
 
@@ -54,6 +54,7 @@ _FORMS = {
     "compact": r"(?i)^\s*(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})"
     r"(?:T?(?P<hour>\d{2})(?P<minute>\d{2})(?P<second>\d{2})(?P<fraction>\d{3})?)?Z?\s*$",
 }
+_FORMS = {unit: form.replace(r"\d", "[0-9]") for unit, form in _FORMS.items()}  # ASCII alone
 _NUMBERS = ("year", "month", "day", "hour", "minute", "second")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
@@ -211,6 +212,8 @@ def _likely_unit(values: pl.Series) -> tuple[TimeUnit | None, tuple[str, ...]]:
     if size.count() > half:
         for unit, per_ms in _PER_MS.items():
             low, high = (1000 * per_ms * edge for edge in _EPOCH_S)
+            if unit == "ns":
+                low = EARLIEST_MS * per_ms  # below are the 100 ns since the year 1 of .NET
             n_below = size.is_between(0, low, closed="none").sum()
             if size.is_between(low, high).sum() > half and n_below < _MOST_BELOW * len(values):
                 return unit, ()  # type: ignore[return-value]  # a key of _PER_MS
@@ -221,6 +224,9 @@ def _likely_unit(values: pl.Series) -> tuple[TimeUnit | None, tuple[str, ...]]:
             return "compact", ()
         return "order", ()
     reads = {unit: _reads(values, unit) for unit in _FORMS}
+    if not values.cast(pl.String).str.contains("[0-9]{4}").any():
+        # Of 26-03-01 nobody knows which is the year.
+        reads = dict.fromkeys(reads, 0)
     best = max(reads.values())
     if best <= half:
         return None, ()

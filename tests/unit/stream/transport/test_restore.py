@@ -276,9 +276,7 @@ async def test_offsets_that_hang_are_told_as_ended_if_they_are(log: Log, settles
         if settles:
             await run(Settling())
         else:
-            with pytest.raises(
-                TransactionLostError, match=r"still open in the offsets of group"
-            ):
+            with pytest.raises(TransactionLostError, match=r"still open in the offsets of group"):
                 await run(Settling())
     ended = [line["transactional_id"] for line in logged if line["event"].startswith("hanging_")]
     assert ended == [A] * settles, "the first of the two has done it"

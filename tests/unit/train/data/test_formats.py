@@ -379,3 +379,59 @@ def test_each_record_is_read_or_stands_in_the_rejected_file(
     gz = tmp_path / "log.csv.gz"
     gz.write_bytes(gzip.compress(data))
     assert read_clicks(gz, utf8).clicks.equals(found.clicks)
+
+
+def test_a_broken_record_is_rejected_whatever_types_are_asked_for(tmp_path: Path) -> None:
+    """Of such a record nobody knows the type."""
+    path = tmp_path / "log.csv"
+    good = "s1,view,i1,1772323200000\ns1,view,i2,1772323201000\ns1,sale,i2,1772323201000\n"
+    broken = 's9,extra,view,i1,1772323200000\ns9,"view,i1,1772323200000\n'
+    path.write_text("session_id,event_type,item_id,timestamp_ms\n" + good + broken)
+    found = read_clicks(path, event_types=EventTypes(inputs=("view",)))
+    assert found.rejected == {Reason.BAD_FIELD: 2}
+    assert (len(found.clicks), found.n_filtered, found.n_records) == (2, 1, 5)
+
+
+def test_files_that_are_left_out_are_named_and_our_own_are_none(tmp_path: Path) -> None:
+    for name in ("a.csv", "a.csv.rejected.csv", "events.log.1", "b.csv.bz2"):
+        (tmp_path / name).write_text(PLAIN)
+    (tmp_path / "empty.csv").touch()
+    with capture_logs() as logs:
+        assert read_clicks(tmp_path).n_records == 2
+    (left_out,) = [line for line in logs if line["event"] == "files_left_out"]
+    assert (left_out["files"], left_out["such_as"]) == (3, "b.csv.bz2, empty.csv, events.log.1")
+
+
+def test_the_rejected_file_of_a_log_that_was_mended_is_gone(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(PLAIN + "s,,3\n")
+    rejected = read_clicks(path).rejected_path
+    assert rejected is not None
+    assert rejected.exists()
+    path.write_text(PLAIN)
+    assert read_clicks(path).rejected_path is None
+    assert not rejected.exists()
+
+
+def test_bytes_in_a_list_hinder_no_rejected_row(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    rows = {"session_id": ["s", "s"], "item_id": [None, "i"], "timestamp_ms": [1, 2]}
+    tags = pl.Series([[b"a"], [b"b"]], dtype=pl.List(pl.Binary))
+    pl.DataFrame(rows).with_columns(tags=tags).write_parquet(path)
+    found = read_clicks(path, keep=[])
+    assert found.rejected == {Reason.BAD_ITEM_ID: 1}
+    assert found.rejected_path is not None
+    assert '""timestamp_ms"":1' in found.rejected_path.read_text()
+
+
+def test_utf_16_is_read_without_its_mark_too(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    for codec in ("utf-16", "utf-16-le", "utf-16-be"):
+        path.write_bytes((PLAIN + "é,b,7\n").encode(codec))
+        assert read(path, encoding="utf-16")[-1] == ("é", "b", 7)
+
+
+@pytest.mark.parametrize("codec", ["base64", "utf-7", "unicode_escape", "idna", "klingon"])
+def test_a_codec_that_cannot_read_all_bytes_is_refused(codec: str) -> None:
+    with pytest.raises(ValidationError, match="an encoding that Python knows"):
+        Columns(encoding=codec)

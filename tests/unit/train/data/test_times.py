@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from stream.contract.click import EARLIEST_MS
 from train.command import TrainError
 from train.data.clicks import read_clicks
 from train.data.columns import Columns
@@ -141,6 +142,7 @@ def test_what_is_found_out_reads_every_time_as_it_was(
     tmp_path: Path, unit: str, seconds: list[int]
 ) -> None:
     assume({13, 20} & {datetime.fromtimestamp(at, UTC).day for at in seconds})
+    assume(unit != "ns" or min(seconds) > EARLIEST_MS // 1000)
     values = [
         datetime.fromtimestamp(at, UTC)
         .strftime(FORMS[unit])
@@ -253,3 +255,20 @@ def test_a_date_and_the_time_of_the_day_are_one_time(tmp_path: Path) -> None:
     assert found.clicks["timestamp_ms"].to_list() == [1396828801000, 1396828802000]
     assert found.clicks.columns == ["session_id", "item_id", "timestamp_ms"]
     assert found.rejected == {Reason.BAD_TIMESTAMP: 1}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["26-03-01 00:00:00", "2026-03-01 ١٢:٣٤:٥٦"],
+    ids=["a year of two digits", "digits that are no ASCII"],
+)
+def test_no_time_is_guessed_from_what_may_be_another(tmp_path: Path, value: str) -> None:
+    with pytest.raises(TrainError, match="cannot be read in ms"):
+        read_clicks(log_of(tmp_path, [value] * 40))
+
+
+def test_ticks_of_100_ns_are_no_nanoseconds(tmp_path: Path) -> None:
+    """639,079,200,000,000,000 is a time of 2026 in .NET, and in ns it would be one of 1990."""
+    ticks = [639_079_200_000_000_000 + 36_000_000_000 * n for n in range(40)]
+    with pytest.raises(TrainError, match="expected times since 1970"):
+        read_clicks(log_of(tmp_path, ticks))
