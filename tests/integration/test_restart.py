@@ -381,4 +381,4 @@ def test_a_port_that_is_taken_stops_the_start(deployment: Deployment) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         deployment.extra = {"web_port": str(port)}
-        assert f"web_host and web_port are 127.0.0.1:{port}" in refusal(deployment)
+        assert f"cannot listen on 127.0.0.1:{port} (web_host, web_port)" in refusal(deployment)
