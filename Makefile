@@ -17,7 +17,7 @@ PYTEST := NEXTCLICK_REQUIRE_PROMETHEUS=1 $(PYTHON) -m pytest
 both = { $(1) >build/background.log 2>&1 & first=$$!; trap "kill $$first 2>/dev/null || true" EXIT; \
 	$(2) && second=0 || second=$$?; wait $$first && first=0 || first=$$?; trap - EXIT; \
 	cat build/background.log; [ $$first = 0 ] && [ $$second = 0 ]; }
-FAULTS := $(patsubst %,tests/integration/test_%.py,faults restart)
+FAULTS := $(patsubst %,tests/integration/test_%.py,faults hanging restart)
 TWO_BY_TWO = $(call both,$(PYTEST) tests/unit/train,$(PYTEST) tests/unit --ignore=tests/unit/train) \
 	&& $(call both,$(PYTEST) $(FAULTS),$(PYTEST) tests/integration $(FAULTS:%=--ignore=%))
 
