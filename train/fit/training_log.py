@@ -192,7 +192,10 @@ class TrainingLog:
 def how_read(settings: Reading) -> tuple[EventTypes, int | None]:
     """The event types and the idle timeout with which the log is read, given or found. Raises
     TrainError for a log without a column that is needed."""
-    columns = columns_of_log(settings.clicks, settings.log_columns)
+    return _how_read(settings, columns_of_log(settings.clicks, settings.log_columns))
+
+
+def _how_read(settings: Reading, columns: Columns) -> tuple[EventTypes, int | None]:
     event_types = settings.log_event_types.model_copy(update={"column": columns.event_type})
     return event_types, columns.idle_timeout_s(settings.idle_timeout_s)
 
@@ -214,7 +217,7 @@ def read_training_log(
         names = tuple(field.name for field in fields)
         _check_given(settings, fields)
     columns = columns_of_log(settings.clicks, settings.log_columns)
-    event_types, idle_timeout_s = how_read(settings)
+    event_types, idle_timeout_s = _how_read(settings, columns)
     wanted = [("context", name) for name in names if name not in TIME_FIELDS]
     if event_types.inputs is not None:
         wanted.append(("event_types", event_types.column))
