@@ -28,11 +28,8 @@ from stream.settings import (
 
 T = TypeVar("T", bound=BaseSettings)
 EXIT_DEPLOYMENT = 2
-_EXPECTED = {  # how pydantic's messages begin, and what follows "expected" instead
-    "Input should be ": "",
-    "Path does not point to ": "",
-    "Value error, expected ": "",
-}
+_BEGINNINGS = ("Input should be ", "Path does not point to ", "Value error, expected ")
+"""Of pydantic's messages, in place of "expected"."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,9 +83,8 @@ def _sentence(kind: type[BaseSettings], problem: ErrorDetails) -> str:
         return f"{where} is missing: {field.description}"
     found = repr(problem["input"]) if field.repr else "wrong"
     expected = problem["msg"].partition(", unable to")[0]
-    for prefix, plain in _EXPECTED.items():
-        if expected.startswith(prefix):
-            expected = plain + expected.removeprefix(prefix)
+    for beginning in _BEGINNINGS:
+        expected = expected.removeprefix(beginning)
     return f"{where} is {found}, expected {expected}. Description: {field.description}"
 
 
