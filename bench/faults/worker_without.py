@@ -10,8 +10,11 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
+
+import structlog
 
 from stream import __main__ as command
 from stream import worker
@@ -27,6 +30,9 @@ from stream.transport.restore import Restore
 from stream.transport.transactions import Delivery, TransactionalProducer
 from stream.transport.wire import TxnOffsetCommit
 
+log = structlog.get_logger(__name__)
+
+SLOW_BATCH = "slow_batch_committed"
 SLOW_S = 9.0
 """On a slow machine the next owner takes six to join, to restore and to process its first click."""
 
@@ -142,24 +148,33 @@ def seek_to_the_beginning() -> None:
 
 
 def slow_revocation() -> None:
-    """Take ``SLOW_S`` for the batch that a revocation finds under way: no guard is out.
+    """Take ``SLOW_S`` for a batch that a revocation finds under way: no guard is out.
 
-    There nearly always is one, since every batch takes a while.
+    A batch takes a while, and a revocation waits for the next one, so that it always finds one.
     """
     on_revoked, commit = FaustTransport.on_revoked, Delivery.commit
     n_revocations = 0
+    begun = asyncio.Event()
 
     async def note(self: Any, partitions: Any, *, lost: bool) -> None:
         nonlocal n_revocations
-        n_revocations += bool(partitions)
+        if partitions:
+            with suppress(TimeoutError):  # nothing comes, so nothing can be under way
+                await asyncio.wait_for(begun.wait(), 2)
+            n_revocations += 1
         await on_revoked(self, partitions, lost=lost)
 
     async def commit_slowly(self: Any, transaction: Any) -> None:
         before = n_revocations
+        begun.set()
         await asyncio.sleep(0.2)
-        if n_revocations > before:
+        begun.clear()
+        is_slow = n_revocations > before
+        if is_slow:
             await asyncio.sleep(SLOW_S)
         await commit(self, transaction)
+        if is_slow:
+            log.warning(SLOW_BATCH)
 
     FaustTransport.on_revoked = note  # type: ignore[method-assign]
     Delivery.commit = commit_slowly  # type: ignore[method-assign]

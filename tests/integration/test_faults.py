@@ -20,7 +20,7 @@ from bench.faults.catalogue import FAULTS
 from bench.faults.scene import Bundles, run_once
 from bench.faults.service import Deployment
 from bench.faults.verdict import Verdict, sessions_in_changelog, verdict
-from bench.faults.worker_without import SLOW_S
+from bench.faults.worker_without import SLOW_BATCH
 from bench.serving.bundles import write_tiny_bundle
 from deploy.command import DeployError
 from deploy.processes import wait_for
@@ -87,7 +87,7 @@ def test_sigterm_under_load_is_exact_and_exits_with_0(
     assert found.exact != bool(guards), str(found)
 
 
-# For 24 s: on a slow machine a worker takes 8 to start and to join, and the slow batch as many.
+# For 24 s: on a slow machine a worker takes 8 to start and to join, and the slow batch 9.
 @pytest.mark.parametrize("load", [250.0], indirect=True, ids=["250/s"])
 @pytest.mark.parametrize(
     "guards", [(), pytest.param(("drain",), marks=BY_CHANCE)], ids=["whole", "broken"]
@@ -101,7 +101,8 @@ def test_a_worker_that_joins_and_one_that_leaves_are_exact(
     second = deployment.start(*guards)
     wait_for(lambda: second.metric("recs_rebalances_total") >= 1, 60, "partitions that move")
     if guards:
-        time.sleep(SLOW_S)  # until the slow batch is committed, behind the back of its new owner
+        # Behind the back of the new owner.
+        wait_for(lambda: SLOW_BATCH in first.log(), 60, "the slow batch")
     in_full_swing(deployment, 0.4)
     first.end(signal.SIGTERM)
     ended = first.wait_for_exit(30)
