@@ -32,7 +32,7 @@ from bench.faults.service import Deployment
 from bench.faults.traffic import PATIENT, click
 from bench.faults.verdict import verdict
 from bench.faults.wire import RawProducer, RefusedError, one_record
-from bench.provenance import RESULTS, keep
+from bench.provenance import RESULTS, keep, provenance
 from bench.serving.bundles import write_tiny_bundle
 from bench.serving.workers import memory_mib
 from deploy.broker import EmbeddedKafka
@@ -394,6 +394,7 @@ def _act(
 def run(settings: FuzzSettings) -> int:
     end_on_signals()
     out = settings.out or RESULTS / ("fuzz.json" if settings.hours is None else "day.json")
+    made = provenance()  # before the run extends the corpus
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nextclick-fuzz-")))
         broker = stack.enter_context(EmbeddedKafka(folder / "kafka"))
@@ -405,7 +406,7 @@ def run(settings: FuzzSettings) -> int:
         if not passed(row):
             for worker in deployment.workers:
                 print(worker.log()[-3000:], file=sys.stderr)
-    keep(out, row | {"passed": passed(row)})
+    keep(out, made | row | {"passed": passed(row)})
     print(f"{row['good_answered_once']} of {row['good']} good clicks answered once; {out}")
     return 0 if passed(row) else 1
 
