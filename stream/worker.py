@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -26,6 +26,7 @@ from stream.model.scorer import Scores
 from stream.position import BadClickLimitError, Position
 from stream.session import PartitionSessions, Sessions
 from stream.transport.protocol import Batch, Restored, TransactionLostError, Transport
+from stream.transport.unreadable import MISNUMBERED
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,14 @@ the commit of the batch before."""
 
 class DroppedClickError(Exception):
     """The transport passed over a click that the topic holds."""
+
+
+class MisnumberedError(Exception):
+    """A batch whose records do not stand at the offsets that are theirs."""
+
+    def __init__(self, partition: int, batch: range) -> None:
+        super().__init__(f"partition {partition}, offsets {batch.start} to {batch.stop - 1}")
+        self.partition, self.batch = partition, batch
 
 
 class _Step(NamedTuple):
@@ -89,13 +98,17 @@ class Worker:
         is found that fails: its partition is paused before it, and the others go on.
         """
         steps: list[_Step] = []
-        parts = [batch.records]
+        parts: list[Mapping[int, Sequence[Record]]] = [batch.records]
         while parts and self._transport.is_current(batch):
             records = parts.pop(0)
             try:
                 step = await self._step(records)
-            except (StreamError, DroppedClickError):
+            except StreamError:
                 raise
+            except MisnumberedError as error:
+                parts = _before(error, [records, *parts])
+                await self._transport.pass_over(error.partition, error.batch, MISNUMBERED)
+                continue
             except Exception as error:
                 if smaller := _smaller(records):
                     parts[:0] = smaller
@@ -209,22 +222,23 @@ class Worker:
             plan.counts.expired += len(dead)
 
     async def _check_holes(self, plan: Plan) -> None:
-        """Read again where offsets are missing. Raises DroppedClickError if a click is there.
+        """Look into the log where offsets are missing.
 
-        Transaction markers, aborted records and compaction leave holes; so would a bug that
-        drops messages.
+        Transaction markers, aborted records and compaction leave holes. Raises DroppedClickError
+        where the records of a batch are there, which a bug has dropped, and MisnumberedError where
+        they say that they are elsewhere.
         """
-        holes = plan.holes
-        if not holes:
+        if not plan.holes:
             return
-        starts = {p: ranges[0][0] for p, ranges in holes.items()}
-        ends = {p: ranges[-1][1] for p, ranges in holes.items()}
-        for record in await self._transport.read(starts, ends):
-            if any(a <= record.offset < b for a, b in holes[record.partition]):
+        for partition, batch in (await self._transport.promised(plan.holes)).items():
+            start, end = {partition: batch.start}, {partition: batch.stop}
+            found = [record.offset for record in await self._transport.read(start, end)]
+            if found == [*batch]:
                 raise DroppedClickError(
-                    f"{self._planner.topic}-{record.partition} holds a click at offset "
-                    f"{record.offset} that was not delivered"
+                    f"{self._planner.topic}-{partition} holds a click at offset {batch.start} that "
+                    "was not delivered"
                 )
+            raise MisnumberedError(partition, batch)
 
     @contextmanager
     def _stage(self, stage: str) -> Iterator[None]:
@@ -290,6 +304,18 @@ def _smaller(records: Mapping[int, Sequence[Record]]) -> list[dict[int, list[Rec
         return [{partition: list(of_partition)} for partition, of_partition in records.items()]
     ((partition, of_partition),) = records.items()
     return [{partition: [record]} for record in of_partition] if len(of_partition) > 1 else []
+
+
+def _before(
+    error: MisnumberedError, parts: Iterable[Mapping[int, Sequence[Record]]]
+) -> list[Mapping[int, Sequence[Record]]]:
+    """The parts of a batch without what its partition has of that batch and behind it."""
+    first = {error.partition: error.batch.start}
+    left = [
+        {p: [r for r in of_p if p not in first or r.offset < first[p]] for p, of_p in part.items()}
+        for part in parts
+    ]
+    return [found for part in left if (found := {p: of_p for p, of_p in part.items() if of_p})]
 
 
 def _now_ms() -> int:

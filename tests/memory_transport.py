@@ -5,7 +5,7 @@ It passes the contract tests of the real one (``tests/integration/test_transport
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stream.contract.records import Message, Record
@@ -113,6 +113,21 @@ class MemoryTransport:
     async def resume(self, partition: int, offset: int) -> None:
         self._paused.discard(partition)
         self._fetched[partition] = offset
+
+    async def pass_over(self, partition: int, batch: range, why: str) -> None:
+        found = self.broker.input[partition]
+        kept = [record for record in found if record.offset not in batch]
+        kept += [Record(partition, n, 0, None, None, trouble=why) for n in batch]
+        found[:] = sorted(kept, key=lambda record: record.offset)
+        self._fetched[partition] = batch.start
+
+    async def promised(self, holes: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, range]:
+        return {
+            p: range(r.offset, r.offset + 1)
+            for p, of_p in holes.items()
+            for r in reversed(self.broker.input[p])
+            if any(a <= r.offset < b for a, b in of_p)
+        }
 
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         return [r for p in start for r in self.broker.input[p] if start[p] <= r.offset < end[p]]

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +40,14 @@ from stream.transport.protocol import (
     Transaction,
     TransactionLostError,
 )
-from stream.transport.reader import UnreadableError, batch_at, read_committed
+from stream.transport.reader import (
+    NO_ANSWER,
+    UnreadableError,
+    batch_at,
+    bounds,
+    promised_in,
+    read_committed,
+)
 from stream.transport.restore import HangingTransactionError, Restore
 from stream.transport.topics import BrokerUnreachableError, TopicIds
 from stream.transport.transactions import Delivery
@@ -209,6 +216,7 @@ class FaustTransport:
         self._hanging: set[int] = set()
         self._restore: Restore | None = None
         self._restoring: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._closing = False
         # Whatever is fetched before a partition is started, or lost, carries a smaller epoch.
         self._epoch = self._lost_at = 0
@@ -258,6 +266,13 @@ class FaustTransport:
             return {}
         return {p: self._group.lag(p, self._committed[p]) for p in self._since}
 
+    async def promised(self, holes: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, range]:
+        while True:
+            try:
+                return await promised_in(self._settings, self.wiring.input, holes)
+            except NO_ANSWER as error:
+                await self._read_again(error)
+
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         def read() -> list[Record]:
             topic = self.wiring.input
@@ -268,8 +283,11 @@ class FaustTransport:
             try:
                 return await asyncio.to_thread(read)
             except KafkaException as error:
-                log.warning("read_repeated", topic=self.wiring.input, detail=str(error))
-                await asyncio.sleep(RETRY_S)
+                await self._read_again(error)
+
+    async def _read_again(self, error: Exception) -> None:
+        log.warning("read_repeated", topic=self.wiring.input, detail=str(error))
+        await asyncio.sleep(RETRY_S)
 
     # -- batches ---------------------------------------------------------------------------
 
@@ -339,14 +357,26 @@ class FaustTransport:
         self._group.pause([partition])
 
     async def resume(self, partition: int, offset: int) -> None:
+        if await self._begin_anew(partition):
+            assert self._group is not None, "the partition is ours"
+            self._paused.discard(partition)
+            await asyncio.wrap_future(self._group.start_at({partition: offset}))
+
+    async def pass_over(self, partition: int, batch: range, why: str) -> None:
+        if await self._begin_anew(partition):
+            assert self._group is not None, "the partition is ours"
+            await asyncio.wrap_future(self._group.pass_over(partition, batch, why))
+
+    async def _begin_anew(self, partition: int) -> bool:
+        """Drop what was fetched of a partition; false where it is not ours any more."""
         assert self._group is not None, "the partition is ours"
         # Behind what was fetched before the pause, which the new epoch makes out of date.
         await asyncio.wrap_future(self._group.pause([partition]))
-        if partition in self._since:
-            self._epoch += 1
-            self._since[partition] = self._epoch
-            self._paused.discard(partition)
-            await asyncio.wrap_future(self._group.start_at({partition: offset}))
+        if partition not in self._since:
+            return False
+        self._epoch += 1
+        self._since[partition] = self._epoch
+        return True
 
     async def _drained(self) -> None:
         """Wait for the batches that are under way now."""
@@ -414,9 +444,25 @@ class FaustTransport:
         self._restore_missing()
 
     def on_offset_lost(self, partition: int) -> None:
-        """Retention has overrun us: the restore counts what is lost, and goes on behind it."""
-        if self._since.pop(partition, None) is not None:
-            self._lose()
+        self._looking = asyncio.create_task(self._look_what_is_lost(partition))
+
+    async def _look_what_is_lost(self, partition: int) -> None:
+        """Has retention overrun us, the restore counts what is lost, and goes on behind it.
+
+        Nothing is lost if a record said that it stands behind the log's end: the worker meets it.
+        """
+        while partition in self._since:
+            try:
+                found = await asyncio.to_thread(
+                    bounds, self._settings, self.wiring.input, [partition]
+                )
+            except KafkaException as error:
+                await self._read_again(error)
+                continue
+            begin, _, _ = found[partition]
+            if self._committed[partition] < begin and self._since.pop(partition, None) is not None:
+                self._lose()
+            return
 
     def fail(self, error: Exception) -> None:
         self.processor.fail(error)

@@ -22,7 +22,13 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.transport.protocol import Membership
-from stream.transport.unreadable import STATISTICS_MS, UNPARSABLE, Watch, decode_statistics
+from stream.transport.unreadable import (
+    BATCH_ERRORS,
+    STATISTICS_MS,
+    UNPARSABLE,
+    Watch,
+    decode_statistics,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +60,7 @@ class Listener(Protocol):
         """Somebody else gets these as soon as this returns; has got them if they are lost."""
 
     def on_offset_lost(self, partition: int) -> None:
-        """The next offset is not in the log any more."""
+        """The next offset is not in the log: lost to retention, or never there."""
 
     def fail(self, error: Exception) -> None: ...
 
@@ -129,6 +135,17 @@ class Group(threading.Thread):
             self._stop_reading(partitions)
 
         return self._call(pause)
+
+    def pass_over(self, partition: int, batch: range, why: str) -> "Future[None]":
+        """Deliver these offsets as records that cannot be read, and go on behind them."""
+
+        def pass_over() -> None:
+            self._stop_reading([partition])
+            self._pass_over(partition, batch, why)
+            self._reading.add(partition)
+            self._consumer.resume(self._tps([partition]))
+
+        return self._call(pass_over)
 
     def lag(self, partition: int, next_offset: int) -> int:
         """Records behind an offset, by what the last fetches have told. Markers are no lag."""
@@ -233,7 +250,7 @@ class Group(threading.Thread):
         """What is a record of these messages; the others are news."""
         for message in messages:
             error, partition = message.error(), message.partition()
-            is_of_log = error is None or error.code() == KafkaError._BAD_COMPRESSION
+            is_of_log = error is None or error.code() in BATCH_ERRORS
             if is_of_log and self._is_unreadable(partition):
                 continue  # comes again behind the seek
             if error is None:
@@ -243,7 +260,7 @@ class Group(threading.Thread):
                 self._ends[partition] = message.offset()
             elif error.code() == KafkaError._AUTO_OFFSET_RESET:
                 self._tell(self._listener.on_offset_lost, partition)
-            elif error.code() == KafkaError._BAD_COMPRESSION:
+            elif error.code() in BATCH_ERRORS:
                 offset = max(message.offset(), self._read.get(partition, 0))
                 self._look(partition, _Suspect(offset, error.str(), all_taken=True))
             elif error.code() in REFUSED:
@@ -286,7 +303,7 @@ class Group(threading.Thread):
         looking.add_done_callback(lambda _: self._commands.put(found))
 
     def _pass_over(self, partition: int, batch: range, why: str) -> None:
-        del self._suspects[partition]
+        self._suspects.pop(partition, None)
         self._unreadable[partition] = batch, why
         offsets = {"first": batch.start, "last": batch.stop - 1}
         log.error("unreadable_batch", topic=self._topic, partition=partition, **offsets, detail=why)

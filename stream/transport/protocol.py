@@ -6,7 +6,7 @@ transport on Kafka.
 """
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -130,6 +130,15 @@ class Transport(Protocol):
 
     async def resume(self, partition: int, offset: int) -> None:
         """Deliver a partition again, from this offset on."""
+
+    async def pass_over(self, partition: int, batch: range, why: str) -> None:
+        """Deliver these offsets as records that cannot be read, and go on behind them."""
+
+    async def promised(self, holes: Mapping[int, Sequence[tuple[int, int]]]) -> dict[int, range]:
+        """Return, by partition, the first offsets in these ranges that hold a committed record.
+
+        As the log's own bookkeeping has it, which the client that delivers is not asked for.
+        """
 
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         """Read a range of offsets of the input topic again: committed records only."""

@@ -2,13 +2,14 @@
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 import structlog
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError as ClientError
-from aiokafka.errors import for_code
+from aiokafka.errors import OffsetOutOfRangeError, for_code
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.structs import TopicPartition as Place
 from confluent_kafka import (
@@ -28,17 +29,21 @@ from stream.errors import StreamError
 from stream.settings import KafkaSettings
 from stream.transport.clients import aiokafka_options, confluent_options
 from stream.transport.unreadable import (
+    BATCH_ERRORS,
     STATISTICS_MS,
     UNPARSABLE,
     Watch,
     batch_range,
     decode_statistics,
+    promised,
 )
 
 log = structlog.get_logger(__name__)
 
 TIMEOUT_S = 20
 AT_ONCE = 10_000
+HEADERS_BYTES = 1 << 20
+NO_ANSWER = (ClientError, TimeoutError, OSError)
 
 
 class UnreadableError(StreamError):
@@ -106,14 +111,15 @@ def read_committed(
                 if error is None:
                     if offset < end[partition]:
                         records.append(message)
-                    reached[partition] = offset + 1
-                elif error.code() == KafkaError._BAD_COMPRESSION:
+                    reached[partition] = max(reached[partition], offset + 1)
+                elif error.code() in BATCH_ERRORS:
                     at = max(offset, reached[partition])
                     if batch := batch_at(settings, topic, partition, at):
                         pass_over_batch(partition, batch, f"is in a batch with {error.str()}")
                         passed_over.add(partition)
                 elif error.code() == KafkaError._PARTITION_EOF:
-                    reached[partition] = offset
+                    # Behind a record that says it is further on, the end comes back.
+                    reached[partition] = max(reached[partition], offset)
                 else:
                     raise KafkaException(error)
             # Where nothing comes, everything before them has been taken.
@@ -160,29 +166,69 @@ def batch_at(settings: KafkaSettings, topic: str, partition: int, offset: int) -
     Blocks, so call it in a thread.
     """
     try:
-        raw = asyncio.run(_fetch(settings, topic, partition, offset))
-    except (ClientError, TimeoutError, OSError) as error:
+        raw, _ = asyncio.run(_fetch_once(settings, topic, partition, offset))
+    except NO_ANSWER as error:
         log.warning("batch_not_fetched", topic=topic, partition=partition, detail=str(error))
         return None
     return batch_range(raw, offset)
 
 
-async def _fetch(settings: KafkaSettings, topic: str, partition: int, offset: int) -> bytes:
+async def promised_in(
+    settings: KafkaSettings, topic: str, holes: Mapping[int, Iterable[tuple[int, int]]]
+) -> dict[int, range]:
+    """Return, by partition, the first records that the log has in these ranges of offsets.
+
+    By the headers of its batches: not what compaction has taken away, aborted records, transaction
+    markers, and what lies before the log's begin or behind its end. Raises one of aiokafka's
+    errors, TimeoutError or OSError where no broker answers.
+    """
+    found: dict[int, range] = {}
+    async with _client(settings, topic) as client:
+        for partition, of_partition in holes.items():
+            for begin, end in of_partition:
+                while begin < end and partition not in found:
+                    try:
+                        raw, aborted = await _fetch(client, topic, partition, begin)
+                    except OffsetOutOfRangeError:
+                        break
+                    there, begin = promised(raw, aborted, range(begin, end))
+                    if there is not None:
+                        found[partition] = there
+    return found
+
+
+@asynccontextmanager
+async def _client(settings: KafkaSettings, topic: str) -> AsyncIterator[AIOKafkaClient]:
     client = AIOKafkaClient(**aiokafka_options(settings), request_timeout_ms=TIMEOUT_S * 1000)
     try:
         await client.bootstrap()
         await client.set_topics([topic])
-        leader = client.cluster.leader_for_partition(Place(topic, partition))
-        if leader is None or leader < 0:
-            raise ClientError(f"{topic}-{partition} has no leader")
-        # A broker answers with the whole of the first batch, however little is asked for.
-        request = FetchRequest(0, 1, 1, 1, [(topic, [(partition, offset, 1)])])
-        answer = await client.send(leader, request)
+        yield client
     finally:
         await client.close()
+
+
+async def _fetch_once(
+    settings: KafkaSettings, topic: str, partition: int, offset: int
+) -> tuple[bytes, list[tuple[int, int]]]:
+    async with _client(settings, topic) as client:
+        return await _fetch(client, topic, partition, offset, 1)
+
+
+async def _fetch(
+    client: AIOKafkaClient, topic: str, partition: int, offset: int, n_bytes: int = HEADERS_BYTES
+) -> tuple[bytes, list[tuple[int, int]]]:
+    """What the log has from there on for readers of committed records, and its aborted
+    transactions: producer's id and first offset."""
+    leader = client.cluster.leader_for_partition(Place(topic, partition))
+    if leader is None or leader < 0:
+        raise ClientError(f"{topic}-{partition} has no leader")
+    # A broker answers with the whole of the first batch, however little is asked for.
+    request = FetchRequest(0, 1, n_bytes, 1, [(topic, [(partition, offset, n_bytes)])])
+    answer = await client.send(leader, request)
     for _, partitions in answer.topics:
-        for _, code, *_, raw in partitions:
+        for _, code, _, _, _, aborted, *_, raw in partitions:  # versions 5 to 11
             if code:
                 raise for_code(code)()
-            return bytes(raw or b"")
+            return bytes(raw or b""), list(aborted or ())
     raise ClientError(f"the answer has nothing of {topic}-{partition}")

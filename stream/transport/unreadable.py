@@ -8,20 +8,29 @@ such a batch ends only its header says, so that it is fetched once more, by anot
 
 import struct
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import msgspec
+from confluent_kafka import KafkaError
 
 STATISTICS_MS = 1_000
 STILL_S = 5.0
 STILL_FETCHES = 5
 """A round of nothing. Fetches count, too: over a slow line, one of 50 MB may take longer."""
+BATCH_ERRORS = {KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG}
+"""Errors of librdkafka at a batch, which it repeats: the second is that of lz4 with more behind its
+frame."""
 UNPARSABLE = "lies in a batch that the Kafka client cannot parse"
 
-_HEADER = struct.Struct(">qiibIhi")
-"""First offset, length, leader epoch, magic, checksum, attributes, last offset delta."""
-_CONTROL = 0x20
+MISNUMBERED = "is in a batch whose records have other offsets than its header"
+
+_BEGIN = struct.Struct(">qiib")
+"""First offset, length of what follows it, leader epoch, magic."""
+_HEADER = struct.Struct(">qiibIhiqqqhii")
+"""The same, checksum, attributes, last offset delta, first and last timestamp, producer's id, epoch
+and sequence, number of records."""
+_TRANSACTIONAL, _CONTROL = 0x10, 0x20
 
 
 class _Broker(msgspec.Struct):
@@ -101,11 +110,66 @@ class Watch:
         return found
 
 
+class Header(NamedTuple):
+    """What a batch says of itself; of a message set of old brokers, its last offset alone."""
+
+    offsets: range
+    is_old: bool = False
+    is_control: bool = False
+    is_whole: bool = False
+    """Whether it has a record for each of its offsets: compaction takes some away."""
+    transaction_of: int | None = None
+    """The producer's id if it is part of a transaction."""
+
+
+def headers(raw: bytes) -> Iterator[Header]:
+    """Those of the batches in these bytes, up to the first that is cut off within its header."""
+    at = 0
+    while at + _BEGIN.size <= len(raw):
+        first, length, _, magic = _BEGIN.unpack_from(raw, at)
+        if magic < 2:
+            yield Header(range(first, first + 1), is_old=True)
+        elif at + _HEADER.size <= len(raw):
+            *_, attributes, delta, _, _, producer_id, _, _, n = _HEADER.unpack_from(raw, at)
+            yield Header(
+                range(first, first + delta + 1),
+                is_control=bool(attributes & _CONTROL),
+                is_whole=n == delta + 1,
+                transaction_of=producer_id if attributes & _TRANSACTIONAL else None,
+            )
+        else:
+            return
+        at += 12 + length  # the first offset and the length itself
+
+
 def batch_range(raw: bytes, offset: int) -> range | None:
     """The offsets from ``offset`` on of the batch that begins these bytes; None if it is none."""
-    if len(raw) < _HEADER.size:
+    header = next(headers(raw), None)
+    if header is None or header.is_control:
         return None
-    first, _, _, magic, _, attributes, delta = _HEADER.unpack_from(raw)
-    if magic < 2:  # a message set of old brokers is known by its last offset
-        return range(min(offset, first), first + 1)
-    return None if attributes & _CONTROL else range(max(offset, first), first + delta + 1)
+    begin = min if header.is_old else max
+    return range(begin(offset, header.offsets.start), header.offsets.stop)
+
+
+def promised(
+    raw: bytes, aborted: Collection[tuple[int, int]], hole: range
+) -> tuple[range | None, int]:
+    """The first records that batches have in a hole by their headers, and where they end.
+
+    raw: what was fetched at the hole's begin. aborted: of the transactions in it that were, the
+    producer's id and the first offset. Where nothing was fetched, they end with the hole.
+    """
+    end = hole.start
+    for header in headers(raw):
+        if header.offsets.start >= hole.stop:
+            break
+        of_aborted = any(
+            producer_id == header.transaction_of and first <= header.offsets.start
+            for producer_id, first in aborted
+        )
+        if header.is_whole and not header.is_control and not of_aborted:
+            return range(max(hole.start, header.offsets.start), header.offsets.stop), hole.stop
+        end = max(end, header.offsets.stop)
+    else:
+        return None, end if end > hole.start else hole.stop
+    return None, hole.stop

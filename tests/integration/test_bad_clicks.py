@@ -2,6 +2,7 @@
 
 import json
 import signal
+import struct
 import time
 from functools import partial
 from hashlib import sha256
@@ -486,10 +487,77 @@ def test_a_batch_that_cannot_be_parsed_costs_its_own_records_and_nothing_else(
     assert places == [(0, 0), (0, 2), (5, 0), (5, 1), (5, 2), (5, 5)]
 
 
-def test_a_batch_that_cannot_be_parsed_behind_a_marker_stops_nothing(
+MISNUMBERED = {
+    # The batch, how many offsets it has, and which of them are answered.
+    "beyond the log's end": (batch_of(record(b"s", CLICK, number=1000), 1), 1, []),
+    "in the next batch": (batch_of(record(b"s", CLICK, number=1), 1), 1, []),
+    "before the batch": (batch_of(record(b"s", CLICK, number=-1), 1), 1, []),
+    "in the wrong order": (
+        batch_of(record(b"s", CLICK, number=1) + record(b"s", CLICK), 2),
+        *(2, []),
+    ),
+    "the same twice": (batch_of(record(b"s", CLICK) + record(b"s", CLICK), 2), 2, [0]),
+    "the second of three": (
+        batch_of(
+            PAIR[: len(PAIR) // 2] + record(b"s", CLICK, number=50) + record(b"s", CLICK, number=2),
+            3,
+        ),
+        *(3, [0]),
+    ),
+}
+"""Records that say they stand elsewhere than they do: a broker takes them."""
+
+
+def test_records_that_lie_about_their_offsets_cost_their_own_batch_and_nothing_else(
     deployment: Deployment,
 ) -> None:
-    """The marker is a hole, which is looked at again: up to the batch, which nobody gets past."""
+    deployment.app += "-misnumbered"
+    deployment.create_topics(partitions=len(MISNUMBERED) + 1)
+    worker = deployment.start()
+    raw = RawProducer(deployment.bootstrap_servers)
+    n_good = 30
+    for partition, (batch, _, _) in enumerate(MISNUMBERED.values()):
+        raw.send(deployment.clicks, partition, one_record(b"s", CLICK))
+        raw.send(deployment.clicks, partition, batch)
+    raw.close()
+    ends = [1 + n for _, n, _ in MISNUMBERED.values()]
+    deployment.send([(b"s", CLICK)] * n_good, partition=len(MISNUMBERED))  # is not held up
+    deployment.wait_until_answered(n_good + len(MISNUMBERED))
+    for partition in range(len(MISNUMBERED)):
+        deployment.send([(b"s", CLICK)] * n_good, partition=partition)
+    deployment.wait_until_answered(n_good * (len(MISNUMBERED) + 1) + sum(ends))
+    assert worker.process.poll() is None, worker.log()
+    letters = deployment.read(deployment.dead_letters)
+    assert {r.headers["reason"] for r in letters} == {b"unreadable"}
+    found = sorted((int(r.headers["partition"]), int(r.headers["offset"])) for r in letters)
+    assert found == [
+        (p, 1 + n)
+        for p, (_, n_offsets, answered) in enumerate(MISNUMBERED.values())
+        for n in range(n_offsets)
+        if n not in answered
+    ]
+    n_answers = n_good * (len(MISNUMBERED) + 1) + sum(ends) - len(found)
+    assert len(deployment.read(deployment.recommendations)) == n_answers
+
+
+def lz4_with_more_behind(plain: bytes) -> bytes:
+    """One frame, of one block that is not compressed, and what librdkafka calls a bad message."""
+    block = struct.pack("<I", 0x80000000 | len(plain)) + plain
+    return bytes.fromhex("04224d18604082") + block + bytes(4) + b"more"
+
+
+@pytest.mark.parametrize(
+    ("batch", "n_records"),
+    [
+        UNPARSABLE["record that says it is longer"][:2],
+        (batch_of(lz4_with_more_behind(PAIR), 2, codec=3), 2),
+    ],
+    ids=["unparsable", "lz4-with-more-behind"],
+)
+def test_a_batch_that_cannot_be_read_behind_a_marker_stops_nothing(
+    deployment: Deployment, batch: bytes, n_records: int
+) -> None:
+    """The marker is a hole, which is looked at: up to the batch, which nobody gets past."""
     worker = deployment.start()
     raw = RawProducer(deployment.bootstrap_servers)
     shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "mark"})
@@ -500,7 +568,6 @@ def test_a_batch_that_cannot_be_parsed_behind_a_marker_stops_nothing(
     shop.abort_transaction(30)
     settings = KafkaSettings.model_validate(deployment.settings())
     wait_for(lambda: bounds(settings, deployment.clicks, [0])[0][1] == 2, 30, "the marker")
-    (batch, n_records, _) = UNPARSABLE["record that says it is longer"]
     raw.send(deployment.clicks, 0, batch)
     raw.send(deployment.clicks, 0, one_record(b"s", CLICK))
     raw.close()

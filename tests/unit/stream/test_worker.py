@@ -4,6 +4,7 @@ import asyncio
 import json
 from functools import partial
 
+import msgspec
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -17,7 +18,7 @@ from stream.model.models import Model, Models
 from stream.position import BadClickLimit
 from stream.session import decode_state
 from stream.transport.protocol import Batch, Processor, Transaction, TransactionLostError
-from stream.worker import INLINE_CLICKS, DroppedClickError, Worker
+from stream.worker import INLINE_CLICKS, Worker
 from tests.memory_transport import MemoryBroker, MemoryTransport
 from tests.unit.stream.replay import BEGIN_MS, FakeScorer, bundle_of
 
@@ -110,25 +111,60 @@ async def test_a_hole_without_a_click_is_counted(broker: MemoryBroker) -> None:
     assert sources(broker) == ["clicks-0-1"]
 
 
-async def test_a_hole_with_a_click_in_it_ends_the_worker_before_anything_is_published(
-    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+async def test_a_hole_with_a_click_in_it_pauses_its_partition_before_it(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broker.produce(0, *click("s", "a", 1000))
     broker.produce(0, *click("s", "b", 1001))
+    broker.produce(1, *click("t", "b", 1000))
     transport = MemoryTransport(broker)
-    worker, _ = worker_on(transport)
-    errors = ending(worker, monkeypatch)
+    worker, metrics = worker_on(transport)
     fetch = transport.fetch
 
     async def drop_the_first() -> Batch | None:
         batch = await fetch()
-        return batch and Batch({p: of_p[1:] for p, of_p in batch.records.items()}, 0)
+        return batch and Batch({p: of_p[p == 0 :] for p, of_p in batch.records.items()}, 0)
 
     monkeypatch.setattr(transport, "fetch", drop_the_first)
-    with pytest.raises(Ended):
-        await transport.serve(worker)
-    assert [type(error) for error in errors] == [DroppedClickError]
-    assert sources(broker) == []
+    transport.stopped.set()
+    await transport.serve(worker)
+    await worker.observe()
+    assert sources(broker) == ["clicks-1-0"]
+    assert 0 not in broker.positions
+    assert metrics.registry.get_sample_value("recs_paused_partition", {"partition": "0"}) == 1
+    assert "DroppedClickError" in capsys.readouterr().out
+
+
+async def test_a_batch_whose_records_stand_elsewhere_is_dead_letters_and_the_rest_is_answered(
+    broker: MemoryBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(4):
+        broker.produce(0, *click("s", "a", 1000 + n))
+    broker.produce(1, *click("t", "b", 1000))
+    transport = MemoryTransport(broker)
+    worker, _ = worker_on(transport)
+    fetch, fetched = transport.fetch, 0
+
+    async def misnumber_the_second() -> Batch | None:
+        nonlocal fetched
+        batch = await fetch()
+        fetched += 1
+        if batch is not None and fetched == 1:
+            first, second, *rest = batch.records[0]
+            batch.records[0] = [first, msgspec.structs.replace(second, offset=77), *rest]
+        return batch
+
+    async def read_nothing(start: object, end: object) -> list[Record]:
+        return []
+
+    monkeypatch.setattr(transport, "fetch", misnumber_the_second)
+    monkeypatch.setattr(transport, "read", read_nothing)
+    transport.stopped.set()
+    await transport.serve(worker)
+    assert sources(broker) == ["clicks-0-0", "clicks-0-2", "clicks-0-3", "clicks-1-0"]
+    (letter,) = broker.messages["dead_letters"]
+    assert ("offset", b"1") in letter.headers
+    assert broker.positions[0].next_offset == 4
 
 
 class OneByOne(MemoryTransport):

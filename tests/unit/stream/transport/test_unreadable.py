@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from bench.faults.wire import batch_of, record
-from stream.transport.unreadable import batch_range
+from stream.transport.unreadable import batch_range, promised
 
 TWO = batch_of(record(b"k", b"v") + record(b"k", b"v", number=1), 2)
 CONTROL = TWO[:21] + struct.pack(">h", 0x30) + TWO[23:]
@@ -29,3 +29,40 @@ def at(offset: int, batch: bytes = TWO) -> bytes:
 )
 def test_a_batch_is_known_by_its_header(raw: bytes, offset: int, expected: range | None) -> None:
     assert batch_range(raw, offset) == expected
+
+
+def of_producer(producer_id: int, attributes: int = 0x10) -> bytes:
+    """Two records of a transaction, or its marker."""
+    return (
+        TWO[:21]
+        + struct.pack(">h", attributes)
+        + TWO[23:43]
+        + struct.pack(">q", producer_id)
+        + TWO[51:]
+    )
+
+
+COMPACTED = TWO[:57] + struct.pack(">i", 1) + TWO[61:]
+HOLE = range(7, 11)
+
+
+@pytest.mark.parametrize(
+    ("raw", "aborted", "expected"),
+    [
+        (at(7), [], (range(7, 9), 11)),
+        (at(6), [], (range(7, 8), 11)),  # its first record was delivered
+        (at(10), [], (range(10, 12), 11)),
+        (at(11), [], (None, 11)),
+        (at(7, COMPACTED) + at(9), [], (range(9, 11), 11)),
+        (at(7, COMPACTED), [], (None, 9)),  # look again from there on
+        (at(7, of_producer(5)) + at(9), [(5, 3)], (range(9, 11), 11)),
+        (at(7, of_producer(5)), [(6, 3), (5, 8)], (range(7, 9), 11)),
+        (at(7, of_producer(5, 0x30)), [], (None, 9)),
+        (at(7, COMPACTED) + at(9)[:60], [], (None, 9)),
+        (b"", [], (None, 11)),
+    ],
+)
+def test_a_hole_should_hold_what_whole_batches_say(
+    raw: bytes, aborted: list[tuple[int, int]], expected: tuple[range | None, int]
+) -> None:
+    assert promised(raw, aborted, HOLE) == expected
