@@ -100,6 +100,8 @@ class Rows(NamedTuple):
     """As they were found."""
     found_out: dict[str, str]
     """What else was found out of the log."""
+    doubts: list[str]
+    """What of that may have to be said otherwise."""
     n_records: int
     n_filtered: int
     """Bad rows of types of event that do not advance a session."""
@@ -139,6 +141,8 @@ def read_clicks(
         said["idle_timeout_s"] = idle_timeout_s
     if said:
         log.info("log_format_found", clicks=str(path), **said)
+    for doubt in rows.doubts:
+        log.warning("log_format_doubtful", clicks=str(path), found=doubt)
     if rows.n_bad:
         is_all_bad = rows.good.is_empty()
         with reading(path):
@@ -280,6 +284,7 @@ def read_rows(
             offset if is_collected else None,
             columns,
             source.found_out | ({"left_out": ",".join(left_out)} if left_out else {}),
+            source.doubts,
             n_records=len(rows),
             n_filtered=len(rows) - len(clicks) - sum(n_bad.values()),
         )

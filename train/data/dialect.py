@@ -23,6 +23,8 @@ _PROBED = 100
 _PROBED_BYTES = 2**20
 _MOST_RUNS = 10_000
 _UTF16_BYTES = 2**12
+_QUOTED = re.compile(rb'"(?<![^\t\n]")([^"]*+(?:""[^"]*+)*+)"(?=\t|\r?\n|\r?\Z)')
+"""A field of tab-separated text that is quoted by RFC 4180."""
 _NUMBER = re.compile(r"\s*[-+]?\d[\d.,:/TZ\s+-]*")
 """Numbers, dates and times: no column is called so."""
 
@@ -37,6 +39,10 @@ class Form(NamedTuple):
 
 
 FOUND_OUT = Form()
+_KEPT_QUOTES = (
+    "{} fields begin and end with a quote and are read with it; if the quotes are no part of the "
+    "values, set --columns quoting=rfc"
+)
 
 
 class Described(NamedTuple):
@@ -47,6 +53,8 @@ class Described(NamedTuple):
     """Of its columns; without a header "1", "2" and so on."""
     found_out: dict[str, str]
     """What is not as in a plain CSV file in UTF-8 and was not given."""
+    doubts: list[str]
+    """What may have to be said otherwise, a sentence each."""
 
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -74,7 +82,9 @@ def describe(
         raise TrainError(f"{path} is empty: it has no header")
     separator = form.separator or _separator(path, text, dialect, wanted)
     dialect = dialect._replace(separator=separator)
-    quoting = form.quoting or _quoting(text, dialect)
+    quoting, doubts = form.quoting, list[str]()
+    if quoting is None:
+        quoting, doubts = _quoting(text, is_whole, dialect)
     dialect = dialect._replace(quoting=quoting)
     first = Reader(iter([text]), dialect, 0).first() or []
     names = [name.strip() for name in first]
@@ -109,7 +119,7 @@ def describe(
         )
         if given is None and value != plain
     }
-    return Described(dialect._replace(has_header=has_header), names, found_out)
+    return Described(dialect._replace(has_header=has_header), names, found_out, doubts)
 
 
 def _plain_name(path: Path) -> str:
@@ -174,14 +184,18 @@ def _first_records(reader: Reader) -> list[list[str]]:
     return records
 
 
-def _quoting(text: bytes, dialect: Dialect) -> Quoting:
+def _quoting(text: bytes, is_whole: bool, dialect: Dialect) -> tuple[Quoting, list[str]]:
+    """The quoting, and what is doubtful about it."""
+    is_tab = dialect.separator == "\t"
     if b'"' not in text:
-        return "none" if dialect.separator == "\t" else "rfc"
-    if dialect.separator == "\t" and not _is_quoted_throughout(text):
-        return "none"
+        return "none" if is_tab else "rfc", []
+    if is_tab and not _is_quoted_throughout(text):
+        quoted = list(_QUOTED.finditer(text))
+        if not _is_quoted_where_needed(text, is_whole, quoted):
+            return "none", [_KEPT_QUOTES.format(len(quoted))] if quoted else []
     at = text.find(b'\\"')
     if at < 0:
-        return "rfc"
+        return "rfc", []
     # Around the first backslash before a quote.
     at = text.rfind(b"\n", 0, at) + 1
     part = text[at : at + _PROBED_BYTES]
@@ -190,7 +204,7 @@ def _quoting(text: bytes, dialect: Dialect) -> Quoting:
     by_rfc, by_backslash = (
         _n_malformed(part, dialect._replace(quoting=quoting), n_columns) for quoting in quotings
     )
-    return "backslash" if by_backslash < by_rfc else "rfc"
+    return "backslash" if by_backslash < by_rfc else "rfc", []
 
 
 def _is_quoted_throughout(text: bytes) -> bool:
@@ -199,6 +213,20 @@ def _is_quoted_throughout(text: bytes) -> bool:
     lines = [line for line in text[:_PROBED_BYTES].splitlines() if line][:_PROBED]
     quoted = re.compile(rb'(?:^|\t)"[^"\t]*(?:""[^"\t]*)*"(?=\t|$)')
     return all(quoted.search(line) for line in lines)
+
+
+def _is_quoted_where_needed(text: bytes, is_whole: bool, quoted: Sequence[re.Match[bytes]]) -> bool:
+    """Whether fields of tab-separated text are quoted for what they hold: a doubled quote, a tab or
+    a line's end, and no quote stands elsewhere. Both a tab and a line's end may be two lines
+    between stray quotes."""
+    if not quoted:
+        return False
+    # Behind the last one the text may be cut off in a field.
+    text = text if is_whole else text[: quoted[-1].end()]
+    if b'"' in _QUOTED.sub(b"", text):
+        return False
+    held = [(b"\t" in match[1], b"\n" in match[1], b'""' in match[1]) for match in quoted]
+    return any(any(holds) for holds in held) and not any(tab and end for tab, end, _ in held)
 
 
 def _n_malformed(text: bytes, dialect: Dialect, n_columns: int) -> int:

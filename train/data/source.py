@@ -78,6 +78,8 @@ class Source(NamedTuple):
     """Records in the files; of text, those that the last whole reading of the table found."""
     found_out: dict[str, str]
     """How text is read, where it is not plain and was not said."""
+    doubts: list[str] = []  # noqa: RUF012 - never changed
+    """What of it may have to be said otherwise, a sentence each."""
     is_small: bool = False
     """Text of which some columns may be held in memory."""
 
@@ -340,6 +342,7 @@ class _Text(NamedTuple):
 
     names: list[str]
     found_out: dict[str, str]
+    doubts: list[str]
     frames: Callable[[Sequence[str]], Iterator[pl.DataFrame]]
     """Its records in pieces: those of the columns that it has."""
 
@@ -394,6 +397,7 @@ def _scan_texts(
         lambda: scan(LINE, RECORD),
         lambda: n_records,
         found_out,
+        doubts=list(dict.fromkeys(doubt for text in texts.values() for doubt in text.doubts)),
         is_small=n_bytes <= _SMALL_BYTES,
     )
 
@@ -419,9 +423,9 @@ def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
     is_whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
     if head.removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"["):
         keys = find_keys(path, head.removeprefix(BOM_UTF8), is_whole, wanted)
-        return _Text(keys.names, {}, partial(_read_json, path, keys))
+        return _Text(keys.names, {}, [], partial(_read_json, path, keys))
     found = describe(path, head, is_whole, form, wanted)
-    return _Text(found.names, found.found_out, partial(_read_text, path, found))
+    return _Text(found.names, found.found_out, found.doubts, partial(_read_text, path, found))
 
 
 def _read_json(path: Path, keys: Keys, columns: Sequence[str]) -> Iterator[pl.DataFrame]:

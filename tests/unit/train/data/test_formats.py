@@ -145,6 +145,52 @@ def test_tab_separated_text_has_quotes_only_where_all_of_it_does(tmp_path: Path)
     assert read(path) == CLICKS
 
 
+@pytest.mark.parametrize(
+    ("rows", "items"),
+    [
+        # As csv.writer writes excel-tab: only what needs it is quoted.
+        (['s\t"2"" pipe"\t3', "s\tb\t4"], ['2" pipe', "b"]),
+        (['s\t"2\tpipe"\t3', "s\tb\t4"], [None, "b"]),  # no id: a control character
+        (['s\tb\t3\t"said ""hm"""', 's\tc\t4\t"two\nlines"'], ["b", "c"]),
+    ],
+)
+def test_tab_separated_text_may_be_quoted_where_it_needs_it(
+    tmp_path: Path, rows: list[str], items: list[str | None]
+) -> None:
+    path = tmp_path / "log.tsv"
+    header = HEADER.strip().replace(",", "\t") + "\tnote" * (rows[0].count("\t") > 2)
+    path.write_text("\n".join([header, *rows]) + "\n")
+    with capture_logs() as logs:
+        found = read_clicks(path)
+    assert found.clicks["item_id"].to_list() == [item for item in items if item]
+    assert sum(found.rejected.values()) == items.count(None)
+    assert {"quoting": "rfc"} in [{"quoting": line.get("quoting")} for line in logs]
+    assert not [line for line in logs if line["event"] == "log_format_doubtful"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "items"),
+    [
+        (['s\t"d"\t3'], ['"d"']),  # a word in quotes, or one that was quoted without need
+        (['s\t"2"" pipe"\t3', 's\t"c\t4'], ['"2"" pipe"', '"c']),
+        (['s\t"un\t3', 's\tdeux"\t4'], ['"un', 'deux"']),  # two lines between stray quotes
+    ],
+)
+def test_quotes_of_tab_separated_text_that_may_be_none_are_kept_and_said(
+    tmp_path: Path, rows: list[str], items: list[str]
+) -> None:
+    path = tmp_path / "log.tsv"
+    path.write_text("\n".join([HEADER.strip().replace(",", "\t"), *rows]) + "\n")
+    with capture_logs() as logs:
+        assert [item for _, item, _ in read(path)] == items
+        read(path, quoting="none")
+    doubts = [line["found"] for line in logs if line["event"] == "log_format_doubtful"]
+    assert doubts == [
+        "1 fields begin and end with a quote and are read with it; if the quotes "
+        "are no part of the values, set --columns quoting=rfc"
+    ]
+
+
 # Files
 
 
