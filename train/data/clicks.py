@@ -193,7 +193,7 @@ def columns_of_log(path: str | Path, columns: Columns) -> Columns:
     source = open_log(path, columns.form(), columns.wanted())
     with reading(path):
         names = source.table.collect_schema().names()
-    return find_columns(path, [*names, *source.conflicts], columns)
+    return find_columns(path, dict.fromkeys([*names, *source.unusable]), columns)
 
 
 def read_rows(
@@ -207,7 +207,7 @@ def read_rows(
     source = open_log(path, columns.form(), (*columns.wanted(), *paths))
     with reading(path):
         schema = source.table.collect_schema()
-        columns = find_columns(path, [*schema, *source.conflicts], columns)
+        columns = find_columns(path, dict.fromkeys([*schema, *source.unusable]), columns)
         check_columns(path, source, schema, columns)
         further = [name for name in schema if name not in (*columns.sources(), MALFORMED, FILE)]
         left_out = [name for name in WIRE_COLUMNS if name in further]

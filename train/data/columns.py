@@ -232,12 +232,13 @@ def _missing(path: str | Path, names: Iterable[str], name: str, *roles: str) -> 
 def check_columns(path: str | Path, source: Source, schema: pl.Schema, columns: Columns) -> None:
     """Raise TrainError unless the log's columns have types that a click can be read from."""
     for name in columns.sources():
-        if name in source.conflicts:
-            raise TrainError(
-                f"{path}: column {name!r} has types {source.conflicts[name]} in its files; "
-                "expected one type"
-            )
+        if name in source.unusable:
+            raise TrainError(f"{path}: column {name!r} {source.unusable[name]}")
         dtype, is_time = schema[name], name in columns.times()
         if dtype.is_nested() or (is_time and dtype in (pl.Binary, pl.Time, pl.Duration)):
             what = "a time" if is_time else "an id"
-            raise TrainError(f"{path}: column {name!r} has type {dtype}, which cannot be {what}")
+            advice = ": name a path into it, or write a row for each of its elements"
+            raise TrainError(
+                f"{path}: column {name!r} has type {dtype}, which cannot be {what}"
+                f"{advice * dtype.is_nested()}"
+            )

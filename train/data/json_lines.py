@@ -3,7 +3,8 @@
 A nested key is called by its path, such as ``properties.product_id``. A path through a list of
 objects, such as ``events.aid``, makes a record of each of them; where the list is empty or missing
 the line is one record without them. Numbers keep the text that they have in the file, what is
-nested deeper is JSON, and a line that is no object is one malformed record.
+nested deeper is JSON where the file's beginning has it so, or else nothing, and a line that is no
+object is one malformed record.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -18,6 +19,8 @@ from train.data.text import LINE, MALFORMED, RECORD
 
 _AT_ONCE = 50_000
 """Lines that are made a table at the same time."""
+_SHOWN = 40
+"""Characters of a value in a sentence."""
 _DECODER = msgspec.json.Decoder(float_hook=str)
 
 
@@ -27,6 +30,16 @@ class Keys(NamedTuple):
     names: list[str]
     exploded: str | None
     """Path of the list whose elements are records."""
+    nested: dict[str, str]
+    """Those of the names that lists or objects stand at, too, with one of them."""
+
+    def unusable(self) -> dict[str, str]:
+        """The columns that have no value for each record, and why."""
+        return {
+            name: f"has values such as {value}; expected one value in each record: name a path "
+            "into it, or write a record for each of its elements"
+            for name, value in self.nested.items()
+        }
 
 
 def find_keys(path: Path, head: bytes, is_whole: bool, wanted: Collection[str]) -> Keys:
@@ -39,8 +52,9 @@ def find_keys(path: Path, head: bytes, is_whole: bool, wanted: Collection[str]) 
         )
     lines = head.split(b"\n")
     found: dict[str, str | None] = {}  # the path of each leaf, and the list that it is in
+    nested: dict[str, Any] = {}
     for line in lines if is_whole else lines[:-1] or lines:
-        _walk(_decode(line), "", None, found)
+        _walk(_decode(line), "", None, found, nested)
     if not found:
         raise TrainError(f"{path} is read as JSON, but no line is an object; expected one a line")
     lists = {name: found[name] for name in wanted if found.get(name) is not None}
@@ -49,7 +63,8 @@ def find_keys(path: Path, head: bytes, is_whole: bool, wanted: Collection[str]) 
         raise TrainError(f"{path}: {named} stand in two lists; a click's columns must share one")
     exploded = next(iter(lists.values()), None)
     names = [name for name, inside in found.items() if inside in (None, exploded)]
-    return Keys(names, exploded)
+    shown = {name: _text(nested[name]) or "" for name in names if name in nested}
+    return Keys(names, exploded, {name: text[:_SHOWN] for name, text in shown.items()})
 
 
 def _decode(line: bytes) -> dict[str, Any] | None:
@@ -62,13 +77,21 @@ def _decode(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _walk(value: Any, path: str, inside: str | None, found: dict[str, str | None]) -> None:
+def _walk(
+    value: Any,
+    path: str,
+    inside: str | None,
+    found: dict[str, str | None],
+    nested: dict[str, Any],
+) -> None:
+    if value and isinstance(value, dict | list):
+        nested.setdefault(path, value)
     if isinstance(value, dict):
         for key, inner in value.items():
-            _walk(inner, f"{path}.{key}" if path else key, inside, found)
+            _walk(inner, f"{path}.{key}" if path else key, inside, found, nested)
     elif isinstance(value, list) and inside is None and any(isinstance(v, dict) for v in value):
         for element in value:
-            _walk(element, path, path, found)
+            _walk(element, path, path, found, nested)
     elif path:
         found.setdefault(path, inside)
 
@@ -88,7 +111,7 @@ def frames(
         if not line.strip():
             continue
         found = _decode(line)
-        values: dict[str, str | None] = {name: _text(_at(found, name)) for name in outer}
+        values = {name: _value(found, name, name in keys.nested) for name in outer}
         elements: list[Any] = [None]
         if keys.exploded is not None:
             several = _at(found, keys.exploded)
@@ -98,7 +121,7 @@ def frames(
                 table[name].append(values[name])
             for name in inner:
                 rest = name[len(keys.exploded or "") + 1 :]
-                table[name].append(_text(_at(element, rest)))
+                table[name].append(_value(element, rest, name in keys.nested))
             table[MALFORMED].append(found is None)
             if with_record:
                 table[LINE].append(number)
@@ -136,6 +159,11 @@ def _at(value: Any, path: str) -> Any:
                 return found
         begin = path.find(".", begin + 1)
     return None
+
+
+def _value(record: Any, path: str, is_nested: bool) -> str | None:
+    value = _at(record, path)
+    return None if isinstance(value, dict | list) and not is_nested else _text(value)
 
 
 def _text(value: Any) -> str | None:

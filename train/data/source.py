@@ -70,8 +70,9 @@ class Source(NamedTuple):
     """May have the columns MALFORMED and FILE besides the log's own."""
     is_text: bool
     """Bytes that are not UTF-8 were replaced by U+FFFD."""
-    conflicts: dict[str, str]
-    """Columns left out because their types in different files have none in common, with those."""
+    unusable: dict[str, str]
+    """Columns that no click can be read from, some of them left out of the table, and why: what
+    follows the column's name in a sentence."""
     with_records: Callable[[], pl.LazyFrame]
     """The table with LINE and RECORD, which take longer to read."""
     n_records: Callable[[], int]
@@ -221,8 +222,8 @@ def _scan_files(path: Path | str, files: Iterable[Path | str], wanted: Collectio
             for name, dtype in columns.items():
                 found.setdefault(name, set()).add(dtype)
     widest = {name: _widest(dtypes) for name, dtypes in found.items()}
-    conflicts = {
-        name: " and ".join(sorted(map(str, found[name])))
+    unusable = {
+        name: f"has types {' and '.join(sorted(map(str, found[name])))} in its files; expected one"
         for name, dtype in widest.items()
         if dtype is None
     }
@@ -235,7 +236,7 @@ def _scan_files(path: Path | str, files: Iterable[Path | str], wanted: Collectio
         extra_columns="ignore",
         include_file_paths=FILE,
     )
-    return _parquet(path, table, conflicts, wanted)
+    return _parquet(path, table, unusable, wanted)
 
 
 def _read_schema(file: str) -> Mapping[str, pl.DataType]:
@@ -256,7 +257,7 @@ def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:
 
 
 def _parquet(
-    path: Path | str, table: pl.LazyFrame, conflicts: dict[str, str], wanted: Collection[str]
+    path: Path | str, table: pl.LazyFrame, unusable: dict[str, str], wanted: Collection[str]
 ) -> Source:
     schema = table.collect_schema()
     unnest = _unnest(path, schema, wanted)
@@ -280,7 +281,7 @@ def _parquet(
         record = pl.struct(shown).struct.json_encode()
         return unnest(numbered.with_columns(row.alias(LINE), record.alias(RECORD)))
 
-    return Source(unnest(table), False, conflicts, with_records, n_records, {})
+    return Source(unnest(table), False, unusable, with_records, n_records, {})
 
 
 def _lacks_json(dtype: pl.DataType) -> bool:
@@ -341,6 +342,7 @@ class _Text(NamedTuple):
     """One text file."""
 
     names: list[str]
+    unusable: dict[str, str]
     found_out: dict[str, str]
     doubts: list[str]
     frames: Callable[[Sequence[str]], Iterator[pl.DataFrame]]
@@ -393,7 +395,7 @@ def _scan_texts(
     return Source(
         scan(),
         True,
-        {},
+        {name: why for text in texts.values() for name, why in text.unusable.items()},
         lambda: scan(LINE, RECORD),
         lambda: n_records,
         found_out,
@@ -423,9 +425,9 @@ def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
     is_whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
     if head.removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"["):
         keys = find_keys(path, head.removeprefix(BOM_UTF8), is_whole, wanted)
-        return _Text(keys.names, {}, [], partial(_read_json, path, keys))
+        return _Text(keys.names, keys.unusable(), {}, [], partial(_read_json, path, keys))
     found = describe(path, head, is_whole, form, wanted)
-    return _Text(found.names, found.found_out, found.doubts, partial(_read_text, path, found))
+    return _Text(found.names, {}, found.found_out, found.doubts, partial(_read_text, path, found))
 
 
 def _read_json(path: Path, keys: Keys, columns: Sequence[str]) -> Iterator[pl.DataFrame]:

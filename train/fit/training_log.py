@@ -381,8 +381,8 @@ def _check_columns(path: str | Path, columns: Columns, wanted: Sequence[tuple[st
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))
     for setting, name in wanted:
         problem = None
-        if name in source.conflicts:
-            problem = f"{source.conflicts[name]} in the files of {path}"
+        if name in source.unusable:
+            problem = f"{path}: that column {source.unusable[name]}"
         elif name not in schema:
             times = ", ".join(TIME_FIELDS)
             problem = f"{path} has no such column, only {found}; {times} are derived from the time"

@@ -323,6 +323,25 @@ def test_a_list_of_events_is_a_record_of_each(tmp_path: Path, name: str) -> None
         read(path, session="session", item="events.aid", time="other.x")
 
 
+def test_a_list_or_an_object_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.jsonl"
+    head = '{"session_id":"s","item_id":7,"timestamp_ms":1}\n'
+    for value in "[1,2]", '{"id":1}', '[{"id":1}]':
+        path.write_text(f'{head}{{"session_id":"s","item_id":{value},"timestamp_ms":1}}\n')
+        with pytest.raises(TrainError, match=r"'item_id' has values such as .*; expected one valu"):
+            read(path)
+    path.write_text(f'{head}{{"session_id":"s","item_id":[1,2],"timestamp_ms":1}}\n')
+    # Of what comes behind the beginning, the record alone is spoilt.
+    with monkeypatch.context() as patch:
+        patch.setattr("train.data.source.HEAD_BYTES", len(head))
+        found = read_clicks(path)
+    assert (len(found.clicks), found.rejected) == (1, {Reason.BAD_ITEM_ID: 1})
+    table = pl.DataFrame({"session_id": "s", "item_id": [[1, 2]], "timestamp_ms": 1})
+    table.write_parquet(tmp_path / "log.parquet")
+    with pytest.raises(TrainError, match=r"cannot be an id: name a path .* row for each of its el"):
+        read(tmp_path / "log.parquet")
+
+
 def test_a_json_array_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_text('[{"session_id": "s"},\n{"session_id": "s"}]')
