@@ -93,7 +93,7 @@ def _walk(
         for element in value:
             _walk(element, path, path, found, nested)
     elif path:
-        found.setdefault(path, inside)
+        found[path] = found.get(path) or inside
 
 
 def frames(

@@ -323,6 +323,20 @@ def test_a_list_of_events_is_a_record_of_each(tmp_path: Path, name: str) -> None
         read(path, session="session", item="events.aid", time="other.x")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_one_event_and_a_list_of_them_may_stand_at_the_same_path(
+    tmp_path: Path, order: int
+) -> None:
+    path = tmp_path / "log.jsonl"
+    lines = [
+        {"session": 1, "events": {"aid": 5, "ts": 1}},
+        {"session": 1, "events": [{"aid": 6, "ts": 2}, {"aid": 7, "ts": 3}]},
+    ]
+    write(path, "".join(json.dumps(line) + "\n" for line in lines[::order]))
+    otto = {"session": "session", "item": "events.aid", "time": "events.ts"}
+    assert read(path, **otto) == [("1", "5", 1), ("1", "6", 2), ("1", "7", 3)]
+
+
 def test_a_list_or_an_object_is_no_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log.jsonl"
     head = '{"session_id":"s","item_id":7,"timestamp_ms":1}\n'
