@@ -283,8 +283,8 @@ def read_rows(
             lambda: judge(source.with_records()),
             offset if is_collected else None,
             columns,
-            source.found_out | ({"left_out": ",".join(left_out)} if left_out else {}),
-            source.doubts,
+            source.found_out() | ({"left_out": ",".join(left_out)} if left_out else {}),
+            source.doubts(),
             n_records=len(rows),
             n_filtered=len(rows) - len(clicks) - sum(n_bad.values()),
         )

@@ -28,6 +28,7 @@ from train.data.text import (
     RECORD,
     Dialect,
     Reader,
+    Spans,
     open_bytes,
     text_chunks,
 )
@@ -53,6 +54,10 @@ _LAKES = {
     "metadata/*.metadata.json": "Iceberg",
     ".hoodie": "Hudi",
 }
+_JOINED = (
+    "{} records span more than one line and have as many separators as if each line were a record; "
+    "if no field is quoted, set --columns quoting=none"
+)
 _WIDENINGS = (
     (pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64()),
     (pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
@@ -77,9 +82,10 @@ class Source(NamedTuple):
     """The table with LINE and RECORD, which take longer to read."""
     n_records: Callable[[], int]
     """Records in the files; of text, those that the last whole reading of the table found."""
-    found_out: dict[str, str]
-    """How text is read, where it is not plain and was not said."""
-    doubts: list[str] = []  # noqa: RUF012 - never changed
+    found_out: Callable[[], dict[str, str]] = dict
+    """How text is read, where it is not plain and was not said; once it was read wholly, as is the
+    next."""
+    doubts: Callable[[], list[str]] = list
     """What of it may have to be said otherwise, a sentence each."""
     is_small: bool = False
     """Text of which some columns may be held in memory."""
@@ -281,7 +287,7 @@ def _parquet(
         record = pl.struct(shown).struct.json_encode()
         return unnest(numbered.with_columns(row.alias(LINE), record.alias(RECORD)))
 
-    return Source(unnest(table), False, unusable, with_records, n_records, {})
+    return Source(unnest(table), False, unusable, with_records, n_records)
 
 
 def _lacks_json(dtype: pl.DataType) -> bool:
@@ -345,8 +351,9 @@ class _Text(NamedTuple):
     unusable: dict[str, str]
     found_out: dict[str, str]
     doubts: list[str]
-    frames: Callable[[Sequence[str]], Iterator[pl.DataFrame]]
-    """Its records in pieces: those of the columns that it has."""
+    frames: Callable[[Sequence[str], list[Spans]], Iterator[pl.DataFrame]]
+    """Its records in pieces: those of the columns that it has. At the end the list gets those of
+    them that stand on several lines."""
 
 
 def _scan_texts(
@@ -361,7 +368,7 @@ def _scan_texts(
                 "do; move it away, or name the log's files by a glob such as '*.csv'"
             )
     found_out = {key: value for text in texts.values() for key, value in text.found_out.items()}
-    n_records = 0
+    n_records, all_spans = 0, list[Spans]()
 
     def scan(*further: str) -> pl.LazyFrame:
         schema: dict[str, pl.DataType] = dict.fromkeys([*names, *[FILE] * is_many], pl.String())
@@ -376,20 +383,28 @@ def _scan_texts(
             n_rows: int | None,
             _batch_size: int | None,
         ) -> Iterator[pl.DataFrame]:
-            nonlocal n_records
-            n_read = 0
+            nonlocal n_records, all_spans
+            n_read, spans = 0, list[Spans]()
             for file, text in texts.items():
                 own = list(schema) if columns is None else columns
-                for frame in text.frames(own):
+                for frame in text.frames(own, spans):
                     n_read += len(frame)
                     frame = _with_columns(frame, own, file)
                     shown = frame if predicate is None else frame.filter(predicate)
                     yield shown if n_rows is None else shown.head(n_rows)
                     if n_rows is not None and (n_rows := n_rows - len(shown)) <= 0:
                         return
-            n_records = n_read
+            n_records, all_spans = n_read, spans
 
         return register_io_source(read, schema=schema)
+
+    def spanning() -> dict[str, str]:
+        n_records = sum(found.records for found in all_spans)
+        return {"records_on_several_lines": str(n_records)} if n_records else {}
+
+    def joined() -> list[str]:
+        n_doubtful = sum(found.doubtful for found in all_spans)
+        return [_JOINED.format(n_doubtful)] if n_doubtful else []
 
     n_bytes = sum(file.stat().st_size * (_PACKS if _is_packed(file) else 1) for file in files)
     return Source(
@@ -398,8 +413,11 @@ def _scan_texts(
         {name: why for text in texts.values() for name, why in text.unusable.items()},
         lambda: scan(LINE, RECORD),
         lambda: n_records,
-        found_out,
-        doubts=list(dict.fromkeys(doubt for text in texts.values() for doubt in text.doubts)),
+        lambda: found_out | spanning(),
+        lambda: [
+            *dict.fromkeys(doubt for text in texts.values() for doubt in text.doubts),
+            *joined(),
+        ],
         is_small=n_bytes <= _SMALL_BYTES,
     )
 
@@ -430,7 +448,9 @@ def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
     return _Text(found.names, {}, found.found_out, found.doubts, partial(_read_text, path, found))
 
 
-def _read_json(path: Path, keys: Keys, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _read_json(
+    path: Path, keys: Keys, columns: Sequence[str], _spans: list[Spans]
+) -> Iterator[pl.DataFrame]:
     plain = Dialect(",", "none", "utf-8", False, False)
     own = [name for name in columns if name in keys.names]
     with reading(path), open_bytes(path) as file:
@@ -438,7 +458,9 @@ def _read_json(path: Path, keys: Keys, columns: Sequence[str]) -> Iterator[pl.Da
         yield from json_frames(chunks, keys, own, with_record=LINE in columns or RECORD in columns)
 
 
-def _read_text(path: Path, found: Described, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+def _read_text(
+    path: Path, found: Described, columns: Sequence[str], spans: list[Spans]
+) -> Iterator[pl.DataFrame]:
     number = {name: n for n, name in enumerate(found.names)}
     own = {str(number[name]): name for name in columns if name in number}
     with reading(path), open_bytes(path) as file:
@@ -448,3 +470,4 @@ def _read_text(path: Path, found: Described, columns: Sequence[str]) -> Iterator
         with_record = LINE in columns or RECORD in columns
         for frame in reader.frames([int(n) for n in own], with_record=with_record):
             yield frame.rename(own)
+        spans.append(reader.spans)

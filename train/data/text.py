@@ -63,6 +63,18 @@ class Dialect(NamedTuple):
     """As in files of the first Macintoshes, which have no LF at all."""
 
 
+class Spans(NamedTuple):
+    """How many records stand on several lines."""
+
+    records: int = 0
+    doubtful: int = 0
+    """Those with as many separators, quoted ones too, as if each line were a record: between two
+    stray quotes it is one."""
+
+    def __add__(self, other: "Spans") -> "Spans":  # type: ignore[override]  # not of its items
+        return Spans(self.records + other.records, self.doubtful + other.doubtful)
+
+
 class _Stretch(NamedTuple):
     """Whole records at the beginning of some text; blank lines are none."""
 
@@ -76,6 +88,7 @@ class _Stretch(NamedTuple):
     goes_on: bool
     """The record that follows needs more text, not another reader."""
     has_blank_lines: bool
+    spans: Spans
 
 
 class _Slow(NamedTuple):
@@ -86,6 +99,7 @@ class _Slow(NamedTuple):
     start: list[int]
     end: list[int]
     stop: int
+    spans: Spans
 
 
 # -- bytes -------------------------------------------------------------------------------------
@@ -171,6 +185,8 @@ class Reader:
 
     def __init__(self, chunks: Iterator[bytes], dialect: Dialect, n_columns: int) -> None:
         self.n_columns = n_columns
+        self.spans = Spans()
+        """Of the frames that were read."""
         self._dialect = dialect
         self._separator = dialect.separator.encode()
         self._quoted, self._plain = _patterns(self._separator, dialect.quoting)
@@ -204,6 +220,7 @@ class Reader:
             frame = self._fast(text, stretch, columns) if stretch.stop else None
             if frame is not None:
                 start, end, stop = stretch.start, stretch.end, stretch.stop
+                self.spans += stretch.spans
                 size = min(_CHUNK, 2 * max(_FEW_BYTES, stop))
             else:
                 slow = self._slow(_FEW_BYTES)
@@ -213,6 +230,7 @@ class Reader:
                     np.array(slow.end, dtype=np.int64),
                     slow.stop,
                 )
+                self.spans += slow.spans
                 size = _FEW_BYTES
             if with_record:
                 frame = self._with_records(frame, start, end)
@@ -265,7 +283,7 @@ class Reader:
 
     def _slow(self, n_bytes: int) -> _Slow:
         """The next records, of at least so many bytes if there are as many."""
-        found = _Slow([], [], [], [], 0)
+        found, spans = _Slow([], [], [], [], 0, Spans()), Spans()
         at, stop = self._at, self._at
         while True:
             if at >= len(self._text):
@@ -288,6 +306,10 @@ class Reader:
                 self._text, self._at_end = self._more()
                 continue
             is_good = is_good and not (self.n_columns and len(fields) > self.n_columns)
+            if record_end > line_end:
+                n_more = self._text.count(b"\n", at, record_end)
+                n_separators = self._text.count(self._separator, at, record_end)
+                spans += Spans(1, n_separators >= (self.n_columns - 1) * (n_more + 1) > 0)
             found.fields.append(fields)
             found.malformed.append(not is_good)
             found.start.append(at - self._at)
@@ -297,7 +319,7 @@ class Reader:
             at = stop = min(record_end + 1, len(self._text))
             if at - self._at >= n_bytes:
                 break
-        return found._replace(stop=stop - self._at)
+        return found._replace(stop=stop - self._at, spans=spans)
 
     def _more(self) -> tuple[bytes, bool]:
         chunk = next(self._chunks, b"")
@@ -442,12 +464,15 @@ def _regular(text: bytes, dialect: Dialect, n_columns: int, is_last: bool) -> _S
     is_whole = is_last and is_closed
     start, end = np.r_[0, newline + 1], np.r_[newline, len(text)]
     n_fields = np.diff(np.searchsorted(separator, end), prepend=0) + 1
+    number, is_doubtful = newline[:0], np.empty(0, dtype=bool)
     if len(quote) and (len(inner) or n_fields.max() > n_columns):
         # Only here are separators in quotes looked for, which takes as long as all the rest.
+        n_all = n_fields - 1
         separator = separator[np.searchsorted(quote, separator) % 2 == 0]
         n_fields = np.diff(np.searchsorted(separator, end), prepend=0) + 1
     if len(inner):
         number, n_inner = np.unique(np.searchsorted(end, inner), return_counts=True)
+        is_doubtful = (n_columns > 1) & (n_all[number] >= (n_columns - 1) * (n_inner + 1))
         wrong = (n_fields[number] != n_columns) & ((number < len(newline)) | is_whole)
         if (wrong := wrong | (n_inner >= MOST_LINES)).any():
             limit = min(limit, int(start[number[wrong][0]]))
@@ -461,7 +486,9 @@ def _regular(text: bytes, dialect: Dialect, n_columns: int, is_last: bool) -> _S
     if not is_record.all():
         start, end, n_fields = start[is_record], end[is_record], n_fields[is_record]
     goes_on = limit == len(text) and not is_last
-    return _Stretch(start, end, n_fields, stop, goes_on, has_blank_lines)
+    is_read = number < n
+    spans = Spans(int(is_read.sum()), int(is_doubtful[is_read].sum()))
+    return _Stretch(start, end, n_fields, stop, goes_on, has_blank_lines, spans)
 
 
 def _quotes(text: bytes, dialect: Dialect) -> tuple[Int64[np.ndarray, "Q"], int]:

@@ -191,6 +191,39 @@ def test_quotes_of_tab_separated_text_that_may_be_none_are_kept_and_said(
     ]
 
 
+@pytest.mark.parametrize(
+    ("note", "doubtful"),
+    [("two\nlines", 0), ("two\nlines, and, with, commas", 1), ("\nmore\nlines", 0)],
+)
+def test_records_on_several_lines_are_counted_and_doubted_where_each_line_may_be_one(
+    tmp_path: Path, note: str, doubtful: int
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f'note,{HEADER}x,s,a,1\n"{note}",s,b,2\n')
+    with capture_logs() as logs:
+        assert read(path) == CLICKS
+    found = [line for line in logs if line["event"].startswith("log_format")]
+    assert found[0]["records_on_several_lines"] == "1"
+    assert len(found) == 1 + doubtful
+
+
+@pytest.mark.parametrize("note", ["x", "CR\rthat the slow reader reads"])
+def test_lines_between_two_stray_quotes_are_one_record_and_a_warning(
+    tmp_path: Path, note: str
+) -> None:
+    path = tmp_path / "log.csv"
+    lines = [f'"{note},s,a,1', "y,s,b,2", 'z",s,b,2', "x,s,c,3"]
+    path.write_text("note," + HEADER + "\n".join(lines) + "\n", newline="")
+    with capture_logs() as logs:
+        assert len(read(path)) == 2
+        assert len(read(path, quoting="none")) == 4
+    doubts = [line["found"] for line in logs if line["event"] == "log_format_doubtful"]
+    assert doubts == [
+        "1 records span more than one line and have as many separators as if each line were a "
+        "record; if no field is quoted, set --columns quoting=none"
+    ]
+
+
 # Files
 
 

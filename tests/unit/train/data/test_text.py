@@ -86,7 +86,8 @@ def records(text: bytes, separator: int, quoting: Quoting, n_columns: int) -> It
 
 def read(
     text: bytes, dialect: Dialect, n_columns: int, piece: int
-) -> list[tuple[list[str | None], bool, int, str]]:
+) -> tuple[list[tuple[list[str | None], bool, int, str]], int]:
+    """The records, and how many of them stand on several lines."""
     chunks = (text[at : at + piece] for at in range(0, len(text), piece))
     with pytest.MonkeyPatch.context() as patch:  # so that records lie across the pieces' ends
         patch.setattr("train.data.text._CHUNK", piece)
@@ -94,14 +95,12 @@ def read(
         reader = Reader(chunks, dialect, n_columns)
         frames = list(reader.frames(range(n_columns), with_record=True))
     if not frames:
-        return []
+        return [], 0
     found = pl.concat(frames)
+    rows = found.select(*map(str, range(n_columns)), MALFORMED, LINE, RECORD).rows()
     return [
-        (list(fields), bad, line, record)
-        for *fields, bad, line, record in found.select(
-            *map(str, range(n_columns)), MALFORMED, LINE, RECORD
-        ).rows()
-    ]
+        (list(fields), bad, line, record) for *fields, bad, line, record in rows
+    ], reader.spans.records
 
 
 def check(text: bytes, quoting: Quoting, n_columns: int, piece: int) -> None:
@@ -112,7 +111,8 @@ def check(text: bytes, quoting: Quoting, n_columns: int, piece: int) -> None:
         raw = found.raw.decode(errors="backslashreplace")
         expected.append((fields, found.malformed, found.line, raw))
     dialect = Dialect(",", quoting, "utf-8", True, False)
-    assert read(text, dialect, n_columns, piece) == expected
+    n_spanning = sum("\n" in record for *_, record in expected)
+    assert read(text, dialect, n_columns, piece) == (expected, n_spanning)
 
 
 ATOMS = [
