@@ -7,7 +7,6 @@ are rejected, and counted.
 import codecs
 import io
 import re
-from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import islice
 from pathlib import Path
@@ -50,7 +49,7 @@ class Described(NamedTuple):
 
     dialect: Dialect
     names: list[str]
-    """Of its columns; without a header "1", "2" and so on."""
+    """Of its columns; without a header "1", "2" and so on. A name may be there twice."""
     found_out: dict[str, str]
     """What is not as in a plain CSV file in UTF-8 and was not given."""
     doubts: list[str]
@@ -100,7 +99,6 @@ def describe(
                 f"positions, 1 to {len(names)}, such as --columns session=1,item=3,time=2, or say "
                 "--columns header=yes"
             )
-    _check_twice(path, names)
     names = [name or f"column_{n}" for n, name in enumerate(names, 1)]
     is_tab = _plain_name(path).endswith((".tsv", ".tab"))
     found_out = {
@@ -124,12 +122,6 @@ def describe(
 
 def _plain_name(path: Path) -> str:
     return path.name.lower().removesuffix(".gz").removesuffix(".zst")
-
-
-def _check_twice(path: Path, header: Sequence[str]) -> None:
-    twice = [name for name, count in Counter(header).items() if count > 1 and name]
-    if twice:
-        raise TrainError(f"{path} has the column {twice[0]!r} twice; rename one of them")
 
 
 def _encoding(head: bytes, is_whole: bool) -> str:

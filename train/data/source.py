@@ -6,6 +6,7 @@ the table is collected.
 
 import glob
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -445,7 +446,14 @@ def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
         keys = find_keys(path, head.removeprefix(BOM_UTF8), is_whole, wanted)
         return _Text(keys.names, keys.unusable(), {}, [], partial(_read_json, path, keys))
     found = describe(path, head, is_whole, form, wanted)
-    return _Text(found.names, {}, found.found_out, found.doubts, partial(_read_text, path, found))
+    twice = {name for name, count in Counter(found.names).items() if count > 1}
+    return _Text(
+        [name for name in found.names if name not in twice],
+        dict.fromkeys(twice, "stands in the header twice; rename one of them"),
+        found.found_out,
+        found.doubts,
+        partial(_read_text, path, found),
+    )
 
 
 def _read_json(

@@ -92,6 +92,18 @@ def test_a_file_without_a_header_has_its_columns_by_position(tmp_path: Path) -> 
     assert read(path, session="i", item="u", time="t") == [("s", "a", 2)]
 
 
+def test_a_column_that_is_there_twice_is_refused_where_it_is_used(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("id,session_id,item_id,id,timestamp_ms\n7,s,a,8,1\n7,s,b,9,2\n")
+    assert read(path) == CLICKS
+    assert "id" not in read_clicks(path).clicks.columns
+    with pytest.raises(TrainError, match=r"log\.csv: column 'id' stands in the header twice; ren"):
+        read(path, item="id")
+    path.write_text("session_id,item_id,item_id,timestamp_ms\ns,a,b,1\n")
+    with pytest.raises(TrainError, match="column 'item_id' stands in the header twice"):
+        read(path)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 @pytest.mark.parametrize("unpacked", [True, False])
 def test_the_encoding_is_found_out(tmp_path: Path, encoding: str, unpacked: bool) -> None:

@@ -178,8 +178,7 @@ def test_a_replacement_character_is_bad_in_text_and_good_in_parquet(tmp_path: Pa
     ("name", "data", "sentence"),
     [
         ("log.tsv.gz", b"session_id\titem_id\n", "is not a gzip file, though its name ends in .gz"),
-        ("log.csv", b"session_id,item_id,timestamp_ms,item_id\n1,2,3,4\n", "'item_id' twice"),
-        ("log.csv", b"session_id,item_id,timestamp_ms,x,x\n1,2,3,4,5,6\n", "column 'x' twice"),
+        ("log.csv", b"session_id,item_id,timestamp_ms,item_id\n1,2,3,4\n", "'item_id' stands in"),
     ],
 )
 def test_a_text_file_with_a_wrong_name_or_header_is_one_sentence(
