@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -20,6 +21,7 @@ from polars.io.plugins import register_io_source
 
 from train.command import TrainError
 from train.data.dialect import FOUND_OUT, Described, Form, describe
+from train.data.ids import text_column
 from train.data.json_lines import Keys, find_keys
 from train.data.json_lines import frames as json_frames
 from train.data.text import (
@@ -221,34 +223,53 @@ def _check_is_parquet(path: Path) -> None:
 
 
 def _scan_files(path: Path | str, files: Iterable[Path | str], wanted: Collection[str]) -> Source:
-    """The files as one table with every column that any of them has."""
+    """The files as one table with every column that any of them has. Integers in one file and
+    floats or text in another are text, the same for the same whole number."""
     names = [str(file) for file in files]
-    found: dict[str, set[pl.DataType]] = {}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        for columns in pool.map(_read_schema, names):
-            for name, dtype in columns.items():
-                found.setdefault(name, set()).add(dtype)
+        schemas = dict(zip(names, pool.map(_read_schema, names), strict=True))
+    found: dict[str, set[pl.DataType]] = {}
+    for columns in schemas.values():
+        for name, dtype in columns.items():
+            found.setdefault(name, set()).add(dtype)
     widest = {name: _widest(dtypes) for name, dtypes in found.items()}
+    schema = {name: dtype for name, dtype in widest.items() if dtype is not None}
+    as_text = [name for name in widest if name not in schema and _have_texts(found[name])]
     unusable = {
         name: f"has types {' and '.join(sorted(map(str, found[name])))} in its files; expected one"
-        for name, dtype in widest.items()
-        if dtype is None
+        for name in widest
+        if name not in schema and name not in as_text
     }
-    table = pl.scan_parquet(
-        names,
-        glob=False,
-        schema={name: dtype for name, dtype in widest.items() if dtype is not None},
-        cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
-        missing_columns="insert",
-        extra_columns="ignore",
-        include_file_paths=FILE,
-    )
-    return _parquet(path, table, unusable, wanted)
+
+    def types(file: str) -> tuple[pl.DataType, ...]:
+        return tuple(schemas[file].get(name, pl.Null()) for name in as_text)
+
+    def scan(files: Iterable[str], types: Sequence[pl.DataType]) -> pl.LazyFrame:
+        own = dict(zip(as_text, types, strict=True))
+        table = pl.scan_parquet(
+            list(files),
+            glob=False,
+            schema=schema | own,
+            cast_options=pl.ScanCastOptions(integer_cast="upcast", float_cast="upcast"),
+            missing_columns="insert",
+            extra_columns="ignore",
+            include_file_paths=FILE,
+        )
+        return table.with_columns(text_column(name, dtype) for name, dtype in own.items())
+
+    # Neighbours of the same types are read at once; the order of the files stays.
+    tables = [scan(group, key) for key, group in groupby(names, types)]
+    return _parquet(path, pl.concat(tables), unusable, wanted)
 
 
 def _read_schema(file: str) -> Mapping[str, pl.DataType]:
     with reading(file):
         return pl.read_parquet_schema(file)
+
+
+def _have_texts(dtypes: set[pl.DataType]) -> bool:
+    """Whether values of these types that are the same number have the same text."""
+    return all(d.is_integer() or d.is_float() or d in (pl.String, pl.Null) for d in dtypes)
 
 
 def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:

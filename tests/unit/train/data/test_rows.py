@@ -145,11 +145,31 @@ def test_only_the_wanted_columns_are_read(folder: Path) -> None:
 def test_files_may_disagree_about_a_column_that_nobody_needs(
     folder: Path, keep: tuple[str, ...] | None
 ) -> None:
-    frame(6, page=5).write_parquet(folder / "z.parquet")
+    frame(6, page=True).write_parquet(folder / "z.parquet")
     assert read_clicks(folder, keep=keep).clicks.columns == [*frame(0).columns]
-    frame(9).with_columns(item_id=pl.Series([1, 2, 3])).write_parquet(folder / "y.parquet")
-    with pytest.raises(TrainError, match="'item_id' has types Int64 and String in"):
+    frame(9).with_columns(item_id=pl.lit(True)).write_parquet(folder / "y.parquet")
+    with pytest.raises(TrainError, match="'item_id' has types Boolean and String in its files; "):
         read_clicks(folder, keep=keep)
+
+
+def test_whole_numbers_are_the_same_ids_whatever_type_a_file_has_for_them(tmp_path: Path) -> None:
+    """As pandas writes integers of a day in which one is missing."""
+    ids = [[7, 2**60], [7.0, None], ["7", "x"], [None, None], [8, 9]]
+    for day, values in enumerate(ids):
+        table = pl.DataFrame({"item_id": values}, strict=False).with_columns(
+            session_id=pl.lit(f"s{day}"), timestamp_ms=pl.lit(day)
+        )
+        table.write_parquet(tmp_path / f"{day}.parquet")
+    found = read_clicks(tmp_path)
+    assert found.clicks["item_id"].to_list() == ["7", str(2**60), "7", "7", "x", "8", "9"]
+    assert found.rejected == {Reason.BAD_ITEM_ID: 3}
+    assert found.rejected_path is not None
+    written = pl.read_csv(found.rejected_path)
+    assert [Path(file).stem for file in written["file"]] == ["1", "3", "3"]
+    assert written["line"].to_list() == [2, 1, 2]
+    wide = pl.DataFrame({"item_id": [2**63], "session_id": "s", "timestamp_ms": 9})
+    wide.with_columns(pl.col("item_id").cast(pl.UInt64)).write_parquet(tmp_path / "5.parquet")
+    assert read_clicks(tmp_path).clicks["item_id"][-1] == str(2**63)
 
 
 @pytest.mark.parametrize("log", ["{}", "file://{}/", "file://{}/*.parquet"])
