@@ -15,6 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import msgspec
 import polars as pl
 import structlog
 from polars.io.plugins import register_io_source
@@ -307,6 +308,11 @@ def _parquet(
             before = dict(first.collect(engine="streaming").iter_rows())
             row -= pl.col(FILE).replace_strict(before, return_dtype=pl.Int64)
         record = pl.struct(shown).struct.json_encode()
+        for name, dtype in schema.items():
+            if dtype.is_float():  # JSON has no NaN, and Polars writes null, which is something else
+                key = msgspec.json.encode(name).decode()
+                named = record.str.replace(f"{key}:null", f"{key}:NaN", literal=True)
+                record = pl.when(pl.col(name).is_nan()).then(named).otherwise(record)
         return unnest(numbered.with_columns(row.alias(LINE), record.alias(RECORD)))
 
     return Source(unnest(table), False, unusable, with_records, n_records)

@@ -187,6 +187,19 @@ def test_files_may_write_a_column_narrower_or_without_a_value(tmp_path: Path, lo
     assert clicks["dwell"].to_list() == [1, 2.5, 0.1]
 
 
+def test_a_rejected_row_shows_nan_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    ids = pl.Series([float("nan"), None, 1.5])
+    table = pl.DataFrame({"session_id": "s", 'the "id"': ids, "timestamp_ms": [1, 2, -3]})
+    table.write_parquet(path)
+    with pytest.raises(TrainError, match="no good click"):
+        read_clicks(path, Columns(item='the "id"'))
+    written = pl.read_csv(f"{path}.rejected.csv")["record"]
+    assert ["NaN" in record for record in written] == [True, False, False]
+    items = [json.loads(record)['the "id"'] for record in written]
+    assert str(items[0]) == "nan" and items[1:] == [None, 1.5]
+
+
 def test_a_replacement_character_is_bad_in_text_and_good_in_parquet(tmp_path: Path) -> None:
     """In a text file it stands for bytes that are no UTF-8; Parquet holds none."""
     path = tmp_path / "log.parquet"
