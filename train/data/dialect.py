@@ -20,7 +20,12 @@ _SHOWN = {"\t": "tab"}
 _PROBED = 100
 """Records by which a separator and a quoting are judged."""
 _PROBED_BYTES = 2**20
+_SHOWN_LINE = 100
+"""Characters of a line in a sentence."""
 _MOST_RUNS = 10_000
+_SAYS_SEPARATOR = re.compile(rb'(?i)"?sep=([\t -~])"?\r?\n')
+"""First line of a file for a spreadsheet."""
+_SQL = re.compile(rb"(?m)^(?:COPY .* FROM stdin;|INSERT INTO .*VALUES)")
 _UTF16_BYTES = 2**12
 _QUOTED = re.compile(rb'"(?<![^\t\n]")([^"]*+(?:""[^"]*+)*+)"(?=\t|\r?\n|\r?\Z)')
 """A field of tab-separated text that is quoted by RFC 4180."""
@@ -50,6 +55,8 @@ class Described(NamedTuple):
     dialect: Dialect
     names: list[str]
     """Of its columns; without a header "1", "2" and so on. A name may be there twice."""
+    n_skipped: int
+    """Lines before its first record."""
     found_out: dict[str, str]
     """What is not as in a plain CSV file in UTF-8 and was not given."""
     doubts: list[str]
@@ -63,7 +70,8 @@ def describe(
     path: Path, head: bytes, is_whole: bool, form: Form, wanted: Collection[str]
 ) -> Described:
     """How the file that begins with ``head`` is read. ``wanted`` names columns that it should have.
-    Raises TrainError for a file without a header, unless its columns are wanted by their numbers.
+    Raises TrainError for a dump of SQL, and for a file without a header, unless its columns are
+    wanted by their numbers.
     """
     encoding = form.encoding or _encoding(head, is_whole)
     if encoding == "utf-16" and not head.startswith(_UTF16_MARKS):
@@ -77,9 +85,26 @@ def describe(
     dialect = dialect._replace(cr_ends_lines=ends_with_cr)
     if ends_with_cr:
         text = text.replace(b"\r", b"\n")
+    if sql := _SQL.search(text, 0, _PROBED_BYTES):
+        line = sql[0][:_SHOWN_LINE].decode(errors="replace")
+        raise TrainError(
+            f"{path} is a dump of SQL, with the line {line!r}; "
+            "expected a table: let the database write the clicks as CSV with a header, such as "
+            "psql's \\copy clicks to 'clicks.csv' csv header"
+        )
+    separator, is_tab = form.separator, _plain_name(path).endswith((".tsv", ".tab"))
+    n_skipped = 0
+    if said := _SAYS_SEPARATOR.match(text):
+        separator, n_skipped = separator or said[1].decode(errors="replace"), 1
+        text = text[said.end() :]
     if not text.strip(b"\r\n"):
         raise TrainError(f"{path} is empty: it has no header")
-    separator = form.separator or _separator(path, text, dialect, wanted)
+    if text.startswith(b"#"):
+        bare = re.sub(rb"\A(?:#.*\n)+", b"", text)
+        separator = separator or _separator(path, bare or text, dialect, wanted)
+        n_comments = _n_comments(text, separator.encode())
+        n_skipped, text = n_skipped + n_comments, text.split(b"\n", n_comments)[-1]
+    separator = separator or _separator(path, text, dialect, wanted)
     dialect = dialect._replace(separator=separator)
     quoting, doubts = form.quoting, list[str]()
     if quoting is None:
@@ -93,14 +118,13 @@ def describe(
     if not has_header:
         names = [str(n) for n in range(1, len(names) + 1)]
         if wanted and not set(wanted) & set(names):
-            line = text.partition(b"\n")[0].decode(errors="replace").rstrip("\r")[:100]
+            line = text.partition(b"\n")[0].decode(errors="replace").rstrip("\r")[:_SHOWN_LINE]
             raise TrainError(
                 f"{path} has no header: its first line is {line!r}; name its columns by their "
                 f"positions, 1 to {len(names)}, such as --columns session=1,item=3,time=2, or say "
                 "--columns header=yes"
             )
     names = [name or f"column_{n}" for n, name in enumerate(names, 1)]
-    is_tab = _plain_name(path).endswith((".tsv", ".tab"))
     found_out = {
         name: value
         for name, value, given, plain in (
@@ -113,11 +137,24 @@ def describe(
             ("encoding", encoding, form.encoding, "utf-8"),
             ("quoting", quoting, form.quoting, "none" if separator == "\t" else "rfc"),
             ("header", "yes" if has_header else "no", form.header, "yes"),
+            ("skipped_lines", str(n_skipped), None, "0"),
             ("line_ends", "cr" if ends_with_cr else "lf", None, "lf"),
         )
         if given is None and value != plain
     }
-    return Described(dialect._replace(has_header=has_header), names, found_out, doubts)
+    dialect = dialect._replace(has_header=has_header)
+    return Described(dialect, names, n_skipped, found_out, doubts)
+
+
+def _n_comments(text: bytes, separator: bytes) -> int:
+    """Lines at the beginning that begin with # and have another number of separators than the first
+    one that does not: a header, or ids, may begin with # too."""
+    lines = text.split(b"\n")
+    n_marked = next((n for n, line in enumerate(lines) if not line.startswith(b"#")), len(lines))
+    if n_marked == len(lines) or not lines[n_marked].strip():
+        return 0
+    counts = [line.count(separator) for line in lines[: n_marked + 1]]
+    return counts.index(counts[-1])
 
 
 def _plain_name(path: Path) -> str:

@@ -500,6 +500,7 @@ def _read_text(
     own = {str(number[name]): name for name in columns if name in number}
     with reading(path), open_bytes(path) as file:
         reader = Reader(text_chunks(file, found.dialect), found.dialect, len(found.names))
+        reader.skip(found.n_skipped)
         if found.dialect.has_header:
             reader.first()
         with_record = LINE in columns or RECORD in columns

@@ -194,6 +194,13 @@ class Reader:
         self._text, self._at, self._at_end = b"", 0, False
         self._line = 1
 
+    def skip(self, n_lines: int) -> None:
+        """Go past so many lines, which are short and before the first record."""
+        self._fill(_CHUNK)
+        for _ in range(n_lines):
+            self._at = self._text.index(b"\n", self._at) + 1
+        self._line += n_lines
+
     def first(self) -> list[str] | None:
         """The fields of the next record; None at the end of the text."""
         self._fill(_FEW_BYTES)

@@ -236,6 +236,62 @@ def test_lines_between_two_stray_quotes_are_one_record_and_a_warning(
     ]
 
 
+@pytest.mark.parametrize(
+    ("before", "separator", "skipped"),
+    [
+        ("sep=;\n", ";", "1"),
+        ('"sep=^"\r\n', "^", "1"),
+        ("# exported, by hand\n#\n", ",", "2"),
+        ("SEP=|\n# clicks\n", "|", "2"),
+        ("# a note\n# ", ",", "1"),  # of the header itself
+    ],
+)
+def test_what_stands_before_the_header_is_skipped_and_said(
+    tmp_path: Path, before: str, separator: str, skipped: str
+) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(before + PLAIN.replace(",", separator) + f"{separator}x{separator}3\n")
+    with capture_logs() as logs:
+        found = read_clicks(path)
+    assert found.clicks["item_id"].to_list() == ["a", "b"]
+    assert found.rejected_path is not None
+    line = before.count("\n") + 4
+    assert pl.read_csv(found.rejected_path)["line"].to_list() == [line]
+    assert [line["skipped_lines"] for line in logs if "skipped_lines" in line] == [skipped]
+    assert found.clicks.columns[0] == "session_id"
+
+
+@pytest.mark.parametrize("first", ["#", "#7"])
+def test_a_number_sign_may_begin_a_header_or_an_id(tmp_path: Path, first: str) -> None:
+    path = tmp_path / "log.csv"
+    if first == "#":
+        path.write_text("#,session_id,item_id,timestamp_ms\n1,s,a,1\n2,s,b,2\n")
+        assert read(path) == CLICKS
+    else:
+        path.write_text("#7,a,1\n#7,b,2\n#8,a,3\n")
+        rows = read(path, session="1", item="2", time="3")
+        assert rows == [("#7", "a", 1), ("#7", "b", 2), ("#8", "a", 3)]
+
+
+@pytest.mark.parametrize(
+    "dump",
+    [
+        "-- PostgreSQL database dump\n\nCOPY public.clicks (session_id) FROM stdin;\n1\n\\.\n",
+        "-- MySQL dump 10.13\nDROP TABLE IF EXISTS `clicks`;\nINSERT INTO `clicks` VALUES (1,2);\n",
+    ],
+)
+def test_a_dump_of_sql_is_refused_with_what_to_do(tmp_path: Path, dump: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(dump)
+    with pytest.raises(TrainError, match=r"is a dump of SQL, with the line '(COPY|INSERT).*\\copy"):
+        read(path)
+    path.write_text("sep=;\n\n")
+    with pytest.raises(TrainError, match=r"log\.csv is empty: it has no header"):
+        read(path)
+    path.write_text(PLAIN + "INSERT INTO a,b,3\n")
+    assert len(read(path)) == 3
+
+
 # Files
 
 
