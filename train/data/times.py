@@ -44,16 +44,33 @@ _POINTS = r"^\s*\d{1,2}\."
 _OF_DAY = (
     r"(?:[T ,:]+(?P<hour>\d{1,2}):(?P<minute>\d{2})"
     r"(?::(?P<second>\d{2})(?:[.,](?P<fraction>\d+))?)?\s*(?P<half>[AP]M)?)?"
-    r"\s*(?:Z|UTC|GMT)?(?P<zone>[+-]\d{2}(?::?\d{2})?)?\s*(?:UTC|GMT)?\s*$"
+    r"\s*(?:Z|UTC|GMT)?(?P<zone>[+-]\d{2}(?::?\d{2})?)?\s*(?:UTC|GMT)?\s*(?:\(.*\))?\s*$"
 )
+_WEEKDAY = r"(?i)^\s*(?:[A-Z]{3,9},?\s+)?"
 _MONTH = r"(?P<month>\d{1,2}|[A-Z]{3,9})"
 _FORMS = {
     "iso": r"(?i)^\s*(?P<year>\d{4})[-/.](?P<month>\d{1,2})[-/.](?P<day>\d{1,2})" + _OF_DAY,
-    "dmy": rf"(?i)^\s*(?P<day>\d{{1,2}})[-/. ]{_MONTH}[-/., ]+(?P<year>\d{{4}}|\d{{2}})" + _OF_DAY,
-    "mdy": rf"(?i)^\s*{_MONTH}[-/. ](?P<day>\d{{1,2}})[-/., ]+(?P<year>\d{{4}}|\d{{2}})" + _OF_DAY,
+    "dmy": rf"{_WEEKDAY}(?P<day>\d{{1,2}})[-/. ]{_MONTH}[-/., ]+(?P<year>\d{{4}}|\d{{2}})"
+    + _OF_DAY,
+    "mdy": rf"{_WEEKDAY}{_MONTH}[-/. ](?P<day>\d{{1,2}})[-/., ]+(?P<year>\d{{4}}|\d{{2}})"
+    + _OF_DAY,
     "compact": r"(?i)^\s*(?P<year>\d{4})(?P<month>\d{2})(?P<day>\d{2})"
     r"(?:T?(?P<hour>\d{2})(?P<minute>\d{2})(?P<second>\d{2})(?P<fraction>\d{3})?)?Z?\s*$",
 }
+_REWRITTEN = {
+    # Oracle: 21-SEP-26 02.13.20.000000 PM
+    "dmy": (
+        r"(?i)^\s*([0-9]{1,2}-[A-Z]{3}-[0-9]{2,4}) ([0-9]{1,2})\.([0-9]{2})\.([0-9]{2})",
+        "${1} ${2}:${3}:${4}",
+    ),
+    # Java and C: Mon Sep 21 14:13:20 UTC 2026
+    "mdy": (
+        r"(?i)^\s*[A-Z]{3} ([A-Z]{3}) +([0-9]{1,2}) ([0-9]{2}:[0-9]{2}:[0-9]{2})"
+        r"( (?:UTC|GMT)?(?:[+-][0-9]{2}:?[0-9]{2})?)? ([0-9]{4})\s*$",
+        "${1} ${2} ${5} ${3}${4}",
+    ),
+}
+"""Times with their parts in other places, and how the form has them."""
 _FORMS = {unit: form.replace(r"\d", "[0-9]") for unit, form in _FORMS.items()}  # ASCII alone
 _NUMBERS = ("year", "month", "day", "hour", "minute", "second")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
@@ -154,6 +171,8 @@ def _read_text(text: pl.Series, unit: str) -> pl.Series:
 def _read_form(text: pl.Series, unit: str) -> pl.Series:
     """The text's parts are found in one pass, and the time is computed from them: Polars' own
     formats would need a pass for each form of fraction and zone, and take longer."""
+    if unit in _REWRITTEN:
+        text = text.str.replace(*_REWRITTEN[unit])
     found = text.alias("text").to_frame().select(pl.col("text").str.extract_groups(_FORMS[unit]))
     parts = found.unnest("text")
     numbers = [name for name in _NUMBERS if name in parts.columns]
@@ -224,7 +243,7 @@ def _likely_unit(values: pl.Series) -> tuple[TimeUnit | None, tuple[str, ...]]:
             return "compact", ()
         return "order", ()
     reads = {unit: _reads(values, unit) for unit in _FORMS}
-    if not values.cast(pl.String).str.contains("[0-9]{4}").any():
+    if not values.cast(pl.String).str.contains("[0-9]{4}|[-/ ][A-Za-z]{3,9}[-/ ]").any():
         # Of 26-03-01 nobody knows which is the year.
         reads = dict.fromkeys(reads, 0)
     best = max(reads.values())
@@ -296,8 +315,8 @@ def _check_unit(where: str, values: pl.Series, unit: TimeUnit, likely: TimeUnit 
     elif bad.all():
         raise TrainError(
             f"{found}; expected times since 1970 that are not in the future: set time_unit in "
-            f"--columns to one of {', '.join(get_args(TimeUnit))}, or name another column with "
-            "time=NAME"
+            f"--columns to one of {', '.join(get_args(TimeUnit))}, name another column with "
+            "time=NAME, or write the times as ISO 8601, such as 2026-09-21T14:13:20Z"
         )
     else:
         log.warning("times_not_read", found=found)

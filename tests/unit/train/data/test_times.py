@@ -49,6 +49,13 @@ from train.data.ids import Reason
         ("mdy", "04/07/2014 12:51 am", 1396831860000),
         ("mdy", "April 7, 2014 10:51", 1396867860000),
         ("iso", "2012-02-29", 1330473600000),
+        ("dmy", "Mon, 07 Apr 2014 12:51:09 +0200", 1396867869000),
+        ("dmy", "07-APR-14 10.51.09.277000 PM", 1396911069277),
+        ("dmy", "07-APR-14 12.51.09.277000 PM +02:00", 1396867869277),
+        ("mdy", "Mon Apr 07 10:51:09 UTC 2014", 1396867869000),
+        ("mdy", "Mon Apr  7 10:51:09 2014", 1396867869000),
+        ("mdy", "Mon Apr 07 12:51:09 GMT+02:00 2014", 1396867869000),
+        ("mdy", "Mon Apr 07 2014 12:51:09 GMT+0200 (Central European Time)", 1396867869000),
     ],
 )
 def test_times_are_read_in_the_declared_unit(
@@ -75,12 +82,15 @@ def test_times_are_read_in_the_declared_unit(
         ("iso", "2013-04-07 and more"),
         ("iso", "1396867869277"),
         ("mdy", "Foo 7, 2014"),
+        ("mdy", "Mon Apr 07 10:51:09 CEST 2014"),  # of which there may be several
+        ("dmy", "07-APR-14 10.61.09 PM"),
         ("ms", "1,396,867,869,277"),
         ("s", "nan"),
     ],
 )
 def test_a_time_that_does_not_exist_is_bad(tmp_path: Path, unit: str, text: str) -> None:
-    good = {"iso": "2013-04-07", "mdy": "4/7/2013", "s": "1396437466"}.get(unit, "1396437466123")
+    forms = {"iso": "2013-04-07", "dmy": "7/4/2013", "mdy": "4/7/2013", "s": "1396437466"}
+    good = forms.get(unit, "1396437466123")
     path = tmp_path / "log.csv"
     path.write_text(f'session_id,item_id,timestamp_ms\ns,a,{good}\ns,a,"{text}"\ns,a,{good}\n')
     found = read_clicks(path, Columns.model_validate({"time_unit": unit}))
@@ -114,6 +124,25 @@ def log_of(tmp_path: Path, values: Sequence[object], session: str = "s") -> Path
     frame = {"session_id": [session] * len(values), "item_id": "a", "timestamp_ms": values}
     pl.DataFrame(frame).write_csv(path)
     return path
+
+
+@pytest.mark.parametrize(
+    ("unit", "form"),
+    [
+        ("dmy", "%a, %d %b %Y %H:%M:%S +0000"),
+        ("dmy", "%d/%b/%Y:%H:%M:%S +0000"),
+        ("dmy", "%d-%b-%y %I.%M.%S.000000 %p"),
+        ("dmy", "%d-%b-%y %I.%M.%S %p"),
+        ("mdy", "%a %b %d %H:%M:%S UTC %Y"),
+        ("mdy", "%a %b %d %Y %H:%M:%S GMT+0000 (Coordinated Universal Time)"),
+    ],
+)
+def test_times_with_a_month_by_its_name_need_no_unit(tmp_path: Path, unit: str, form: str) -> None:
+    path = log_of(tmp_path, times(form, 7))
+    with capture_logs() as logs:
+        found = read_clicks(path).clicks["timestamp_ms"]
+    assert [line["columns"] for line in logs] == [f"time_unit={unit}"]
+    assert found.to_list() == [1000 * (1_396_437_466 + 86_400 * day) for day in range(7)]
 
 
 @pytest.mark.parametrize("unit", FORMS)
