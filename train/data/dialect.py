@@ -73,10 +73,7 @@ def describe(
     Raises TrainError for a dump of SQL, and for a file without a header, unless its columns are
     wanted by their numbers.
     """
-    encoding = form.encoding or _encoding(head, is_whole)
-    if encoding == "utf-16" and not head.startswith(_UTF16_MARKS):
-        found = _encoding(head, is_whole)
-        encoding = found if found.startswith("utf-16") else "utf-16-le"
+    encoding = find_encoding(head, is_whole, form)
     dialect = Dialect(",", "rfc", encoding, True, False)
     text = b"".join(text_chunks(io.BytesIO(head), dialect))
     if not is_whole:
@@ -144,6 +141,14 @@ def describe(
     }
     dialect = dialect._replace(has_header=has_header)
     return Described(dialect, names, n_skipped, found_out, doubts)
+
+
+def find_encoding(head: bytes, is_whole: bool, form: Form) -> str:
+    """The encoding of a file that begins so, given or found out."""
+    found = _encoding(head, is_whole)
+    if form.encoding == "utf-16" and not head.startswith(_UTF16_MARKS):
+        return found if found.startswith("utf-16") else "utf-16-le"
+    return form.encoding or found
 
 
 def _n_comments(text: bytes, separator: bytes) -> int:

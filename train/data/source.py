@@ -5,7 +5,7 @@ the table is collected.
 """
 
 import glob
-from codecs import BOM_UTF8
+import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ import structlog
 from polars.io.plugins import register_io_source
 
 from train.command import TrainError
-from train.data.dialect import FOUND_OUT, Described, Form, describe
+from train.data.dialect import FOUND_OUT, Described, Form, describe, find_encoding
 from train.data.ids import text_column
 from train.data.json_lines import Keys, find_keys
 from train.data.json_lines import frames as json_frames
@@ -469,9 +469,14 @@ def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
     if head.startswith(b"PAR1"):
         raise TrainError(f"{path} is a Parquet file; rename it to end in .parquet")
     is_whole, head = len(head) <= HEAD_BYTES, head[:HEAD_BYTES]
-    if head.removeprefix(BOM_UTF8).lstrip()[:1] in (b"{", b"["):
-        keys = find_keys(path, head.removeprefix(BOM_UTF8), is_whole, wanted)
-        return _Text(keys.names, keys.unusable(), {}, [], partial(_read_json, path, keys))
+    encoding = find_encoding(head, is_whole, form)
+    plain = Dialect(",", "none", encoding, False, False)
+    text = b"".join(text_chunks(io.BytesIO(head), plain))
+    if text.lstrip()[:1] in (b"{", b"["):
+        keys = find_keys(path, text, is_whole, wanted)
+        found_out = {"encoding": encoding} if encoding not in ("utf-8", form.encoding) else {}
+        frames = partial(_read_json, path, keys, plain)
+        return _Text(keys.names, keys.unusable(), found_out, [], frames)
     found = describe(path, head, is_whole, form, wanted)
     twice = {name for name, count in Counter(found.names).items() if count > 1}
     return _Text(
@@ -484,12 +489,11 @@ def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
 
 
 def _read_json(
-    path: Path, keys: Keys, columns: Sequence[str], _spans: list[Spans]
+    path: Path, keys: Keys, dialect: Dialect, columns: Sequence[str], _spans: list[Spans]
 ) -> Iterator[pl.DataFrame]:
-    plain = Dialect(",", "none", "utf-8", False, False)
     own = [name for name in columns if name in keys.names]
     with reading(path), open_bytes(path) as file:
-        chunks = text_chunks(file, plain)
+        chunks = text_chunks(file, dialect)
         yield from json_frames(chunks, keys, own, with_record=LINE in columns or RECORD in columns)
 
 

@@ -457,6 +457,19 @@ def test_a_list_or_an_object_is_no_id(tmp_path: Path, monkeypatch: pytest.Monkey
         read(tmp_path / "log.parquet")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "cp1252", "latin-1"])
+def test_the_encoding_of_json_is_found_out_or_said(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "log.jsonl"
+    line = {"session_id": "é", "item_id": "ü", "timestamp_ms": 1}
+    path.write_text(f"{json.dumps(line, ensure_ascii=False)}\n", encoding=encoding)
+    with capture_logs() as logs:
+        assert read(path) == [("é", "ü", 1)]
+    said = {"utf-16-be": "utf-16-be", "latin-1": "cp1252", "utf-8-sig": None}
+    found = [line.get("encoding") for line in logs if line["event"] == "log_format_found"]
+    assert found == [name for name in [said.get(encoding, encoding)] if name]
+    assert read(path, encoding=encoding.removesuffix("-sig")) == [("é", "ü", 1)]
+
+
 def test_a_json_array_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = tmp_path / "log.json"
     path.write_text('[{"session_id": "s"},\n{"session_id": "s"}]')
