@@ -53,6 +53,11 @@ KNOWN_COLUMNS: dict[str, tuple[tuple[str, ...], ...]] = {
 }
 """What logs call the columns of a click. Of the names in one row none is better than another; those
 of a later row count where the log has none of an earlier one."""
+_OF_TIME = re.compile(
+    r"(?i:(?:^|[ _.-])(?:at|time|date|datetime|ts|timestamp|when)(?:$|[ _-]))"
+    r"|^(?:date|time)(?=[A-Z])|(?<=[a-z])(?:At|Time|Date|DateTime|Ts|TS|Timestamp)$|(?i:timestamp|datetime)"
+)
+"""What the names of other columns of times have in them: visited_at, dateAdded, TS."""
 _EVENT_TYPE = "event_type"
 _PRESETS: dict[str, dict[str, str]] = {
     "wire": {"session": "session_id", "item": "item_id", "time": "timestamp_ms"},
@@ -222,6 +227,8 @@ def _only(names: Iterable[str], role: str) -> str | None:
 def _missing(path: str | Path, names: Iterable[str], name: str, *roles: str) -> TrainError:
     own = [column for column in names if not column.startswith("\0")]
     likely = [f"{r}={c}" for r in roles for row in likely_columns(own, r) for c in row]
+    if "time" in roles and not likely:
+        likely = [f"time={column}" for column in own if _OF_TIME.search(column)]
     advice = " or ".join(likely or [f"{role}=NAME" for role in roles])
     return TrainError(
         f"{path} has no column {name!r}; its columns are {', '.join(own)}: set {advice} in "

@@ -71,9 +71,15 @@ def test_the_type_of_event_is_found_where_it_has_another_name() -> None:
         ),
         ("session_id item_id time", {"item": "sku"}, r"no column 'sku'; .*: set item=item_id in"),
         (
-            "session_id item_id when",
+            "session_id item_id moment",
             {},
-            r"are session_id, item_id, when: set time=NAME in --columns",
+            r"are session_id, item_id, moment: set time=NAME in --columns",
+        ),
+        (
+            "session_id item_id cat visited_at dateAdded time_local clickDate format ts-utc",
+            {},
+            r": set time=visited_at or time=dateAdded or time=time_local or time=clickDate or "
+            r"time=ts-utc in --columns",
         ),
         ("a item_id time", {}, r"no column 'session_id'; .*: set session=NAME or visitor=NAME in"),
         ("session_id item_id time", {"visitor": "who"}, r"no column 'who'; .*: set visitor=NAME"),
