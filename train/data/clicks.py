@@ -53,6 +53,7 @@ from train.data.source import FILE, open_log, reading
 from train.data.text import MALFORMED
 from train.data.times import TimeUnit, check_moments, find_unit, parse_time
 
+_TYPES_SHOWN = 5
 NAMES_AT_ONCE = 1_000_000
 _IS_GOOD = "\0is_good"
 
@@ -72,6 +73,8 @@ class Log(NamedTuple):
     """Of the log's files. Each is a click, rejected or filtered."""
     n_filtered: int
     """Rows of types of event that do not advance a session, whether good otherwise or not."""
+    filtered_types: dict[str, int]
+    """The most frequent of those types, with their rows; a row without a type is of (none)."""
     visitor: Largest | None
     """The one with the most clicks; None where the log names its sessions itself."""
 
@@ -105,6 +108,8 @@ class Rows(NamedTuple):
     n_records: int
     n_filtered: int
     """Bad rows of types of event that do not advance a session."""
+    filtered_types: dict[str, int]
+    """The most frequent of those types, with all their rows."""
 
 
 def read_clicks(
@@ -163,7 +168,7 @@ def read_clicks(
     else:
         rejected.unlink(missing_ok=True)  # of a run before the log was mended
     n_bad, clicks, unwanted = rows.n_bad, rows.good, rows.unwanted
-    n_records, n_filtered = rows.n_records, rows.n_filtered
+    n_records, n_filtered, filtered_types = rows.n_records, rows.n_filtered, rows.filtered_types
     del rows
     check_moments(path, columns.time, clicks["timestamp_ms"])
     if unwanted is not None and idle_timeout_s is not None:
@@ -185,7 +190,7 @@ def read_clicks(
     # Of the law that no record is lost; a difference would be a mistake of ours.
     assert len(clicks) + n_filtered + sum(n_bad.values()) == n_records
     where = rejected if n_bad else None
-    return Log(clicks, n_bad, where, idle_timeout_s, n_records, n_filtered, visitor)
+    return Log(clicks, n_bad, where, idle_timeout_s, n_records, n_filtered, filtered_types, visitor)
 
 
 def columns_of_log(path: str | Path, columns: Columns) -> Columns:
@@ -269,6 +274,13 @@ def read_rows(
         assert len(rows) == source.n_records(), (len(rows), source.n_records())
         reasons = rows[REASON].drop_nulls().value_counts(sort=True)
         n_bad = {Reason(name): n for name, n in reasons.iter_rows()}
+        filtered_types = {}
+        if event_types is not None and event_types.column in rows.columns:
+            filtered = rows.lazy().filter(pl.col(REASON).is_null() & ~is_wanted)
+            kind = text_column(event_types.column, schema[event_types.column]).fill_null("(none)")
+            counts = filtered.group_by(kind.alias("type")).len()
+            most = counts.sort("len", "type", descending=[True, False]).head(_TYPES_SHOWN)
+            filtered_types = dict(most.collect(engine="streaming").iter_rows())
         clicks = rows if rows[_IS_GOOD].all() else rows.filter(_IS_GOOD)
         clicks = clicks.drop(_IS_GOOD, REASON).rechunk()
         if Reason.NO_SESSION_ID in n_bad:
@@ -287,6 +299,7 @@ def read_rows(
             source.doubts(),
             n_records=len(rows),
             n_filtered=len(rows) - len(clicks) - sum(n_bad.values()),
+            filtered_types=filtered_types,
         )
 
 

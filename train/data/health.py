@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import polars as pl
 from jaxtyping import Bool, Int64, UInt32
+from pydantic import Field
 
 from stream.contract.click import EARLIEST_MS
 from train.command import Settings
@@ -77,6 +78,8 @@ class Health(Settings):
     records: int
     filtered: int
     """Records of event types that are not wanted."""
+    filtered_types: dict[str, int] = Field(default={})
+    """The most frequent of those types."""
     rejected: dict[str, int]
     """Bad records by reason."""
     clicks: int
@@ -124,6 +127,7 @@ def examine(
     clicks: pl.DataFrame,
     *,
     filtered: int = 0,
+    filtered_types: Mapping[str, int] | None = None,
     rejected: Mapping[Reason, int] | None = None,
     visitor: Largest | None = None,
 ) -> Health:
@@ -145,6 +149,7 @@ def examine(
     health = Health(
         records=n + filtered + sum(bad.values()),
         filtered=filtered,
+        filtered_types=dict(filtered_types or {}),
         rejected=bad,
         clicks=n,
         sessions=len(lengths),
@@ -194,7 +199,7 @@ def figures_of(health: Health) -> list[tuple[str, str]]:
     return [
         ("records", f"{h.records:,}"),
         ("  read", f"{h.clicks:,}"),
-        ("  filtered", f"{h.filtered:,} (event types that are not wanted)" if h.filtered else "0"),
+        ("  filtered", _filtered(h)),
         ("  rejected", rejected or "0"),
         ("sessions", f"{h.sessions:,}; {share(h.single_click_sessions)} have one click"),
         *([] if h.visitors is None else [("visitors", f"{h.visitors:,}")]),
@@ -214,6 +219,15 @@ def figures_of(health: Health) -> list[tuple[str, str]]:
             for day, clicks, new in h.last_days
         ),
     ]
+
+
+def _filtered(h: Health) -> str:
+    if not h.filtered:
+        return "0"
+    types = [f"{name} {n:,}" for name, n in h.filtered_types.items()]
+    others = h.filtered - sum(h.filtered_types.values())
+    shown = ", ".join([*types, *[f"others {others:,}"] * (others > 0)])
+    return f"{h.filtered:,} (event types that are not wanted: {shown})"
 
 
 def _robots(

@@ -299,7 +299,16 @@ def read_training_log(
 
 def _tell(path: str | Path, health: Health) -> None:
     """A line about the log, and one for each warning; `look` and the report have the rest."""
-    shown = ("records", "filtered", "clicks", "sessions", "items", "lengths", "repeats")
+    shown = (
+        "records",
+        "filtered",
+        "filtered_types",
+        "clicks",
+        "sessions",
+        "items",
+        "lengths",
+        "repeats",
+    )
     log.info("log_examined", path=str(path), **health.model_dump(include=set(shown)))
     for finding in health.findings:
         log.warning(finding.name, **finding.model_dump(exclude={"name"}))
@@ -334,7 +343,13 @@ def look_at(settings: Reading, *, rejected_path: Path | None = None) -> tuple[Lo
 
 def health_of(log: Log) -> Health:
     """The health of a log that was just read."""
-    return examine(log.clicks, filtered=log.n_filtered, rejected=log.rejected, visitor=log.visitor)
+    return examine(
+        log.clicks,
+        filtered=log.n_filtered,
+        filtered_types=log.filtered_types,
+        rejected=log.rejected,
+        visitor=log.visitor,
+    )
 
 
 def _check_given(settings: LogSettings, fields: Sequence[ContextField]) -> None:

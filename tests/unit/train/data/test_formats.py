@@ -529,6 +529,7 @@ def test_an_event_of_another_type_is_filtered_good_or_not(tmp_path: Path) -> Non
     found = read_clicks(path, event_types=EventTypes(inputs=("view",)))
     assert found.clicks["item_id"].to_list() == ["a"]
     assert (found.n_records, found.n_filtered) == (6, 3)
+    assert found.filtered_types == {"search": 2, "(none)": 1}
     assert found.rejected == {Reason.BAD_ITEM_ID: 1, Reason.BAD_FIELD: 1}
 
 

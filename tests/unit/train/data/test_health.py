@@ -11,8 +11,8 @@ from tests.unit.train.building import markov_clicks
 from train.__main__ import main
 from train.data.clicks import read_clicks
 from train.data.columns import Columns
-from train.data.filters import DAY_MS, LONGEST_SESSION
-from train.data.health import LAST_DAYS, Health, describe
+from train.data.filters import DAY_MS, LONGEST_SESSION, EventTypes
+from train.data.health import LAST_DAYS, Health, describe, figures_of
 from train.data.synthetic import FIRST_DAY_MS, generate_synthetic
 from train.fit.training_log import health_of
 
@@ -63,6 +63,21 @@ def test_the_figures_are_those_counted_by_hand(tmp_path: Path) -> None:
     assert health.largest_session == pytest.approx(3 / 7)
     assert health.last_days == [("2024-01-01", 3, 2), ("2024-01-02", 1, 0), ("2024-01-03", 3, 1)]
     assert health.clicks_by_hour[:2] == [6, 1]
+
+
+def test_filtered_types_are_named_the_most_frequent_first(tmp_path: Path) -> None:
+    path = tmp_path / "log.parquet"
+    kinds = [*["view"] * 30, *["search"] * 20, *[f"type{n}" for n in range(9)]]
+    clicks = SOUND.head(len(kinds)).with_columns(
+        event_type=pl.Series(kinds), item_id=pl.when(pl.Series(kinds) != "search").then("item_id")
+    )
+    clicks.write_parquet(path)
+    log = read_clicks(path, event_types=EventTypes(inputs=("view",)))
+    line = next(text for label, text in figures_of(health_of(log)) if label == "  filtered")
+    assert line == (
+        "29 (event types that are not wanted: search 20, type0 1, type1 1, type2 1, type3 1, "
+        "others 5)"
+    )
 
 
 def test_a_sound_log_has_no_warning_and_one_screen(tmp_path: Path) -> None:
