@@ -15,9 +15,9 @@ from train.baselines.named import COMPARED, BaselineName, build_baseline, is_bas
 from train.baselines.popularity import item_support
 from train.blend.blend import load_blend, load_weights
 from train.command import Settings, TrainError
-from train.data.clicks import columns_of_log, read_clicks
+from train.data.clicks import read_clicks
 from train.data.sessions import Sessions, build_sessions
-from train.fit.training_log import ColumnNames, check_context_columns, columns_of, warn_unless_newer
+from train.fit.training_log import ColumnNames, columns_of, columns_of_log, warn_unless_newer
 from train.folders import make_folder
 from train.measure.metrics import lost_predictions
 from train.measure.predictor import MODEL, ModelPredictor
@@ -137,8 +137,8 @@ def read_as_trained(
     """The good clicks of a log, read as the checkpoint's own was: sessions, event types, context.
     Raises TrainError for a log that cannot be read or lacks a column, before anything is read."""
     own = columns_of({"event_type": info.event_types.column, **columns})
-    check_context_columns(path, own, info.model.context)
-    column = columns_of_log(path, own).event_type
+    context = [field.name for field in info.model.context if field.kind == "column"]
+    column = columns_of_log(path, own, context).event_type
     return read_clicks(
         path,
         own,

@@ -193,14 +193,6 @@ def read_clicks(
     return Log(clicks, n_bad, where, idle_timeout_s, n_records, n_filtered, filtered_types, visitor)
 
 
-def columns_of_log(path: str | Path, columns: Columns) -> Columns:
-    """The columns as the log has them, its rows unread; raises TrainError as `find_columns`."""
-    source = open_log(path, columns.form(), columns.wanted())
-    with reading(path):
-        names = source.table.collect_schema().names()
-    return find_columns(path, dict.fromkeys([*names, *source.unusable]), columns)
-
-
 def read_rows(
     path: str | Path,
     columns: Columns,

@@ -17,12 +17,11 @@ from train.command import Settings, TrainError
 from train.data.clicks import (
     Filters,
     Log,
-    columns_of_log,
     filter_clicks,
     read_clicks,
     split_by_time,
 )
-from train.data.columns import Columns
+from train.data.columns import Columns, find_columns
 from train.data.context import TIME_FIELDS, ContextField, learn_fields
 from train.data.filters import EventTypes, Filtered, TargetWeight
 from train.data.health import Health, examine
@@ -216,25 +215,21 @@ def read_training_log(
     if fields is not None:
         names = tuple(field.name for field in fields)
         _check_given(settings, fields)
-    columns = columns_of_log(settings.clicks, settings.log_columns)
+    context, needs_types = [n for n in names if n not in TIME_FIELDS], bool(settings.event_types)
+    own = settings.log_columns
+    columns = columns_of_log(settings.clicks, own, context, needs_types=needs_types)
     event_types, idle_timeout_s = _how_read(settings, columns)
-    wanted = [("context", name) for name in names if name not in TIME_FIELDS]
-    if event_types.inputs is not None:
-        wanted.append(("event_types", event_types.column))
-    for setting, name in wanted:
-        if name in columns.sources():
-            raise TrainError(f"{setting}={name}: that column is the log's session, item or time")
     newer_log = None if isinstance(settings.validation, float) else settings.validation
-    logs = [settings.clicks] if newer_log is None else [settings.clicks, newer_log]
-    for path in logs:
-        _check_columns(path, columns, wanted)
+    if newer_log is not None:
+        own = own.model_copy(update={"event_type": columns.event_type})
+        columns_of_log(newer_log, own, context, needs_types=needs_types)
 
     def read(path: str | Path) -> Log:
         return read_clicks(
             path,
             settings.log_columns,
             idle_timeout_s=settings.idle_timeout_s if path == settings.clicks else idle_timeout_s,
-            keep=[name for _, name in wanted],
+            keep=[*context, *[event_types.column] * needs_types],
             event_types=event_types,
             allowed_lateness_s=settings.allowed_lateness_s,
         )
@@ -327,9 +322,9 @@ def _nothing_left(settings: LogSettings, filtered: Filtered) -> str:
 def look_at(settings: Reading, *, rejected_path: Path | None = None) -> tuple[Log, Health]:
     """The log without its further columns but for the one of event types, if it has one, and its
     health. Raises TrainError."""
-    event_types, _ = how_read(settings)
-    if event_types.inputs:
-        _check_columns(settings.clicks, settings.log_columns, [("event_types", event_types.column)])
+    needs_types = bool(settings.event_types)
+    columns = columns_of_log(settings.clicks, settings.log_columns, needs_types=needs_types)
+    event_types, _ = _how_read(settings, columns)
     log = read_clicks(
         settings.clicks,
         settings.log_columns,
@@ -377,26 +372,27 @@ def warn_unless_newer(path: str | Path, sessions: Sessions, last_timestamp_ms: i
         )
 
 
-def check_context_columns(
-    path: str | Path, columns: Columns, fields: Sequence[ContextField]
-) -> None:
-    """Raise TrainError unless the log has the columns that the fields are read from."""
-    wanted = [("context", field.name) for field in fields if field.kind == "column"]
-    _check_columns(path, columns, wanted)
+def columns_of_log(
+    path: str | Path, columns: Columns, context: Sequence[str] = (), *, needs_types: bool = False
+) -> Columns:
+    """The columns as the log has them, its rows unread.
 
-
-def _check_columns(path: str | Path, columns: Columns, wanted: Sequence[tuple[str, str]]) -> None:
-    """Raise TrainError unless the log has the columns, each with the setting that names it."""
-    if not wanted:
-        return
-    paths = [name for _, name in wanted if "." in name]
+    Raises TrainError as `find_columns`, and unless the log has the columns named by ``context``
+    and, where they are needed, of event types.
+    """
+    paths = [name for name in context if "." in name]
     source = open_log(path, columns.form(), (*columns.wanted(), *paths))
     with reading(path):
         schema = source.table.collect_schema()
+    columns = find_columns(path, dict.fromkeys([*schema, *source.unusable]), columns)
+    wanted = [("context", name) for name in context]
+    wanted += [("event_types", columns.event_type)] * needs_types
     found = ", ".join(name for name in schema.names() if not name.startswith("\0"))
     for setting, name in wanted:
         problem = None
-        if name in source.unusable:
+        if name in columns.sources():
+            problem = "that column is the log's session, item or time"
+        elif name in source.unusable:
             problem = f"{path}: that column {source.unusable[name]}"
         elif name not in schema:
             times = ", ".join(TIME_FIELDS)
@@ -405,3 +401,4 @@ def _check_columns(path: str | Path, columns: Columns, wanted: Sequence[tuple[st
             problem = f"{path} has {schema[name]} there; expected text, numbers or truth values"
         if problem:
             raise TrainError(f"{setting}={name}: {problem}")
+    return columns
