@@ -211,7 +211,7 @@ def found_pairs(given: Columns, found: Columns) -> str:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[ #_-]", "", name.casefold())
+    return re.sub(r"^#|[ _-]", "", name.casefold())
 
 
 def _has(names: Collection[str], name: str) -> bool:
