@@ -43,10 +43,6 @@ class Form(NamedTuple):
 
 
 FOUND_OUT = Form()
-_KEPT_QUOTES = (
-    "{} fields begin and end with a quote and are read with it; if the quotes are no part of the "
-    "values, set --columns quoting=rfc"
-)
 
 
 class Described(NamedTuple):
@@ -59,8 +55,6 @@ class Described(NamedTuple):
     """Lines before its first record."""
     found_out: dict[str, str]
     """What is not as in a plain CSV file in UTF-8 and was not given."""
-    doubts: list[str]
-    """What may have to be said otherwise, a sentence each."""
 
 
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -103,9 +97,7 @@ def describe(
         n_skipped, text = n_skipped + n_comments, text.split(b"\n", n_comments)[-1]
     separator = separator or _separator(path, text, dialect, wanted)
     dialect = dialect._replace(separator=separator)
-    quoting, doubts = form.quoting, list[str]()
-    if quoting is None:
-        quoting, doubts = _quoting(text, is_whole, dialect)
+    quoting = form.quoting or _quoting(text, is_whole, dialect)
     dialect = dialect._replace(quoting=quoting)
     first = Reader(iter([text]), dialect, 0).first() or []
     names = [name.strip() for name in first]
@@ -140,7 +132,7 @@ def describe(
         if given is None and value != plain
     }
     dialect = dialect._replace(has_header=has_header)
-    return Described(dialect, names, n_skipped, found_out, doubts)
+    return Described(dialect, names, n_skipped, found_out)
 
 
 def find_encoding(head: bytes, is_whole: bool, form: Form) -> str:
@@ -218,18 +210,15 @@ def _first_records(reader: Reader) -> list[list[str]]:
     return records
 
 
-def _quoting(text: bytes, is_whole: bool, dialect: Dialect) -> tuple[Quoting, list[str]]:
-    """The quoting, and what is doubtful about it."""
+def _quoting(text: bytes, is_whole: bool, dialect: Dialect) -> Quoting:
     is_tab = dialect.separator == "\t"
     if b'"' not in text:
-        return "none" if is_tab else "rfc", []
-    if is_tab and not _is_quoted_throughout(text):
-        quoted = list(_QUOTED.finditer(text))
-        if not _is_quoted_where_needed(text, is_whole, quoted):
-            return "none", [_KEPT_QUOTES.format(len(quoted))] if quoted else []
+        return "none" if is_tab else "rfc"
+    if is_tab and not (_is_quoted_throughout(text) or _is_quoted_where_needed(text, is_whole)):
+        return "none"
     at = text.find(b'\\"')
     if at < 0:
-        return "rfc", []
+        return "rfc"
     # Around the first backslash before a quote.
     at = text.rfind(b"\n", 0, at) + 1
     part = text[at : at + _PROBED_BYTES]
@@ -238,7 +227,7 @@ def _quoting(text: bytes, is_whole: bool, dialect: Dialect) -> tuple[Quoting, li
     by_rfc, by_backslash = (
         _n_malformed(part, dialect._replace(quoting=quoting), n_columns) for quoting in quotings
     )
-    return "backslash" if by_backslash < by_rfc else "rfc", []
+    return "backslash" if by_backslash < by_rfc else "rfc"
 
 
 def _is_quoted_throughout(text: bytes) -> bool:
@@ -249,10 +238,11 @@ def _is_quoted_throughout(text: bytes) -> bool:
     return all(quoted.search(line) for line in lines)
 
 
-def _is_quoted_where_needed(text: bytes, is_whole: bool, quoted: Sequence[re.Match[bytes]]) -> bool:
+def _is_quoted_where_needed(text: bytes, is_whole: bool) -> bool:
     """Whether fields of tab-separated text are quoted for what they hold: a doubled quote, a tab or
     a line's end, and no quote stands elsewhere. Both a tab and a line's end may be two lines
     between stray quotes."""
+    quoted = list(_QUOTED.finditer(text))
     if not quoted:
         return False
     # Behind the last one the text may be cut off in a field.

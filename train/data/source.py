@@ -32,7 +32,7 @@ from train.data.text import (
     RECORD,
     Dialect,
     Reader,
-    Spans,
+    Tally,
     open_bytes,
     text_chunks,
 )
@@ -58,6 +58,10 @@ _LAKES = {
     "metadata/*.metadata.json": "Iceberg",
     ".hoodie": "Hudi",
 }
+_QUOTED = (
+    "{} fields begin with a quote and are read with it; if the quotes are no part of the values, "
+    "set --columns quoting=rfc"
+)
 _JOINED = (
     "{} records span more than one line and have as many separators as if each line were a record; "
     "if no field is quoted, set --columns quoting=none"
@@ -378,10 +382,9 @@ class _Text(NamedTuple):
     names: list[str]
     unusable: dict[str, str]
     found_out: dict[str, str]
-    doubts: list[str]
-    frames: Callable[[Sequence[str], list[Spans]], Iterator[pl.DataFrame]]
-    """Its records in pieces: those of the columns that it has. At the end the list gets those of
-    them that stand on several lines."""
+    frames: Callable[[Sequence[str], list[Tally]], Iterator[pl.DataFrame]]
+    """Its records in pieces: those of the columns that it has. At the end the list gets what may
+    be wrong in them."""
 
 
 def _scan_texts(
@@ -396,7 +399,7 @@ def _scan_texts(
                 "do; move it away, or name the log's files by a glob such as '*.csv'"
             )
     found_out = {key: value for text in texts.values() for key, value in text.found_out.items()}
-    n_records, all_spans = 0, list[Spans]()
+    n_records, tally = 0, Tally()
 
     def scan(*further: str) -> pl.LazyFrame:
         schema: dict[str, pl.DataType] = dict.fromkeys([*names, *[FILE] * is_many], pl.String())
@@ -411,28 +414,29 @@ def _scan_texts(
             n_rows: int | None,
             _batch_size: int | None,
         ) -> Iterator[pl.DataFrame]:
-            nonlocal n_records, all_spans
-            n_read, spans = 0, list[Spans]()
+            nonlocal n_records, tally
+            n_read, tallies = 0, list[Tally]()
             for file, text in texts.items():
                 own = list(schema) if columns is None else columns
-                for frame in text.frames(own, spans):
+                for frame in text.frames(own, tallies):
                     n_read += len(frame)
                     frame = _with_columns(frame, own, file)
                     shown = frame if predicate is None else frame.filter(predicate)
                     yield shown if n_rows is None else shown.head(n_rows)
                     if n_rows is not None and (n_rows := n_rows - len(shown)) <= 0:
                         return
-            n_records, all_spans = n_read, spans
+            n_records, tally = n_read, sum(tallies, Tally())
 
         return register_io_source(read, schema=schema)
 
-    def spanning() -> dict[str, str]:
-        n_records = sum(found.records for found in all_spans)
-        return {"records_on_several_lines": str(n_records)} if n_records else {}
+    def all_found_out() -> dict[str, str]:
+        spanning = {"records_on_several_lines": str(tally.spanning)} if tally.spanning else {}
+        return found_out | spanning
 
-    def joined() -> list[str]:
-        n_doubtful = sum(found.doubtful for found in all_spans)
-        return [_JOINED.format(n_doubtful)] if n_doubtful else []
+    def doubts() -> list[str]:
+        is_given = form.quoting is not None
+        found = ((_JOINED, tally.joined), (_QUOTED, 0 if is_given else tally.quoted))
+        return [sentence.format(n) for sentence, n in found if n]
 
     n_bytes = sum(file.stat().st_size * (_PACKS if _is_packed(file) else 1) for file in files)
     return Source(
@@ -441,11 +445,8 @@ def _scan_texts(
         {name: why for text in texts.values() for name, why in text.unusable.items()},
         lambda: scan(LINE, RECORD),
         lambda: n_records,
-        lambda: found_out | spanning(),
-        lambda: [
-            *dict.fromkeys(doubt for text in texts.values() for doubt in text.doubts),
-            *joined(),
-        ],
+        all_found_out,
+        doubts,
         is_small=n_bytes <= _SMALL_BYTES,
     )
 
@@ -476,20 +477,19 @@ def _open_text(path: Path, form: Form, wanted: Collection[str]) -> _Text:
         keys = find_keys(path, text, is_whole, wanted)
         found_out = {"encoding": encoding} if encoding not in ("utf-8", form.encoding) else {}
         frames = partial(_read_json, path, keys, plain)
-        return _Text(keys.names, keys.unusable(), found_out, [], frames)
+        return _Text(keys.names, keys.unusable(), found_out, frames)
     found = describe(path, head, is_whole, form, wanted)
     twice = {name for name, count in Counter(found.names).items() if count > 1}
     return _Text(
         [name for name in found.names if name not in twice],
         dict.fromkeys(twice, "stands in the header twice; rename one of them"),
         found.found_out,
-        found.doubts,
         partial(_read_text, path, found),
     )
 
 
 def _read_json(
-    path: Path, keys: Keys, dialect: Dialect, columns: Sequence[str], _spans: list[Spans]
+    path: Path, keys: Keys, dialect: Dialect, columns: Sequence[str], _tallies: list[Tally]
 ) -> Iterator[pl.DataFrame]:
     own = [name for name in columns if name in keys.names]
     with reading(path), open_bytes(path) as file:
@@ -498,7 +498,7 @@ def _read_json(
 
 
 def _read_text(
-    path: Path, found: Described, columns: Sequence[str], spans: list[Spans]
+    path: Path, found: Described, columns: Sequence[str], tallies: list[Tally]
 ) -> Iterator[pl.DataFrame]:
     number = {name: n for n, name in enumerate(found.names)}
     own = {str(number[name]): name for name in columns if name in number}
@@ -510,4 +510,4 @@ def _read_text(
         with_record = LINE in columns or RECORD in columns
         for frame in reader.frames([int(n) for n in own], with_record=with_record):
             yield frame.rename(own)
-        spans.append(reader.spans)
+        tallies.append(reader.tally)

@@ -63,16 +63,19 @@ class Dialect(NamedTuple):
     """As in files of the first Macintoshes, which have no LF at all."""
 
 
-class Spans(NamedTuple):
-    """How many records stand on several lines."""
+class Tally(NamedTuple):
+    """How many records, or fields, quotes may have been read wrongly in."""
 
-    records: int = 0
-    doubtful: int = 0
+    spanning: int = 0
+    """Records on several lines."""
+    joined: int = 0
     """Those with as many separators, quoted ones too, as if each line were a record: between two
     stray quotes it is one."""
+    quoted: int = 0
+    """Fields that begin with a quote and are read with it, where there is no quoting."""
 
-    def __add__(self, other: "Spans") -> "Spans":  # type: ignore[override]  # not of its items
-        return Spans(self.records + other.records, self.doubtful + other.doubtful)
+    def __add__(self, other: "Tally") -> "Tally":  # type: ignore[override]  # not of its items
+        return Tally(*(one + more for one, more in zip(self, other, strict=True)))
 
 
 class _Stretch(NamedTuple):
@@ -88,7 +91,7 @@ class _Stretch(NamedTuple):
     goes_on: bool
     """The record that follows needs more text, not another reader."""
     has_blank_lines: bool
-    spans: Spans
+    tally: Tally
 
 
 class _Slow(NamedTuple):
@@ -99,7 +102,7 @@ class _Slow(NamedTuple):
     start: list[int]
     end: list[int]
     stop: int
-    spans: Spans
+    tally: Tally
 
 
 # -- bytes -------------------------------------------------------------------------------------
@@ -185,7 +188,7 @@ class Reader:
 
     def __init__(self, chunks: Iterator[bytes], dialect: Dialect, n_columns: int) -> None:
         self.n_columns = n_columns
-        self.spans = Spans()
+        self.tally = Tally()
         """Of the frames that were read."""
         self._dialect = dialect
         self._separator = dialect.separator.encode()
@@ -227,7 +230,7 @@ class Reader:
             frame = self._fast(text, stretch, columns) if stretch.stop else None
             if frame is not None:
                 start, end, stop = stretch.start, stretch.end, stretch.stop
-                self.spans += stretch.spans
+                self.tally += stretch.tally
                 size = min(_CHUNK, 2 * max(_FEW_BYTES, stop))
             else:
                 slow = self._slow(_FEW_BYTES)
@@ -237,14 +240,24 @@ class Reader:
                     np.array(slow.end, dtype=np.int64),
                     slow.stop,
                 )
-                self.spans += slow.spans
+                self.tally += slow.tally
                 size = _FEW_BYTES
+            self.tally += Tally(quoted=self._n_quoted(stop))
             if with_record:
                 frame = self._with_records(frame, start, end)
                 self._line += self._text.count(b"\n", self._at, self._at + stop)
             self._at += stop
             if not frame.is_empty():
                 yield frame
+
+    def _n_quoted(self, stop: int) -> int:
+        """Fields of the records ahead that begin with a quote, where there is no quoting."""
+        end = self._at + stop
+        if self._dialect.quoting != "none" or self._text.find(b'"', self._at, end) < 0:
+            return 0
+        begins = (self._separator + b'"', b'\n"')
+        n_behind = sum(self._text.count(begin, self._at, end) for begin in begins)
+        return n_behind + (self._text[self._at] == 34)
 
     def _fill(self, size: int) -> bool:
         """Have so many bytes ahead, or all there are; False at the end of the text."""
@@ -290,7 +303,7 @@ class Reader:
 
     def _slow(self, n_bytes: int) -> _Slow:
         """The next records, of at least so many bytes if there are as many."""
-        found, spans = _Slow([], [], [], [], 0, Spans()), Spans()
+        found, tally = _Slow([], [], [], [], 0, Tally()), Tally()
         at, stop = self._at, self._at
         while True:
             if at >= len(self._text):
@@ -316,7 +329,7 @@ class Reader:
             if record_end > line_end:
                 n_more = self._text.count(b"\n", at, record_end)
                 n_separators = self._text.count(self._separator, at, record_end)
-                spans += Spans(1, n_separators >= (self.n_columns - 1) * (n_more + 1) > 0)
+                tally += Tally(1, n_separators >= (self.n_columns - 1) * (n_more + 1) > 0)
             found.fields.append(fields)
             found.malformed.append(not is_good)
             found.start.append(at - self._at)
@@ -326,7 +339,7 @@ class Reader:
             at = stop = min(record_end + 1, len(self._text))
             if at - self._at >= n_bytes:
                 break
-        return found._replace(stop=stop - self._at, spans=spans)
+        return found._replace(stop=stop - self._at, tally=tally)
 
     def _more(self) -> tuple[bytes, bool]:
         chunk = next(self._chunks, b"")
@@ -494,8 +507,8 @@ def _regular(text: bytes, dialect: Dialect, n_columns: int, is_last: bool) -> _S
         start, end, n_fields = start[is_record], end[is_record], n_fields[is_record]
     goes_on = limit == len(text) and not is_last
     is_read = number < n
-    spans = Spans(int(is_read.sum()), int(is_doubtful[is_read].sum()))
-    return _Stretch(start, end, n_fields, stop, goes_on, has_blank_lines, spans)
+    tally = Tally(int(is_read.sum()), int(is_doubtful[is_read].sum()))
+    return _Stretch(start, end, n_fields, stop, goes_on, has_blank_lines, tally)
 
 
 def _quotes(text: bytes, dialect: Dialect) -> tuple[Int64[np.ndarray, "Q"], int]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from train.data.text import LINE, MALFORMED, MOST_LINES, RECORD, Dialect, Quoting, Reader
+from train.data.text import LINE, MALFORMED, MOST_LINES, RECORD, Dialect, Quoting, Reader, Tally
 
 
 class Found(NamedTuple):
@@ -86,8 +86,8 @@ def records(text: bytes, separator: int, quoting: Quoting, n_columns: int) -> It
 
 def read(
     text: bytes, dialect: Dialect, n_columns: int, piece: int
-) -> tuple[list[tuple[list[str | None], bool, int, str]], int]:
-    """The records, and how many of them stand on several lines."""
+) -> tuple[list[tuple[list[str | None], bool, int, str]], Tally]:
+    """The records, and how many of them are doubtful."""
     chunks = (text[at : at + piece] for at in range(0, len(text), piece))
     with pytest.MonkeyPatch.context() as patch:  # so that records lie across the pieces' ends
         patch.setattr("train.data.text._CHUNK", piece)
@@ -95,12 +95,10 @@ def read(
         reader = Reader(chunks, dialect, n_columns)
         frames = list(reader.frames(range(n_columns), with_record=True))
     if not frames:
-        return [], 0
+        return [], reader.tally
     found = pl.concat(frames)
     rows = found.select(*map(str, range(n_columns)), MALFORMED, LINE, RECORD).rows()
-    return [
-        (list(fields), bad, line, record) for *fields, bad, line, record in rows
-    ], reader.spans.records
+    return [(list(fields), bad, line, record) for *fields, bad, line, record in rows], reader.tally
 
 
 def check(text: bytes, quoting: Quoting, n_columns: int, piece: int) -> None:
@@ -111,8 +109,12 @@ def check(text: bytes, quoting: Quoting, n_columns: int, piece: int) -> None:
         raw = found.raw.decode(errors="backslashreplace")
         expected.append((fields, found.malformed, found.line, raw))
     dialect = Dialect(",", quoting, "utf-8", True, False)
-    n_spanning = sum("\n" in record for *_, record in expected)
-    assert read(text, dialect, n_columns, piece) == (expected, n_spanning)
+    found_records, tally = read(text, dialect, n_columns, piece)
+    assert found_records == expected
+    raws = [record for *_, record in expected]
+    assert tally.spanning == sum("\n" in raw for raw in raws)
+    quoted = sum(field.startswith('"') for raw in raws for field in raw.split(","))
+    assert tally.quoted == (quoted if quoting == "none" else 0)
 
 
 ATOMS = [
