@@ -242,15 +242,14 @@ def _is_quoted_where_needed(text: bytes, is_whole: bool) -> bool:
     """Whether fields of tab-separated text are quoted for what they hold: a doubled quote, a tab or
     a line's end, and no quote stands elsewhere. Both a tab and a line's end may be two lines
     between stray quotes."""
-    quoted = list(_QUOTED.finditer(text))
-    if not quoted:
-        return False
-    # Behind the last one the text may be cut off in a field.
-    text = text if is_whole else text[: quoted[-1].end()]
-    if b'"' in _QUOTED.sub(b"", text):
-        return False
-    held = [(b"\t" in match[1], b"\n" in match[1], b'""' in match[1]) for match in quoted]
-    return any(any(holds) for holds in held) and not any(tab and end for tab, end, _ in held)
+    is_needed, end = False, 0
+    for quoted in _QUOTED.finditer(text):
+        has_tab, has_end, has_quote = (part in quoted[1] for part in (b"\t", b"\n", b'""'))
+        if (has_tab and has_end) or text.find(b'"', end, quoted.start()) >= 0:
+            return False
+        is_needed, end = is_needed or has_tab or has_end or has_quote, quoted.end()
+    # Text that goes on may be cut off in its last quoted field.
+    return is_needed and (not is_whole or text.find(b'"', end) < 0)
 
 
 def _n_malformed(text: bytes, dialect: Dialect, n_columns: int) -> int:

@@ -255,9 +255,10 @@ class Reader:
         end = self._at + stop
         if self._dialect.quoting != "none" or self._text.find(b'"', self._at, end) < 0:
             return 0
-        begins = (self._separator + b'"', b'\n"')
-        n_behind = sum(self._text.count(begin, self._at, end) for begin in begins)
-        return n_behind + (self._text[self._at] == 34)
+        data = np.frombuffer(self._text, dtype=np.uint8)[self._at : end]
+        quote = np.flatnonzero(data == 34)
+        before = data[quote - 1]
+        return int(((quote == 0) | (before == 10) | (before == self._separator[0])).sum())
 
     def _fill(self, size: int) -> bool:
         """Have so many bytes ahead, or all there are; False at the end of the text."""

@@ -171,7 +171,7 @@ def _read_text(text: pl.Series, unit: str) -> pl.Series:
 def _read_form(text: pl.Series, unit: str) -> pl.Series:
     """The text's parts are found in one pass, and the time is computed from them: Polars' own
     formats would need a pass for each form of fraction and zone, and take longer."""
-    if unit in _REWRITTEN:
+    if unit in _REWRITTEN and text.str.contains(_REWRITTEN[unit][0]).any():
         text = text.str.replace(*_REWRITTEN[unit])
     found = text.alias("text").to_frame().select(pl.col("text").str.extract_groups(_FORMS[unit]))
     parts = found.unnest("text")
