@@ -13,7 +13,7 @@ from confluent_kafka import KafkaError, Message, Producer
 from deploy import reader
 from deploy.reader import TopicReader
 from stream.contract.records import Record
-from stream.transport.group import record_of
+from stream.transport.fetched import record_of
 
 LOG_BEGIN_MS = 1_700_000_000_000
 """When the clicks of the tests begin: in the past, so that no clock refuses them."""

@@ -32,7 +32,8 @@ from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.settings import Wiring, WorkerSettings
 from stream.transport.clients import confluent_options
-from stream.transport.group import REFUSED, Group, record_of
+from stream.transport.fetched import record_of
+from stream.transport.group import REFUSED, Group
 from stream.transport.protocol import (
     Batch,
     Membership,

@@ -21,6 +21,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from stream.contract.records import Record
 from stream.errors import StreamError
+from stream.transport.fetched import Fetched, record_of
 from stream.transport.protocol import Membership
 from stream.transport.unreadable import (
     BATCH_ERRORS,
@@ -33,8 +34,6 @@ from stream.transport.unreadable import (
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-Fetched = Any
-"""A message of librdkafka, whose stub says that a record may have no partition."""
 
 POLL_S = 0.1
 LOOK_EVERY_S = 1.0
@@ -398,30 +397,6 @@ class Group(threading.Thread):
 
     def _tps(self, partitions: Collection[int]) -> list[TopicPartition]:
         return [TopicPartition(self._topic, p) for p in partitions]
-
-
-def record_of(message: Fetched) -> Record:
-    """librdkafka's message as our record; its timestamp is the topic's, the append time.
-
-    Without its headers where there are more than 100,000, or the name of one is no UTF-8: Kafka
-    takes both, and they decide nothing about a click. librdkafka gives none of the first.
-    """
-    _, timestamp_ms = message.timestamp()
-    try:
-        # At a name that is no UTF-8 the Python client (2.16.1) returns a list with a hole in it and
-        # leaves an exception behind, which the interpreter's fast path does not see once it is
-        # warm: whatever is called next would raise it. Called through map it is raised here.
-        headers = next(map(type(message).headers, (message,)))
-    except (SystemError, UnicodeDecodeError):
-        headers = None
-    return Record(
-        message.partition(),
-        message.offset(),
-        timestamp_ms,
-        message.key(),
-        message.value(),
-        tuple(headers) if headers else (),
-    )
 
 
 _METADATA = b"CGMDv2:"
