@@ -135,10 +135,13 @@ def _resume(settings: ResumeSettings) -> None:
 
 
 def _watch(settings: WatchSettings) -> None:
+    from functools import partial
+
+    from stream.transport.reader import batch_at
     from stream.watch.command import watch
 
     try:
-        watch(settings)
+        watch(settings, partial(batch_at, settings))
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

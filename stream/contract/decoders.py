@@ -94,7 +94,7 @@ class JsonDecoder:
             return self._decode(value)
         except msgspec.ValidationError:
             return self._at_leisure(value)
-        except _NO_JSON as error:
+        except NO_JSON as error:
             return BadClick(Reason.NOT_JSON, str(error))
 
     def _at_leisure(self, value: bytes) -> WireClick | BadClick:
@@ -111,7 +111,7 @@ class JsonDecoder:
             return self._decode(msgspec.json.encode(fields))
         except msgspec.ValidationError as error:
             return BadClick(Reason.BAD_FIELD, str(error))
-        except _NO_JSON as error:
+        except NO_JSON as error:
             return BadClick(Reason.NOT_JSON, str(error))
 
     def further_texts(self, value: bytes) -> dict[str, str | None]:
@@ -126,7 +126,7 @@ class JsonDecoder:
         }
 
 
-_NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+NO_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """msgspec raises the last for some hundred nested brackets; it is no MsgspecError."""
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 

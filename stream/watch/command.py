@@ -11,16 +11,26 @@ import time
 from collections import deque
 from contextlib import nullcontext
 
-import msgspec
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    Message,
+    TopicPartition,
+)
 from rich.live import Live
 
-from stream.contract.messages import Recommendation
+from stream.contract.records import Target
 from stream.settings import WatchSettings
 from stream.transport.clients import confluent_options
+from stream.transport.fetched import Fetched, record_of
 from stream.transport.topics import n_partitions
+from stream.transport.unreadable import STATISTICS_MS
 from stream.watch.judge import Judge
+from stream.watch.ours import Answer, DeadLetter, read_ours
 from stream.watch.screen import draw, session_line, summary_line
+from stream.watch.skips import BatchAt, Skips
 from stream.watch.tally import SessionView, Tally
 
 REDRAW_S = 0.25
@@ -28,16 +38,17 @@ LINE_EVERY_S = 5.0
 SHOW_SESSION_S = 5.0
 MAX_JUDGED_SESSIONS = 100_000
 
-_decode = msgspec.json.Decoder(Recommendation).decode
 
-
-def watch(settings: WatchSettings) -> None:
+def watch(settings: WatchSettings, batch_at: BatchAt) -> None:
     """Show the topics until SIGINT or SIGTERM. Raises StreamError where there is nothing to see."""
     ended = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: ended.set())
     # The last thing librdkafka complained of, until records come again.
     trouble: deque[str] = deque(maxlen=1)
+    names = (settings.clicks_topic, settings.recommendations_topic, settings.dead_letter_topic)
+    partitions = {topic: range(n) for topic, n in n_partitions(settings, names).items()}
+    skips = Skips(partitions, batch_at)
     consumer = Consumer(
         confluent_options(settings)
         | {
@@ -45,24 +56,38 @@ def watch(settings: WatchSettings) -> None:
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "error_cb": lambda error: trouble.append(error.str()),
+            "statistics.interval.ms": STATISTICS_MS,
+            "stats_cb": skips.on_statistics,
             "log_level": 2,  # what error_cb tells would also tear the view as lines on stderr
         }
     )
     try:
-        consumer.assign(_starts(settings))
+        # Where a reader that comes now may begin in every partition.
+        start = OFFSET_BEGINNING if settings.from_beginning else OFFSET_END
+        places = [TopicPartition(topic, p, start) for topic, ps in partitions.items() for p in ps]
+        consumer.assign(places)
         tally, judge = Tally(), Judge(settings.idle_timeout_s, MAX_JUDGED_SESSIONS)
         live = Live(auto_refresh=False, vertical_overflow="crop") if sys.stdout.isatty() else None
         shown, shown_since_s = settings.session, 0.0
         refreshed_s = time.monotonic()
         with live or nullcontext():
             while not ended.is_set():
-                record = consumer.poll(REDRAW_S)
+                message = consumer.poll(0)
+                if message is None:
+                    for place in skips.found():
+                        _skip(consumer, tally, *place)
+                    message = consumer.poll(REDRAW_S)
                 now_s = time.monotonic()
-                if record is not None and record.error() is None:
+                error = None if message is None else message.error()
+                if message is not None and error is None:
                     trouble.clear()
-                    session = _count(settings, tally, judge, record, now_s)
+                    session = _count(settings, tally, judge, message, now_s)
                     if session and not live and session.session_id == settings.session:
                         print(session_line(session), flush=True)
+                elif error is not None and error.code() == KafkaError._BAD_COMPRESSION:
+                    topic, partition, offset = _place_of(message)
+                    if batch := batch_at(topic, partition, offset):
+                        _skip(consumer, tally, topic, partition, batch)
                 if now_s - refreshed_s < (REDRAW_S if live else LINE_EVERY_S):
                     continue
                 refreshed_s = now_s
@@ -79,33 +104,32 @@ def watch(settings: WatchSettings) -> None:
         consumer.close()
 
 
+def _skip(consumer: Consumer, tally: Tally, topic: str, partition: int, batch: range) -> None:
+    """Go on behind a batch that cannot be read."""
+    consumer.seek(TopicPartition(topic, partition, batch.stop))
+    tally.unreadable.add(f"{topic}-{partition} offset {batch.start}", len(batch))
+
+
+def _place_of(message: Fetched) -> tuple[str, int, int]:
+    return message.topic(), message.partition(), message.offset()
+
+
 def _count(
-    settings: WatchSettings, tally: Tally, judge: Judge, record: Message, now_s: float
+    settings: WatchSettings, tally: Tally, judge: Judge, message: Message, now_s: float
 ) -> SessionView | None:
     """Count one record; returns the session that a recommendation answers."""
-    topic, appended_ms = record.topic(), record.timestamp()[1]
+    topic, record = message.topic(), record_of(message)
     if topic == settings.clicks_topic:
-        tally.add_click(f"{topic}-{record.partition()}-{record.offset()}", appended_ms, now_s)
+        source = f"{topic}-{record.partition}-{record.offset}"
+        tally.add_click(source, record.timestamp_ms, now_s)
         return None
-    pairs = record.headers() or []
-    assert isinstance(pairs, list)
-    # A dead letter has its click's own headers, which may be any bytes; ours are the last.
-    headers = {n: v.decode(errors="replace") for n, v in pairs if isinstance(v, bytes)}
-    if topic == settings.dead_letter_topic:
-        source = f"{headers['topic']}-{headers['partition']}-{headers['offset']}"
-        tally.add_dead_letter(source, headers["reason"])
-        return None
-    value = record.value()
-    assert value is not None, "the recommendations topic holds no tombstones"
-    answer = _decode(value)
-    return tally.add_recommendation(
-        headers["source"], answer, judge.rank(answer), appended_ms, now_s
-    )
-
-
-def _starts(settings: WatchSettings) -> list[TopicPartition]:
-    """Where to begin in every partition of the three topics that a reader may see."""
-    names = (settings.clicks_topic, settings.recommendations_topic, settings.dead_letter_topic)
-    topics = n_partitions(settings, names)
-    offset = OFFSET_BEGINNING if settings.from_beginning else OFFSET_END
-    return [TopicPartition(name, p, offset) for name, n in topics.items() for p in range(n)]
+    is_letter = topic == settings.dead_letter_topic
+    match read_ours(record, Target.DEAD_LETTERS if is_letter else Target.RECOMMENDATIONS):
+        case DeadLetter(clicks_topic, partition, offset, reason):
+            tally.add_dead_letter(f"{clicks_topic}-{partition}-{offset}", reason)
+        case Answer(source, answer):
+            rank = judge.rank(answer)
+            return tally.add_recommendation(source, answer, rank, record.timestamp_ms, now_s)
+        case None:
+            tally.not_ours.add(f"{topic}-{record.partition} offset {record.offset}")
+    return None

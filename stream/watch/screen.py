@@ -41,7 +41,17 @@ def draw(
     )
     if trouble:
         head.append(f"  {trouble}", "bold red")
-    return Group(head, body, Text("Ctrl-C ends the view, nothing else", "dim"))
+    odd = [Text(line, "bold red") for line in _oddities(tally)]
+    return Group(head, body, *odd, Text("Ctrl-C ends the view, nothing else", "dim"))
+
+
+def _oddities(tally: Tally) -> list[str]:
+    """What was passed over, for lack of a meaning."""
+    found = (
+        ("records that no worker has written", tally.not_ours),
+        ("offsets skipped that the Kafka client cannot read", tally.unreadable),
+    )
+    return [f"{n.count} {what}, the first at {n.first}" for what, n in found if n.count]
 
 
 def _grid(*columns: dict[str, Any], **options: Any) -> Table:
@@ -136,6 +146,7 @@ def summary_line(tally: Tally, now_s: float, trouble: str) -> str:
         f"of {quality.predictions}",
         ", ".join(f"{outcome} {tally.outcomes[outcome]}" for outcome in Outcome),
         f"dead letters {tally.dead_letters.total()}",
+        *_oddities(tally),
         *([trouble] if trouble else []),
     ]
     return " | ".join(parts)

@@ -48,6 +48,18 @@ class _Second:
     latencies_ms: list[int] = field(default_factory=list)
 
 
+@dataclass(slots=True)
+class Found:
+    """How many there were of what should not be there, and where the first one was."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, place: str, count: int = 1) -> None:
+        self.first = self.first or place
+        self.count += count
+
+
 class Tally:
     """Counts records as they are read; ``now_s`` of every call is the reader's clock.
 
@@ -62,6 +74,8 @@ class Tally:
         self.dead_letters: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.quality = Quality()
+        self.not_ours = Found()  # records of the output topics that no worker has written
+        self.unreadable = Found()  # offsets of batches that the Kafka client cannot read
         self._seconds: OrderedDict[int, _Second] = OrderedDict()
         # Clicks without their answer and answers without their click (one consumer reads all
         # topics, in no promised order), by source: the append time; None for a dead letter,

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bench.faults.service import ROOT, Deployment
-from bench.faults.traffic import LOG_BEGIN_MS, click
-from bench.faults.wire import RawProducer, one_record
+from bench.faults.traffic import LOG_BEGIN_MS, click, produce
+from bench.faults.wire import RawProducer, batch_of, one_record, record
 from bench.serving.bundles import write_tiny_bundle
 from deploy.broker import free_port
 
@@ -112,6 +112,31 @@ def test_in_a_terminal_it_draws_until_it_is_interrupted(deployment: Deployment) 
                 process.wait(10)
         assert process.returncode == 0
     os.close(reading)
+
+
+def test_what_is_not_ours_and_what_cannot_be_read_is_passed_over_and_told(
+    deployment: Deployment,
+) -> None:
+    deployment.create_topics(partitions=1)
+    servers, lists = deployment.bootstrap_servers, deployment.recommendations
+    bad = record(b"", b"value", key_length=-2) + record(b"k", b"v", number=1)
+    raw = RawProducer(servers)
+    for topic in (deployment.clicks, lists):
+        produce(servers, topic, [(b"k", b"{"), (b"k", None)], partition=0)
+        raw.send(topic, 0, batch_of(bad, 2))
+        produce(servers, topic, [(b"k", bytes(300_000_000))], partition=0, compression="zstd")
+        produce(servers, topic, [(b"k", b"{")], partition=0)
+    raw.send(deployment.dead_letters, 0, one_record(b"k", b"v", [(b"\xff", b"x")]))
+    raw.close()
+    with watching(deployment) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        line = ""
+        while "6 offsets" not in line or "clicks 3" not in line or "4 records" not in line:
+            line = process.stdout.readline()
+            assert line, process.stderr.read()
+    assert re.search(r"4 records that no worker has written, the first at \S+-0 offset 0 ", line)
+    assert re.search(r"6 offsets skipped that .*, the first at \S+-0 offset 2$", line)
 
 
 def test_missing_topics_are_one_sentence(deployment: Deployment) -> None:

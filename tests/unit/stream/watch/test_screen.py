@@ -81,3 +81,18 @@ def test_what_a_stranger_wrote_does_not_reach_the_terminal_as_an_order() -> None
     assert line.isprintable() and line.count(shown) == 3
     view = drawn(tally, session, WatchSettings(), "")
     assert all(text.isprintable() for text in view.splitlines()) and view.count(shown) >= 2
+
+
+def test_what_was_passed_over_is_told_with_its_first_place() -> None:
+    tally, session = traffic()
+    assert "worker has written" not in summary_line(tally, 11.0, trouble="")
+    tally.not_ours.add("lists-1 offset 5")
+    tally.not_ours.add("letters-0 offset 9")
+    tally.unreadable.add("clicks-0 offset 7", 30)
+    view = drawn(tally, session, WatchSettings(), "")
+    for shown in (
+        "2 records that no worker has written, the first at lists-1 offset 5",
+        "30 offsets skipped that the Kafka client cannot read, the first at clicks-0 offset 7",
+    ):
+        assert shown in summary_line(tally, 11.0, trouble="")
+        assert shown in view
