@@ -222,7 +222,8 @@ def _read(
     """Take the span's records into the parts; yields after each batch how many offsets it covered.
     Missing offsets (compaction, aborted transactions, markers of transactions) are skipped."""
     position, heard = span.first, time.monotonic()
-    consumer.assign([TopicPartition(topic, span.partition, position)])
+    place = TopicPartition(topic, span.partition, position)
+    consumer.assign([place])
     while position < span.end:
         messages = consumer.consume(min(BATCH_RECORDS, part_clicks), timeout=1.0)
         if messages:
@@ -230,11 +231,16 @@ def _read(
         elif time.monotonic() - heard > STALLED_S:
             raise _stopped(topic, span.partition, position, f"nothing in {STALLED_S:.0f} s")
         before, at_end = position, False
+        _, high = consumer.get_watermark_offsets(place, cached=True) or (0, 0)
         for message in messages:
             error, offset = message.error(), message.offset()
             if message.partition() != span.partition or offset is None:
                 continue  # of the previous partition
-            if error is None and offset < span.end:
+            if error is None and position < span.end and not position <= offset < high:
+                # A batch may number its records as it likes: this one is elsewhere, or the last.
+                found = f"a record that says it is at {offset}"
+                raise _stopped(topic, span.partition, min(offset, position), found)
+            if error is None and position <= offset < span.end:
                 parts.take(_record(message, offset))
                 position = offset + 1
             elif error is None or error.code() == KafkaError._PARTITION_EOF:
