@@ -26,7 +26,6 @@ from stream.model.scorer import Scores
 from stream.position import BadClickLimitError, Position
 from stream.session import PartitionSessions, Sessions
 from stream.transport.protocol import Batch, Restored, TransactionLostError, Transport
-from stream.transport.unreadable import MISNUMBERED
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +39,9 @@ INLINE_CLICKS = 32
 """Up to this many clicks are scored in the event loop, which has nothing else to do meanwhile: the
 way to the scoring thread and back costs 1 to 2 ms where two cores are busy. More would hold up
 the commit of the batch before."""
+
+
+MISNUMBERED = "is in a batch whose records have other offsets than its header"
 
 
 class DroppedClickError(Exception):

@@ -48,10 +48,12 @@ from stream.transport.reader import (
     bounds,
     promised_in,
     read_committed,
+    vetted,
 )
 from stream.transport.restore import HangingTransactionError, Restore
 from stream.transport.topics import BrokerUnreachableError, TopicIds
 from stream.transport.transactions import Delivery
+from stream.transport.unreadable import DEADLY
 
 log = structlog.get_logger(__name__)
 
@@ -526,14 +528,18 @@ class FaustTransport:
         address = f"{socket.gethostname() if host == '0.0.0.0' else host}:{port}"  # noqa: S104
         new = self.processor.new_partition
         restored, how = await restore.run(new, topic_id, self._owner, address)
-        self.processor.own(restored, how)
         offsets = {p: position.next_offset for p, (_, position) in restored.items()}
+        deadly = await vetted(self._settings, self.wiring.input, offsets)
+        self.processor.own(restored, how)
         self._committed |= offsets
         # They are paused: no record is under way that was fetched elsewhere.
         self._epoch += 1
         self._since |= dict.fromkeys(restore.partitions, self._epoch)
         self._paused.difference_update(restore.partitions)
         self._hanging.difference_update(restore.partitions)
+        for p, (before, batch) in deadly.items():
+            del offsets[p]
+            await asyncio.wrap_future(self._group.pass_over(p, batch, DEADLY, before))
         await asyncio.wrap_future(self._group.start_at(offsets))
 
     def _forget(self, partitions: Collection[int]) -> None:

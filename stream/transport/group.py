@@ -9,7 +9,7 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -135,12 +135,16 @@ class Group(threading.Thread):
 
         return self._call(pause)
 
-    def pass_over(self, partition: int, batch: range, why: str) -> "Future[None]":
-        """Deliver these offsets as records that cannot be read, and go on behind them."""
+    def pass_over(
+        self, partition: int, batch: range, why: str, before: Sequence[Record] = ()
+    ) -> "Future[None]":
+        """Deliver records, and these offsets as records that cannot be read; go on behind them."""
 
         def pass_over() -> None:
             self._stop_reading([partition])
+            self._held += before
             self._pass_over(partition, batch, why)
+            self._seek(partition, batch.stop)  # first: fetched once more, it might be deadly
             self._reading.add(partition)
             self._consumer.resume(self._tps([partition]))
 

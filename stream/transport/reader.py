@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import structlog
@@ -11,6 +11,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError as ClientError
 from aiokafka.errors import OffsetOutOfRangeError, for_code
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.memory_records import MemoryRecords
 from aiokafka.structs import TopicPartition as Place
 from confluent_kafka import (
     OFFSET_BEGINNING,
@@ -25,6 +26,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
     OffsetSpec,
 )
 
+from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.settings import KafkaSettings
 from stream.transport.clients import aiokafka_options, confluent_options
@@ -34,7 +36,9 @@ from stream.transport.unreadable import (
     UNPARSABLE,
     Watch,
     batch_range,
+    deadly,
     decode_statistics,
+    headers,
     promised,
 )
 
@@ -195,6 +199,46 @@ async def promised_in(
                     if there is not None:
                         found[partition] = there
     return found
+
+
+async def vetted(
+    settings: KafkaSettings, topic: str, offsets: Mapping[int, int]
+) -> dict[int, tuple[list[Record], range]]:
+    """Look for a batch that would abort the process in the first mebibyte from these offsets on.
+
+    By partition where there is one: the records before it, and its offsets. Raises one of
+    aiokafka's errors, TimeoutError or OSError where no broker answers.
+    """
+    found: dict[int, tuple[list[Record], range]] = {}
+    async with _client(settings, topic) as client:
+        for partition, offset in offsets.items():
+            with suppress(OffsetOutOfRangeError):
+                raw, aborted = await _fetch(client, topic, partition, offset)
+                if (header := deadly(raw)) is not None and header.offsets.stop > offset:
+                    places = range(offset, max(offset, header.offsets.start))
+                    before = [*_records_before(raw, aborted, partition, places)]
+                    found[partition] = before, range(places.stop, header.offsets.stop)
+    return found
+
+
+def _records_before(
+    raw: bytes, aborted: Collection[tuple[int, int]], partition: int, places: range
+) -> Iterator[Record]:
+    """The committed records of whole batches, those at these offsets, without librdkafka."""
+    for header in headers(raw):
+        if header.offsets.start >= places.stop:
+            return
+        if header.is_control or header.is_of(aborted):
+            continue
+        try:
+            found = [
+                Record(partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers))
+                for r in MemoryRecords(raw[header.place]).next_batch() or ()
+            ]
+        except Exception as error:  # whatever its parser meets
+            why = f"is in a batch that cannot be read: {error}"
+            found = [Record(partition, o, 0, None, None, trouble=why) for o in header.offsets]
+        yield from (record for record in found if record.offset in places)
 
 
 @asynccontextmanager

@@ -7,8 +7,10 @@ such a batch ends only its header says, so that it is fetched once more, by anot
 """
 
 import struct
+import zlib
 from collections import Counter
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -23,14 +25,16 @@ BATCH_ERRORS = {KafkaError._BAD_COMPRESSION, KafkaError._BAD_MSG}
 frame."""
 UNPARSABLE = "lies in a batch that the Kafka client cannot parse"
 
-MISNUMBERED = "is in a batch whose records have other offsets than its header"
+DEADLY = "is in a batch at which the Kafka client would abort the process"
 
 _BEGIN = struct.Struct(">qiib")
 """First offset, length of what follows it, leader epoch, magic."""
 _HEADER = struct.Struct(">qiibIhiqqqhii")
 """The same, checksum, attributes, last offset delta, first and last timestamp, producer's id, epoch
 and sequence, number of records."""
-_TRANSACTIONAL, _CONTROL = 0x10, 0x20
+_CODEC, _GZIP, _TRANSACTIONAL, _CONTROL = 7, 1, 0x10, 0x20
+_ANY_GZIP = 31
+"""zlib's name for gzip with any window."""
 
 
 class _Broker(msgspec.Struct):
@@ -120,6 +124,17 @@ class Header(NamedTuple):
     """Whether it has a record for each of its offsets: compaction takes some away."""
     transaction_of: int | None = None
     """The producer's id if it is part of a transaction."""
+    place: slice = slice(0)
+    """Where the batch is in the bytes."""
+    gzip: slice = slice(0)
+    """Where what gzip has compressed is in them."""
+
+    def is_of(self, aborted: Collection[tuple[int, int]]) -> bool:
+        """Whether it is of one of these transactions: the producer's id and the first offset."""
+        return any(
+            producer_id == self.transaction_of and first <= self.offsets.start
+            for producer_id, first in aborted
+        )
 
 
 def headers(raw: bytes) -> Iterator[Header]:
@@ -127,8 +142,9 @@ def headers(raw: bytes) -> Iterator[Header]:
     at = 0
     while at + _BEGIN.size <= len(raw):
         first, length, _, magic = _BEGIN.unpack_from(raw, at)
+        end = at + 12 + length  # the first offset and the length itself
         if magic < 2:
-            yield Header(range(first, first + 1), is_old=True)
+            yield Header(range(first, first + 1), is_old=True, place=slice(at, end))
         elif at + _HEADER.size <= len(raw):
             *_, attributes, delta, _, _, producer_id, _, _, n = _HEADER.unpack_from(raw, at)
             yield Header(
@@ -136,10 +152,12 @@ def headers(raw: bytes) -> Iterator[Header]:
                 is_control=bool(attributes & _CONTROL),
                 is_whole=n == delta + 1,
                 transaction_of=producer_id if attributes & _TRANSACTIONAL else None,
+                place=slice(at, end),
+                gzip=slice(at + _HEADER.size, end) if attributes & _CODEC == _GZIP else slice(0),
             )
         else:
             return
-        at += 12 + length  # the first offset and the length itself
+        at = end
 
 
 def batch_range(raw: bytes, offset: int) -> range | None:
@@ -163,13 +181,21 @@ def promised(
     for header in headers(raw):
         if header.offsets.start >= hole.stop:
             break
-        of_aborted = any(
-            producer_id == header.transaction_of and first <= header.offsets.start
-            for producer_id, first in aborted
-        )
-        if header.is_whole and not header.is_control and not of_aborted:
+        if header.is_whole and not header.is_control and not header.is_of(aborted):
             return range(max(hole.start, header.offsets.start), header.offsets.stop), hole.stop
         end = max(end, header.offsets.stop)
     else:
         return None, end if end > hole.start else hole.stop
     return None, hole.stop
+
+
+def deadly(raw: bytes) -> Header | None:
+    """The first batch here of which librdkafka makes nothing at all, and then aborts the process
+    (2.16.1, ``rd_slice_init_full``): gzip with an empty member first. Brokers read the next, too.
+    """
+    for header in headers(raw):
+        packed = zlib.decompressobj(_ANY_GZIP)
+        with suppress(zlib.error):
+            if raw[header.gzip] and not packed.decompress(raw[header.gzip], 1) and packed.eof:
+                return header
+    return None

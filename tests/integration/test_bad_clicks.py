@@ -578,6 +578,32 @@ def test_a_batch_that_cannot_be_read_behind_a_marker_stops_nothing(
     assert len(deployment.read(deployment.recommendations)) == 1
 
 
+def test_a_batch_at_which_the_client_aborts_ends_one_worker_and_not_the_next(
+    deployment: Deployment,
+) -> None:
+    worker = deployment.start()
+    raw = RawProducer(deployment.bootstrap_servers)
+    empty_first = gzip_member(b"") + gzip_member(PAIR)
+    # Behind an aborted click, in a fetch with clicks before it and after it.
+    shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "died"})
+    shop.init_transactions(30)
+    shop.begin_transaction()
+    shop.produce(deployment.clicks, CLICK, b"s", partition=0)
+    shop.flush(30)
+    shop.abort_transaction(30)
+    for batch in (batch_of(PAIR, 2), batch_of(empty_first, 2, codec=1), one_record(b"s", CLICK)):
+        raw.send(deployment.clicks, 0, batch)
+    raw.close()
+    assert worker.wait_for_exit(60) == -signal.SIGABRT, worker.log()
+    worker = deployment.start()
+    deployment.wait_until_answered(2 + 2 + 2 + 1)
+    assert worker.process.poll() is None, worker.log()
+    letters = deployment.read(deployment.dead_letters)
+    assert [r.headers["offset"] for r in letters] == [b"4", b"5"]
+    answers = deployment.read(deployment.recommendations)
+    assert sorted(r.headers["source"][-2:] for r in answers) == [b"-2", b"-3", b"-6"]
+
+
 def test_a_large_batch_that_cannot_be_decompressed_is_passed_over_at_once(
     deployment: Deployment,
 ) -> None:

@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from bench.faults.wire import batch_of, record
-from stream.transport.unreadable import batch_range, promised
+from bench.faults.wire import batch_of, gzip_member, record
+from stream.transport.unreadable import batch_range, deadly, promised
 
 TWO = batch_of(record(b"k", b"v") + record(b"k", b"v", number=1), 2)
 CONTROL = TWO[:21] + struct.pack(">h", 0x30) + TWO[23:]
@@ -66,3 +66,22 @@ def test_a_hole_should_hold_what_whole_batches_say(
     raw: bytes, aborted: list[tuple[int, int]], expected: tuple[range | None, int]
 ) -> None:
     assert promised(raw, aborted, HOLE) == expected
+
+
+def of_gzip(*members: bytes) -> bytes:
+    return batch_of(b"".join(map(gzip_member, members)), 1, codec=1)
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (at(5) + at(7, of_gzip(b"", record(b"k", b"v"))) + at(8, of_gzip(b"")), 7),
+        (at(7, of_gzip(record(b"k", b"v"), b"")), None),
+        (at(7, of_gzip(b"", record(b"k", b"v")))[:70], None),  # the broker has cut it off
+        (at(7, batch_of(b"no gzip", 1, codec=1)), None),
+        (at(7, batch_of(gzip_member(b""), 1, codec=4)), None),
+    ],
+)
+def test_gzip_with_an_empty_member_first_is_deadly(raw: bytes, expected: int | None) -> None:
+    found = deadly(raw)
+    assert (found and found.offsets.start) == expected
