@@ -122,9 +122,8 @@ def _topics_check(settings: KafkaSettings) -> None:
 def _reset(settings: ResetSettings) -> None:
     from stream.reset import reset_positions
 
-    for partition, (offset, n_dropped) in reset_positions(settings).items():
-        dropped = f", {n_dropped} sessions dropped" if n_dropped else ""
-        print(f"partition {partition}: continues at offset {offset}{dropped}")
+    for line in reset_positions(settings):
+        print(line)
 
 
 def _resume(settings: ResumeSettings) -> None:

@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from stream.errors import StreamError
+from stream.errors import NEWEST_FORMAT, NewerFormatError, StreamError
 
 POSITION_KEY: Final = b"\x00position"
 """Key of the record in the changelog partition; no session_id may begin with NUL."""
@@ -36,6 +36,8 @@ class Position(msgspec.Struct, array_like=True):
     owner, address: who has applied it: what its transactional ids begin with, and where its pages
     are (host:port).
     excused_until: bad clicks below this offset are not counted: an operator has seen them.
+    given_up_until: batches below this offset of the changelog that cannot be read stop no restore:
+    an operator has given up what they held.
     """
 
     next_offset: int
@@ -49,6 +51,7 @@ class Position(msgspec.Struct, array_like=True):
     owner: str = ""
     address: str = ""
     excused_until: int = 0
+    given_up_until: int = 0
 
     def copy(self) -> "Position":
         """Return an equal position that can be advanced without touching this one."""
@@ -107,7 +110,10 @@ encode_position: Callable[[Position], bytes] = msgspec.msgpack.Encoder().encode
 
 
 def decode_position(raw: bytes) -> Position:
-    """Return the position of a record. Raises StreamError on one of another format."""
+    """Return the position of a record.
+
+    Raises NewerFormatError on one of a newer format, StreamError on what is none.
+    """
     try:
         position = _decoder.decode(raw)
     except msgspec.DecodeError as error:
@@ -115,5 +121,6 @@ def decode_position(raw: bytes) -> Position:
             f"a position record cannot be read as format {FORMAT}: {error}"
         ) from error
     if (found := position.format) != FORMAT:
-        raise StreamError(f"a position record has format {found}, but this version reads {FORMAT}")
+        kind = NewerFormatError if FORMAT < found <= NEWEST_FORMAT else StreamError
+        raise kind(f"a position record has format {found}, but this version reads {FORMAT}")
     return position

@@ -6,52 +6,80 @@ from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
 
 from stream.errors import StreamError
-from stream.position import POSITION_KEY, Position, decode_position, encode_position
-from stream.settings import KafkaSettings, ResetSettings
+from stream.position import POSITION_KEY, Position, encode_position
+from stream.session import in_todays_format
+from stream.settings import ResetSettings
 from stream.transport.clients import confluent_options
-from stream.transport.reader import bounds, read_committed
-from stream.transport.restore import former_ids
+from stream.transport.reader import bounds
+from stream.transport.restore import Changelog, former_ids
 from stream.transport.topics import TIMEOUT_S, check_topics, chosen_partitions
 
 TRANSACTION_S = 60
 """librdkafka's default. The tombstones of 400,000 sessions took 8 s on two busy cores."""
 
 
-def reset_positions(settings: ResetSettings) -> dict[int, tuple[int, int]]:
-    """Write the positions; returns the next offset and how many sessions were dropped.
+class _Keys:
+    """The sessions of a partition, without their states."""
+
+    def __init__(self) -> None:
+        self.keys: set[bytes] = set()
+
+    def restore(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self.keys.discard(key)
+        else:
+            self.keys.add(key)
+            in_todays_format(value)
+
+    def finish_restore(self) -> None: ...
+
+
+def reset_positions(settings: ResetSettings) -> list[str]:
+    """Write the positions; returns lines that say what each partition does now.
 
     Where a partition goes back, its clicks have been applied to its sessions and its watermark
     already: both are dropped, and the answers become those of a log that begins there. Where it
-    goes on, or in another topic, both stay. Raises StreamError while a worker runs, or for an
-    offset outside the log.
+    goes on, or in another topic, both stay. What cannot be read is given up, whatever it was: of
+    sessions whose state it is, of a position (it may have been behind any offset but the log's
+    end), and of batches. Raises StreamError while a worker runs, or for an offset outside the log.
     """
     topic_id = check_topics(settings)
     _check_stopped(settings)
     partitions = chosen_partitions(settings, settings.partition)
     offsets = _target_offsets(settings, partitions)
-    old, _ = read_changelog(settings, partitions, stable_only=True)
-    for p, position in old.items():
+    tables = {p: _Keys() for p in partitions}
+    changelog = Changelog(settings, settings.changelog_topic, tables)
+    changelog.read_on(stable_only=True)
+    for p, position in changelog.positions.items():
         for name in former_ids(settings.wiring, p, position):
             _producer(settings, name)  # fences whoever has it
-    old, sessions = read_changelog(settings, partitions, stable_only=False)
+    changelog.read_on(stable_only=False)
     producer = _producer(settings, f"{settings.app_id}-reset")
     producer.begin_transaction()
-    topic, done = settings.changelog_topic, {}
+    topic, lines = settings.changelog_topic, []
     for p, offset in offsets.items():
         # A clean record of bad clicks, since the operator has seen them.
-        position, dropped = Position(offset, topic_id), set[bytes]()
-        if before := old.get(p):
-            goes_back = before.topic_id == topic_id and offset < before.next_offset
-            if goes_back and settings.to != "latest":
-                dropped = sessions[p]
-            else:
-                position.watermark_ms = before.watermark_ms
+        position = Position(offset, topic_id, given_up_until=changelog.end[p])
+        dropped = unreadable = changelog.bad_keys(p) - {POSITION_KEY}
+        before = changelog.positions.get(p)
+        goes_back = not before or (before.topic_id == topic_id and offset < before.next_offset)
+        if goes_back and settings.to != "latest":
+            dropped = tables[p].keys
+        elif before:
+            position.watermark_ms = before.watermark_ms
         for session in dropped:
             producer.produce(topic, None, session, partition=p)
         producer.produce(topic, encode_position(position), POSITION_KEY, partition=p)
-        done[p] = offset, len(dropped)
+        n_dropped = f", {len(dropped)} sessions dropped" if dropped else ""
+        n_unreadable = f" ({len(unreadable)} could not be read)" if unreadable else ""
+        lines.append(f"partition {p}: continues at offset {offset}{n_dropped}{n_unreadable}")
+        lines += [
+            f"partition {p}: gives up what offsets {batch.start} to {batch.stop - 1} of "
+            f"{topic}-{p} held of sessions: it {why}"
+            for _, batch, why in changelog.unread(p)
+        ]
     producer.commit_transaction(TRANSACTION_S)
-    return done
+    return lines
 
 
 def _check_stopped(settings: ResetSettings) -> None:
@@ -88,24 +116,3 @@ def _target_offsets(settings: ResetSettings, partitions: Collection[int]) -> dic
                 f"which holds {begin} to {end}"
             )
     return dict.fromkeys(partitions, offset)
-
-
-def read_changelog(
-    settings: KafkaSettings, partitions: Collection[int], *, stable_only: bool
-) -> tuple[dict[int, Position], dict[int, set[bytes]]]:
-    """By partition the last position and the sessions, of what is stable or all that is written."""
-    topic, start = settings.changelog_topic, dict.fromkeys(partitions, 0)
-    found = bounds(settings, topic, partitions)
-    end = {p: stable if stable_only else written for p, (_, stable, written) in found.items()}
-    positions: dict[int, Position] = {}
-    sessions: dict[int, set[bytes]] = {p: set() for p in partitions}
-    for messages in read_committed(settings, topic, start, end):
-        for message in messages:
-            p, key, value = message.partition(), message.key(), message.value()
-            if key == POSITION_KEY:
-                positions[p] = decode_position(value)
-            elif value is None:
-                sessions[p].discard(key)
-            else:
-                sessions[p].add(key)
-    return positions, sessions

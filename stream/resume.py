@@ -3,15 +3,16 @@
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from http.client import HTTPException
 
 import msgspec
 
 from stream.errors import StreamError
-from stream.reset import read_changelog
+from stream.position import Position
 from stream.settings import ResumeSettings
 from stream.transport.reader import bounds
+from stream.transport.restore import Changelog
 from stream.transport.topics import TIMEOUT_S, chosen_partitions
 
 
@@ -30,8 +31,8 @@ def resume_partitions(settings: ResumeSettings) -> Iterator[str]:
     how = "skips" if settings.pass_over else "continues at"
     partitions = chosen_partitions(settings, settings.partition)
     ends = bounds(settings, settings.clicks_topic, partitions)
-    n_resumed, silent = 0, []
-    positions, _ = read_changelog(settings, partitions, stable_only=True)
+    positions, silent = _positions(settings, partitions)
+    n_resumed = 0
     for partition, position in positions.items():
         asked = {"excused_until": ends[partition][2], "pass_over": str(settings.pass_over).lower()}
         page = f"/partitions/{partition}/resume?{urllib.parse.urlencode(asked)}"
@@ -64,6 +65,23 @@ def resume_partitions(settings: ResumeSettings) -> Iterator[str]:
     if settings.partition is not None:
         raise StreamError(f"partition {settings.partition} is not paused{where}")
     yield f"no partition is paused{where}"
+
+
+class _NoSessions:
+    """The table of somebody who asks for the positions alone."""
+
+    def restore(self, key: bytes, value: bytes | None) -> None: ...
+    def finish_restore(self) -> None: ...
+
+
+def _positions(
+    settings: ResumeSettings, partitions: Collection[int]
+) -> tuple[dict[int, Position], list[str]]:
+    """The positions, and a sentence for each that cannot be read."""
+    tables = dict.fromkeys(partitions, _NoSessions())
+    changelog = Changelog(settings, settings.changelog_topic, tables)
+    changelog.read_on(stable_only=True)
+    return changelog.positions, [changelog.faults()[p] for p in partitions if changelog.bad_keys(p)]
 
 
 def _ask(url: str) -> int | None:

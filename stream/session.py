@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from stream.contract.click import TRAIL_CLICKS as TRAIL_CLICKS
-from stream.errors import StreamError
+from stream.errors import NEWEST_FORMAT, NewerFormatError, StreamError
 from stream.position import Position
 from stream.transport.protocol import Transaction
 
@@ -206,16 +206,17 @@ def in_todays_format(raw: bytes) -> bytes:
     """Return a state's bytes as this version writes them.
 
     Format 1, of 0.1.0 and 0.2.0, has no seen_ms: there a session ended by the time of its last
-    click. Raises StreamError, one sentence, on any other format.
+    click. Raises, in one sentence, NewerFormatError on a newer format, StreamError on any other.
     """
     if raw[:1] == b"\x01" and len(raw) >= _HEADER.size - _SEEN.size:
         last_click = raw[_SEEN_AT:_LAST_CLICK_AT]
         return b"".join((bytes([FORMAT]), raw[1:_LAST_CLICK_AT], last_click, raw[_LAST_CLICK_AT:]))
     if len(raw) < _HEADER.size or raw[0] != FORMAT:
         found = raw[0] if raw else "nothing"
-        raise StreamError(
-            f"session state has format {found}, but this version reads 1 and {FORMAT}"
-        )
+        is_newer = len(raw) >= _HEADER.size and FORMAT < raw[0] <= NEWEST_FORMAT
+        kind = NewerFormatError if is_newer else StreamError
+        cut = f" in {len(raw)} bytes" if found in (1, FORMAT) else ""
+        raise kind(f"session state has format {found}{cut}, but this version reads 1 and {FORMAT}")
     return raw
 
 
@@ -236,7 +237,7 @@ class PartitionSessions:
         self._minutes: list[int] = []  # a heap of the buckets' minutes
 
     def restore(self, key: bytes, value: bytes | None) -> None:
-        """Take one record of the changelog. Raises StreamError on another format."""
+        """Take one record of the changelog. Raises as ``in_todays_format``."""
         if value is None:
             self.states.pop(key, None)
         else:

@@ -188,7 +188,7 @@ class ResetSettings(KafkaSettings):
     """Move the position from which stopped workers continue when they start again.
 
     A partition that goes back drops its sessions and its watermark, and answers as if the log began
-    there.
+    there. What cannot be read of the changelog is given up.
     """
 
     to: _Place

@@ -19,14 +19,14 @@ import structlog
 from stream import __main__ as command
 from stream import worker
 from stream.contract.click import ClickParser
-from stream.errors import StreamError
+from stream.errors import NewerFormatError
 from stream.session import PartitionSessions
 from stream.transport import restore, transactions
 from stream.transport.faust_app import FaustTransport
 from stream.transport.group import Group
 from stream.transport.protocol import Membership, Transaction
 from stream.transport.reader import bounds
-from stream.transport.restore import Restore
+from stream.transport.restore import Changelog
 from stream.transport.transactions import Delivery, TransactionalProducer
 from stream.transport.wire import TxnOffsetCommit
 
@@ -39,14 +39,14 @@ SLOW_S = 9.0
 
 def no_position_record() -> None:
     """Begin where a consumer without offsets begins."""
-    read = Restore._read
+    read_on = Changelog.read_on
 
-    def read_without_positions(self: Any, *arguments: Any) -> None:
-        read(self, *arguments)
-        for position in self._positions.values():
+    def read_without_positions(self: Any, **how: Any) -> None:
+        read_on(self, **how)
+        for position in self.positions.values():
             position.next_offset = 0
 
-    Restore._read = read_without_positions  # type: ignore[method-assign,assignment]
+    Changelog.read_on = read_without_positions  # type: ignore[method-assign]
 
 
 def no_generation() -> None:
@@ -198,7 +198,7 @@ def former_state_format() -> None:
 
     def restore_former(self: Any, key: bytes, value: bytes | None) -> None:
         if value is not None and value[0] != 1:
-            raise StreamError(f"session state has format {value[0]}, but this version reads 1")
+            raise NewerFormatError(f"session state has format {value[0]}, but this version reads 1")
         restore(self, key, value)
 
     async def commit_former(self: Any, transaction: Transaction) -> None:

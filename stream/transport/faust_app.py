@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -43,14 +44,13 @@ from stream.transport.protocol import (
 )
 from stream.transport.reader import (
     NO_ANSWER,
-    UnreadableError,
     batch_at,
     bounds,
     promised_in,
     read_committed,
     vetted,
 )
-from stream.transport.restore import HangingTransactionError, Restore
+from stream.transport.restore import PartitionError, Restore
 from stream.transport.topics import BrokerUnreachableError, TopicIds
 from stream.transport.transactions import Delivery
 from stream.transport.unreadable import DEADLY
@@ -59,11 +59,12 @@ log = structlog.get_logger(__name__)
 
 OBSERVE_EVERY_S = 2.0
 RETRY_S = 1.0
+APART_RETRY_S = 5.0
+"""For what waits for an operator."""
 _UNREACHABLE = (
     KafkaException,
     KafkaError,
     BrokerUnreachableError,
-    UnreadableError,
     TransactionLostError,
     TimeoutError,
 )
@@ -216,7 +217,8 @@ class FaustTransport:
         self._topic_ids: TopicIds | None = None
         self._joined = False
         self._assigned: set[int] = set()
-        self._hanging: set[int] = set()
+        self._apart: set[int] = set()
+        self._more_assigned = asyncio.Event()
         self._restore: Restore | None = None
         self._restoring: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -279,7 +281,7 @@ class FaustTransport:
     async def read(self, start: Mapping[int, int], end: Mapping[int, int]) -> list[Record]:
         def read() -> list[Record]:
             topic = self.wiring.input
-            found = read_committed(self._settings, topic, start, end, pass_over=True)
+            found = read_committed(self._settings, topic, start, end, passed_over=[])
             return [record_of(message) for messages in found for message in messages]
 
         while True:
@@ -432,6 +434,7 @@ class FaustTransport:
     def on_assigned(self, partitions: Collection[int]) -> None:
         self._joined = True
         self._assigned |= set(partitions)
+        self._more_assigned.set()
         self._restore_missing()
 
     async def on_revoked(self, partitions: Collection[int], *, lost: bool) -> None:
@@ -496,16 +499,26 @@ class FaustTransport:
     async def _restore_all(self) -> None:
         """Restore, claim and start partitions until none is missing, or the brokers let us."""
         while missing := self._assigned - self._since.keys():
-            # What hangs comes last, and holds no other partition up.
-            partitions = missing - self._hanging or missing
+            # What waits for an operator comes last, and holds no other partition up.
+            partitions = missing - self._apart or missing
+            self._more_assigned.clear()
+            began = time.monotonic()
             restore = Restore(self._settings, self.wiring, self._delivery, partitions)
             self._restore = restore
             try:
                 await self._restore_once(restore)
+            except PartitionError as error:
+                self._forget(restore.partitions)
+                self._apart = (self._apart - partitions) | error.partitions
+                apart = sorted(error.partitions)
+                log.error("restore_repeated", partitions=apart, detail=str(error))
+                if partitions == error.partitions:
+                    # A try may take long, and the other partitions' clicks go before.
+                    pause = max(APART_RETRY_S, time.monotonic() - began)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._more_assigned.wait(), pause)
             except _UNREACHABLE as error:
                 self._forget(restore.partitions)
-                if isinstance(error, HangingTransactionError):
-                    self._hanging |= error.partitions
                 if isinstance(error, KafkaException) and error.args[0].code() in REFUSED:
                     self.processor.fail(StreamError(f"the brokers rejected a restore: {error}"))
                 log.warning("restore_repeated", partitions=restore.partitions, detail=str(error))
@@ -536,7 +549,7 @@ class FaustTransport:
         self._epoch += 1
         self._since |= dict.fromkeys(restore.partitions, self._epoch)
         self._paused.difference_update(restore.partitions)
-        self._hanging.difference_update(restore.partitions)
+        self._apart.difference_update(restore.partitions)
         for p, (before, batch) in deadly.items():
             del offsets[p]
             await asyncio.wrap_future(self._group.pass_over(p, batch, DEADLY, before))

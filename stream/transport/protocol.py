@@ -55,7 +55,11 @@ class PartitionTable(Protocol):
     """The state of one partition while it is restored, in a thread: nobody else has it yet."""
 
     def restore(self, key: bytes, value: bytes | None) -> None:
-        """Take one record of the changelog. Raises StreamError on an unknown format."""
+        """Take one record of the changelog.
+
+        Raises StreamError where the value cannot be read, NewerFormatError where a newer version
+        can; that counts unless the key's next record is good.
+        """
 
     def finish_restore(self) -> None:
         """The changelog has been read to its end."""

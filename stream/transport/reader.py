@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from aiokafka.client import AIOKafkaClient
@@ -27,7 +27,6 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
 )
 
 from stream.contract.records import Record
-from stream.errors import StreamError
 from stream.settings import KafkaSettings
 from stream.transport.clients import aiokafka_options, confluent_options
 from stream.transport.unreadable import (
@@ -50,8 +49,12 @@ HEADERS_BYTES = 1 << 20
 NO_ANSWER = (ClientError, TimeoutError, OSError)
 
 
-class UnreadableError(StreamError):
-    """A topic of ours holds what librdkafka can neither deliver nor get past."""
+class Unreadable(NamedTuple):
+    """Offsets of a partition that librdkafka can neither deliver nor get past; ``why``: a verb."""
+
+    partition: int
+    offsets: range
+    why: str
 
 
 def read_committed(
@@ -61,13 +64,13 @@ def read_committed(
     end: Mapping[int, int],
     stop: threading.Event | None = None,
     *,
-    pass_over: bool = False,
+    passed_over: list[Unreadable],
 ) -> Iterator[list[Any]]:
     """Yield the committed records from ``start`` to ``end`` as librdkafka's messages, many at once.
 
     Where a transaction is open below ``end``, waits until it ends. A start below the log's begins
-    at the log's. Blocks, so call it in a thread; ``stop`` ends it early. Raises KafkaException, and
-    UnreadableError at a batch that librdkafka cannot read; with ``pass_over`` goes on behind it.
+    at the log's. Blocks, so call it in a thread; ``stop`` ends it early. A batch that librdkafka
+    cannot read is added to ``passed_over``. Raises KafkaException.
     """
     pending = {p for p in start if start[p] < end[p]}
     if not pending:
@@ -94,23 +97,18 @@ def read_committed(
         looked: dict[int, range | None] = {}
 
         def pass_over_batch(partition: int, batch: range, why: str) -> None:
-            if not pass_over:
-                raise UnreadableError(
-                    f"{topic}-{partition} cannot be read at offset {batch.start}: it {why} "
-                    f"(offsets {batch.start} to {batch.stop - 1}); nobody but the workers and "
-                    "`stream reset` should write to this topic"
-                )
+            passed_over.append(Unreadable(partition, batch, why))
             consumer.seek(TopicPartition(topic, partition, batch.stop))
             reached[partition] = batch.stop
 
         while pending and not (stop and stop.is_set()):
             records = []
-            passed_over = set()
+            sought = set()
             message: Any  # its stub says that a record may have no partition
             messages: list[Any] = consumer.consume(AT_ONCE, 0.1)
             for message in messages:
                 partition, offset, error = message.partition(), message.offset(), message.error()
-                if partition in passed_over:
+                if partition in sought:
                     continue  # comes again behind the seek
                 if error is None:
                     if offset < end[partition]:
@@ -120,7 +118,7 @@ def read_committed(
                     at = max(offset, reached[partition])
                     if batch := batch_at(settings, topic, partition, at):
                         pass_over_batch(partition, batch, f"is in a batch with {error.str()}")
-                        passed_over.add(partition)
+                        sought.add(partition)
                 elif error.code() == KafkaError._PARTITION_EOF:
                     # Behind a record that says it is further on, the end comes back.
                     reached[partition] = max(reached[partition], offset)

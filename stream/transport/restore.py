@@ -3,22 +3,27 @@
 The order makes it exact. The group has given us the partitions, so nobody else can begin a
 transaction with their offsets; what a former owner had begun is settled first, committed or
 aborted; then the changelog is read to its end, and whatever is written there later is ours.
+
+Anybody with access may have written to the changelog. What cannot be read costs its own partition
+and no other, and a tombstone or a good value of the same key behind it makes it harmless.
 """
 
 import asyncio
 import ctypes
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
+from typing import Any, NamedTuple
 
 import structlog
 
-from stream.errors import StreamError
+from stream.errors import NewerFormatError, StreamError
 from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import KafkaSettings, Wiring
 from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
-from stream.transport.reader import bounds, read_committed
+from stream.transport.reader import Unreadable, bounds, read_committed
 from stream.transport.topics import CHOOSE, group_offsets
 from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
 from stream.transport.wire import partitions_by_topic
@@ -31,14 +36,119 @@ _MARKERS_S = 1.0
 longer wait means that it is dead or asleep in one: fence it."""
 _HANGS_S = 3.0
 """After the fence: a transaction without an end that no broker knows of."""
+_KEY_CHARACTERS = 64
 
 
-class HangingTransactionError(TransactionLostError):
-    """What hangs in the changelog of ``partitions`` is not ours to end: an operator has to."""
+class PartitionError(Exception):
+    """What holds up ``partitions``, and no others, is not ours to end: an operator has to."""
 
     def __init__(self, partitions: Collection[int], detail: str) -> None:
         super().__init__(detail)
         self.partitions = frozenset(partitions)
+
+
+class _Bad(NamedTuple):
+    offset: int
+    why: str
+    is_newer: bool
+
+
+class Changelog:
+    """Some partitions of the changelog, read into their tables. Blocks, so use it in a thread.
+
+    positions: the last ones, where they can be read. passed_over: batches that could not be read.
+    end: how far each partition has been read.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, topic: str, tables: Mapping[int, PartitionTable]
+    ) -> None:
+        self.positions: dict[int, Position] = {}
+        self.passed_over: list[Unreadable] = []
+        self.end = dict.fromkeys(tables, 0)
+        self.n_records = 0
+        self._settings, self._topic, self._tables = settings, topic, tables
+        self._bad: dict[tuple[int, bytes], _Bad] = {}
+
+    def read_on(self, *, stable_only: bool, stop: threading.Event | None = None) -> None:
+        """Read to the last stable offsets or to the ends, which waits for open transactions."""
+        found = bounds(self._settings, self._topic, self._tables)
+        start = self.end
+        self.end = {p: stable if stable_only else end for p, (_, stable, end) in found.items()}
+        tables, bad = self._tables, self._bad
+        positions: dict[int, Any] = {}
+        for messages in read_committed(
+            self._settings, self._topic, start, self.end, stop, passed_over=self.passed_over
+        ):
+            for message in messages:
+                partition, key = message.partition(), message.key()
+                if key == POSITION_KEY:
+                    positions[partition] = message
+                    continue
+                try:
+                    tables[partition].restore(key, message.value())
+                except StreamError as error:
+                    self._note(message, error)
+                else:
+                    if bad:
+                        bad.pop((partition, key), None)
+            self.n_records += len(messages)
+        for partition, message in positions.items():
+            self.positions.pop(partition, None)
+            bad.pop((partition, POSITION_KEY), None)
+            try:
+                if message.value() is None:
+                    raise StreamError("the position record was deleted")
+                self.positions[partition] = decode_position(message.value())
+            except StreamError as error:
+                self._note(message, error)
+
+    def bad_keys(self, partition: int) -> set[bytes]:
+        """The keys whose last value cannot be read, the position's among them."""
+        return {key for of, key in self._bad if of == partition}
+
+    def unread(self, partition: int) -> list[Unreadable]:
+        """The batches that could not be read, and that no operator has given up yet."""
+        position = self.positions.get(partition)
+        until = position.given_up_until if position else 0
+        return [
+            found
+            for found in self.passed_over
+            if found.partition == partition and found.offsets.start >= until
+        ]
+
+    def faults(self) -> dict[int, str]:
+        """Say by partition what keeps it from being used, and what to do about it.
+
+        Raises NewerFormatError where a newer version has written: this one should not be here.
+        """
+        found: dict[int, list[str]] = defaultdict(list)
+        for partition in self._tables:
+            for _, offsets, why in self.unread(partition):
+                places = f"(offsets {offsets.start} to {offsets.stop - 1})"
+                found[partition].append(f"offset {offsets.start} {why} {places}")
+        for (partition, key), (offset, why, is_newer) in self._bad.items():
+            what = f"offset {offset}, key '{_shown(key)}': {why}"
+            if is_newer:
+                raise NewerFormatError(f"{self._topic}-{partition}, {what}")
+            found[partition].append(what)
+        return {
+            partition: f"{self._topic}-{partition} holds what is not ours: {first}"
+            f"{f', and {len(others)} more' if others else ''}; nobody but the workers and `stream "
+            "reset` should write to it; stop the workers and run `python -m stream reset "
+            f"--partition {partition} --to earliest|latest|OFFSET`, which gives it up"
+            for partition, (first, *others) in found.items()
+        }
+
+    def _note(self, message: Any, error: StreamError) -> None:
+        is_newer = isinstance(error, NewerFormatError)
+        bad = _Bad(message.offset(), str(error), is_newer)
+        self._bad[message.partition(), message.key()] = bad
+
+
+def _shown(key: bytes) -> str:
+    """A key as text of at most 64 characters, with escapes for all that is not printable ASCII."""
+    return repr(key[:_KEY_CHARACTERS])[2:-1][:_KEY_CHARACTERS]
 
 
 class Restore:
@@ -51,12 +161,10 @@ class Restore:
         delivery: Delivery,
         partitions: Collection[int],
     ) -> None:
-        self._tables: dict[int, PartitionTable] = {}
         self.stop = threading.Event()
         self._settings, self._wiring, self._delivery = settings, wiring, delivery
         self.partitions = sorted(partitions)
         self._positions: dict[int, Position] = {}
-        self._n_records = 0
 
     async def run(
         self,
@@ -67,44 +175,30 @@ class Restore:
     ) -> tuple[dict[int, tuple[PartitionTable, Position]], Restored]:
         """Return tables and positions by partition, once they are claimed for ``owner``.
 
-        Raises StreamError where an operator has to decide or the changelog's format is unknown;
+        Raises StreamError where an operator has to decide or a newer version has written to the
+        changelog; PartitionError where an operator has to end what holds some of them up;
         KafkaException, KafkaError and TransactionLostError where it is worth to try again.
         """
         started = time.perf_counter()
-        partitions, changelog = self.partitions, self._wiring.changelog
-        self._tables = {p: new_table() for p in partitions}
-        found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
-        stable = {p: end for p, (_, end, _) in found.items()}
-        await asyncio.to_thread(self._read, dict.fromkeys(partitions, 0), stable)
+        tables = {p: new_table() for p in self.partitions}
+        changelog = Changelog(self._settings, self._wiring.changelog, tables)
+        self._positions = changelog.positions
+        await asyncio.to_thread(changelog.read_on, stable_only=True, stop=self.stop)
         committed = await self._settle(owner)
-        found = await asyncio.to_thread(bounds, self._settings, changelog, partitions)
-        await asyncio.to_thread(self._read, stable, {p: end for p, (_, _, end) in found.items()})
-        for table in self._tables.values():
+        await asyncio.to_thread(changelog.read_on, stable_only=False, stop=self.stop)
+        if faults := changelog.faults():
+            raise PartitionError(faults, "; ".join(faults.values()))
+        for table in tables.values():
             await asyncio.to_thread(table.finish_restore)
         self._warn_of_moved_offsets(committed)
-        n_lost = await self._check_positions(topic_id, committed)
+        n_lost = await self._check_positions(topic_id, committed, changelog.end)
         for position in self._positions.values():
             position.owner, position.address = owner, address
         # Cut off, it would be left open; on_revoked waits for it.
         await asyncio.shield(self._delivery.commit(Transaction(positions=self._positions)))
         await asyncio.to_thread(_give_memory_back)
-        restored = {p: (self._tables[p], self._positions[p]) for p in partitions}
-        return restored, Restored(self._n_records, n_lost, time.perf_counter() - started)
-
-    def _read(self, start: Mapping[int, int], end: Mapping[int, int]) -> None:
-        tables = self._tables
-        for messages in read_committed(
-            self._settings, self._wiring.changelog, start, end, self.stop
-        ):
-            for message in messages:
-                key, value = message.key(), message.value()
-                if key != POSITION_KEY:
-                    tables[message.partition()].restore(key, value)
-                elif value is not None:
-                    self._positions[message.partition()] = decode_position(value)
-                else:
-                    self._positions.pop(message.partition(), None)
-            self._n_records += len(messages)
+        restored = {p: (tables[p], self._positions[p]) for p in self.partitions}
+        return restored, Restored(changelog.n_records, n_lost, time.perf_counter() - started)
 
     async def _settle(self, owner: str) -> dict[int, int]:
         """Wait until no former owner's transaction is open; returns the group's offsets.
@@ -192,7 +286,7 @@ class Restore:
     def _tell_of_open(self, stable: Mapping[_TP, int]) -> None:
         """Say what no id of a former owner ends, and how it is ended.
 
-        Raises HangingTransactionError where that is in the changelog.
+        Raises PartitionError where that is in the changelog.
         """
         for (topic, partition), offset in stable.items():
             log.error(
@@ -208,7 +302,7 @@ class Restore:
                 f"--start-offset {offset}`",
             )
         if hanging := sorted(p for topic, p in stable if topic == self._wiring.changelog):
-            raise HangingTransactionError(
+            raise PartitionError(
                 hanging,
                 f"a transaction hangs in partitions {hanging} of {self._wiring.changelog}, and "
                 "waits for `kafka-transactions.sh abort` (see transaction_left_open)",
@@ -257,24 +351,32 @@ class Restore:
                     detail="the position decides; `python -m stream reset` moves it",
                 )
 
-    async def _check_positions(self, topic_id: str, committed: Mapping[int, int]) -> int:
+    async def _check_positions(
+        self, topic_id: str, committed: Mapping[int, int], changelog_end: Mapping[int, int]
+    ) -> int:
         """Give each partition a position that its records can be read on from; returns lost ones.
 
-        Raises StreamError where an operator has to choose it.
+        Raises StreamError where an operator has to choose it, PartitionError where positions alone
+        were deleted.
         """
         topic = self._wiring.input
         n_lost = 0
+        deleted: dict[int, str] = {}
         found = await asyncio.to_thread(bounds, self._settings, topic, self.partitions)
         for partition, (begin, _, end) in found.items():
             position = self._positions.get(partition)
             where = f"{topic}-{partition}"
             if position is None:
                 if committed.get(partition, 0) > begin:
-                    raise StreamError(
+                    is_empty = not changelog_end[partition]
+                    what = (
                         f"{self._wiring.changelog} has no position for {where}, but the group "
                         f"{self._wiring.group_id} has committed offset {committed[partition]}: "
-                        f"the changelog was lost; {CHOOSE}"
+                        f"the {'changelog' if is_empty else 'position'} was lost; {CHOOSE}"
                     )
+                    if is_empty:
+                        raise StreamError(what)
+                    deleted[partition] = what
                 self._positions[partition] = Position(begin, topic_id)
             elif position.topic_id != topic_id:
                 raise StreamError(
@@ -292,6 +394,8 @@ class Restore:
                 lost = {"first": position.next_offset, "last": begin - 1}
                 log.error("clicks_lost_to_retention", topic=topic, partition=partition, **lost)
                 position.next_offset = begin
+        if deleted:
+            raise PartitionError(deleted, "; ".join(deleted.values()))
         return n_lost
 
 

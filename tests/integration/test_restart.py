@@ -14,12 +14,14 @@ from confluent_kafka.cimpl import NewPartitions, NewTopic
 from onnx import TensorProto, numpy_helper
 
 from bench.faults.service import Deployment
-from bench.faults.traffic import LOG_BEGIN_MS, Reader, click, session_load
+from bench.faults.traffic import LOG_BEGIN_MS, Reader, click, produce, session_load
 from bench.faults.verdict import sessions_in_changelog, verdict
+from bench.faults.wire import RawProducer, batch_of, record
 from bench.serving.bundles import write_tiny_bundle
 from deploy.processes import wait_for
 from export.graph import Graph, value_info
 from stream.model.bundle import load_bundle, write_bundle
+from stream.position import POSITION_KEY
 from stream.session import decode_state
 from train.data.context import ContextField
 
@@ -155,6 +157,57 @@ def test_a_lost_changelog_stops_the_start_and_a_reset_goes_on(deployment: Deploy
     deployment.send([(b"s", click("s", "item-7", LOG_BEGIN_MS + 7))])
     deployment.wait_until_answered(6)
     assert len(deployment.read(deployment.recommendations)) == 6
+
+
+def test_what_a_stranger_writes_to_the_changelog_holds_up_its_partition_until_a_reset(
+    deployment: Deployment,
+) -> None:
+    clicks = [(b"s", click("s", f"item-{n}", LOG_BEGIN_MS + n)) for n in range(10)]
+    worker = deployment.start()
+    for partition in (0, 1):
+        deployment.send(clicks[:5], partition=partition)
+    deployment.wait_until_answered(10)
+    worker.process.terminate()
+    assert worker.wait_for_exit() == 0
+    garbage = [(b"gone", b"garbage"), (b"\xff", b"garbage"), (POSITION_KEY, b"xyz")]
+    produce(
+        deployment.bootstrap_servers,
+        deployment.changelog,
+        [*garbage, (b"gone", None)],
+        partition=0,
+    )
+    raw = RawProducer(deployment.bootstrap_servers)
+    offset = raw.send(deployment.changelog, 0, batch_of(record(b"z", b"", value_length=-2), 1))
+    raw.close()
+    for partition in (0, 1):
+        deployment.send(clicks[5:], partition=partition)
+
+    def n_answers() -> int:
+        return len(deployment.read(deployment.recommendations))
+
+    worker = deployment.start(wait=False)
+    wait_for(lambda: n_answers() == 15, 60, "the other partition's answers")
+    wait_for(lambda: worker.log().count('"restore_repeated"') > 1, 60, "another try")
+    assert f"{deployment.changelog}-0 holds what is not ours: offset {offset} lies" in worker.log()
+    assert worker.process.poll() is None
+    assert worker.get("/ready")[0] == 503
+    resumed = deployment.command("resume", "--partition", "0")
+    assert resumed.returncode == 2
+    assert f"{deployment.changelog}-0 holds what is not ours" in resumed.stderr
+    assert n_answers() == 15
+    worker.process.terminate()
+    assert worker.wait_for_exit() == 0
+
+    done = deployment.command("reset", "--partition", "0", "--to", "5")
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == ("partition 0: continues at offset 5, 2 sessions dropped (1 could not be read)")
+    assert second.startswith(f"partition 0: gives up what offsets {offset} to {offset} of ")
+    for _ in range(2):  # the second one finds the first one's position
+        worker = deployment.start()
+        wait_for(lambda: n_answers() == 20, 60, "this partition's answers, too")
+        worker.process.terminate()
+        assert worker.wait_for_exit() == 0
 
 
 def test_a_clicks_topic_made_anew_stops_the_start_and_a_reset_goes_on(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.errors import StreamError
+from stream.errors import NewerFormatError, StreamError
 from stream.position import (
     BAD_CLICK_WINDOW,
     POSITION_KEY,
@@ -55,15 +55,18 @@ def test_a_position_without_bad_clicks_takes_about_50_bytes_and_its_owner() -> N
 
 def test_a_position_of_a_version_that_noted_no_owner_has_none() -> None:
     raw = encode_position(Position(7, "t", 5, owner="o", address="a"))
-    older = msgspec.msgpack.encode(msgspec.msgpack.decode(raw)[:-3])
+    older = msgspec.msgpack.encode(msgspec.msgpack.decode(raw)[:-4])
     assert decode_position(older) == Position(7, "t", 5)
 
 
 def test_another_format_is_refused_in_one_sentence() -> None:
-    raw = encode_position(msgspec.structs.replace(Position(1, "t"), format=2))
-    with pytest.raises(StreamError) as refusal:
-        decode_position(raw)
-    assert str(refusal.value) == "a position record has format 2, but this version reads 1"
+    for found, kind in ((2, NewerFormatError), (7, NewerFormatError), (8, StreamError)):
+        raw = encode_position(msgspec.structs.replace(Position(1, "t"), format=found))
+        with pytest.raises(StreamError) as refusal:
+            decode_position(raw)
+        assert type(refusal.value) is kind
+        sentence = f"a position record has format {found}, but this version reads 1"
+        assert str(refusal.value) == sentence
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x93", b"\xc0", b"\x91\xa1x", b'{"next_offset":1}'])

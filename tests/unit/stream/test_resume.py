@@ -53,7 +53,7 @@ def owned_by(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     positions = {p: Position(7 if p else 5, "t", address=a) for p, a in enumerate(addresses)}
     monkeypatch.setattr(module, "chosen_partitions", lambda _, only: positions)
     monkeypatch.setattr(module, "bounds", lambda *_: dict.fromkeys(positions, (0, 7, 7)))
-    monkeypatch.setattr(module, "read_changelog", lambda *_, **__: (positions, {}))
+    monkeypatch.setattr(module, "_positions", lambda *_: (positions, []))
 
 
 def test_a_paused_partition_goes_on_and_others_are_left_alone(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from stream.errors import StreamError
+from stream.errors import NewerFormatError, StreamError
 from stream.session import (
     TRAIL_CLICKS,
     LastOutcome,
@@ -103,8 +103,18 @@ def test_another_format_is_refused_in_one_sentence(raw: bytes, found: str) -> No
         assert str(refusal.value) == sentence
 
 
+@pytest.mark.parametrize(("found", "is_newer"), [(0, False), (3, True), (7, True), (8, False)])
+def test_a_number_that_a_newer_version_may_have_is_told_from_garbage(
+    found: int, is_newer: bool
+) -> None:
+    for n_bytes, newer in ((38, is_newer), (37, False)):
+        with pytest.raises(StreamError) as refusal:
+            in_todays_format(bytes([found]) * n_bytes)
+        assert isinstance(refusal.value, NewerFormatError) == newer
+
+
 def test_bytes_too_short_for_a_header_are_refused() -> None:
-    with pytest.raises(StreamError):
+    with pytest.raises(StreamError, match="format 1 in 29 bytes, but this version reads 1 and 2"):
         in_todays_format(b"\x01" * 29)
     with pytest.raises(StreamError):
         in_todays_format(b"\x02" * 37)

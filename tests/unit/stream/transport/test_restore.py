@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from stream.errors import StreamError
+from stream.errors import NewerFormatError, StreamError
 from stream.position import POSITION_KEY, Position, encode_position
 from stream.settings import KafkaSettings, Wiring
 from stream.transport import restore as module
 from stream.transport.protocol import Transaction, TransactionLostError
-from stream.transport.restore import HangingTransactionError, Restore, former_ids
+from stream.transport.reader import Unreadable
+from stream.transport.restore import PartitionError, Restore, former_ids
 from tests.counting_processor import Table
 
 WIRING = Wiring("g", "in", "log", {"answers": "out"})
@@ -31,6 +32,7 @@ class Log:
         self.output_hangs = False
         self.committed: deque[dict[int, int] | None] = deque()
         self.reads: list[tuple[Mapping[int, int], Mapping[int, int]]] = []
+        self.unreadable: list[Unreadable] = []
 
     def append(self, key: bytes, value: bytes | None) -> None:
         self.records.append((0, self.end, key, value))
@@ -51,8 +53,11 @@ class Log:
         start: Mapping[int, int],
         end: Mapping[int, int],
         stop: threading.Event,
+        *,
+        passed_over: list[Unreadable],
     ) -> Iterator[list[Any]]:
         self.reads.append((start, end))
+        passed_over += [u for u in self.unreadable if start[0] <= u.offsets.start < end[0]]
         yield [Changed(*r) for r in self.records if start[r[0]] <= r[1] < end[r[0]]]
 
     def group_offsets(self, *arguments: Any) -> dict[int, int] | None:
@@ -102,11 +107,13 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     return log
 
 
-async def run(delivery: FakeDelivery, topic_id: str = "id") -> tuple[Table, Position, int]:
+async def run(
+    delivery: FakeDelivery, topic_id: str = "id", new_table: type[Table] = Table
+) -> tuple[Table, Position, int]:
     """Restore partition 0: its table, its position, and how many records were lost."""
     fake: Any = delivery
     restore = Restore(KafkaSettings(), WIRING, fake, [0])
-    restored, how = await restore.run(Table, topic_id, "me", "here:1")
+    restored, how = await restore.run(new_table, topic_id, "me", "here:1")
     table, position = restored[0]
     assert isinstance(table, Table)
     return table, position, how.n_lost
@@ -252,7 +259,7 @@ async def test_a_transaction_that_no_id_ends_is_the_operators_and_tried_again_la
     delivery = FakeDelivery()
     with (
         capture_logs() as logged,
-        pytest.raises(HangingTransactionError, match="hangs in") as hangs,
+        pytest.raises(PartitionError, match="hangs in") as hangs,
     ):
         await run(delivery)
     assert hangs.value.partitions == {0}
@@ -305,6 +312,83 @@ def test_former_ids_are_the_owners_or_the_partitions(
     assert former_ids(WIRING, 3, found) == expected
 
 
+# -- what is not ours -------------------------------------------------------------------------
+
+
+class Choosy(Table):
+    def restore(self, key: bytes, value: bytes | None) -> None:
+        super().restore(key, value)
+        if value == b"garbage":
+            raise StreamError("no state")
+        if value == b"newer":
+            raise NewerFormatError("a state of tomorrow")
+
+
+@pytest.mark.parametrize("replacement", [None, b"2"])
+async def test_what_is_replaced_does_no_harm_whatever_it_was(
+    log: Log, replacement: bytes | None
+) -> None:
+    for key, value in [
+        (b"a", b"garbage"),
+        (b"b", b"newer"),
+        (POSITION_KEY, b"garbage"),
+        (b"a", replacement),
+        (b"b", replacement),
+        (POSITION_KEY, None),
+        (POSITION_KEY, position(5)),
+    ]:
+        log.append(key, value)
+    log.stable += [4]  # the rest comes with the second look
+    table, found, _ = await run(FakeDelivery(), new_table=Choosy)
+    assert table.values == ({} if replacement is None else {b"a": b"2", b"b": b"2"})
+    assert found.next_offset == 5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        (b"\xffa'" + b"x" * 99, b"garbage", r"key '\\xffa'x{58}': no state; nobody but"),
+        (POSITION_KEY, b"garbage", r"key '\\x00position': a position record cannot be read as "),
+        (POSITION_KEY, None, r"key '\\x00position': the position record was deleted; nobody"),
+    ],
+)
+async def test_what_cannot_be_read_at_the_end_is_named_and_holds_up_its_partition(
+    log: Log, key: bytes, value: bytes | None, sentence: str
+) -> None:
+    log.append(POSITION_KEY, position(5))
+    log.append(key, value)
+    log.records.append((1, 0, POSITION_KEY, position(5)))
+    delivery: Any = FakeDelivery()
+    restore = Restore(KafkaSettings(), WIRING, delivery, [0, 1])
+    with pytest.raises(PartitionError, match=r"^log-0 .*: offset 1, " + sentence) as refused:
+        await restore.run(Choosy, "id", "me", "here:1")
+    assert "python -m stream reset --partition 0 --to earliest|latest|" in str(refused.value)
+    assert refused.value.partitions == {0}
+    assert not delivery.calls, "nothing is claimed"
+
+
+async def test_what_a_newer_version_wrote_ends_the_process(log: Log) -> None:
+    log.append(b"a", b"garbage")
+    log.append(b"b", b"newer")
+    with pytest.raises(NewerFormatError, match=r"^log-0, offset 1, key 'b': a state of tomorrow$"):
+        await run(FakeDelivery(), new_table=Choosy)
+
+
+@pytest.mark.parametrize(("given_up_until", "is_served"), [(0, False), (2, False), (3, True)])
+async def test_a_batch_that_cannot_be_read_is_passed_over_once_an_operator_has_given_it_up(
+    log: Log, given_up_until: int, is_served: bool
+) -> None:
+    log.end = 3
+    log.unreadable.append(Unreadable(0, range(2, 3), "lies there"))
+    log.append(POSITION_KEY, encode_position(Position(5, "id", given_up_until=given_up_until)))
+    if is_served:
+        _, found, _ = await run(FakeDelivery())
+        assert found.given_up_until == given_up_until, "and stays so"
+    else:
+        with pytest.raises(PartitionError, match=r": offset 2 lies there \(offsets 2 to 2\); nob"):
+            await run(FakeDelivery())
+
+
 # -- positions --------------------------------------------------------------------------------
 
 
@@ -335,6 +419,18 @@ async def test_an_offset_that_somebody_has_moved_is_not_passed_over_without_a_wo
     warnings = [line for line in logged if line["event"] == "group_offset_ignored"]
     assert len(warnings) == n_warnings
     assert all((w["group_offset"], w["position"]) == (2, 5) for w in warnings)
+
+
+async def test_a_position_that_is_gone_where_there_are_sessions_holds_up_its_partition(
+    log: Log,
+) -> None:
+    log.append(b"a", b"1")
+    log.committed.append({0: 7})
+    delivery = FakeDelivery()
+    with pytest.raises(PartitionError, match="offset 7: the position was lost; choose") as refused:
+        await run(delivery)
+    assert refused.value.partitions == {0}
+    assert not delivery.calls
 
 
 async def test_a_position_where_an_operator_must_decide_is_refused(log: Log) -> None:
