@@ -209,6 +209,18 @@ def test_what_a_stranger_writes_to_the_changelog_holds_up_its_partition_until_a_
         worker.process.terminate()
         assert worker.wait_for_exit() == 0
 
+    # Without a position, too, and where the good sessions stay.
+    more = [(b"\xff", b"garbage"), (POSITION_KEY, None)]
+    produce(deployment.bootstrap_servers, deployment.changelog, more, partition=0)
+    done = deployment.command("reset", "--partition", "0", "--to", "latest")
+    assert done.stdout.startswith(
+        "partition 0: continues at offset 10, 1 sessions dropped (1 could not be read)\n"
+    ), done.stderr
+    deployment.send([(b"s", click("s", "item-10", LOG_BEGIN_MS + 10))], partition=0)
+    worker = deployment.start()
+    wait_for(lambda: n_answers() == 21, 60, "the session's next answer")
+    assert worker.metric("recs_begun_sessions_total") == 0, "it goes on"
+
 
 def test_a_clicks_topic_made_anew_stops_the_start_and_a_reset_goes_on(
     deployment: Deployment,
