@@ -15,6 +15,7 @@ from train.ensemble import EnsembleSettings, run_ensemble
 from train.evaluate import EvaluateSettings, run_evaluate
 from train.fit.command import run_fit
 from train.fit.settings import FitSettings
+from train.live.command import PrequentialSettings, run_prequential
 from train.look import LookSettings, run_look
 from train.report.page import ReportSettings, run_report
 from train.search.command import run_search
@@ -26,6 +27,7 @@ COMMANDS: dict[type[BaseModel], Callable[[Any], None]] = {
     EnsembleSettings: run_ensemble,
     BlendSettings: run_blend,
     EvaluateSettings: run_evaluate,
+    PrequentialSettings: run_prequential,
     ReportSettings: run_report,
     SearchSettings: run_search,
     CollectSettings: run_collect,
@@ -50,6 +52,7 @@ class Train(BaseSettings):
     ensemble: CliSubCommand[EnsembleSettings]
     blend: CliSubCommand[BlendSettings]
     evaluate: CliSubCommand[EvaluateSettings]
+    prequential: CliSubCommand[PrequentialSettings]
     report: CliSubCommand[ReportSettings]
     search: CliSubCommand[SearchSettings]
     collect: CliSubCommand[CollectSettings]

@@ -99,7 +99,7 @@ class Indexed(NamedTuple):
     dropped_clicks: int
     """Clicks on items that are not in the catalogue."""
     dropped_sessions: int
-    """Sessions with fewer than two other clicks."""
+    """Sessions that are too short without them."""
 
 
 def build_catalogue(log: pl.DataFrame, known: Catalogue | None = None) -> Catalogue:
@@ -116,14 +116,18 @@ def build_catalogue(log: pl.DataFrame, known: Catalogue | None = None) -> Catalo
 
 
 def build_sessions(
-    log: pl.DataFrame, catalogue: Catalogue | None = None, context: Sequence[ContextField] = ()
+    log: pl.DataFrame,
+    catalogue: Catalogue | None = None,
+    context: Sequence[ContextField] = (),
+    shortest: int = SHORTEST_SESSION,
 ) -> Indexed:
     """The log's sessions over ``catalogue`` (default: the log's own items).
 
     Needs the columns session_id and item_id (categorical or text) and timestamp_ms; clicks of one
     session and one timestamp keep the order they have in the log. Sessions that begin at the same
     time are in order of their names. A gap of ``context`` counts from the last click on a known
-    item, as it does in the stream. Where the log has a column target_weight, it is kept.
+    item, as it does in the stream. Where the log has a column target_weight, it is kept. Sessions
+    of fewer than ``shortest`` such clicks are left out.
     """
     wanted = {"session_id", "item_id", "timestamp_ms", OWN_MS, TARGET_WEIGHT}
     wanted |= {field.name for field in context if field.kind == "column"}
@@ -139,7 +143,7 @@ def build_sessions(
     n_known = len(clicks)
     clicks = in_order(clicks)
     sessions = clicks.select(pl.col("session_id").rle().struct.unnest())
-    long_enough = sessions["len"] >= SHORTEST_SESSION
+    long_enough = sessions["len"] >= shortest
     if not long_enough.all():
         kept = np.repeat(long_enough.to_numpy(), sessions["len"].to_numpy())
         clicks, sessions = clicks.filter(pl.Series(kept)), sessions.filter(long_enough)

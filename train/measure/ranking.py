@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64
 
-from train.data.sessions import Sessions
+from train.data.sessions import SHORTEST_SESSION, Sessions
 
 PROTOCOL = (
     "next item, every prefix of every session, whole catalogue ranked, nothing sampled, "
@@ -128,12 +128,12 @@ def rank_targets(
 
 
 def session_batches(
-    sessions: Sessions, batch_size: int
+    sessions: Sessions, batch_size: int, shortest: int = SHORTEST_SESSION
 ) -> Iterator[tuple[Int64[np.ndarray, "B"], SessionBatch]]:
-    """All sessions of two clicks or more, at most `batch_size` at a time, with their rows."""
+    """All sessions of so many clicks or more, at most `batch_size` at a time, with their rows."""
     lengths = sessions.lengths
     longest_first = np.argsort(-lengths, kind="stable")
-    longest_first = longest_first[: np.count_nonzero(lengths > 1)]
+    longest_first = longest_first[: np.count_nonzero(lengths >= shortest)]
     for first in range(0, len(longest_first), batch_size):
         row = longest_first[first : first + batch_size]
         column = np.arange(lengths[row[0]])

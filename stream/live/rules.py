@@ -1,0 +1,49 @@
+"""By what rules clicks are counted and forgotten."""
+
+from dataclasses import dataclass
+
+DISTANCES = (1.0, 0.5, 0.25)
+"""What a click counts as a successor of the last item, of the one before it, and so on."""
+BACKWARD = 0.1
+"""What it counts the other way round, as a share of that."""
+SHRINKAGE = 0.1
+"""Added to an item's total: what was seen once is no certainty."""
+MAX_SUCCESSORS = 100
+"""An item's least successors are dropped beyond so many; 400 are worth no more on a news site."""
+POPULAR = 100
+"""So many popular items are candidates of every list."""
+POPULAR_EVERY_MS = 1_000
+NETWORK_BEST = 100
+"""So many of the network's best are candidates of every list."""
+CLICKS_FLOOR = 0.05
+"""Added to an item's clicks before the logarithm is taken."""
+PREFIXES = 5
+"""Sessions of one click, two, three, four, and five or more are answered with different weights."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How counts decay, and which items are listed at all."""
+
+    time_scale_ms: int
+    """How fast a log's habits change: transitions are counted with this half-life and with eight
+    times as much, popularity with a sixteenth of it."""
+    excludes_seen: bool
+    """Whether items of the session are in no list."""
+
+    @property
+    def half_lives_ms(self) -> tuple[float, ...]:
+        """Of the transitions: R rates."""
+        return (float(self.time_scale_ms), 8.0 * self.time_scale_ms)
+
+    @property
+    def popularity_half_life_ms(self) -> float:
+        return self.time_scale_ms / 16
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the V sources of a view, in the order of their numbers."""
+        steps = range(1, len(DISTANCES) + 1)
+        rates = range(1, len(self.half_lives_ms) + 1)
+        transitions = (f"transitions-{step}-{rate}" for step in steps for rate in rates)
+        return (*transitions, "popularity", "last", "earlier")

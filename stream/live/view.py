@@ -1,0 +1,130 @@
+"""The view: which items follow which and which are popular, as far as the clicks are known."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from stream.live.counts import Decayed
+from stream.live.rules import DISTANCES, POPULAR, POPULAR_EVERY_MS, SHRINKAGE, Rules
+
+_LARGEST_EXPONENT = 500.0
+
+
+class Candidates(NamedTuple):
+    """What sources give for one session: C items with their shares, an item once per source."""
+
+    item: Int64[np.ndarray, "C"]
+    """Rows of the view."""
+    source: Int64[np.ndarray, "C"]
+    """Numbers of the sources, as in ``Rules.sources``; the network comes behind them."""
+    share: Float64[np.ndarray, "C"]
+    """Of what the source has counted: those of a source add up to 1 at most."""
+
+    @classmethod
+    def of(cls, parts: Sequence["Candidates"]) -> "Candidates":
+        return cls(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
+
+
+class _Successors(NamedTuple):
+    counts: Decayed[int]
+    items: Int64[np.ndarray, "n"]
+    weights: Float64[np.ndarray, "R n"]
+
+
+class View:
+    """Counts of items, each of which is a row from 0 on."""
+
+    def __init__(self, rules: Rules) -> None:
+        self.rules = rules
+        self._changed: dict[int, Decayed[int]] = {}
+        self._successors: dict[int, _Successors] = {}
+        self._popularity = np.zeros(1024)  # as of the landmark
+        self._landmark_ms: int | None = None
+        self._popular: tuple[int, Candidates] | None = None
+
+    def put(self, item: int, counts: Decayed[int]) -> None:
+        """Let the item have these successors; they are read when they are first asked for."""
+        self._changed[item] = counts
+
+    def add_click(self, item: int, at_ms: int) -> None:
+        """Count a click on an item as popularity."""
+        half_life_ms = self.rules.popularity_half_life_ms
+        if self._landmark_ms is None:
+            self._landmark_ms = at_ms
+        age_ms = at_ms - self._landmark_ms
+        if age_ms > _LARGEST_EXPONENT * half_life_ms:
+            self._popularity *= 2.0 ** (-age_ms / half_life_ms)
+            self._landmark_ms, age_ms = at_ms, 0
+        if item >= len(self._popularity):
+            self._popularity = np.pad(self._popularity, (0, max(item, len(self._popularity))))
+        self._popularity[item] += 2.0 ** (age_ms / half_life_ms)
+
+    def clicks(self, items: Int64[np.ndarray, "n"], now_ms: int) -> Float64[np.ndarray, "n"]:
+        """Decayed clicks on these items."""
+        found = np.zeros(len(items))
+        inside = items < len(self._popularity)
+        if self._landmark_ms is not None:
+            age = (now_ms - self._landmark_ms) / self.rules.popularity_half_life_ms
+            found[inside] = self._popularity[items[inside]] * 2.0**-age
+        return found
+
+    def share_of(self, items: Int64[np.ndarray, "n"]) -> float:
+        """Their share of all decayed clicks."""
+        total = float(self._popularity.sum())
+        inside = items[items < len(self._popularity)]
+        return float(self._popularity[inside].sum()) / total if total else 0.0
+
+    def candidates(self, trail: Sequence[int], now_ms: int) -> Candidates:
+        """What the sources give for a session of these items, one at least, the latest last."""
+        rates = len(self.rules.half_lives_ms)
+        found = []
+        for step, item in enumerate(reversed(trail[-len(DISTANCES) :])):
+            successors = self._following(item)
+            if successors is None:
+                continue
+            # Decay is the same for weights and totals, so that only the shrinkage sees it.
+            shrinkage = SHRINKAGE / successors.counts.factors(now_ms)
+            totals = np.array(successors.counts.totals) + shrinkage
+            items = successors.items
+            found += [
+                Candidates(items, np.full(len(items), step * rates + rate), of_rate / total)
+                for rate, (of_rate, total) in enumerate(
+                    zip(successors.weights, totals, strict=True)
+                )
+            ]
+        found.append(self._most_popular(len(DISTANCES) * rates, now_ms))
+        found.append(_repeats(trail, len(DISTANCES) * rates + 1))
+        return Candidates.of(found)
+
+    def _most_popular(self, source: int, now_ms: int) -> Candidates:
+        if self._popular is None or abs(now_ms - self._popular[0]) >= POPULAR_EVERY_MS:
+            counts = self._popularity
+            best = np.argpartition(counts, -POPULAR)[-POPULAR:]
+            best = best[counts[best] > 0]
+            shares = counts[best] / (counts.sum() or 1.0)
+            self._popular = now_ms, Candidates(best, np.full(len(best), source), shares)
+        return self._popular[1]
+
+    def _following(self, item: int) -> _Successors | None:
+        changed = self._changed.pop(item, None)
+        if changed is not None:
+            items = np.array([*changed.weights], dtype=np.int64)
+            weights = np.array([*changed.weights.values()]).reshape(len(items), -1).T
+            self._successors[item] = _Successors(changed, items, weights)
+        return self._successors.get(item)
+
+
+def _repeats(trail: Sequence[int], source: int) -> Candidates:
+    """The session's own items: the last, and as a second source those before it by 1/age."""
+    shares: dict[int, float] = {}
+    for age, item in enumerate(reversed(trail)):
+        if item != trail[-1]:
+            shares.setdefault(item, 1.0 / age)
+    total = sum(shares.values())
+    return Candidates(
+        np.array([trail[-1], *shares], dtype=np.int64),
+        np.array([source, *[source + 1] * len(shares)], dtype=np.int64),
+        np.array([1.0, *(share / total for share in shares.values())]),
+    )

@@ -1,0 +1,1 @@
+"""What live learning is worth on a log, and the weights that it needs."""
