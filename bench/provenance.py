@@ -38,7 +38,10 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _git("rev-parse", "--short", "HEAD") or "unknown",
-        "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        # Kept results are none: a run that is kept row by row would see its own.
+        "uncommitted_changes": bool(
+            _git("status", "--porcelain", "--untracked-files=no", "--", ":!bench/results")
+        ),
         "machine": {
             "cpu": cpu[1].strip() if cpu else platform.processor(),
             "cores": os.cpu_count(),
