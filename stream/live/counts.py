@@ -6,11 +6,9 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Float64
 
-from stream.live.rules import BACKWARD, DISTANCES, MAX_SUCCESSORS
+from stream.live.rules import BACKWARD, DISTANCES, LARGEST_EXPONENT, MAX_SUCCESSORS
 
 K = TypeVar("K", str, int)
-_LARGEST_EXPONENT = 500.0
-"""Of 2: a float64 ends at 1,023."""
 
 
 class Decayed(Generic[K]):
@@ -34,7 +32,7 @@ class Decayed(Generic[K]):
     def add(self, key: K, weight: float, at_ms: int) -> None:
         """Count a click at a time, by the clock of the clicks."""
         age_ms = at_ms - self._landmark_ms
-        if age_ms > _LARGEST_EXPONENT * min(self._half_lives_ms):
+        if age_ms > LARGEST_EXPONENT * min(self._half_lives_ms):
             self._move_landmark(at_ms)
             age_ms = 0
         of_key = self.weights.get(key)

@@ -17,6 +17,8 @@ NETWORK_BEST = 100
 """So many of the network's best are candidates of every list."""
 CLICKS_FLOOR = 0.05
 """Added to an item's clicks before the logarithm is taken."""
+LARGEST_EXPONENT = 500.0
+"""Of 2, until counts are moved to a later landmark: a float64 ends at 1,023."""
 PREFIXES = 5
 """Sessions of one click, two, three, four, and five or more are answered with different weights."""
 

@@ -7,9 +7,14 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from stream.live.counts import Decayed
-from stream.live.rules import DISTANCES, POPULAR, POPULAR_EVERY_MS, SHRINKAGE, Rules
-
-_LARGEST_EXPONENT = 500.0
+from stream.live.rules import (
+    DISTANCES,
+    LARGEST_EXPONENT,
+    POPULAR,
+    POPULAR_EVERY_MS,
+    SHRINKAGE,
+    Rules,
+)
 
 
 class Candidates(NamedTuple):
@@ -54,7 +59,7 @@ class View:
         if self._landmark_ms is None:
             self._landmark_ms = at_ms
         age_ms = at_ms - self._landmark_ms
-        if age_ms > _LARGEST_EXPONENT * half_life_ms:
+        if age_ms > LARGEST_EXPONENT * half_life_ms:
             self._popularity *= 2.0 ** (-age_ms / half_life_ms)
             self._landmark_ms, age_ms = at_ms, 0
         if item >= len(self._popularity):
