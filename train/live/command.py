@@ -65,8 +65,8 @@ def run_prequential(settings: PrequentialSettings) -> None:
     checkpoint = load_checkpoint(settings.checkpoint) if settings.checkpoint else None
     history = _read(settings.history, settings, checkpoint)
     clicks = _read(settings.clicks, settings, checkpoint)
-    network = _network(checkpoint, history)
     cut_ms = _begin_of_newest(history)
+    network = _network(checkpoint, history, history.filter(pl.col("timestamp_ms") >= cut_ms))
     excludes_seen = _share_of_repeats(history) < FEWEST_REPEATS
     biases: tuple[float, ...] = BIASES if network else ()
 
@@ -87,7 +87,7 @@ def run_prequential(settings: PrequentialSettings) -> None:
         tried = Replay(rules, network).run(history, cut_ms, candidates, tuple({0.0, bias}))
         blends[LIVE] = candidates[max(candidates, key=lambda name: _worth(tried, name))]
     if served := load_checkpoint(settings.served) if settings.served else checkpoint:
-        network = _network(served, _after_each_other(history, clicks))
+        network = _network(served, _after_each_other(history, clicks), clicks)
 
     replay = Replay(rules, network)
     replay.run(history, from_ms=int(history["timestamp_ms"].max()) + 1)  # type: ignore[arg-type]
@@ -123,11 +123,15 @@ def _read(
     return found.with_columns(text).sort("timestamp_ms", maintain_order=True)
 
 
-def _network(checkpoint: Checkpoint | None, clicks: pl.DataFrame) -> Network | None:
+def _network(
+    checkpoint: Checkpoint | None, clicks: pl.DataFrame, asked: pl.DataFrame
+) -> Network | None:
+    """A network that was shown the sessions of the clicks it is asked for, and no others."""
     if checkpoint is None:
         return None
     network = Network(checkpoint)
-    network.show(clicks)
+    names = asked["session_id"].unique().to_list()
+    network.show(clicks.filter(pl.col("session_id").is_in(names)))
     return network
 
 

@@ -60,7 +60,7 @@ class Replay:
         # The network's items are the first rows, so that its item_index is the row.
         names = network.catalogue.item_ids if network else []
         self._row = {name: row for row, name in enumerate(names)}
-        self._n_network_items = len(names)
+        self._network_items = np.arange(len(names))
 
     def run(
         self,
@@ -93,7 +93,7 @@ class Replay:
             self._view.put(former, counts)
         self._view.add_click(item, at_ms)
         trail.append(item)
-        self._n_known[session] += item < self._n_network_items
+        self._n_known[session] += item < len(self._network_items)
 
     def _ask(
         self,
@@ -129,7 +129,7 @@ class Replay:
     ) -> dict[float, Candidates]:
         network, n_known = self._network, self._n_known[session]
         assert network is not None, "the caller has one"
-        is_known = target < self._n_network_items
+        is_known = target < len(self._network_items)
         found: dict[float, Candidates] = {}
         if not n_known:
             for name in (STATIC, *map(bias_name, biases)):
@@ -138,7 +138,7 @@ class Replay:
             return found
         scores = network.scores(session, n_known).astype(np.float64)
         asked.ranks[STATIC].append(_place(scores, target) if is_known else MISSED)
-        rows = np.arange(self._n_network_items)
+        rows = self._network_items
         recent = self._view.clicks(rows, at_ms)
         share_known = self._view.share_of(rows)
         if self.rules.excludes_seen:
