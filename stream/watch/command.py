@@ -15,7 +15,6 @@ from confluent_kafka import (
     OFFSET_BEGINNING,
     OFFSET_END,
     Consumer,
-    KafkaError,
     Message,
     TopicPartition,
 )
@@ -26,7 +25,7 @@ from stream.settings import WatchSettings
 from stream.transport.clients import confluent_options
 from stream.transport.fetched import Fetched, record_of
 from stream.transport.topics import n_partitions
-from stream.transport.unreadable import STATISTICS_MS
+from stream.transport.unreadable import BATCH_ERRORS, STATISTICS_MS
 from stream.watch.judge import Judge
 from stream.watch.ours import Answer, DeadLetter, read_ours
 from stream.watch.screen import draw, session_line, summary_line
@@ -84,7 +83,7 @@ def watch(settings: WatchSettings, batch_at: BatchAt) -> None:
                     session = _count(settings, tally, judge, message, now_s)
                     if session and not live and session.session_id == settings.session:
                         print(session_line(session), flush=True)
-                elif error is not None and error.code() == KafkaError._BAD_COMPRESSION:
+                elif error is not None and error.code() in BATCH_ERRORS:
                     topic, partition, offset = _place_of(message)
                     if batch := batch_at(topic, partition, offset):
                         _skip(consumer, tally, topic, partition, batch)
