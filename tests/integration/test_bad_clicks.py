@@ -540,6 +540,16 @@ def test_records_that_lie_about_their_offsets_cost_their_own_batch_and_nothing_e
     assert len(deployment.read(deployment.recommendations)) == n_answers
 
 
+def abort_a_click(deployment: Deployment) -> None:
+    """Leave an aborted click and its marker in partition 0."""
+    shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "shop"})
+    shop.init_transactions(30)
+    shop.begin_transaction()
+    shop.produce(deployment.clicks, CLICK, b"s", partition=0)
+    shop.flush(30)
+    shop.abort_transaction(30)
+
+
 def lz4_with_more_behind(plain: bytes) -> bytes:
     """One frame, of one block that is not compressed, and what librdkafka calls a bad message."""
     block = struct.pack("<I", 0x80000000 | len(plain)) + plain
@@ -560,12 +570,7 @@ def test_a_batch_that_cannot_be_read_behind_a_marker_stops_nothing(
     """The marker is a hole, which is looked at: up to the batch, which nobody gets past."""
     worker = deployment.start()
     raw = RawProducer(deployment.bootstrap_servers)
-    shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "mark"})
-    shop.init_transactions(30)
-    shop.begin_transaction()
-    shop.produce(deployment.clicks, CLICK, b"s", partition=0)
-    shop.flush(30)
-    shop.abort_transaction(30)
+    abort_a_click(deployment)
     settings = KafkaSettings.model_validate(deployment.settings())
     wait_for(lambda: bounds(settings, deployment.clicks, [0])[0][1] == 2, 30, "the marker")
     raw.send(deployment.clicks, 0, batch)
@@ -585,12 +590,7 @@ def test_a_batch_at_which_the_client_aborts_ends_one_worker_and_not_the_next(
     raw = RawProducer(deployment.bootstrap_servers)
     empty_first = gzip_member(b"") + gzip_member(PAIR)
     # Behind an aborted click, in a fetch with clicks before it and after it.
-    shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "died"})
-    shop.init_transactions(30)
-    shop.begin_transaction()
-    shop.produce(deployment.clicks, CLICK, b"s", partition=0)
-    shop.flush(30)
-    shop.abort_transaction(30)
+    abort_a_click(deployment)
     for batch in (batch_of(PAIR, 2), batch_of(empty_first, 2, codec=1), one_record(b"s", CLICK)):
         raw.send(deployment.clicks, 0, batch)
     raw.close()
