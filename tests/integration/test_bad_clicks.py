@@ -541,13 +541,18 @@ def test_records_that_lie_about_their_offsets_cost_their_own_batch_and_nothing_e
 
 
 def abort_a_click(deployment: Deployment) -> None:
-    """Leave an aborted click and its marker in partition 0."""
+    """Leave an aborted click and its marker at the begin of partition 0.
+
+    The broker says that the transaction is aborted before it has written the marker.
+    """
     shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "transactional.id": "shop"})
     shop.init_transactions(30)
     shop.begin_transaction()
     shop.produce(deployment.clicks, CLICK, b"s", partition=0)
     shop.flush(30)
     shop.abort_transaction(30)
+    settings = KafkaSettings.model_validate(deployment.settings())
+    wait_for(lambda: bounds(settings, deployment.clicks, [0])[0][1] == 2, 30, "the marker")
 
 
 def lz4_with_more_behind(plain: bytes) -> bytes:
@@ -571,8 +576,6 @@ def test_a_batch_that_cannot_be_read_behind_a_marker_stops_nothing(
     worker = deployment.start()
     raw = RawProducer(deployment.bootstrap_servers)
     abort_a_click(deployment)
-    settings = KafkaSettings.model_validate(deployment.settings())
-    wait_for(lambda: bounds(settings, deployment.clicks, [0])[0][1] == 2, 30, "the marker")
     raw.send(deployment.clicks, 0, batch)
     raw.send(deployment.clicks, 0, one_record(b"s", CLICK))
     raw.close()
