@@ -80,6 +80,21 @@ class PopularItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     score: float
 
 
+class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How lists learn from the stream (stream/live).
+
+    time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. n_candidates: how many items
+    rank.onnx lists. bias: what the logarithm of an item's decayed clicks counts beside its score.
+    weights: of each source, the network last, by class of prefix (``stream.live.blend.Blend``).
+    """
+
+    time_scale_s: Size
+    excludes_seen: bool
+    n_candidates: Size
+    bias: float
+    weights: list[list[float]]
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything training and serving must agree on.
 
@@ -87,6 +102,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     it names the content of the whole folder. ``idle_timeout_s`` None: a session never expires.
     ``allowed_lateness_s``: how much longer than that the partition may go on before it does.
     ``event_types``: the types of event that advance a session; empty: all.
+    ``live`` None: lists are the network's alone.
     ``state_size``: numbers the model remembers of a session, zeros at first; ``query_size``: those
     that a list is made from. ``architecture``, ``hidden_size`` and ``n_layers`` are for people.
     """
@@ -103,6 +119,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     idle_timeout_s: Size | None
     allowed_lateness_s: Count = 600
     event_types: tuple[str, ...] = ()
+    live: Live | None = None
     context: list[ContextField] = []
     opset: Size
     sha256: dict[str, str] = {}
@@ -262,6 +279,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
         del fields["allowed_lateness_s"]
     if not manifest.event_types:
         del fields["event_types"]
+    if manifest.live is None:
+        del fields["live"]
     return msgspec.json.encode(fields)
 
 
