@@ -7,27 +7,23 @@ the answers.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from stream.contract.click import BadClick, Click, Reason
-from stream.contract.messages import Outcome, Target, dead_letter, encode_json, recommendation
+from stream.contract.click import Click
+from stream.contract.messages import Outcome, Target, encode_json, recommendation
 from stream.contract.records import Record
-from stream.counts import Answered, BatchCounts, Judgement, rank_in_list
+from stream.counts import Answered, Judgement, rank_in_list
+from stream.intake import Intake, Lookup, Taken
 from stream.model.bundle import Manifest
 from stream.model.models import Model, Models
 from stream.model.scorer import Scores, Waves
 from stream.position import BadClickLimit, Position
-from stream.session import LastOutcome, Stored, Trail, TrailClick
-from stream.transport.protocol import Transaction
-
-Lookup = Callable[[int, bytes], bytes | None]
-"""(partition, session) -> the state's bytes, or None."""
+from stream.session import LastOutcome, PartitionSessions, Stored, Trail, TrailClick
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +55,6 @@ _Listed = tuple[bytes, bytes]
 """A list out of a session's state: int32 item indices and float32 scores."""
 _ListRef = int | _Listed | None
 """A list: row of its model's rank call in this batch, out of the state, or none (popularity)."""
-
-
-_UNPROCESSABLE = BadClick(
-    Reason.UNPROCESSABLE,
-    "the worker failed to process this click, and an operator chose to skip it",
-)
 
 
 class _Session(msgspec.Struct):
@@ -100,21 +90,13 @@ class _Question(NamedTuple):
 
 
 @dataclass(slots=True)
-class Plan:
-    """A batch before the models have run.
+class Plan(Taken):
+    """A batch before the models have run; ``Planner`` completes its transaction and counts."""
 
-    holes: ranges of offsets, by partition, that no record was delivered for. touched: the sessions
-    of the batch. transaction, counts: what is known so far; ``Planner`` completes them.
-    """
-
-    lookup: Lookup
-    transaction: Transaction = field(default_factory=Transaction)
-    counts: BatchCounts = field(default_factory=BatchCounts)
-    holes: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    touched: dict[int, set[bytes]] = field(default_factory=dict)
     waves: defaultdict[Model, Waves] = field(default_factory=lambda: defaultdict(Waves))
     answers: list[_Answer] = field(default_factory=list)
     questions: list[_Question] = field(default_factory=list)
+    scores: dict[Model, Scores] = field(default_factory=dict)
     sessions: dict[tuple[int, bytes], _Session] = field(default_factory=dict)
 
     @property
@@ -122,22 +104,18 @@ class Plan:
         """Those that have answered."""
         return {answer.model for answer in self.answers}
 
-    def score(self) -> dict[Model, Scores]:
-        """Run the models. Blocks; the interpreter's lock is released inside ONNX Runtime."""
-        return {model: waves.score(model.scorer) for model, waves in self.waves.items()}
-
 
 class Planner:
-    """Plans and finishes batches of one clicks topic; keeps no session between them.
-
-    passed_over: records, by partition and offset, that an operator sends to the dead letters.
-    """
+    """Plans and finishes batches of one clicks topic; keeps no session between them."""
 
     def __init__(self, models: Models, rules: Rules, topic: str) -> None:
         self.rules = rules
-        self.topic = topic
-        self.passed_over: set[tuple[int, int]] = set()
+        self.intake = Intake(topic, models.parse, rules.limit)
         self._models = models
+
+    def new_partition(self) -> PartitionSessions:
+        """Return an empty table."""
+        return PartitionSessions()
 
     def plan(
         self,
@@ -147,45 +125,14 @@ class Planner:
     ) -> Plan:
         """Return the plan of one micro-batch: every record parsed, every session resumed.
 
-        records: by partition, in order of offset. positions: of each of these partitions; they are
-        copied, not changed. Raises BadClickLimitError; nothing has been done then.
+        Arguments and errors as in ``Intake.take``.
         """
-        plan, limit, parse = Plan(lookup), self.rules.limit, self._models.parse
-        passed_over = self.passed_over
-        for partition, of_partition in records.items():
-            position = plan.transaction.positions[partition] = positions[partition].copy()
-            touched = plan.touched[partition] = set()
-            for record in of_partition:
-                if record.offset < position.next_offset:
-                    plan.counts.skipped += 1
-                    continue
-                if record.offset > position.next_offset:
-                    hole = (position.next_offset, record.offset)
-                    plan.holes.setdefault(partition, []).append(hole)
-                position.next_offset = record.offset + 1
-                if passed_over and (partition, record.offset) in passed_over:
-                    click: Click | BadClick = self._pass_over(record)
-                else:
-                    click = parse(record)
-                if isinstance(click, BadClick):
-                    limit.count_bad(position, self.topic, partition, record.offset)
-                    plan.counts.rejected.append((record, click.reason))
-                    plan.transaction.messages[Target.DEAD_LETTERS][partition].append(
-                        dead_letter(self.topic, record, click)
-                    )
-                else:
-                    limit.count_good(position)
-                    touched.add(click.session)
-                    self._plan_click(plan, record, click, position.watermark_ms)
-                    position.watermark_ms = max(position.watermark_ms, click.timestamp_ms)
+        plan = Plan(lookup)
+        for record, click, position in self.intake.take(plan, records, positions):
+            plan.touched[record.partition].add(click.session)
+            self._plan_click(plan, record, click, position.watermark_ms)
+            position.watermark_ms = max(position.watermark_ms, click.timestamp_ms)
         return plan
-
-    def _pass_over(self, record: Record) -> BadClick:
-        """What is wrong with a click that an operator passes over: its own reason, or our bug."""
-        with suppress(Exception):  # which it may meet right here
-            if isinstance(click := self._models.parse(record), BadClick):
-                return click
-        return _UNPROCESSABLE
 
     def _plan_click(self, plan: Plan, record: Record, click: Click, watermark_ms: int) -> None:
         model = self._models.of(click.session)
@@ -260,27 +207,41 @@ class Planner:
         plan.sessions[name] = begun
         return begun
 
-    def advance(self, plan: Plan, scores: Mapping[Model, Scores]) -> None:
+    def score(self, plan: Plan) -> None:
+        """Run the models. Blocks; the interpreter's lock is released inside ONNX Runtime."""
+        plan.scores = {model: waves.score(model.scorer) for model, waves in plan.waves.items()}
+        plan.counts.encode_seconds = sum(s.encode_seconds for s in plan.scores.values())
+        plan.counts.rank_seconds = sum(s.rank_seconds for s in plan.scores.values())
+
+    def is_dead(self, seen_ms: int, watermark_ms: int) -> bool:
+        """Whether a state of that time has expired."""
+        return self.rules.is_dead(seen_ms, watermark_ms)
+
+    def expire(self, plan: Plan, partition: int, keys: Sequence[bytes]) -> None:
+        """Let the batch's transaction delete expired sessions."""
+        plan.transaction.changelog[partition].update(dict.fromkeys(keys))
+        plan.counts.expired += len(keys)
+
+    def advance(self, plan: Plan) -> None:
         """Complete the plan's changelog with what the models have computed."""
-        made = {model: _States(model, of_model) for model, of_model in scores.items()}
+        made = {model: _States(model, of_model) for model, of_model in plan.scores.items()}
         changelog = plan.transaction.changelog
         for (partition, key), session in plan.sessions.items():
             if session.changed:
                 changelog[partition][key] = made[session.model].encode(session)
 
-    def answer(self, plan: Plan, scores: Mapping[Model, Scores], published_ms: int) -> None:
+    def answer(self, plan: Plan, published_ms: int) -> None:
         """Complete the plan's messages and counts."""
-        lists = {model: _Lists(model, scores.get(model)) for model in plan.models}
+        lists = {model: _Lists(model, plan.scores.get(model)) for model in plan.models}
         recommendations = plan.transaction.messages[Target.RECOMMENDATIONS]
+        topic = self.intake.topic
         for record, click, model, outcome, listed in plan.answers:
             items = lists[model].items(listed)
             if outcome == Outcome.MODEL and items is model.popular_json:
                 outcome = Outcome.FALLBACK
                 plan.counts.no_scores += 1
             recommendations[record.partition].append(
-                recommendation(
-                    self.topic, record, click, items, model.model_id, outcome, published_ms
-                )
+                recommendation(topic, record, click, items, model.model_id, outcome, published_ms)
             )
             answered = Answered(record, click.timestamp_ms, model.model_id, outcome)
             plan.counts.answered.append(answered)

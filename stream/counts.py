@@ -81,7 +81,7 @@ class BatchCounts:
     than their session's last one. stale: clicks so old that the watermark would call a session dead
     that was last seen at their time. begun, expired: sessions that began, that ended. rebuilt:
     sessions whose model state was made again from the trail. no_scores: lists of the model in
-    which a score is NaN or infinite.
+    which a score is NaN or infinite. encode_seconds, rank_seconds: wall time in the models' graphs.
     """
 
     answered: list[Answered] = field(default_factory=list)
@@ -94,3 +94,5 @@ class BatchCounts:
     expired: int = 0
     rebuilt: int = 0
     no_scores: int = 0
+    encode_seconds: float = 0.0
+    rank_seconds: float = 0.0

@@ -1,13 +1,9 @@
-"""A session's state and its bytes, and the sessions of the owned partitions in memory.
+"""A session's state and its bytes.
 
-``model_state`` is a cache of the trail under one bundle; the trail alone can rebuild it. What the
-changelog holds is kept here as a dict of bytes for each partition, so that a lost partition is
-dropped at once.
+``model_state`` is a cache of the trail under one bundle; the trail alone can rebuild it.
 """
 
-import heapq
 import struct
-from collections.abc import Callable, Collection, Mapping
 from enum import IntEnum
 from typing import Final
 
@@ -17,8 +13,7 @@ from jaxtyping import Float32, Int32
 
 from stream.contract.click import TRAIL_CLICKS as TRAIL_CLICKS
 from stream.errors import NEWEST_FORMAT, NewerFormatError, StreamError
-from stream.position import Position
-from stream.transport.protocol import Transaction
+from stream.table import PartitionStates
 
 FORMAT: Final = 2
 
@@ -220,105 +215,8 @@ def in_todays_format(raw: bytes) -> bytes:
     return raw
 
 
-BUCKET_MS: Final = 60_000
+class PartitionSessions(PartitionStates):
+    """The sessions of one partition; one expires by its ``seen_ms``."""
 
-
-class PartitionSessions:
-    """One partition: its position, its sessions' bytes, and when to look at which for expiry.
-
-    A session stands once in the queue, in the bucket of a minute that is not after its seen_ms: 8
-    bytes a session, where a heap of pairs takes 100.
-    """
-
-    def __init__(self) -> None:
-        self.position: Position
-        self.states: dict[bytes, bytes] = {}
-        self._buckets: dict[int, list[bytes]] = {}
-        self._minutes: list[int] = []  # a heap of the buckets' minutes
-
-    def restore(self, key: bytes, value: bytes | None) -> None:
-        """Take one record of the changelog. Raises as ``in_todays_format``."""
-        if value is None:
-            self.states.pop(key, None)
-        else:
-            self.states[key] = in_todays_format(value)
-
-    def finish_restore(self) -> None:
-        """Rebuild the expiry queue from the states."""
-        for key, raw in self.states.items():
-            self._enqueue(key, seen_ms(raw))
-
-    def apply(self, changes: Mapping[bytes, bytes | None], position: Position) -> None:
-        """Take what a batch writes; None deletes."""
-        self.position = position
-        for key, raw in changes.items():
-            if raw is None:
-                del self.states[key]
-                continue
-            if key not in self.states:
-                self._enqueue(key, seen_ms(raw))
-            self.states[key] = raw
-
-    def collect(
-        self, is_dead: Callable[[int], bool], keep: Collection[bytes], limit: int
-    ) -> list[bytes]:
-        """Return dead sessions to delete, looking at no more than ``limit`` queue entries.
-
-        An entry that comes up too early goes to the bucket of the session's later time. The
-        returned keys have left the queue: the caller must delete them, or end. ``keep``:
-        sessions of the batch, whose states are about to change.
-        """
-        dead: list[bytes] = []
-        later: list[tuple[bytes, int]] = []
-        while self._minutes and len(dead) + len(later) < limit:
-            minute = self._minutes[0]
-            if not is_dead(minute * BUCKET_MS):  # nor is any session that was seen later
-                break
-            keys = self._buckets[minute]
-            while keys and len(dead) + len(later) < limit:
-                key = keys.pop()
-                at_ms = seen_ms(self.states[key])
-                if key in keep or not is_dead(at_ms):
-                    later.append((key, at_ms))
-                else:
-                    dead.append(key)
-            if not keys:
-                del self._buckets[heapq.heappop(self._minutes)]
-        for key, at_ms in later:
-            self._enqueue(key, at_ms)
-        return dead
-
-    def _enqueue(self, key: bytes, at_ms: int) -> None:
-        minute = at_ms // BUCKET_MS
-        if minute not in self._buckets:
-            self._buckets[minute] = []
-            heapq.heappush(self._minutes, minute)
-        self._buckets[minute].append(key)
-
-
-class Sessions:
-    """The sessions of the owned partitions. For the event loop, which alone changes them."""
-
-    def __init__(self) -> None:
-        self.partitions: dict[int, PartitionSessions] = {}
-
-    def own(self, partitions: Mapping[int, PartitionSessions]) -> None:
-        self.partitions |= partitions
-
-    def drop(self, partitions: Collection[int]) -> None:
-        for partition in partitions:
-            self.partitions.pop(partition, None)
-
-    def apply(self, transaction: Transaction) -> None:
-        """Take what a batch is about to commit: the next one is planned on it."""
-        for partition, position in transaction.positions.items():
-            self.partitions[partition].apply(transaction.changelog[partition], position)
-
-    def get(self, partition: int, key: bytes) -> bytes | None:
-        return self.partitions[partition].states.get(key)
-
-    def sizes(self) -> dict[int, int]:
-        return {p: len(of_partition.states) for p, of_partition in self.partitions.items()}
-
-    def __len__(self) -> int:
-        return sum(self.sizes().values())
+    as_of_today = staticmethod(in_todays_format)
+    last_ms = staticmethod(seen_ms)

@@ -56,13 +56,15 @@ _Place = Annotated[str, _spelled("earliest|latest|[0-9]+", "earliest, latest or 
 class Wiring:
     """The topics of one processor. ``outputs``: by the name that the processor calls them.
 
-    The changelog has as many partitions as the input.
+    The changelog has as many partitions as the input. ``scattered``: outputs whose messages name
+    their partitions; what comes of an input partition may be in any of them.
     """
 
     group_id: str
     input: str
     changelog: str
     outputs: Mapping[str, str]
+    scattered: frozenset[str] = frozenset()
 
 
 class KafkaSettings(BaseSettings):

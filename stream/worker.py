@@ -1,4 +1,4 @@
-"""The loop: a micro-batch goes through planner, models, sessions and transaction, in that order.
+"""The loop: a micro-batch goes through planner, models, states and transaction, in that order.
 
 While a batch is committed, the next is planned, scored and answered. It is planned on states that
 are not committed yet, which is right since a transaction that is lost drops all of them.
@@ -13,18 +13,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple, NoReturn
+from typing import Any, Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import structlog
 
-from stream.batch import Plan, Planner
 from stream.contract.records import Record
 from stream.errors import StreamError
-from stream.metrics import Metrics
-from stream.model.models import Model
-from stream.model.scorer import Scores
+from stream.intake import Intake, Lookup, Taken
+from stream.metrics import EngineMetrics
 from stream.position import BadClickLimitError, Position
-from stream.session import PartitionSessions, Sessions
+from stream.table import PartitionStates, States
 from stream.transport.protocol import Batch, Restored, TransactionLostError, Transport
 
 log = structlog.get_logger(__name__)
@@ -56,26 +54,66 @@ class MisnumberedError(Exception):
         self.partition, self.batch = partition, batch
 
 
-class _Step(NamedTuple):
-    plan: Plan
-    scores: Mapping[Model, Scores]
+P = TypeVar("P", bound=Taken)
+
+
+class Planner(Protocol[P]):
+    """What a worker does with its records: pure, and blind to Kafka.
+
+    ``stream/batch.py`` answers clicks, ``stream/items.py`` counts what follows what.
+    """
+
+    intake: Intake[Any]
+
+    def new_partition(self) -> PartitionStates:
+        """Return an empty table."""
+        ...
+
+    def plan(
+        self,
+        records: Mapping[int, Sequence[Record]],
+        positions: Mapping[int, Position],
+        lookup: Lookup,
+    ) -> P:
+        """Return the plan of one micro-batch. Arguments and errors as in ``Intake.take``."""
+        ...
+
+    def score(self, plan: P) -> None:
+        """Do what takes long and needs nothing but the plan; may be called in a thread."""
+        ...
+
+    def advance(self, plan: P) -> None:
+        """Complete the plan's changelog."""
+        ...
+
+    def answer(self, plan: P, published_ms: int) -> None:
+        """Complete the plan's messages and counts."""
+        ...
+
+    def is_dead(self, last_ms: int, watermark_ms: int) -> bool:
+        """Whether a state of that time has expired."""
+        ...
+
+    def expire(self, plan: P, partition: int, keys: Sequence[bytes]) -> None:
+        """Let the batch's transaction delete expired states."""
+        ...
 
 
 class _Scored(NamedTuple):
-    """A batch and the steps that it took: one, unless a record failed."""
+    """A batch and the plans that it took: one, unless a record failed."""
 
     batch: Batch
-    steps: list[_Step]
+    plans: list[Any]
 
 
-class Worker:
-    """Answers every click of the owned partitions once: the ``Processor`` of a transport."""
+class Worker(Generic[P]):
+    """Takes every record of the owned partitions once: the ``Processor`` of a transport."""
 
-    def __init__(self, transport: Transport, planner: Planner, metrics: Metrics) -> None:
+    def __init__(self, transport: Transport, planner: Planner[P], metrics: EngineMetrics) -> None:
         self._transport = transport
         self._planner = planner
         self._metrics = metrics
-        self._sessions = Sessions()
+        self._states = States()
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._scored: asyncio.Queue[_Scored | None] = asyncio.Queue(1)
         self._batch_started: float | None = None
@@ -94,17 +132,17 @@ class Worker:
         await delivering
 
     async def _advance(self, batch: Batch) -> None:
-        """Plan, score and answer a batch, and let the sessions go on to the next one.
+        """Plan, score and answer a batch, and let the states go on to the next one.
 
         Where that fails, each partition and then each record is a step of its own, until the one
         is found that fails: its partition is paused before it, and the others go on.
         """
-        steps: list[_Step] = []
+        plans: list[P] = []
         parts: list[Mapping[int, Sequence[Record]]] = [batch.records]
         while parts and self._transport.is_current(batch):
             records = parts.pop(0)
             try:
-                step = await self._step(records)
+                plan = await self._step(records)
             except StreamError:
                 raise
             except MisnumberedError as error:
@@ -120,38 +158,38 @@ class Worker:
                 parts = [part for part in parts if partition not in part]
                 continue
             if self._transport.is_current(batch):
-                holes = step.plan.holes.values()
+                holes = plan.holes.values()
                 self._metrics.holes.inc(sum(b - a for ranges in holes for a, b in ranges))
                 with self._stage("apply"):
-                    self._collect(step.plan)
-                    self._sessions.apply(step.plan.transaction)
-                steps.append(step)
+                    self._collect(plan)
+                    self._states.apply(plan.transaction)
+                plans.append(plan)
         if not self._transport.is_current(batch):
             self._transport.acknowledge(batch)
             return
         delivering = self._batch_started is not None
-        await self._scored.put(_Scored(batch, steps))
+        await self._scored.put(_Scored(batch, plans))
         if delivering:
             # Where transactions take longest, a batch that is fetched sooner only waits longer.
             await self._scored.join()
 
-    async def _step(self, records: Mapping[int, Sequence[Record]]) -> _Step:
-        """Plan, score and answer records; the sessions stay as they are."""
-        sessions, planner = self._sessions, self._planner
+    async def _step(self, records: Mapping[int, Sequence[Record]]) -> P:
+        """Plan, score and answer records; the states stay as they are."""
+        states, planner = self._states, self._planner
         with self._stage("plan"):
-            positions = {p: sessions.partitions[p].position for p in records}
-            plan = planner.plan(records, positions, sessions.get)
+            positions = {p: states.partitions[p].position for p in records}
+            plan = planner.plan(records, positions, states.get)
         await self._check_holes(plan)
         with self._stage("score"):
             if sum(map(len, records.values())) <= INLINE_CLICKS:
-                scores = plan.score()
+                planner.score(plan)
             else:
                 loop = asyncio.get_running_loop()
-                scores = await loop.run_in_executor(self._scoring, plan.score)
-            planner.advance(plan, scores)
-        with self._stage("finish"):  # ahead of the sessions: where it fails, nothing is built on it
-            planner.answer(plan, scores, _now_ms())
-        return _Step(plan, scores)
+                await loop.run_in_executor(self._scoring, planner.score, plan)
+            planner.advance(plan)
+        with self._stage("finish"):  # ahead of the states: where it fails, nothing is built on it
+            planner.answer(plan, _now_ms())
+        return plan
 
     def _pause(self, record: Record, error: Exception) -> None:
         """Leave a partition alone from this record on, until an operator says how to go on."""
@@ -160,7 +198,7 @@ class Worker:
         is_limit = isinstance(error, BadClickLimitError)
         log.critical(
             "partition_paused",
-            topic=self._planner.topic,
+            topic=self._planner.intake.topic,
             partition=record.partition,
             offset=record.offset,
             detail=str(error) if is_limit else "the worker failed at this record",
@@ -177,11 +215,11 @@ class Worker:
         if offset is None:
             return None
         if pass_over:
-            self._planner.passed_over.add((partition, offset))
-        sessions = self._sessions.partitions[partition]
-        sessions.position = sessions.position.excuse(excused_until)
+            self._planner.intake.passed_over.add((partition, offset))
+        states = self._states.partitions[partition]
+        states.position = states.position.excuse(excused_until)
         log.warning("partition_resumed", partition=partition, offset=offset, pass_over=pass_over)
-        await self._transport.resume(partition, sessions.position.next_offset)
+        await self._transport.resume(partition, states.position.next_offset)
         return offset
 
     async def _deliver(self) -> None:
@@ -191,16 +229,15 @@ class Worker:
             while (scored := await self._scored.get()) is not None:
                 self._scored.task_done()  # as far as who waits for it is concerned
                 self._batch_started = time.monotonic()
-                for step in scored.steps:
+                for plan in scored.plans:
                     if transport.is_current(scored.batch):
-                        await self._commit(scored.batch, step)
+                        await self._commit(scored.batch, plan)
                 self._batch_started = None
                 transport.acknowledge(scored.batch)
         except Exception as error:
             self.fail(error)
 
-    async def _commit(self, batch: Batch, step: _Step) -> None:
-        plan, scores = step
+    async def _commit(self, batch: Batch, plan: P) -> None:
         try:
             with self._stage("deliver"):
                 await self._transport.commit(batch, plan.transaction)
@@ -208,22 +245,22 @@ class Worker:
             self._metrics.lost_transactions.inc()
             log.warning("transaction_lost", detail=str(error))
             return
-        self._metrics.count_batch(plan.counts, scores.values(), _now_ms())
+        self._metrics.count_batch(plan.counts, _now_ms())
 
-    def _collect(self, plan: Plan) -> None:
-        """Let the batch's transaction also delete sessions that the watermark calls dead."""
-        transaction, is_dead = plan.transaction, self._planner.rules.is_dead
-        for partition, position in transaction.positions.items():
+    def _collect(self, plan: P) -> None:
+        """Let the batch's transaction also delete states that the watermark calls dead."""
+        planner = self._planner
+        for partition, position in plan.transaction.positions.items():
             touched = plan.touched[partition]
-            dead = self._sessions.partitions[partition].collect(
-                partial(is_dead, watermark_ms=position.watermark_ms),
+            dead = self._states.partitions[partition].collect(
+                partial(planner.is_dead, watermark_ms=position.watermark_ms),
                 touched,
                 max(COLLECT_AT_LEAST, COLLECT_PER_CLICK * len(touched)),
             )
-            transaction.changelog[partition].update(dict.fromkeys(dead))
-            plan.counts.expired += len(dead)
+            if dead:
+                planner.expire(plan, partition, dead)
 
-    async def _check_holes(self, plan: Plan) -> None:
+    async def _check_holes(self, plan: P) -> None:
         """Look into the log where offsets are missing.
 
         Transaction markers, aborted records and compaction leave holes. Raises DroppedClickError
@@ -237,8 +274,8 @@ class Worker:
             found = [record.offset for record in await self._transport.read(start, end)]
             if found == [*batch]:
                 raise DroppedClickError(
-                    f"{self._planner.topic}-{partition} holds a click at offset {batch.start} that "
-                    "was not delivered"
+                    f"{self._planner.intake.topic}-{partition} holds a record at offset "
+                    f"{batch.start} that was not delivered"
                 )
             raise MisnumberedError(partition, batch)
 
@@ -250,21 +287,19 @@ class Worker:
 
     # -- what the transport asks ----------------------------------------------------------------
 
-    def new_partition(self) -> PartitionSessions:
-        return PartitionSessions()
+    def new_partition(self) -> PartitionStates:
+        return self._planner.new_partition()
 
-    def own(
-        self, restored: Mapping[int, tuple[PartitionSessions, Position]], how: Restored
-    ) -> None:
-        for sessions, position in restored.values():
-            sessions.position = position
-        self._sessions.own({p: sessions for p, (sessions, _) in restored.items()})
-        self._metrics.count_restore(self._sessions.sizes(), how)
-        counts = {"records": how.n_records, "sessions": len(self._sessions)}
+    def own(self, restored: Mapping[int, tuple[PartitionStates, Position]], how: Restored) -> None:
+        for states, position in restored.values():
+            states.position = position
+        self._states.own({p: states for p, (states, _) in restored.items()})
+        self._metrics.count_restore(self._states.sizes(), how)
+        counts = {"records": how.n_records, self._metrics.states_name: len(self._states)}
         log.info("restored", partitions=sorted(restored), **counts, seconds=round(how.seconds, 3))
 
     def drop(self, partitions: Collection[int]) -> None:
-        self._sessions.drop(partitions)
+        self._states.drop(partitions)
         for partition in partitions:
             self._paused.pop(partition, None)  # owned anew, it is tried anew
 
@@ -296,7 +331,7 @@ class Worker:
     async def observe(self) -> None:
         """Set the gauges."""
         self._metrics.ready.set(self.ready)
-        sizes = self._sessions.sizes()
+        sizes = self._states.sizes()
         self._metrics.set_by_partition(sizes, self._transport.lag(), self._paused)
 
 

@@ -164,9 +164,9 @@ def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) 
     for r in clicks:
         position = positions.setdefault(r.partition, Position(r.offset, "any"))
         plan = planner.plan({r.partition: [r.record]}, {r.partition: position}, lookup)
-        scores = plan.score()
-        planner.advance(plan, scores)
-        planner.answer(plan, scores, 0)
+        planner.score(plan)
+        planner.advance(plan)
+        planner.answer(plan, 0)
         positions |= plan.transaction.positions
         for key, raw in plan.transaction.changelog[r.partition].items():
             assert raw is not None, "only expiry deletes"

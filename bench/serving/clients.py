@@ -38,8 +38,9 @@ from stream.batch import Planner, Rules
 from stream.contract.records import Message, Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position, encode_position
-from stream.session import PartitionSessions, Sessions
+from stream.session import PartitionSessions
 from stream.settings import KafkaSettings, TopicsSettings, Wiring
+from stream.table import States
 from stream.transport.clients import BATCH_BYTES, aiokafka_options, confluent_options
 from stream.transport.protocol import Membership, Transaction
 from stream.transport.topics import create_topics
@@ -95,7 +96,7 @@ def record_batches(bundle: Path, wiring: Wiring, stream: Stream) -> list[Batch]:
     """The batches that a worker would commit, the same for the same stream."""
     model = load_model(bundle, 1)
     planner = Planner(Models(model), Rules.of(model.manifest, BadClickLimit(1000, 0.5)), "clicks")
-    clicks, sessions = ClickStream(N_ITEMS, seed=1, open_sessions=2000), Sessions()
+    clicks, sessions = ClickStream(N_ITEMS, seed=1, open_sessions=2000), States()
     sessions.own({p: PartitionSessions() for p in range(stream.partitions)})
     for of_partition in sessions.partitions.values():
         of_partition.position = Position(0, "a topic's id of 22")
@@ -111,9 +112,9 @@ def record_batches(bundle: Path, wiring: Wiring, stream: Stream) -> list[Batch]:
             ends[p] += 1
         positions = {p: sessions.partitions[p].position for p in records}
         plan = planner.plan(records, positions, sessions.get)
-        scores = plan.score()
-        planner.advance(plan, scores)
-        planner.answer(plan, scores, BEGIN_MS)
+        planner.score(plan)
+        planner.advance(plan)
+        planner.answer(plan, BEGIN_MS)
         sessions.apply(plan.transaction)
         batches.append(as_batch(plan.transaction, wiring))
     return batches

@@ -35,11 +35,15 @@ class Record(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True):
-    """One record to produce; ``value`` None is a tombstone."""
+    """One record to produce; ``value`` None is a tombstone.
+
+    ``partition``: where to, in an output that is scattered (``Wiring``); None: where its click is.
+    """
 
     key: bytes | None
     value: bytes | None
     headers: Headers = ()
+    partition: int | None = None
 
 
 class Target(StrEnum):

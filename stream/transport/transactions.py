@@ -429,19 +429,29 @@ class Delivery:
 
     def targets(self, partition: int) -> list[_TransactionPartition]:
         """Where what comes of an input partition goes: its outputs, and the changelog last."""
-        outputs = self._wiring.outputs.values()
-        to = [(topic, partition % self._brokers.n_partitions(topic)) for topic in outputs]
-        return [*to, (self._wiring.changelog, partition)]
+        wiring, n_partitions = self._wiring, self._brokers.n_partitions
+        to = []
+        for name, topic in wiring.outputs.items():
+            n = n_partitions(topic)
+            to += [(topic, p) for p in (range(n) if name in wiring.scattered else [partition % n])]
+        return [*to, (wiring.changelog, partition)]
 
     def _records(self, transaction: Transaction) -> dict[_TransactionPartition, list[Message]]:
-        records: dict[_TransactionPartition, list[Message]] = {}
+        records: defaultdict[_TransactionPartition, list[Message]] = defaultdict(list)
+        wiring = self._wiring
+        for name, topic in wiring.outputs.items():
+            n = self._brokers.n_partitions(topic)
+            for partition in transaction.positions:
+                messages = transaction.messages[name][partition]
+                if name in wiring.scattered:
+                    for message in messages:
+                        assert message.partition is not None, f"{name} is scattered"
+                        records[topic, message.partition].append(message)
+                elif messages:
+                    records[topic, partition % n] += messages
         for partition, position in transaction.positions.items():
             changes = transaction.changelog[partition]
-            changelog = [Message(key, value) for key, value in changes.items()]
-            changelog.append(Message(POSITION_KEY, encode_position(position)))
-            messages = [transaction.messages[name][partition] for name in self._wiring.outputs]
-            to = self.targets(partition)
-            for tp, of_topic in zip(to, [*messages, changelog], strict=True):
-                if of_topic:
-                    records.setdefault(tp, []).extend(of_topic)
+            of_changelog = records[wiring.changelog, partition]
+            of_changelog += [Message(key, value) for key, value in changes.items()]
+            of_changelog.append(Message(POSITION_KEY, encode_position(position)))
         return records

@@ -14,7 +14,8 @@ from stream.model.bundle import Bundle, Manifest, Parity, PopularItem, TrainingD
 from stream.model.models import Model, Models
 from stream.model.scorer import Scorer
 from stream.position import Position, decode_position, encode_position
-from stream.session import PartitionSessions, Sessions
+from stream.session import PartitionSessions
+from stream.table import PartitionStates, States
 
 TOPIC = "clicks"
 PUBLISHED_MS = 77
@@ -108,7 +109,7 @@ class Replay:
     scorer: Scorer
     rules: Rules
     collect: bool = False
-    sessions: Sessions = field(default_factory=Sessions)
+    sessions: States = field(default_factory=States)
     positions: dict[int, Position] = field(default_factory=dict)
     messages: dict[int, list[Message]] = field(default_factory=dict)
     outputs: list[Plan] = field(default_factory=list)
@@ -130,8 +131,9 @@ class Replay:
         positions = {p: self.positions.get(p) or Position(0, "topic") for p in records}
         planner = Planner(Models(Model(self.bundle, self.scorer)), self.rules, TOPIC)
         plan = planner.plan(records, positions, self.sessions.get)
-        scores, transaction = plan.score(), plan.transaction
-        planner.advance(plan, scores)
+        planner.score(plan)
+        transaction = plan.transaction
+        planner.advance(plan)
         for p, position in transaction.positions.items():
             dead = self._dead(p, plan) if self.collect else []
             self.collected += len(dead)
@@ -139,7 +141,7 @@ class Replay:
             self.positions[p] = decode_position(encode_position(position))
         self.sessions.apply(transaction)
         # Behind the states, as a worker does: the answers depend on nothing that comes later.
-        planner.answer(plan, scores, PUBLISHED_MS)
+        planner.answer(plan, PUBLISHED_MS)
         for p in transaction.positions:
             for target in Target:
                 self.messages.setdefault(p, []).extend(transaction.messages[target][p])
@@ -154,5 +156,5 @@ class Replay:
 
         return self.partition(partition).collect(is_dead, plan.touched[partition], 100)
 
-    def partition(self, partition: int) -> PartitionSessions:
+    def partition(self, partition: int) -> PartitionStates:
         return self.sessions.partitions[partition]

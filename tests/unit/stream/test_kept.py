@@ -11,7 +11,8 @@ from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, decode_position
-from stream.session import PartitionSessions, Sessions, decode_state
+from stream.session import PartitionSessions, decode_state
+from stream.table import States
 
 KEPT = Path(__file__).parent / "kept"
 
@@ -29,7 +30,7 @@ def test_a_session_goes_on_where_the_old_worker_left_it(monkeypatch: pytest.Monk
         else:
             partition.restore(key, value)
     partition.finish_restore()
-    sessions = Sessions()
+    sessions = States()
     sessions.own({0: partition})
     assert sessions.sizes() == {0: 3}
     assert (position.next_offset, position.watermark_ms, position.topic_id) == (
@@ -43,9 +44,9 @@ def test_a_session_goes_on_where_the_old_worker_left_it(monkeypatch: pytest.Monk
     rules = Rules.of(model.manifest, BadClickLimit(1000, 0.5))
     planner = Planner(Models(model), rules, "clicks")
     plan = planner.plan({0: [record]}, {0: position}, sessions.get)
-    scores = plan.score()
-    planner.advance(plan, scores)
-    planner.answer(plan, scores, 77)
+    planner.score(plan)
+    planner.advance(plan)
+    planner.answer(plan, 77)
     (message,) = plan.transaction.messages[Target.RECOMMENDATIONS][0]
     ours, theirs = json.loads(message.value or b""), then["recommendation"]
     for listed in (ours, theirs):

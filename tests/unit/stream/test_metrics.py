@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -11,17 +10,9 @@ from stream.contract.messages import Outcome
 from stream.contract.records import Record
 from stream.counts import Answered, BatchCounts, Judgement
 from stream.metrics import LATENCY_BUCKETS, RESTORE_BUCKETS, STAGE_BUCKETS, Metrics
-from stream.model.scorer import Scores
 from stream.transport.protocol import Restored
 
 BUNDLE_ID = "a" * 16
-SCORES = Scores(
-    np.empty((1, 0, 1), np.float32),
-    np.empty((0, 1), np.int32),
-    np.empty((0, 1), np.float32),
-    encode_seconds=0.002,
-    rank_seconds=0.004,
-)
 
 
 @pytest.fixture
@@ -58,8 +49,10 @@ def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
         expired=5,
         rebuilt=3,
         no_scores=2,
+        encode_seconds=0.002,
+        rank_seconds=0.004,
     )
-    metrics.count_batch(counts, [SCORES], 1020)
+    metrics.count_batch(counts, 1020)
 
     assert value(metrics, "recs_clicks_total", outcome="model") == 3
     assert value(metrics, "recs_clicks_total", outcome="duplicate") == 1
@@ -82,7 +75,7 @@ def test_a_committed_batch_is_counted(metrics: Metrics) -> None:
 
 def test_live_quality_is_counted_at_20_and_late_clicks_apart(metrics: Metrics) -> None:
     judgements = [Judgement(False, rank) for rank in (1, 4, 20, 21, 0)] + [Judgement(True, 2)]
-    metrics.count_batch(BatchCounts(judgements=judgements), [SCORES], 0)
+    metrics.count_batch(BatchCounts(judgements=judgements), 0)
     in_order, late = {"timing": "in_order"}, {"timing": "late"}
     assert value(metrics, "recs_live_predictions_total", **in_order) == 5
     assert value(metrics, "recs_live_hits_total", **in_order) == 3

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from stream.errors import StreamError
 from stream.position import Position
 from stream.session import (
-    BUCKET_MS,
     LastOutcome,
     PartitionSessions,
-    Sessions,
     SessionState,
     encode_state,
 )
+from stream.table import BUCKET_MS, States
 from stream.transport.protocol import Transaction
 
 EMPTY = np.empty(0, np.float32)
@@ -193,7 +192,7 @@ def test_a_million_ms_of_traffic_leaves_no_more_sessions_than_are_alive() -> Non
 
 
 def test_a_partition_that_is_lost_is_dropped_and_one_that_stays_is_kept() -> None:
-    sessions, kept = Sessions(), holding(t=1)
+    sessions, kept = States(), holding(t=1)
     sessions.own({0: holding(s=1), 1: kept})
     sessions.drop([0, 7])
     sessions.own({2: holding()})
@@ -204,7 +203,7 @@ def test_a_partition_that_is_lost_is_dropped_and_one_that_stays_is_kept() -> Non
 
 
 def test_a_transaction_is_applied_to_each_partition_of_it() -> None:
-    sessions = Sessions()
+    sessions = States()
     sessions.own({p: holding(s=1) for p in (0, 1, 2)})
     transaction = Transaction(positions={0: Position(5, "t"), 1: Position(6, "t")})
     transaction.changelog[0][b"s"] = state(2)

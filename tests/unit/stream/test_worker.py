@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from stream.batch import Planner, Rules
+from stream.batch import Plan, Planner, Rules
 from stream.contract.click import BadClick, Click
 from stream.contract.messages import Target
 from stream.contract.records import Record
@@ -43,12 +43,12 @@ def click(session_id: str, item_id: str, after_ms: int) -> tuple[bytes, bytes]:
     return session_id.encode(), json.dumps(value).encode()
 
 
-def worker_on(transport: MemoryTransport) -> tuple[Worker, Metrics]:
+def worker_on(transport: MemoryTransport) -> tuple[Worker[Plan], Metrics]:
     metrics = Metrics(CollectorRegistry())
     return Worker(transport, Planner(Models(MODEL), RULES, "clicks"), metrics), metrics
 
 
-def ending(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
+def ending(worker: Worker[Plan], monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
     """Let the worker end with an exception instead of its process; the errors it ends with."""
     errors: list[Exception] = []
 
