@@ -1,4 +1,4 @@
-"""``python -m stream worker | topics create | topics check | resume | reset | watch``."""
+"""``python -m stream worker | count | topics create | topics check | resume | reset | watch``."""
 
 import os
 import signal
@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsError
 
 from stream.errors import StreamError
 from stream.settings import (
+    CountSettings,
     KafkaSettings,
     ResetSettings,
     ResumeSettings,
@@ -97,11 +98,23 @@ def _worker(settings: WorkerSettings) -> int:
     return run_worker(settings)
 
 
+def _count(settings: CountSettings) -> int:
+    from stream.service import run_counting
+
+    return run_counting(settings)
+
+
 def _topics_create(settings: TopicsSettings) -> None:
-    from stream.transport.topics import check_topics, create_topics, n_partitions
+    from stream.transport.topics import (
+        check_item_topics,
+        check_topics,
+        create_topics,
+        n_partitions,
+    )
 
     created = create_topics(settings)
     check_topics(settings)
+    check_item_topics(settings)
     print(f"created: {', '.join(created) or 'nothing, all topics exist'}")
     (found,) = n_partitions(settings, [settings.clicks_topic]).values()
     if found != settings.partitions:
@@ -148,6 +161,7 @@ def _watch(settings: WatchSettings) -> None:
 
 COMMANDS: dict[str, tuple[type[KafkaSettings], Callable[[Any], int | None]]] = {
     "worker": (WorkerSettings, _worker),
+    "count": (CountSettings, _count),
     "topics create": (TopicsSettings, _topics_create),
     "topics check": (KafkaSettings, _topics_check),
     "resume": (ResumeSettings, _resume),

@@ -82,6 +82,7 @@ class BatchCounts:
     that was last seen at their time. begun, expired: sessions that began, that ended. rebuilt:
     sessions whose model state was made again from the trail. no_scores: lists of the model in
     which a score is NaN or infinite. encode_seconds, rank_seconds: wall time in the models' graphs.
+    events: of items, counted.
     """
 
     answered: list[Answered] = field(default_factory=list)
@@ -92,6 +93,7 @@ class BatchCounts:
     stale: int = 0
     begun: int = 0
     expired: int = 0
+    events: int = 0
     rebuilt: int = 0
     no_scores: int = 0
     encode_seconds: float = 0.0

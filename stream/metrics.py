@@ -252,3 +252,34 @@ class Metrics(EngineMetrics):
         self.begun.inc(counts.begun)
         self.expired.inc(counts.expired)
         self.no_scores.inc(counts.no_scores)
+
+
+class ItemMetrics(EngineMetrics):
+    """The instruments of the item processor."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry, "items", "records", "items")
+        self.events = Counter(
+            "items_events_total",
+            "Events counted: clicks on items, and steps from one item to another.",
+            registry=registry,
+        )
+        self.forgotten = Counter(
+            "items_forgotten_total",
+            "Items of which next to nothing was left, and that every view drops.",
+            registry=registry,
+        )
+        self.latency = Histogram(
+            "items_latency_seconds",
+            "From the append of a record of events to the commit of what they changed.",
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+
+    def count_batch(self, counts: BatchCounts, committed_ms: int) -> None:
+        """Count a committed micro-batch."""
+        super().count_batch(counts, committed_ms)
+        self.events.inc(counts.events)
+        self.forgotten.inc(counts.expired)
+        for answered in counts.answered:
+            self.latency.observe(max(0, committed_ms - answered.record.timestamp_ms) / 1000)

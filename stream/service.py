@@ -5,19 +5,22 @@ import socket
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import structlog
 from prometheus_client import REGISTRY, disable_created_metrics
 
 from stream.batch import Planner, Rules
 from stream.errors import StreamError
+from stream.items import ItemPlanner
 from stream.logs import configure_logging
-from stream.metrics import Metrics
+from stream.metrics import EngineMetrics, ItemMetrics, Metrics
+from stream.model.bundle import Manifest, load_bundle
 from stream.model.models import Models, load_model
 from stream.position import BadClickLimit
-from stream.settings import WorkerSettings
+from stream.settings import CountSettings, ServiceSettings, WorkerSettings
 from stream.transport.faust_app import FaustTransport
-from stream.transport.topics import check_topics, largest_click
+from stream.transport.topics import check_item_topics, check_topics, largest_click
 from stream.web.pages import add_pages, add_resume
 from stream.worker import Worker
 
@@ -30,32 +33,70 @@ scoring began late and came back late: 6,740 clicks/s of a backlog, and 6,290.""
 
 def run_worker(settings: WorkerSettings) -> int:
     """Serve until a signal; returns the exit code. Raises StreamError before the first click."""
-    configure_logging(settings.log_level)
+    _begin(settings)
     # In a thread: while C code works in the first one, no signal is answered.
     with ThreadPoolExecutor(1) as preparing:
         model = preparing.submit(load_model, settings.bundle, settings.inference_threads).result()
-        if settings.expected_bundle_id not in (None, model.model_id):
-            raise StreamError(
-                f"{settings.bundle} holds bundle {model.model_id}, but expected_bundle_id is "
-                f"{settings.expected_bundle_id}"
-            )
+        _check_bundle(settings, model.manifest)
         preparing.submit(check_topics, settings).result()
         max_click_bytes = preparing.submit(largest_click, settings).result()
-    _check_address(settings)
-    # It would be a second series for every counter, which nobody reads.
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here
     metrics = Metrics(REGISTRY)
     metrics.bundle.info({"bundle_id": model.model_id, "architecture": model.manifest.architecture})
-    log.info(
-        "starting",
-        bundle_id=model.model_id,
-        **settings.model_dump(mode="json", exclude={"sasl_password"}),
-    )
-    limit = BadClickLimit(settings.bad_click_run_limit, settings.bad_click_share_limit)
-    rules = Rules.of(model.manifest, limit)
+    rules = Rules.of(model.manifest, _limit(settings))
     planner = Planner(Models(model, max_click_bytes), rules, settings.clicks_topic)
     transport = FaustTransport(settings, settings.wiring, partial(check_topics, settings))
     worker = Worker(transport, planner, metrics)
+    return _run(settings, model.model_id, transport, worker, metrics)
+
+
+def run_counting(settings: CountSettings) -> int:
+    """Count items until a signal; returns the exit code. Raises StreamError before it begins."""
+    _begin(settings)
+    with ThreadPoolExecutor(1) as preparing:
+        manifest = preparing.submit(load_bundle, settings.bundle).result().manifest
+        _check_bundle(settings, manifest)
+        if manifest.live is None:
+            raise StreamError(
+                f"{settings.bundle} holds bundle {manifest.bundle_id}, whose lists are the "
+                "network's alone: there is nothing to count for them"
+            )
+        preparing.submit(check_item_topics, settings).result()
+    metrics = ItemMetrics(REGISTRY)
+    wiring = settings.items_wiring
+    planner = ItemPlanner(manifest.live.rules, wiring.input, _limit(settings))
+    transport = FaustTransport(settings, wiring, partial(check_item_topics, settings))
+    worker = Worker(transport, planner, metrics)
+    return _run(settings, manifest.bundle_id, transport, worker, metrics)
+
+
+def _begin(settings: ServiceSettings) -> None:
+    configure_logging(settings.log_level)
+    # It would be a second series for every counter, which nobody reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here
+
+
+def _check_bundle(settings: ServiceSettings, manifest: Manifest) -> None:
+    if settings.expected_bundle_id not in (None, manifest.bundle_id):
+        raise StreamError(
+            f"{settings.bundle} holds bundle {manifest.bundle_id}, but expected_bundle_id is "
+            f"{settings.expected_bundle_id}"
+        )
+
+
+def _limit(settings: ServiceSettings) -> BadClickLimit:
+    return BadClickLimit(settings.bad_click_run_limit, settings.bad_click_share_limit)
+
+
+def _run(
+    settings: ServiceSettings,
+    bundle_id: str,
+    transport: FaustTransport,
+    worker: Worker[Any],
+    metrics: EngineMetrics,
+) -> int:
+    _check_address(settings)
+    shown = settings.model_dump(mode="json", exclude={"sasl_password"})
+    log.info("starting", bundle_id=bundle_id, **shown)
     add_pages(transport.app, worker, metrics.registry)
     add_resume(transport.app, worker)
     # What is there by now stays: no collection need look at it again (it took up to 150 ms).
@@ -65,7 +106,7 @@ def run_worker(settings: WorkerSettings) -> int:
     return transport.run(worker)
 
 
-def _check_address(settings: WorkerSettings) -> None:
+def _check_address(settings: ServiceSettings) -> None:
     """Raise StreamError if the pages cannot be served; Faust would print a traceback."""
     try:
         with socket.create_server((settings.web_host, settings.web_port)):

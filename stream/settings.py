@@ -6,7 +6,7 @@ a setting: the bundle's manifest has it.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -139,6 +139,16 @@ class KafkaSettings(BaseSettings):
         return f"{self.app_id}-sessions-changelog"
 
     @property
+    def item_events_topic(self) -> str:
+        """What clicks teach of items, for the item processor."""
+        return f"{self.app_id}-item-events"
+
+    @property
+    def item_view_topic(self) -> str:
+        """The compacted topic of the items' counts, which every worker reads."""
+        return f"{self.app_id}-item-view"
+
+    @property
     def wiring(self) -> Wiring:
         """The topics as the transport takes them."""
         outputs: dict[str, str] = {
@@ -147,9 +157,26 @@ class KafkaSettings(BaseSettings):
         }
         return Wiring(self.app_id, self.clicks_topic, self.changelog_topic, outputs)
 
+    @property
+    def live_wiring(self) -> Wiring:
+        """The same of a worker whose clicks are to be learnt from."""
+        wiring = self.wiring
+        outputs = {**wiring.outputs, Target.ITEM_EVENTS: self.item_events_topic}
+        return replace(wiring, outputs=outputs, scattered=frozenset({Target.ITEM_EVENTS}))
 
-class WorkerSettings(KafkaSettings):
-    """Read clicks, keep sessions, publish recommendations."""
+    @property
+    def items_wiring(self) -> Wiring:
+        """The topics of the item processor."""
+        outputs: dict[str, str] = {
+            Target.DEAD_LETTERS: self.dead_letter_topic,
+            Target.ITEM_VIEW: self.item_view_topic,
+        }
+        changelog = f"{self.app_id}-items-changelog"
+        return Wiring(f"{self.app_id}-items", self.item_events_topic, changelog, outputs)
+
+
+class ServiceSettings(KafkaSettings):
+    """What every process that serves is told."""
 
     bundle: Path
     """Folder of the bundle to serve."""
@@ -159,8 +186,6 @@ class WorkerSettings(KafkaSettings):
     """Most clicks in one micro-batch."""
     batch_window_s: NonNegativeFloat = Field(default=0.010, le=1.0)
     """How long a broker gathers clicks for a micro-batch; batches are at least half of it apart."""
-    inference_threads: PositiveInt = 1
-    """Threads of one ONNX call."""
     bad_click_run_limit: PositiveInt = 1000
     """Pause a partition at this many bad clicks in a row."""
     bad_click_share_limit: float = Field(default=0.5, gt=0.0, le=1.0)
@@ -173,6 +198,24 @@ class WorkerSettings(KafkaSettings):
     """Port of the worker's HTTP endpoints; the position records name it, too."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log events that are written."""
+
+
+class WorkerSettings(ServiceSettings):
+    """Read clicks, keep sessions, publish recommendations."""
+
+    inference_threads: PositiveInt = 1
+    """Threads of one ONNX call."""
+
+
+class CountSettings(ServiceSettings):
+    """Count which items follow which, for the lists of all workers."""
+
+    batch_clicks: PositiveInt = Field(default=1024, le=4096)
+    """Most records of a micro-batch; each has what a batch of clicks teaches."""
+    batch_window_s: NonNegativeFloat = Field(default=0.5, le=1.0)
+    """How long a broker gathers records for a batch; batches are at least half of it apart."""
+    web_port: int = Field(default=6067, ge=1, le=65535)
+    """Port of the process's HTTP endpoints; the position records name it, too."""
 
 
 class TopicsSettings(KafkaSettings):

@@ -47,7 +47,9 @@ class Message(msgspec.Struct, frozen=True):
 
 
 class Target(StrEnum):
-    """What the worker writes besides its changelog."""
+    """What the processors write besides their changelogs."""
 
     RECOMMENDATIONS = "recommendations"
     DEAD_LETTERS = "dead_letters"
+    ITEM_EVENTS = "item_events"
+    ITEM_VIEW = "item_view"

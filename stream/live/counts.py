@@ -1,12 +1,25 @@
-"""Decayed counts: what came after an item."""
+"""Decayed counts: how often an item was clicked, and what came after it."""
 
+from array import array
 from collections.abc import Iterator, Sequence
-from typing import Generic, TypeVar
+from itertools import chain
+from math import log2
+from typing import Generic, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
 
-from stream.live.rules import BACKWARD, DISTANCES, LARGEST_EXPONENT, MAX_SUCCESSORS
+from stream.contract.items import ITEM_FORMAT, ItemHead, ItemRecord
+from stream.live.rules import (
+    BACKWARD,
+    DISTANCES,
+    FORGET_BELOW,
+    LARGEST_EXPONENT,
+    MAX_SUCCESSORS,
+    VIEW_BURST,
+    VIEW_EVERY_MS,
+    Rules,
+)
 
 K = TypeVar("K", str, int)
 
@@ -21,17 +34,17 @@ class Decayed(Generic[K]):
     weights: by key, as of the landmark, one for each half-life. totals: of all that was added.
     """
 
-    __slots__ = ("_half_lives_ms", "_landmark_ms", "totals", "weights")
+    __slots__ = ("_half_lives_ms", "landmark_ms", "totals", "weights")
 
     def __init__(self, half_lives_ms: Sequence[float], landmark_ms: int) -> None:
         self._half_lives_ms = half_lives_ms
-        self._landmark_ms = landmark_ms
+        self.landmark_ms = landmark_ms
         self.weights: dict[K, list[float]] = {}
         self.totals = [0.0] * len(half_lives_ms)
 
     def add(self, key: K, weight: float, at_ms: int) -> None:
         """Count a click at a time, by the clock of the clicks."""
-        age_ms = at_ms - self._landmark_ms
+        age_ms = at_ms - self.landmark_ms
         if age_ms > LARGEST_EXPONENT * min(self._half_lives_ms):
             self._move_landmark(at_ms)
             age_ms = 0
@@ -47,12 +60,12 @@ class Decayed(Generic[K]):
 
     def factors(self, now_ms: int) -> Float64[np.ndarray, "R"]:
         """What weights and totals are multiplied by to be those of now."""
-        age_ms = now_ms - self._landmark_ms
+        age_ms = now_ms - self.landmark_ms
         return np.array([2.0 ** (-age_ms / half_life) for half_life in self._half_lives_ms])
 
     def _move_landmark(self, to_ms: int) -> None:
         factors = self.factors(to_ms).tolist()
-        self._landmark_ms = to_ms
+        self.landmark_ms = to_ms
         self.totals = [w * f for w, f in zip(self.totals, factors, strict=True)]
         self.weights = {
             key: [w * f for w, f in zip(of_key, factors, strict=True)]
@@ -65,12 +78,115 @@ class Decayed(Generic[K]):
         self.weights = {key: self.weights[key] for key in best_first[: MAX_SUCCESSORS * 3 // 4]}
 
 
-def transitions(trail: Sequence[K], item: K) -> Iterator[tuple[K, K, float]]:
-    """What a click on an item teaches after these, the latest last: (from, to, weight).
+CLICKED = 0
+"""The step of a click on the item itself."""
+_STEP_WEIGHTS = {step: weight for step, weight in enumerate(DISTANCES, start=1)} | {
+    -step: BACKWARD * weight for step, weight in enumerate(DISTANCES, start=1)
+}
 
-    A step from an item to itself teaches nothing about others.
+
+def steps(trail: Sequence[K], item: K) -> Iterator[tuple[K, K, int]]:
+    """What a click on an item teaches after these, the latest last: (from, to, step).
+
+    A step says how many clicks later ``to`` came; below 0, earlier. A step from an item to itself
+    teaches nothing about others.
     """
-    for former, weight in zip(reversed(trail), DISTANCES, strict=False):
+    for step, former in zip(range(1, len(DISTANCES) + 1), reversed(trail), strict=False):
         if former != item:
-            yield former, item, weight
-            yield item, former, BACKWARD * weight
+            yield former, item, step
+            yield item, former, -step
+
+
+def transitions(trail: Sequence[K], item: K) -> Iterator[tuple[K, K, float]]:
+    """The same with what each step weighs."""
+    for former, successor, step in steps(trail, item):
+        yield former, successor, _STEP_WEIGHTS[step]
+
+
+class ItemCounts:
+    """What is known of one item. For the meaning of each number see ``ItemHead``."""
+
+    __slots__ = ("_rules", "as_of_ms", "clicks", "n_counted", "publish_from_ms", "successors")
+
+    def __init__(self, rules: Rules, at_ms: int) -> None:
+        self._rules = rules
+        self.successors = Decayed[str](rules.half_lives_ms, at_ms)
+        self.clicks = 0.0
+        self.as_of_ms = at_ms
+        self.publish_from_ms = at_ms
+        self.n_counted = 0
+
+    def count(self, other: str, step: int, at_ms: int) -> None:
+        """Count an event: a step to or from another item, or a click on this one."""
+        self.n_counted += 1
+        halvings = (at_ms - self.as_of_ms) / self._rules.popularity_half_life_ms
+        if halvings > 0:
+            self.clicks *= 2.0**-halvings
+            self.as_of_ms, halvings = at_ms, 0.0
+        if step == CLICKED:
+            self.clicks += 2.0**halvings
+        else:
+            self.successors.add(other, _STEP_WEIGHTS[step], at_ms)
+
+    def is_due(self) -> bool:
+        """Whether what has changed is to be published now; counts it as published if so."""
+        due = self.as_of_ms >= self.publish_from_ms - VIEW_BURST * VIEW_EVERY_MS
+        if due:
+            self.publish_from_ms = max(self.publish_from_ms, self.as_of_ms) + VIEW_EVERY_MS
+        return due
+
+    @property
+    def forget_at_ms(self) -> int:
+        """When what is left falls below ``FORGET_BELOW``."""
+        longest_ms = self._rules.longest_half_life_ms
+        successors = self.successors.totals[-1] * self.successors.factors(self.as_of_ms)[-1]
+        left_ms = (
+            log2(max(weight, FORGET_BELOW) / FORGET_BELOW) * half_life_ms
+            for weight, half_life_ms in (
+                (successors, longest_ms),
+                (self.clicks, self._rules.popularity_half_life_ms),
+            )
+        )
+        return self.as_of_ms + round(max(left_ms))
+
+    def encode(self) -> bytes:
+        """Return the bytes of the item's record; weights lose what float32 does not hold."""
+        of_items = self.successors.weights
+        rates = zip(*of_items.values(), strict=True)
+        head = ItemHead(
+            ITEM_FORMAT,
+            self.forget_at_ms,
+            self.publish_from_ms,
+            self.as_of_ms,
+            self.successors.landmark_ms,
+            self.n_counted,
+            self.clicks,
+        )
+        return ItemRecord(
+            head,
+            self.successors.totals,
+            [*of_items],
+            array("f", chain.from_iterable(rates)).tobytes(),
+        ).encode()
+
+    @classmethod
+    def decode(cls, rules: Rules, raw: bytes) -> Self:
+        """Return the counts of a record's bytes. Raises ValueError where they are none."""
+        record = ItemRecord.decode(raw)
+        head = record.head
+        counts = cls(rules, head.as_of_ms)
+        counts.publish_from_ms = head.publish_from_ms
+        counts.n_counted, counts.clicks = head.n_counted, head.clicks
+        successors = counts.successors
+        if len(record.totals) != len(successors.totals):
+            raise ValueError(
+                f"not the counts of an item: {len(record.totals)} half-lives, expected "
+                f"{len(successors.totals)}"
+            )
+        successors.landmark_ms, successors.totals = head.landmark_ms, record.totals
+        weights = array("f", record.weights).tolist()
+        n = len(record.successor)
+        rates = [weights[rate * n : (rate + 1) * n] for rate in range(len(record.totals))]
+        of_items = map(list, zip(*rates, strict=True))
+        successors.weights = dict(zip(record.successor, of_items, strict=True))
+        return counts

@@ -17,8 +17,15 @@ NETWORK_BEST = 100
 """So many of the network's best are candidates of every list."""
 CLICKS_FLOOR = 0.05
 """Added to an item's clicks before the logarithm is taken."""
-LARGEST_EXPONENT = 500.0
-"""Of 2, until counts are moved to a later landmark: a float64 ends at 1,023."""
+LARGEST_EXPONENT = 90.0
+"""Of 2, until counts are moved to a later landmark: a float32 ends at 128."""
+FORGET_BELOW = 0.05
+"""An item is forgotten when neither its clicks nor its successors weigh so much."""
+VIEW_EVERY_MS = 1_000
+"""An item's counts are published once in so long of the log's time,"""
+VIEW_BURST = 5
+"""but so many changes at once before that: the last one of an item that is seldom clicked is not
+followed by another that would publish it."""
 PREFIXES = 5
 """Sessions of one click, two, three, four, and five or more are answered with different weights."""
 
@@ -37,6 +44,10 @@ class Rules:
     def half_lives_ms(self) -> tuple[float, ...]:
         """Of the transitions: R rates."""
         return (float(self.time_scale_ms), 8.0 * self.time_scale_ms)
+
+    @property
+    def longest_half_life_ms(self) -> float:
+        return max(self.half_lives_ms)
 
     @property
     def popularity_half_life_ms(self) -> float:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 
 from stream.live.counts import Decayed
 from stream.live.rules import (
@@ -32,10 +32,13 @@ class Candidates(NamedTuple):
         return cls(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
 
 
-class _Successors(NamedTuple):
-    counts: Decayed[int]
+class Successors(NamedTuple):
+    """What came after an item, as of ``landmark_ms``. ``totals`` (R): of all, dropped ones too."""
+
     items: Int64[np.ndarray, "n"]
-    weights: Float64[np.ndarray, "R n"]
+    weights: Float[np.ndarray, "R n"]
+    totals: Float64[np.ndarray, "R"]
+    landmark_ms: int
 
 
 class View:
@@ -44,7 +47,7 @@ class View:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self._changed: dict[int, Decayed[int]] = {}
-        self._successors: dict[int, _Successors] = {}
+        self._successors: dict[int, Successors] = {}
         self._popularity = np.zeros(1024)  # as of the landmark
         self._landmark_ms: int | None = None
         self._popular: tuple[int, Candidates] | None = None
@@ -62,8 +65,7 @@ class View:
         if age_ms > LARGEST_EXPONENT * half_life_ms:
             self._popularity *= 2.0 ** (-age_ms / half_life_ms)
             self._landmark_ms, age_ms = at_ms, 0
-        if item >= len(self._popularity):
-            self._popularity = np.pad(self._popularity, (0, max(item, len(self._popularity))))
+        self._grow_to(item)
         self._popularity[item] += 2.0 ** (age_ms / half_life_ms)
 
     def clicks(self, items: Int64[np.ndarray, "n"], now_ms: int) -> Float64[np.ndarray, "n"]:
@@ -86,12 +88,10 @@ class View:
         rates = len(self.rules.half_lives_ms)
         found = []
         for step, item in enumerate(reversed(trail[-len(DISTANCES) :])):
-            successors = self._following(item)
+            successors = self.following(item)
             if successors is None:
                 continue
-            # Decay is the same for weights and totals, so that only the shrinkage sees it.
-            shrinkage = SHRINKAGE / successors.counts.factors(now_ms)
-            totals = np.array(successors.counts.totals) + shrinkage
+            totals = self.denominators(successors, now_ms)
             items = successors.items
             found += [
                 Candidates(items, np.full(len(items), step * rates + rate), of_rate / total)
@@ -99,11 +99,17 @@ class View:
                     zip(successors.weights, totals, strict=True)
                 )
             ]
-        found.append(self._most_popular(len(DISTANCES) * rates, now_ms))
-        found.append(_repeats(trail, len(DISTANCES) * rates + 1))
+        found.append(self.most_popular(now_ms))
+        found.append(repeats(trail, len(DISTANCES) * rates + 1))
         return Candidates.of(found)
 
-    def _most_popular(self, source: int, now_ms: int) -> Candidates:
+    def _grow_to(self, item: int) -> None:
+        if item >= len(self._popularity):
+            self._popularity = np.pad(self._popularity, (0, max(item, len(self._popularity))))
+
+    def most_popular(self, now_ms: int) -> Candidates:
+        """The most popular items, as of a second ago at most."""
+        source = len(DISTANCES) * len(self.rules.half_lives_ms)
         if self._popular is None or abs(now_ms - self._popular[0]) >= POPULAR_EVERY_MS:
             counts = self._popularity
             best = np.argpartition(counts, -POPULAR)[-POPULAR:]
@@ -112,16 +118,24 @@ class View:
             self._popular = now_ms, Candidates(best, np.full(len(best), source), shares)
         return self._popular[1]
 
-    def _following(self, item: int) -> _Successors | None:
+    def denominators(self, successors: Successors, now_ms: int) -> Float64[np.ndarray, "R"]:
+        """What weights are divided by: decay is theirs, too, so that only the shrinkage sees it."""
+        age_ms = now_ms - successors.landmark_ms
+        grown = [2.0 ** (age_ms / half_life_ms) for half_life_ms in self.rules.half_lives_ms]
+        return np.asarray(successors.totals + SHRINKAGE * np.array(grown))
+
+    def following(self, item: int) -> Successors | None:
+        """What came after an item; None: nothing is known of it."""
         changed = self._changed.pop(item, None)
         if changed is not None:
             items = np.array([*changed.weights], dtype=np.int64)
             weights = np.array([*changed.weights.values()]).reshape(len(items), -1).T
-            self._successors[item] = _Successors(changed, items, weights)
+            totals = np.array(changed.totals)
+            self._successors[item] = Successors(items, weights, totals, changed.landmark_ms)
         return self._successors.get(item)
 
 
-def _repeats(trail: Sequence[int], source: int) -> Candidates:
+def repeats(trail: Sequence[int], source: int) -> Candidates:
     """The session's own items: the last, and as a second source those before it by 1/age."""
     shares: dict[int, float] = {}
     for age, item in enumerate(reversed(trail)):

@@ -20,6 +20,7 @@ import msgspec
 
 from stream.contract.context import MAX_FIELDS, MAX_VALUE_BYTES, RESERVED, ContextField, column_key
 from stream.errors import StreamError
+from stream.live.rules import Rules
 
 T = TypeVar("T")
 
@@ -93,6 +94,10 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_candidates: Size
     bias: float
     weights: list[list[float]]
+
+    @property
+    def rules(self) -> Rules:
+        return Rules(1000 * self.time_scale_s, self.excludes_seen)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

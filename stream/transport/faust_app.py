@@ -31,7 +31,7 @@ from yarl import URL
 
 from stream.contract.records import Record
 from stream.errors import StreamError
-from stream.settings import Wiring, WorkerSettings
+from stream.settings import ServiceSettings, Wiring
 from stream.transport.clients import confluent_options
 from stream.transport.fetched import record_of
 from stream.transport.group import REFUSED, Group
@@ -165,7 +165,7 @@ class WorkerApp(faust.App):
     owner: "FaustTransport"
 
 
-def build_app(settings: WorkerSettings, group_id: str) -> WorkerApp:
+def build_app(settings: ServiceSettings, group_id: str) -> WorkerApp:
     """Return the Faust app without agents: every setting that matters, with its reason."""
     return WorkerApp(
         group_id,
@@ -197,7 +197,7 @@ class FaustTransport:
     ``check`` says what is wrong with the topics (StreamError), and returns the input topic's id.
     """
 
-    def __init__(self, settings: WorkerSettings, wiring: Wiring, check: Callable[[], str]) -> None:
+    def __init__(self, settings: ServiceSettings, wiring: Wiring, check: Callable[[], str]) -> None:
         self.app = build_app(settings, wiring.group_id)
         self.app.owner = self
         self.wiring = wiring

@@ -1,4 +1,4 @@
-"""The four topics: made right, or told what is wrong with them (`topics create|check`)."""
+"""The topics: made right, or told what is wrong with them (`topics create|check`)."""
 
 import asyncio
 import time
@@ -60,6 +60,11 @@ _CHANGELOG_CONFIG = {
 }
 
 
+_COMPACT = "compact only (retention would delete the position)"
+_COMPACT_VIEW = "compact only (retention would delete items that are seldom clicked)"
+_DELETE = "delete (compaction keeps one record per session, and rejects records without a key)"
+
+
 def create_topics(settings: TopicsSettings) -> list[str]:
     """Make the topics that are missing; returns their names. Existing ones are left alone.
 
@@ -77,6 +82,13 @@ def create_topics(settings: TopicsSettings) -> list[str]:
             "compression.type": "zstd",
         },
         settings.changelog_topic: _CHANGELOG_CONFIG,
+        settings.item_events_topic: {
+            "cleanup.policy": "delete",
+            # It is read within a second; a day is for who looks into a fault.
+            "retention.ms": "86400000",
+        },
+        settings.item_view_topic: _CHANGELOG_CONFIG,
+        settings.items_wiring.changelog: _CHANGELOG_CONFIG,
     }
     if settings.replication_factor >= _REPLICAS:
         wanted = {name: config | _IN_SYNC for name, config in wanted.items()}
@@ -102,59 +114,89 @@ def create_topics(settings: TopicsSettings) -> list[str]:
 
 def check_topics(settings: KafkaSettings) -> str:
     """Return the id of the clicks topic. Raises StreamError with everything that is wrong."""
-    admin = AdminClient(confluent_options(settings))
     clicks, recommendations, dead_letter, changelog = names = (
         settings.clicks_topic,
         settings.recommendations_topic,
         settings.dead_letter_topic,
         settings.changelog_topic,
     )
-    partitions = n_partitions(settings, names)
-    config = _configs(admin, names)
-    least_bytes = int(config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
-    batch = f"at least {BATCH_BYTES}, the most that a worker's batch may need"
+    look = _Look(settings, names)
+    least_bytes = int(look.config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
     append_time = "LogAppendTime (latency is measured from it)"
-    compact = "compact only (retention would delete the position)"
-    delete = "delete (compaction keeps one record per session, and rejects records without a key)"
     larger = f"at least {least_bytes}, 64 KiB more than {clicks}"
-    requirements: list[tuple[str, str, Callable[[str], bool], str]] = [
-        (changelog, "cleanup.policy", lambda policy: policy == "compact", compact),
-        (clicks, "message.timestamp.type", lambda kind: kind == "LogAppendTime", append_time),
-        (dead_letter, "max.message.bytes", lambda size: int(size) >= least_bytes, larger),
-    ]
     for topic in (clicks, recommendations, dead_letter):
-        requirements.append(
-            (topic, "cleanup.policy", lambda policy: "compact" not in policy, delete)
-        )
-    for topic in (recommendations, changelog):
-        requirements.append(
-            (topic, "max.message.bytes", lambda size: int(size) >= BATCH_BYTES, batch)
-        )
-    n_brokers, replicas = _replicas(admin, names)
-    wrong = [
-        f"{topic} has {key}={config[topic][key]}, expected {expected}"
-        for topic, key, is_right, expected in requirements
-        if not is_right(config[topic][key])
-    ]
-    if partitions[changelog] != partitions[clicks]:
-        wrong.append(
-            f"{changelog} has {partitions[changelog]} partitions, "
-            f"{clicks} has {partitions[clicks]}: they must be equal"
-        )
-    for name in names:
-        in_sync = int(config[name]["min.insync.replicas"])
-        if in_sync > replicas[name]:
-            wrong.append(
-                f"{name} has min.insync.replicas={in_sync}, expected at most {replicas[name]}, "
-                "its number of replicas; otherwise nothing can be written to it"
+        look.expect(topic, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
+    look.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
+    look.expect(clicks, "message.timestamp.type", lambda kind: kind == "LogAppendTime", append_time)
+    look.expect(dead_letter, "max.message.bytes", lambda size: int(size) >= least_bytes, larger)
+    look.expect_batches(recommendations, changelog)
+    look.expect_as_many(changelog, clicks)
+    look.raise_wrong()
+    return look.topic_id(clicks)
+
+
+def check_item_topics(settings: KafkaSettings) -> str:
+    """Return the id of the item-events topic. Raises StreamError with everything that is wrong."""
+    events, view = settings.item_events_topic, settings.item_view_topic
+    changelog = settings.items_wiring.changelog
+    look = _Look(settings, (events, view, changelog))
+    look.expect(events, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
+    look.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
+    look.expect(view, "cleanup.policy", lambda policy: policy == "compact", _COMPACT_VIEW)
+    look.expect_batches(events, view, changelog)
+    look.expect_as_many(changelog, events)
+    look.raise_wrong()
+    return look.topic_id(events)
+
+
+class _Look:
+    """A look at topics, and what it finds wrong with them."""
+
+    def __init__(self, settings: KafkaSettings, names: tuple[str, ...]) -> None:
+        self._names = names
+        self._admin = AdminClient(confluent_options(settings))
+        self.partitions = n_partitions(settings, names)
+        self.config = _configs(self._admin, names)
+        self._wrong: list[str] = []
+
+    def expect(self, topic: str, key: str, is_right: Callable[[str], bool], expected: str) -> None:
+        found = self.config[topic][key]
+        if not is_right(found):
+            self._wrong.append(f"{topic} has {key}={found}, expected {expected}")
+
+    def expect_batches(self, *topics: str) -> None:
+        expected = f"at least {BATCH_BYTES}, the most that a worker's batch may need"
+        for topic in topics:
+            self.expect(topic, "max.message.bytes", lambda size: int(size) >= BATCH_BYTES, expected)
+
+    def expect_as_many(self, changelog: str, topic: str) -> None:
+        if self.partitions[changelog] != self.partitions[topic]:
+            self._wrong.append(
+                f"{changelog} has {self.partitions[changelog]} partitions, "
+                f"{topic} has {self.partitions[topic]}: they must be equal"
             )
-        elif n_brokers > 1 and (replicas[name] < min(_REPLICAS, n_brokers) or in_sync < 2):
-            expected = "3 replicas and min.insync.replicas=2, so that no lost broker loses records"
-            found = {"replicas": replicas[name], "min_insync_replicas": in_sync}
-            log.warning("weak_replication", topic=name, **found, expected=expected)
-    if wrong:
-        raise StreamError("; ".join(wrong))
-    return topic_id(admin, clicks)
+
+    def raise_wrong(self) -> None:
+        """Raise StreamError with all that is wrong, replicas among it."""
+        n_brokers, replicas = _replicas(self._admin, self._names)
+        for name in self._names:
+            in_sync = int(self.config[name]["min.insync.replicas"])
+            if in_sync > replicas[name]:
+                self._wrong.append(
+                    f"{name} has min.insync.replicas={in_sync}, expected at most {replicas[name]}, "
+                    "its number of replicas; otherwise nothing can be written to it"
+                )
+            elif n_brokers > 1 and (replicas[name] < min(_REPLICAS, n_brokers) or in_sync < 2):
+                expected = (
+                    "3 replicas and min.insync.replicas=2, so that no lost broker loses records"
+                )
+                found = {"replicas": replicas[name], "min_insync_replicas": in_sync}
+                log.warning("weak_replication", topic=name, **found, expected=expected)
+        if self._wrong:
+            raise StreamError("; ".join(self._wrong))
+
+    def topic_id(self, topic: str) -> str:
+        return topic_id(self._admin, topic)
 
 
 def largest_click(settings: KafkaSettings) -> int:
