@@ -15,10 +15,13 @@ import msgspec
 import numpy as np
 
 from stream.contract.click import Click
-from stream.contract.messages import Outcome, Target, encode_json, recommendation
+from stream.contract.messages import Outcome, Target, item_events, recommendation
 from stream.contract.records import Record
-from stream.counts import Answered, Judgement, rank_in_list
+from stream.counts import Answered, Judgement
 from stream.intake import Intake, Lookup, Taken
+from stream.lists import ListRef, Lists, LiveLists, NetworkLists, check_items
+from stream.live.counts import CLICKED, steps
+from stream.model.blender import Ask
 from stream.model.bundle import Manifest
 from stream.model.models import Model, Models
 from stream.model.scorer import Scores, Waves
@@ -51,10 +54,8 @@ class Rules:
         return idle_timeout_ms is not None and timestamp_ms - last_click_ms > idle_timeout_ms
 
 
-_Listed = tuple[bytes, bytes]
-"""A list out of a session's state: int32 item indices and float32 scores."""
-_ListRef = int | _Listed | None
-"""A list: row of its model's rank call in this batch, out of the state, or none (popularity)."""
+_JUDGED = (LastOutcome.MODEL, LastOutcome.LIVE)
+_LISTED = (Outcome.MODEL, Outcome.LIVE)
 
 
 class _Session(msgspec.Struct):
@@ -68,7 +69,7 @@ class _Session(msgspec.Struct):
     n_clicks: int
     last_outcome: int
     trail: Trail
-    current: _ListRef
+    current: ListRef
     changed: bool = False
 
 
@@ -77,25 +78,31 @@ class _Answer(NamedTuple):
     click: Click
     model: Model
     outcome: Outcome
-    listed: _ListRef
+    listed: ListRef
 
 
 class _Question(NamedTuple):
-    """How good was this list, now that the next item (``target``, an item_index) is known?"""
+    """How good was this list, now that the next item (``target``) is known?"""
 
     model: Model
-    listed: int | _Listed
-    target: int
+    listed: int | bytes
+    target: str
     late: bool
 
 
 @dataclass(slots=True)
 class Plan(Taken):
-    """A batch before the models have run; ``Planner`` completes its transaction and counts."""
+    """A batch before the models have run; ``Planner`` completes its transaction and counts.
+
+    asks: the blended lists that are wanted. events: of items, as in ``ItemEvents``.
+    """
 
     waves: defaultdict[Model, Waves] = field(default_factory=lambda: defaultdict(Waves))
     answers: list[_Answer] = field(default_factory=list)
     questions: list[_Question] = field(default_factory=list)
+    asks: defaultdict[Model, list[Ask]] = field(default_factory=lambda: defaultdict(list))
+    events: list[tuple[str, str, int, int]] = field(default_factory=list)
+    lists: dict[Model, Lists] = field(default_factory=dict)
     scores: dict[Model, Scores] = field(default_factory=dict)
     sessions: dict[tuple[int, bytes], _Session] = field(default_factory=dict)
 
@@ -106,16 +113,26 @@ class Plan(Taken):
 
 
 class Planner:
-    """Plans and finishes batches of one clicks topic; keeps no session between them."""
+    """Plans and finishes batches of one clicks topic; keeps no session between them.
 
-    def __init__(self, models: Models, rules: Rules, topic: str) -> None:
+    n_item_partitions: of the item-events topic, if clicks are to be learnt from.
+    """
+
+    def __init__(
+        self, models: Models, rules: Rules, topic: str, n_item_partitions: int | None = None
+    ) -> None:
         self.rules = rules
+        self._n_item_partitions = n_item_partitions
         self.intake = Intake(topic, models.parse, rules.limit)
         self._models = models
 
     def new_partition(self) -> PartitionSessions:
         """Return an empty table."""
         return PartitionSessions()
+
+    def refresh(self) -> None:
+        """Let the models take what has come from elsewhere; between two batches."""
+        self._models.refresh()
 
     def plan(
         self,
@@ -154,20 +171,34 @@ class Planner:
         session.changed = True
         session.seen_ms = max(watermark_ms, click.timestamp_ms)
         session.n_clicks += 1
+        blender = model.blender
+        trail = session.trail.items() if blender else []
+        if self._n_item_partitions:
+            plan.events += _taught(trail, click)
         session.trail.add(click.item_id, click.timestamp_ms, click.event_hash, click.context)
-        if index is None:
+        if index is None and not (blender and blender.can_list()):
             last = session.last_outcome = (
                 LastOutcome.FALLBACK if before is None else LastOutcome.UNKNOWN_ITEM
             )
             plan.answers.append(_Answer(record, click, model, Outcome[last.name], before))
             return
-        if session.last_outcome == LastOutcome.MODEL:
-            assert before is not None, "only a list of the model is judged"
-            plan.questions.append(_Question(model, before, index, late))
-        session.last_outcome = LastOutcome.MODEL
-        # Every known item leaves a list: a session without one is at its first.
-        session.current = _step(session, index, click, is_first=before is None, ranked=True)
-        plan.answers.append(_Answer(record, click, model, Outcome.MODEL, session.current))
+        if session.last_outcome in _JUDGED:
+            assert before is not None, "only a list that was made is judged"
+            plan.questions.append(_Question(model, before, click.item_id, late))
+        outcome, rank_row = Outcome.LIVE, -1
+        if index is None:
+            session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
+        else:
+            # Every known item leaves a list: a session without one is at its first.
+            is_first = not any(i in model.item_index for i in trail) if blender else before is None
+            outcome = Outcome.MODEL
+            rank_row = _step(session, index, click, is_first=is_first, ranked=True)
+        session.last_outcome = LastOutcome[outcome.name]
+        session.current = rank_row
+        if blender:
+            trail.append(click.item_id)
+            session.current = _ask(plan, session, trail, click.timestamp_ms, rank_row)
+        plan.answers.append(_Answer(record, click, model, outcome, session.current))
 
     def _resume(
         self, plan: Plan, model: Model, partition: int, click: Click, watermark_ms: int
@@ -208,10 +239,22 @@ class Planner:
         return begun
 
     def score(self, plan: Plan) -> None:
-        """Run the models. Blocks; the interpreter's lock is released inside ONNX Runtime."""
+        """Run the models, and make the lists of both them and the view.
+
+        Blocks; the interpreter's lock is released inside ONNX Runtime.
+        """
         plan.scores = {model: waves.score(model.scorer) for model, waves in plan.waves.items()}
         plan.counts.encode_seconds = sum(s.encode_seconds for s in plan.scores.values())
         plan.counts.rank_seconds = sum(s.rank_seconds for s in plan.scores.values())
+        for model in plan.models:
+            scores = plan.scores.get(model)
+            if scores:
+                check_items(len(model.item_ids), scores)
+            if model.blender is None:
+                plan.lists[model] = NetworkLists(model, scores)
+            else:
+                made = model.blender.lists(plan.asks[model], scores) if scores else []
+                plan.lists[model] = LiveLists(model, model.blender, made)
 
     def is_dead(self, seen_ms: int, watermark_ms: int) -> bool:
         """Whether a state of that time has expired."""
@@ -224,7 +267,10 @@ class Planner:
 
     def advance(self, plan: Plan) -> None:
         """Complete the plan's changelog with what the models have computed."""
-        made = {model: _States(model, of_model) for model, of_model in plan.scores.items()}
+        made = {
+            model: _States(model, of_model, plan.lists[model])
+            for model, of_model in plan.scores.items()
+        }
         changelog = plan.transaction.changelog
         for (partition, key), session in plan.sessions.items():
             if session.changed:
@@ -232,72 +278,42 @@ class Planner:
 
     def answer(self, plan: Plan, published_ms: int) -> None:
         """Complete the plan's messages and counts."""
-        lists = {model: _Lists(model, plan.scores.get(model)) for model in plan.models}
-        recommendations = plan.transaction.messages[Target.RECOMMENDATIONS]
+        messages, lists = plan.transaction.messages, plan.lists
+        recommendations = messages[Target.RECOMMENDATIONS]
         topic = self.intake.topic
         for record, click, model, outcome, listed in plan.answers:
             items = lists[model].items(listed)
-            if outcome == Outcome.MODEL and items is model.popular_json:
+            if outcome in _LISTED and lists[model].is_popular(listed, items):
+                plan.counts.no_scores += outcome == Outcome.MODEL
                 outcome = Outcome.FALLBACK
-                plan.counts.no_scores += 1
+            blender = model.blender
+            view_ms = blender.view.as_of_ms if blender else None
             recommendations[record.partition].append(
-                recommendation(topic, record, click, items, model.model_id, outcome, published_ms)
+                recommendation(
+                    topic, record, click, items, model.model_id, outcome, published_ms, view_ms
+                )
             )
             answered = Answered(record, click.timestamp_ms, model.model_id, outcome)
             plan.counts.answered.append(answered)
         for model, listed, target, late in plan.questions:
-            rank = rank_in_list(*lists[model].pairs(listed), target)
+            rank = lists[model].rank(listed, target)
             plan.counts.judgements.append(Judgement(late, rank))
-
-
-class _Lists:
-    """The lists of one model in a batch, as values and as JSON."""
-
-    def __init__(self, model: Model, scores: Scores | None) -> None:
-        self._model = model
-        n_items = len(model.item_json)
-        if scores and scores.top_index.size:
-            least, most = scores.top_index.min(), scores.top_index.max()
-            if not 0 <= least <= most < n_items:
-                # Below 0 Python would count from the catalogue's end, and publish another item.
-                raise IndexError(f"a list has item_index {least} to {most}, of {n_items} items")
-        self._index: list[list[int]] = scores.top_index.tolist() if scores else []
-        self._score: list[list[float]] = scores.top_score.tolist() if scores else []
-
-    def pairs(self, listed: int | _Listed) -> tuple[list[int], list[float]]:
-        """Item indices and scores, best first."""
-        if isinstance(listed, int):
-            return self._index[listed], self._score[listed]
-        index, score = listed
-        return np.frombuffer(index, np.int32).tolist(), np.frombuffer(score, np.float32).tolist()
-
-    def items(self, listed: _ListRef) -> bytes:
-        """The JSON array of a list's items; popular ones where a score is NaN or infinite."""
-        if listed is None:
-            return self._model.popular_json
-        index, score = self.pairs(listed)
-        scores = encode_json(score)[1:-1]
-        if b"u" in scores:  # of null, its JSON
-            return self._model.popular_json
-        # Most of it is the same for every list: 6 us of the 12 that encoding item by item took.
-        pieces, numbers = self._model.item_json, scores.split(b",")
-        return b"[%b}]" % b"},".join([pieces[i] + n for i, n in zip(index, numbers, strict=True)])
+        if plan.events and self._n_item_partitions:
+            # With any partition of the batch: they are all of one transaction.
+            partition = next(iter(plan.transaction.positions))
+            told = item_events(plan.events, self._n_item_partitions)
+            messages[Target.ITEM_EVENTS][partition] += told
 
 
 class _States:
     """Encodes the states of one model's sessions: its arrays as bytes, of which each has a part."""
 
-    def __init__(self, model: Model, scores: Scores) -> None:
-        self._bundle = model.model_bytes
+    def __init__(self, model: Model, scores: Scores, lists: Lists) -> None:
+        self._bundle, self._lists = model.model_bytes, lists
         self._state, self._state_bytes = scores.state.tobytes(), 4 * scores.state.shape[1]
-        self._index, self._score = scores.top_index.tobytes(), scores.top_score.tobytes()
-        self._list_bytes = 4 * scores.top_index.shape[1]
+        self._is_live = model.blender is not None
 
     def encode(self, session: _Session) -> bytes:
-        listed = session.current
-        if isinstance(listed, int):
-            here = slice(listed * self._list_bytes, (listed + 1) * self._list_bytes)
-            listed = self._index[here], self._score[here]
         state_at = session.row * self._state_bytes
         return Stored(
             self._bundle,
@@ -307,7 +323,8 @@ class _States:
             session.last_outcome,
             session.trail,
             self._state[state_at : state_at + self._state_bytes],
-            *(listed or (b"", b"")),
+            self._lists.stored(session.current),
+            self._is_live,
         ).encode()
 
 
@@ -323,7 +340,7 @@ def _from_state(plan: Plan, model: Model, stored: Stored) -> _Session:
         stored.n_clicks,
         stored.last_outcome,
         stored.trail,
-        (stored.top_index, stored.top_score) if stored.top_index else None,
+        stored.listed or None,
     )
     if same_model:
         return session
@@ -334,12 +351,29 @@ def _from_state(plan: Plan, model: Model, stored: Stored) -> _Session:
     known = [(item_index[c.item_id], c) for c in trail if c.item_id in item_index]
     session.last_click_ms = trail[0].timestamp_ms
     session.current = None
+    rank_row = -1
     for n, (index, click) in enumerate(known, start=1):
-        session.current = _step(session, index, click, is_first=n == 1, ranked=n == len(known))
+        rank_row = _step(session, index, click, is_first=n == 1, ranked=n == len(known))
+        session.current = rank_row
+    if model.blender is not None:
+        session.last_click_ms = max(click.timestamp_ms for click in trail)
+        is_known = trail[-1].item_id in item_index
+        session.current = None
+        if is_known or model.blender.can_list():
+            items = [click.item_id for click in trail]
+            now_ms = trail[-1].timestamp_ms
+            session.current = _ask(plan, session, items, now_ms, rank_row if is_known else -1)
     session.last_outcome = LastOutcome.UNKNOWN_ITEM if known else LastOutcome.FALLBACK
     session.changed = True
     plan.counts.rebuilt += 1
     return session
+
+
+def _ask(plan: Plan, session: _Session, trail: list[str], now_ms: int, rank_row: int) -> int:
+    """Want a blended list; returns its number among those of the model."""
+    asks = plan.asks[session.model]
+    asks.append(Ask(trail, session.n_clicks, now_ms, rank_row))
+    return len(asks) - 1
 
 
 def _step(
@@ -350,3 +384,11 @@ def _step(
     session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
     context = session.model.context.indices(click.context, click.timestamp_ms, gap_ms)
     return session.waves.step(session.row, index, context, ranked=ranked)
+
+
+def _taught(trail: Sequence[str], click: Click) -> list[tuple[str, str, int, int]]:
+    """What a click teaches of items after those of the trail."""
+    item, at_ms = click.item_id, click.timestamp_ms
+    taught = [(item, item, CLICKED, at_ms)]
+    taught += [(former, other, step, at_ms) for former, other, step in steps(trail, item)]
+    return taught

@@ -92,6 +92,9 @@ class ItemPlanner:
         """Return an empty table."""
         return PartitionItems()
 
+    def refresh(self) -> None:
+        """Nothing comes from elsewhere."""
+
     def plan(
         self,
         records: Mapping[int, Sequence[Record]],

@@ -20,7 +20,8 @@ from stream.model.models import Models, load_model
 from stream.position import BadClickLimit
 from stream.settings import CountSettings, ServiceSettings, WorkerSettings
 from stream.transport.faust_app import FaustTransport
-from stream.transport.topics import check_item_topics, check_topics, largest_click
+from stream.transport.topics import check_item_topics, check_topics, largest_click, n_partitions
+from stream.transport.view_reader import ViewReader
 from stream.web.pages import add_pages, add_resume
 from stream.worker import Worker
 
@@ -30,6 +31,9 @@ SWITCH_S = 0.0002
 """After so long a thread passes the interpreter's lock on to one that waits. With Python's 5 ms
 scoring began late and came back late: 6,740 clicks/s of a backlog, and 6,290."""
 
+VIEW_S = 60.0
+"""So long a start waits for the view: 100 MB of it are 100,000 items."""
+
 
 def run_worker(settings: WorkerSettings) -> int:
     """Serve until a signal; returns the exit code. Raises StreamError before the first click."""
@@ -38,13 +42,28 @@ def run_worker(settings: WorkerSettings) -> int:
     with ThreadPoolExecutor(1) as preparing:
         model = preparing.submit(load_model, settings.bundle, settings.inference_threads).result()
         _check_bundle(settings, model.manifest)
-        preparing.submit(check_topics, settings).result()
+        live = model.blender is not None
+        check = partial(_check_all_topics if live else check_topics, settings)
+        preparing.submit(check).result()
         max_click_bytes = preparing.submit(largest_click, settings).result()
+        n_item_partitions = None
+        if model.blender is not None:
+            topics = settings.item_events_topic, settings.item_view_topic
+            partitions = preparing.submit(n_partitions, settings, topics).result()
+            n_item_partitions, n_view = (partitions[topic] for topic in topics)
+            reader = ViewReader(settings, settings.item_view_topic, n_view)
+            reader.start()
+            model.blender.changes = reader.changes
+            # Before any click: else the first lists would know nothing of the others'.
+            if not preparing.submit(reader.wait_until_read, VIEW_S).result():
+                log.warning("view_incomplete", topic=settings.item_view_topic, waited_s=VIEW_S)
     metrics = Metrics(REGISTRY)
     metrics.bundle.info({"bundle_id": model.model_id, "architecture": model.manifest.architecture})
     rules = Rules.of(model.manifest, _limit(settings))
-    planner = Planner(Models(model, max_click_bytes), rules, settings.clicks_topic)
-    transport = FaustTransport(settings, settings.wiring, partial(check_topics, settings))
+    models = Models(model, max_click_bytes)
+    planner = Planner(models, rules, settings.clicks_topic, n_item_partitions)
+    wiring = settings.live_wiring if live else settings.wiring
+    transport = FaustTransport(settings, wiring, check)
     worker = Worker(transport, planner, metrics)
     return _run(settings, model.model_id, transport, worker, metrics)
 
@@ -73,6 +92,11 @@ def _begin(settings: ServiceSettings) -> None:
     configure_logging(settings.log_level)
     # It would be a second series for every counter, which nobody reads.
     disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here
+
+
+def _check_all_topics(settings: WorkerSettings) -> str:
+    check_item_topics(settings)
+    return check_topics(settings)
 
 
 def _check_bundle(settings: ServiceSettings, manifest: Manifest) -> None:

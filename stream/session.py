@@ -13,13 +13,17 @@ from jaxtyping import Float32, Int32
 
 from stream.contract.click import TRAIL_CLICKS as TRAIL_CLICKS
 from stream.errors import NEWEST_FORMAT, NewerFormatError, StreamError
+from stream.live.lists import LiveList, decode_list, encode_list
 from stream.table import PartitionStates
 
 FORMAT: Final = 2
+FORMAT_LIVE: Final = 3
+"""Of a state whose list is a ``LiveList``. A bundle without live lists writes the other."""
 
 # format, last outcome, bundle id, seen_ms, last_click_ms, clicks, trail entries, floats of state,
-# top-k.
+# and of the list its top-k or, where it is a live one, its bytes.
 _HEADER = struct.Struct("<BB8sqqIHIH")
+_HEADER_LIVE = struct.Struct("<BB8sqqIHII")
 _SEEN = struct.Struct("<q")
 _SEEN_AT: Final = 10
 _LAST_CLICK_AT: Final = 18
@@ -32,6 +36,7 @@ class LastOutcome(IntEnum):
     FALLBACK = 0
     MODEL = 1
     UNKNOWN_ITEM = 2
+    LIVE = 3
 
 
 class TrailClick(msgspec.Struct, frozen=True):
@@ -51,6 +56,7 @@ class SessionState(msgspec.Struct, frozen=True):
     model_state: all that the model remembers after the last known item; only the model knows what
     the numbers mean.
     top_index, top_score: the last list the model made, best first; empty before the first.
+    live: the last list in their place, where it is a live one.
     """
 
     bundle_id: str
@@ -62,12 +68,14 @@ class SessionState(msgspec.Struct, frozen=True):
     model_state: Float32[np.ndarray, "S"]
     top_index: Int32[np.ndarray, "K"]
     top_score: Float32[np.ndarray, "K"]
+    live: LiveList | None = None
 
 
 class Stored(msgspec.Struct):
     """A session whose parts are still bytes: what the path of a click reads and writes.
 
     Most parts go from one state to the next as they are, and decoding them all took 9 us a click.
+    listed: int32 item indices and float32 scores, or a ``LiveList``; empty before the first list.
     """
 
     bundle: bytes
@@ -77,13 +85,14 @@ class Stored(msgspec.Struct):
     last_outcome: int
     trail: "Trail"
     model_state: bytes
-    top_index: bytes
-    top_score: bytes
+    listed: bytes
+    is_live: bool = False
 
     def encode(self) -> bytes:
         """Return the state's bytes (little-endian, versioned)."""
-        header = _HEADER.pack(
-            FORMAT,
+        n_listed = len(self.listed)
+        header = (_HEADER_LIVE if self.is_live else _HEADER).pack(
+            FORMAT_LIVE if self.is_live else FORMAT,
             self.last_outcome,
             self.bundle,
             self.seen_ms,
@@ -91,17 +100,20 @@ class Stored(msgspec.Struct):
             self.n_clicks,
             self.trail.n,
             len(self.model_state) // 4,
-            len(self.top_index) // 4,
+            n_listed if self.is_live else n_listed // 8,
         )
-        return b"".join((header, self.trail.raw, self.model_state, self.top_index, self.top_score))
+        return b"".join((header, self.trail.raw, self.model_state, self.listed))
 
     @classmethod
     def decode(cls, raw: bytes) -> "Stored":
         """Return the parts of a state. Raises StreamError on an unknown format version."""
         raw = in_todays_format(raw)
-        header = _HEADER.unpack_from(raw)
-        _, outcome, bundle, seen_ms, last_ms, n_clicks, n_trail, n_state, n_top = header
-        list_at = len(raw) - 8 * n_top
+        is_live = raw[0] == FORMAT_LIVE
+        header = _HEADER_LIVE if is_live else _HEADER
+        _, outcome, bundle, seen_ms, last_ms, n_clicks, n_trail, n_state, n_listed = (
+            header.unpack_from(raw)
+        )
+        list_at = len(raw) - n_listed * (1 if is_live else 8)
         state_at = list_at - 4 * n_state
         return cls(
             bundle,
@@ -109,10 +121,10 @@ class Stored(msgspec.Struct):
             last_ms,
             n_clicks,
             outcome,
-            Trail(n_trail, raw[_HEADER.size : state_at]),
+            Trail(n_trail, raw[header.size : state_at]),
             raw[state_at:list_at],
-            raw[list_at : list_at + 4 * n_top],
-            raw[list_at + 4 * n_top :],
+            raw[list_at:],
+            is_live,
         )
 
 
@@ -143,6 +155,16 @@ class Trail(msgspec.Struct):
             and any(click.event_hash == event_hash for click in self.clicks())
         )
 
+    def items(self) -> list[str]:
+        """The items alone, the latest last."""
+        items, raw, at = [], self.raw, 0
+        for _ in range(self.n):
+            _, _, n_item, n_context = _ENTRY.unpack_from(raw, at)
+            at += _ENTRY.size
+            items.append(raw[at : at + n_item].decode())
+            at += n_item + n_context
+        return items
+
     def clicks(self) -> list[TrailClick]:
         clicks, raw, at = [], self.raw, 0
         for _ in range(self.n):
@@ -168,8 +190,10 @@ def encode_state(state: SessionState) -> bytes:
         state.last_outcome,
         trail,
         state.model_state.tobytes(),
-        state.top_index.tobytes(),
-        state.top_score.tobytes(),
+        encode_list(state.live)
+        if state.live
+        else state.top_index.tobytes() + state.top_score.tobytes(),
+        state.live is not None,
     ).encode()
 
 
@@ -179,6 +203,8 @@ def decode_state(raw: bytes) -> SessionState:
     Raises StreamError on an unknown format version.
     """
     stored = Stored.decode(raw)
+    live = decode_list(stored.listed) if stored.is_live and stored.listed else None
+    half = 0 if live else len(stored.listed) // 2
     return SessionState(
         stored.bundle.hex(),
         stored.seen_ms,
@@ -187,8 +213,9 @@ def decode_state(raw: bytes) -> SessionState:
         LastOutcome(stored.last_outcome),
         tuple(stored.trail.clicks()),
         np.frombuffer(stored.model_state, np.float32),
-        np.frombuffer(stored.top_index, np.int32),
-        np.frombuffer(stored.top_score, np.float32),
+        np.frombuffer(stored.listed[:half], np.int32),
+        np.frombuffer(stored.listed[half:] if not live else b"", np.float32),
+        live,
     )
 
 
@@ -206,12 +233,14 @@ def in_todays_format(raw: bytes) -> bytes:
     if raw[:1] == b"\x01" and len(raw) >= _HEADER.size - _SEEN.size:
         last_click = raw[_SEEN_AT:_LAST_CLICK_AT]
         return b"".join((bytes([FORMAT]), raw[1:_LAST_CLICK_AT], last_click, raw[_LAST_CLICK_AT:]))
-    if len(raw) < _HEADER.size or raw[0] != FORMAT:
+    if len(raw) < _HEADER.size or raw[0] not in (FORMAT, FORMAT_LIVE):
         found = raw[0] if raw else "nothing"
-        is_newer = len(raw) >= _HEADER.size and FORMAT < raw[0] <= NEWEST_FORMAT
+        is_newer = len(raw) >= _HEADER.size and FORMAT_LIVE < raw[0] <= NEWEST_FORMAT
         kind = NewerFormatError if is_newer else StreamError
-        cut = f" in {len(raw)} bytes" if found in (1, FORMAT) else ""
-        raise kind(f"session state has format {found}{cut}, but this version reads 1 and {FORMAT}")
+        cut = f" in {len(raw)} bytes" if found in (1, FORMAT, FORMAT_LIVE) else ""
+        raise kind(
+            f"session state has format {found}{cut}, but this version reads 1 to {FORMAT_LIVE}"
+        )
     return raw
 
 

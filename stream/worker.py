@@ -69,6 +69,10 @@ class Planner(Protocol[P]):
         """Return an empty table."""
         ...
 
+    def refresh(self) -> None:
+        """Take what has come from elsewhere; between two batches."""
+        ...
+
     def plan(
         self,
         records: Mapping[int, Sequence[Record]],
@@ -117,6 +121,7 @@ class Worker(Generic[P]):
         self._scoring = ThreadPoolExecutor(1, thread_name_prefix="scoring")
         self._scored: asyncio.Queue[_Scored | None] = asyncio.Queue(1)
         self._batch_started: float | None = None
+        self._is_stepping = False
         self._paused: dict[int, int] = {}  # the offset that a paused partition waits before
 
     # -- the loop -------------------------------------------------------------------------
@@ -139,6 +144,7 @@ class Worker(Generic[P]):
         """
         plans: list[P] = []
         parts: list[Mapping[int, Sequence[Record]]] = [batch.records]
+        self._is_stepping = True
         while parts and self._transport.is_current(batch):
             records = parts.pop(0)
             try:
@@ -164,6 +170,7 @@ class Worker(Generic[P]):
                     self._collect(plan)
                     self._states.apply(plan.transaction)
                 plans.append(plan)
+        self._is_stepping = False
         if not self._transport.is_current(batch):
             self._transport.acknowledge(batch)
             return
@@ -177,6 +184,7 @@ class Worker(Generic[P]):
         """Plan, score and answer records; the states stay as they are."""
         states, planner = self._states, self._planner
         with self._stage("plan"):
+            planner.refresh()
             positions = {p: states.partitions[p].position for p in records}
             plan = planner.plan(records, positions, states.get)
         await self._check_holes(plan)
@@ -329,7 +337,9 @@ class Worker(Generic[P]):
         return 0.0 if self._batch_started is None else time.monotonic() - self._batch_started
 
     async def observe(self) -> None:
-        """Set the gauges."""
+        """Set the gauges, and take what has come from elsewhere while there were no records."""
+        if not self._is_stepping:
+            self._planner.refresh()
         self._metrics.ready.set(self.ready)
         sizes = self._states.sizes()
         self._metrics.set_by_partition(sizes, self._transport.lag(), self._paused)

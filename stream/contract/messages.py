@@ -1,11 +1,13 @@
-"""What the worker publishes: recommendations and dead letters, as Kafka messages."""
+"""What the workers publish, as Kafka messages: recommendations, dead letters and item events."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 from hashlib import sha256
 
 import msgspec
 
 from stream.contract.click import BadClick, Click, Reason
+from stream.contract.items import EVENTS_FORMAT, ItemEvents, encode_events, partition_of
 from stream.contract.records import Message as Message
 from stream.contract.records import Record
 from stream.contract.records import Target as Target
@@ -25,13 +27,18 @@ class Outcome(StrEnum):
     UNKNOWN_ITEM = "unknown_item"
     FALLBACK = "fallback"
     OTHER_EVENT = "other_event"
+    LIVE = "live"
 
 
-class Item(msgspec.Struct):
-    """One place of a list; ``score`` is the model's, not a probability."""
+class Item(msgspec.Struct, omit_defaults=True):
+    """One place of a list; ``score`` is the model's, not a probability.
+
+    source: in a blended list, whose scores add up to 1 at most, where most of the score came from.
+    """
 
     item_id: str
     score: float
+    source: str | None = None
 
 
 class ClickRef(msgspec.Struct):
@@ -41,8 +48,11 @@ class ClickRef(msgspec.Struct):
     timestamp_ms: int
 
 
-class Recommendation(msgspec.Struct):
-    """The published value: exactly one a good click, for readers of committed records."""
+class Recommendation(msgspec.Struct, omit_defaults=True):
+    """The published value: exactly one a good click, for readers of committed records.
+
+    view_ms: of a blended list, the time of the newest click that the view knew of.
+    """
 
     session_id: str
     items: list[Item]
@@ -50,9 +60,10 @@ class Recommendation(msgspec.Struct):
     outcome: str
     click: ClickRef
     published_ms: int
+    view_ms: int | None = None
 
 
-class _Published(msgspec.Struct):
+class _Published(msgspec.Struct, omit_defaults=True):
     """A ``Recommendation`` whose items are encoded already."""
 
     session_id: str
@@ -61,6 +72,7 @@ class _Published(msgspec.Struct):
     outcome: str
     click: ClickRef
     published_ms: int
+    view_ms: int | None = None
 
 
 encode_json = msgspec.json.Encoder().encode
@@ -74,6 +86,7 @@ def recommendation(
     bundle_id: str,
     outcome: Outcome,
     published_ms: int,
+    view_ms: int | None = None,
 ) -> Message:
     """Return the message that answers a click; its header ``source`` names the click's record.
 
@@ -81,7 +94,7 @@ def recommendation(
     """
     session_id, answered = click.session.decode(), ClickRef(click.item_id, click.timestamp_ms)
     listed = msgspec.Raw(items)
-    value = _Published(session_id, listed, bundle_id, outcome, answered, published_ms)
+    value = _Published(session_id, listed, bundle_id, outcome, answered, published_ms, view_ms)
     source = f"{topic}-{record.partition}-{record.offset}".encode()
     return Message(click.session, encode_json(value), (("source", source),))
 
@@ -106,3 +119,18 @@ def dead_letter(topic: str, record: Record, bad: BadClick) -> Message:
         ("detail", bad.detail.encode(errors="replace")[:_DETAIL_BYTES]),
     )
     return Message(key, value, headers)
+
+
+def item_events(events: Iterable[tuple[str, str, int, int]], n_partitions: int) -> list[Message]:
+    """Return the messages that tell of events (columns as of ``ItemEvents``), by partition."""
+    of_partition: dict[int, list[tuple[str, str, int, int]]] = {}
+    for event in events:
+        of_partition.setdefault(partition_of(event[0], n_partitions), []).append(event)
+    return [
+        Message(
+            None,
+            encode_events(ItemEvents(EVENTS_FORMAT, *map(list, zip(*told, strict=True)))),
+            partition=partition,
+        )
+        for partition, told in of_partition.items()
+    ]

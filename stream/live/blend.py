@@ -27,11 +27,6 @@ class Scored(NamedTuple):
     score: Float64[np.ndarray, "N"]
 
 
-def prefix_class(n_clicks: int) -> int:
-    """Which weights answer a session of so many clicks."""
-    return min(n_clicks, PREFIXES) - 1
-
-
 def blend(
     candidates: Candidates,
     weights: Float64[np.ndarray, "S"],

@@ -6,16 +6,16 @@ What ``blend`` says, in fewer passes: a list is made for every click.
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from stream.live.blend import prefix_class
-from stream.live.rules import DISTANCES, PREFIXES
+from stream.live.rules import DISTANCES, PREFIXES, prefix_class
 from stream.live.view import View, repeats
 
 SOURCES = ("transitions", "popularity", "session", "network")
 """What a list says of where an item came from: the one that gave most of its score."""
-_TRANSITIONS, _POPULARITY, _SESSION, _NETWORK = range(len(SOURCES))
+_TRANSITIONS, POPULARITY, _SESSION, _NETWORK = range(len(SOURCES))
 
 
 class NetworkBest(NamedTuple):
@@ -35,7 +35,19 @@ class Listed(NamedTuple):
     @property
     def is_of_neighbours(self) -> bool:
         """Whether it says more than what is popular."""
-        return any(source != _POPULARITY for source in self.sources)
+        return any(source != POPULARITY for source in self.sources)
+
+
+class LiveList(msgspec.Struct, array_like=True, frozen=True):
+    """What a session's state keeps of a list. scores: float32; sources: a byte an item."""
+
+    items: list[str]
+    scores: bytes
+    sources: bytes
+
+
+encode_list = msgspec.msgpack.Encoder().encode
+decode_list = msgspec.msgpack.Decoder(LiveList).decode
 
 
 class Lister:
@@ -49,6 +61,13 @@ class Lister:
         self._score = np.zeros(1024)
         self._place = np.zeros(1024, dtype=np.int64)
         assert len(self._weights) == PREFIXES, "a row for each class of prefix"
+
+    def popular(self, now_ms: int) -> Listed:
+        """What is popular now, for a session of which nothing is known."""
+        found = self._view.most_popular(now_ms)
+        best = np.lexsort((found.item, -found.share))[: self._k]
+        items, scores = found.item[best].tolist(), found.share[best].tolist()
+        return Listed(items, scores, [POPULARITY] * len(items))
 
     def make(
         self,
@@ -74,7 +93,7 @@ class Lister:
             parts.append((_TRANSITIONS, successors.items, scale @ successors.weights))
         first = rates * len(DISTANCES)
         popular = view.most_popular(now_ms)
-        parts.append((_POPULARITY, popular.item, weights[first] * popular.share))
+        parts.append((POPULARITY, popular.item, weights[first] * popular.share))
         own = repeats(trail, first + 1)
         parts.append((_SESSION, own.item, np.take(weights, own.source) * own.share))
         if network is not None and weights[-1]:

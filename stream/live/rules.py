@@ -30,6 +30,11 @@ PREFIXES = 5
 """Sessions of one click, two, three, four, and five or more are answered with different weights."""
 
 
+def prefix_class(n_clicks: int) -> int:
+    """Which weights answer a session of so many clicks."""
+    return min(n_clicks, PREFIXES) - 1
+
+
 @dataclass(frozen=True)
 class Rules:
     """How counts decay, and which items are listed at all."""

@@ -1,12 +1,11 @@
 """The view: which items follow which and which are popular, as far as the clicks are known."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from stream.live.counts import Decayed
 from stream.live.rules import (
     DISTANCES,
     LARGEST_EXPONENT,
@@ -32,6 +31,17 @@ class Candidates(NamedTuple):
         return cls(*(np.concatenate(of_parts) for of_parts in zip(*parts, strict=True)))
 
 
+class Counted(Protocol):
+    """What came after an item, as it is counted: ``Decayed`` of counts.py."""
+
+    @property
+    def weights(self) -> Mapping[int, Sequence[float]]: ...
+    @property
+    def totals(self) -> Sequence[float]: ...
+    @property
+    def landmark_ms(self) -> int: ...
+
+
 class Successors(NamedTuple):
     """What came after an item, as of ``landmark_ms``. ``totals`` (R): of all, dropped ones too."""
 
@@ -46,13 +56,13 @@ class View:
 
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
-        self._changed: dict[int, Decayed[int]] = {}
+        self._changed: dict[int, Counted] = {}
         self._successors: dict[int, Successors] = {}
         self._popularity = np.zeros(1024)  # as of the landmark
         self._landmark_ms: int | None = None
         self._popular: tuple[int, Candidates] | None = None
 
-    def put(self, item: int, counts: Decayed[int]) -> None:
+    def put(self, item: int, counts: Counted) -> None:
         """Let the item have these successors; they are read when they are first asked for."""
         self._changed[item] = counts
 

@@ -7,6 +7,7 @@ import structlog
 
 from stream.contract.click import ClickParser
 from stream.contract.context import Context
+from stream.model.blender import Blender
 from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer, Scorer
 
@@ -18,6 +19,7 @@ class Model:
     """A bundle in service: its graphs, catalogue, context fields and popularity list.
 
     ``popular_json``: the items for sessions that the model has no list for, best first.
+    ``blender``: None where lists are the network's alone.
     """
 
     def __init__(self, bundle: Bundle, scorer: Scorer) -> None:
@@ -34,6 +36,8 @@ class Model:
         listed = [(p.item_index, p.score) for p in bundle.manifest.popular]
         popular = [self.item_json[index] + _encode(score) for index, score in listed]
         self.popular_json = b"[%b}]" % b"},".join(popular)
+        live = bundle.manifest.live
+        self.blender = Blender(bundle.manifest, live, bundle.item_ids) if live else None
 
     def reads(self, event_type: str | None) -> bool:
         """Whether clicks of this type advance a session: those that the model was trained on."""
@@ -61,6 +65,11 @@ class Models:
     def __init__(self, model: Model, max_click_bytes: int | None = None) -> None:
         self._model = model
         self.parse = ClickParser(model.context.columns, max_bytes=max_click_bytes)
+
+    def refresh(self) -> None:
+        """Let the models take what has come from elsewhere since the last batch."""
+        if self._model.blender is not None:
+            self._model.blender.refresh()
 
     def of(self, session: bytes) -> Model:
         """Return the model that answers a session."""

@@ -11,6 +11,8 @@ from stream.contract.messages import Item, Outcome, Recommendation
 from stream.counts import Quality as Quality
 from stream.counts import rank_in_list
 
+_MADE = (Outcome.MODEL, Outcome.LIVE)
+
 
 class Judge:
     """Ranks the clicks of any number of sessions, fed in the order of the clicks topic.
@@ -28,10 +30,12 @@ class Judge:
     def rank(self, recommendation: Recommendation) -> int | None:
         """Rank of the answered click in its session's list before; 0: missed, None: no list.
 
-        Only outcome ``model`` judges and replaces the list: a repeated event is no new click, and
-        an item that the model has never seen is passed over as the offline evaluator does.
+        Only lists that were made of this click judge and replace the one before: a repeated event
+        is no new click, and an item that a model without a view has never seen is passed over as
+        the offline evaluator does.
         """
-        if recommendation.outcome != Outcome.MODEL:
+        outcome, has_view = recommendation.outcome, recommendation.view_ms is not None
+        if outcome not in _MADE and not (outcome == Outcome.FALLBACK and has_view):
             return None
         click, rank = recommendation.click, None
         click_ms = click.timestamp_ms

@@ -12,7 +12,7 @@ from stream.settings import WatchSettings
 from stream.watch.tally import HISTORY_S, RECENT_S, SHOWN_CLICKS, SessionView, Tally
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_PANEL_ROWS = 17  # what the figures need; the session's panel never makes the view jump
+_PANEL_ROWS = 18  # what the figures need; the session's panel never makes the view jump
 
 
 _RIGHT: dict[str, Any] = {"justify": "right"}
@@ -125,10 +125,8 @@ def _session_panel(session: SessionView | None, settings: WatchSettings) -> Pane
 
 
 def _verdict(outcome: str, rank: int | None) -> Text:
-    if outcome != Outcome.MODEL:
-        return Text(outcome, "dim")
     if rank is None:
-        return Text("first", "dim")
+        return Text("first" if outcome == Outcome.MODEL else outcome, "dim")
     return Text(f"#{rank}", "bold green") if rank else Text("not listed", "red")
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 from jaxtyping import Float64
 
-from stream.live.blend import Blend, biased, blend, network_candidates, prefix_class
+from stream.live.blend import Blend, biased, blend, network_candidates
 from stream.live.counts import Decayed, transitions
-from stream.live.rules import Rules
+from stream.live.rules import Rules, prefix_class
 from stream.live.view import Candidates, View
 from train.live.network import Network
 

@@ -93,17 +93,17 @@ def test_a_state_of_100_numbers_and_20_recommendations_has_the_bytes_it_should()
 
 
 @pytest.mark.parametrize(
-    ("raw", "found"), [(b"", "nothing"), (b"\x03" + bytes(40), "3"), (b"\x00" * 40, "0")]
+    ("raw", "found"), [(b"", "nothing"), (b"\x04" + bytes(40), "4"), (b"\x00" * 40, "0")]
 )
 def test_another_format_is_refused_in_one_sentence(raw: bytes, found: str) -> None:
-    sentence = f"session state has format {found}, but this version reads 1 and 2"
+    sentence = f"session state has format {found}, but this version reads 1 to 3"
     for read in (in_todays_format, decode_state):
         with pytest.raises(StreamError) as refusal:
             read(raw)
         assert str(refusal.value) == sentence
 
 
-@pytest.mark.parametrize(("found", "is_newer"), [(0, False), (3, True), (7, True), (8, False)])
+@pytest.mark.parametrize(("found", "is_newer"), [(0, False), (4, True), (7, True), (8, False)])
 def test_a_number_that_a_newer_version_may_have_is_told_from_garbage(
     found: int, is_newer: bool
 ) -> None:
@@ -114,7 +114,7 @@ def test_a_number_that_a_newer_version_may_have_is_told_from_garbage(
 
 
 def test_bytes_too_short_for_a_header_are_refused() -> None:
-    with pytest.raises(StreamError, match="format 1 in 29 bytes, but this version reads 1 and 2"):
+    with pytest.raises(StreamError, match="format 1 in 29 bytes, but this version reads 1 to 3"):
         in_todays_format(b"\x01" * 29)
     with pytest.raises(StreamError):
         in_todays_format(b"\x02" * 37)

@@ -72,7 +72,7 @@ def test_a_restore_takes_states_and_tombstones() -> None:
 
 def test_a_restore_refuses_what_a_newer_version_wrote() -> None:
     with pytest.raises(StreamError):
-        PartitionSessions().restore(b"s", b"\x03" + state(1)[1:])
+        PartitionSessions().restore(b"s", b"\x04" + state(1)[1:])
 
 
 def test_a_commit_is_applied_whole() -> None:

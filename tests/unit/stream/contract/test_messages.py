@@ -37,7 +37,9 @@ def test_a_recommendation_is_json_that_holds_the_click_and_the_list(
 
 
 def test_the_outcomes_are_a_closed_list() -> None:
-    assert sorted(Outcome) == ["duplicate", "fallback", "model", "other_event", "unknown_item"]
+    assert sorted(Outcome) == [
+        *("duplicate", "fallback", "live", "model", "other_event", "unknown_item")
+    ]
 
 
 @given(st.none() | st.binary(), st.none() | st.binary(), st.sampled_from(Reason), st.text())

@@ -10,10 +10,9 @@ from stream.live.blend import (
     blend,
     fit_weights,
     network_candidates,
-    prefix_class,
 )
 from stream.live.counts import Decayed
-from stream.live.rules import POPULAR, Rules
+from stream.live.rules import POPULAR, Rules, prefix_class
 from stream.live.view import Candidates, View
 
 RULES = Rules(time_scale_ms=16_000, excludes_seen=False)

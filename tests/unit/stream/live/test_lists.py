@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from stream.live.blend import blend, prefix_class
+from stream.live.blend import blend
 from stream.live.counts import ItemCounts, steps
 from stream.live.global_view import GlobalView
 from stream.live.lists import SOURCES, Lister, NetworkBest
-from stream.live.rules import PREFIXES, Rules
+from stream.live.rules import PREFIXES, Rules, prefix_class
 from stream.live.view import Candidates
 
 BEGIN_MS = 1_700_000_000_000

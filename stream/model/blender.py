@@ -1,0 +1,86 @@
+"""A model's lists, blended with what the stream itself has taught."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from stream.live.global_view import GlobalView
+from stream.live.lists import POPULARITY, Listed, Lister, NetworkBest
+from stream.model.bundle import Live, Manifest
+from stream.model.scorer import Scores
+
+Changes = Callable[[], Sequence[tuple[bytes | None, bytes | None]]]
+"""What has come of the item-view topic since it was last asked for."""
+
+
+class Ask(NamedTuple):
+    """A list that is wanted: of a session of these items, the latest last.
+
+    rank_row: of what the network lists after the same click; -1: it does not know the item.
+    """
+
+    trail: Sequence[str]
+    n_clicks: int
+    now_ms: int
+    rank_row: int
+
+
+class Blender:
+    """The view beside one bundle, and the lists of both."""
+
+    def __init__(self, manifest: Manifest, live: Live, item_ids: Sequence[str]) -> None:
+        self.view = GlobalView(live.rules, item_ids)
+        self.changes: Changes = tuple
+        """Asked at each refresh; whoever has a topic to read sets it."""
+        self._k = manifest.n_recommendations
+        self._lister = Lister(self.view, np.array(live.weights), self._k)
+        self._popular = [popular.item_index for popular in manifest.popular]
+
+    def refresh(self) -> None:
+        """Let the view know what has come; rows of items may be others then."""
+        self.view.take(self.changes())
+
+    def can_list(self) -> bool:
+        """Whether there is anything to list for an item that the network does not know."""
+        return len(self.view) > 0
+
+    def popular(self) -> Listed | None:
+        """What is popular as of the newest click; None: nobody has clicked anything."""
+        as_of_ms = self.view.as_of_ms
+        if as_of_ms is None or not self.can_list():
+            return None
+        listed = self._lister.popular(as_of_ms)
+        self._fill(listed, ())
+        return listed
+
+    def lists(self, asks: Sequence[Ask], scores: Scores) -> list[Listed]:
+        """The lists that are wanted, of at most K items of the view.
+
+        Where a score of the network is NaN or infinite, its list takes no part.
+        """
+        view, lister = self.view, self._lister
+        with np.errstate(invalid="ignore"):
+            exponentials = np.exp(scores.top_score.astype(np.float64) - scores.top_score[:, :1])
+            shares = exponentials / exponentials.sum(axis=1, keepdims=True) * view.known_share()
+        finite = np.isfinite(shares).all(axis=1).tolist()
+        found = []
+        for trail, n_clicks, now_ms, rank_row in asks:
+            rows = [view.row(item) for item in trail]
+            network = None
+            if rank_row >= 0 and finite[rank_row]:
+                network = NetworkBest(scores.top_index[rank_row], shares[rank_row])
+            listed = lister.make(rows, n_clicks, now_ms, network, len(view.names))
+            self._fill(listed, rows if view.rules.excludes_seen else ())
+            found.append(listed)
+        return found
+
+    def _fill(self, listed: Listed, excluded: Sequence[int]) -> None:
+        """Let popular items of the training log, which say nothing of this session, be the rest."""
+        if len(listed.items) == self._k:
+            return
+        taken = {*listed.items, *excluded}
+        rest = [item for item in self._popular if item not in taken][: self._k - len(listed.items)]
+        listed.items.extend(rest)
+        listed.scores.extend([0.0] * len(rest))
+        listed.sources.extend([POPULARITY] * len(rest))
