@@ -98,7 +98,7 @@ def export_bundle(
         allowed_lateness_s=info.allowed_lateness_s,
         event_types=tuple(info.event_types.inputs or ()),
     )
-    encode, rank, rank_int8 = bundle_graphs(model, k).serialized()
+    encode, rank, rank_int8 = bundle_graphs(model, manifest.n_candidates).serialized()
     catalogue = checkpoint.catalogue
 
     def scorer(graph: bytes) -> OnnxScorer:

@@ -14,7 +14,8 @@ from onnx import TensorProto
 
 from export.encode import BundleGraphs, bundle_graphs
 from export.graph import OPSET, Graph, value_info
-from stream.model.bundle import Manifest, Parity, PopularItem, TrainingData, write_bundle
+from stream.live.rules import PREFIXES, Rules
+from stream.model.bundle import Live, Manifest, Parity, PopularItem, TrainingData, write_bundle
 from train.network.model import ModelConfig, SessionModel
 
 
@@ -35,6 +36,13 @@ def random_model(config: ModelConfig, seed: int = 0) -> SessionModel:
     return model
 
 
+def even_live(n_candidates: int, bias: float = 0.0) -> Live:
+    """What live lists need, of a log that changes within the hour; every source counts the same."""
+    n_sources = len(Rules(3_600_000, excludes_seen=False).sources) + 1
+    weights = [[1 / n_sources] * n_sources for _ in range(PREFIXES)]
+    return Live(3_600, False, n_candidates, bias, weights)
+
+
 def write_tiny_bundle(
     folder: Path,
     n_items: int = 50,
@@ -49,6 +57,7 @@ def write_tiny_bundle(
     idle_timeout_s: int | None = 1800,
     allowed_lateness_s: int = 600,
     event_types: tuple[str, ...] = (),
+    live: Live | None = None,
     **config: Any,
 ) -> Path:
     """The folder of a bundle below ``folder``: a model with random weights, the same for one seed.
@@ -56,18 +65,12 @@ def write_tiny_bundle(
     ``config`` is the model's (``train.network.model.ModelConfig``); the default is a GRU.
     ``constant`` makes a model that costs next to nothing and counts: ``encode`` adds 1 to every
     component of the state, which reveals a click that is applied twice or not at all, and ``rank``
-    always answers items 0 to k - 1 with scores k to 1. Without ``int8`` it is a bundle that older
-    workers read. ``item_ids`` default to item-0, item-1, and
-    so on.
+    always answers items 0 to k - 1 with scores k to 1 (of ``live``, n_candidates in place of k).
+    Without ``int8`` it is a bundle that older workers read. ``item_ids`` default to item-0, item-1,
+    and so on.
     """
     config |= {"n_items": n_items, "hidden_size": hidden_size, "n_layers": n_layers}
     model = random_model(ModelConfig(**config), seed)
-    if constant:
-        encode = _counting_encode(model.state_size, hidden_size)
-        graphs = BundleGraphs(encode, _fixed_rank(hidden_size, k), None)
-    else:
-        graphs = bundle_graphs(model, k)
-        graphs = graphs if int8 else graphs._replace(rank_int8=None)
     manifest = Manifest(
         architecture=model.config.cell,
         hidden_size=hidden_size,
@@ -79,6 +82,7 @@ def write_tiny_bundle(
         idle_timeout_s=idle_timeout_s,
         allowed_lateness_s=allowed_lateness_s,
         event_types=event_types,
+        live=live,
         context=list(model.config.context),
         opset=OPSET,
         training=TrainingData(0, 0, 0, 0, n_items),
@@ -86,6 +90,12 @@ def write_tiny_bundle(
         parity=Parity(0, 0, 0.0, 0.0, 0),
         popular=[PopularItem(index, float(k - index)) for index in range(k)],
     )
+    if constant:
+        encode = _counting_encode(model.state_size, hidden_size)
+        graphs = BundleGraphs(encode, _fixed_rank(hidden_size, manifest.n_candidates), None)
+    else:
+        graphs = bundle_graphs(model, manifest.n_candidates)
+        graphs = graphs if int8 else graphs._replace(rank_int8=None)
     names = item_ids or [f"item-{index}" for index in range(n_items)]
     return write_bundle(folder, manifest, names, *graphs.serialized())
 

@@ -20,7 +20,7 @@ import msgspec
 
 from stream.contract.context import MAX_FIELDS, MAX_VALUE_BYTES, RESERVED, ContextField, column_key
 from stream.errors import StreamError
-from stream.live.rules import Rules
+from stream.live.rules import PREFIXES, Rules
 
 T = TypeVar("T")
 
@@ -33,6 +33,7 @@ MIN_OVERLAP = 0.999
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
+Weight = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -85,15 +86,16 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How lists learn from the stream (stream/live).
 
     time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. n_candidates: how many items
-    rank.onnx lists. bias: what the logarithm of an item's decayed clicks counts beside its score.
+    rank.onnx lists, the published ones or more. bias: what the logarithm of an item's decayed
+    clicks counts beside its score.
     weights: of each source, the network last, by class of prefix (``stream.live.blend.Blend``).
     """
 
     time_scale_s: Size
     excludes_seen: bool
     n_candidates: Size
-    bias: float
-    weights: list[list[float]]
+    bias: Weight
+    weights: Annotated[list[list[Weight]], msgspec.Meta(min_length=PREFIXES, max_length=PREFIXES)]
 
     @property
     def rules(self) -> Rules:
@@ -132,6 +134,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: Metrics | None
     parity: Parity
     popular: list[PopularItem]
+
+    @property
+    def n_candidates(self) -> int:
+        """How many items rank.onnx lists."""
+        return self.live.n_candidates if self.live else self.n_recommendations
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +180,7 @@ def load_bundle(folder: Path) -> Bundle:
     item_ids = _parse_items(folder / ITEMS, read[ITEMS](), manifest.n_items)
     check_context(folder / MANIFEST, manifest.context)
     _check_lists(folder / MANIFEST, manifest)
+    _check_live(folder / MANIFEST, manifest)
     item_index = {item_id: index for index, item_id in enumerate(item_ids)}
     graphs = read[ENCODE], read[RANK], read.get(RANK_INT8)
     return Bundle(manifest, item_ids, item_index, *graphs, folder)
@@ -309,6 +317,24 @@ def _check_lists(path: Path, manifest: Manifest) -> None:
     else:
         return
     raise StreamError(f"{path} has {wrong}")
+
+
+def _check_live(path: Path, manifest: Manifest) -> None:
+    if (live := manifest.live) is None:
+        return
+    k, n_items = manifest.n_recommendations, manifest.n_items
+    n_sources = len(Rules(1000 * live.time_scale_s, live.excludes_seen).sources) + 1
+    lengths = sorted({len(weights) for weights in live.weights})
+    if not k <= live.n_candidates <= n_items:
+        wrong = (
+            f"live n_candidates={live.n_candidates}, "
+            f"expected n_recommendations={k} to n_items={n_items}"
+        )
+    elif lengths != [n_sources]:
+        wrong = f"live weights in rows of {lengths}, expected one of each of {n_sources} sources"
+    else:
+        return
+    raise StreamError(f"{path} has {wrong}; export the checkpoint again")
 
 
 def _parse_items(path: Path, text: bytes, n_items: int) -> list[str]:

@@ -48,14 +48,17 @@ _ITEMS_AT_ONCE = 1024
 
 @runtime_checkable  # the tests' runtime type check asks for it
 class Scorer(Protocol):
-    """What a batch needs of a model: S numbers of state, D of query, F context fields."""
+    """What a batch needs of a model: S numbers of state, D of query, F context fields, K items.
+
+    K is ``n_candidates``: where lists learn from the stream, more than are published.
+    """
 
     @property
     def state_size(self) -> int: ...
     @property
     def query_size(self) -> int: ...
     @property
-    def n_recommendations(self) -> int: ...
+    def n_candidates(self) -> int: ...
 
     def encode(
         self,
@@ -105,7 +108,7 @@ class OnnxScorer:
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
         manifest = bundle.manifest
         self.state_size, self.query_size = manifest.state_size, manifest.query_size
-        self.n_recommendations = k = manifest.n_recommendations
+        self.n_candidates = k = manifest.n_candidates
         self._n_fields = len(manifest.context)
         query, state = f"float[B,{self.query_size}]", f"float[B,{self.state_size}]"
         context = {"context": f"int32[B,{self._n_fields}]"} if self._n_fields else {}
@@ -384,6 +387,6 @@ class Waves:
         if self._n_ranks:
             top_index, top_score = scorer.rank(queries)
         else:
-            top_index = np.empty((0, scorer.n_recommendations), np.int32)
-            top_score = np.empty((0, scorer.n_recommendations), np.float32)
+            top_index = np.empty((0, scorer.n_candidates), np.int32)
+            top_score = np.empty((0, scorer.n_candidates), np.float32)
         return Scores(state, top_index, top_score, encoded - started, perf_counter() - encoded)

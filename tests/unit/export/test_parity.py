@@ -42,7 +42,7 @@ class FakeScorer:
     ignores_context: bool = False
     swapped_places: tuple[int, int] = (0, 0)
     repeated_item: bool = False
-    n_recommendations: int = K
+    n_candidates: int = K
 
     @property
     def state_size(self) -> int:

@@ -39,12 +39,12 @@ class FakeScorer:
     def __init__(
         self,
         scores: np.ndarray,
-        n_recommendations: int,
+        n_candidates: int,
         memory: float = 0.0,
         context_weight: float = 0.0,
     ) -> None:
         self.scores = scores.astype(np.float32)
-        self.n_recommendations = n_recommendations
+        self.n_candidates = n_candidates
         self.memory = np.float32(memory)
         self.context_weight = context_weight
 
@@ -63,7 +63,7 @@ class FakeScorer:
         self, query: Float32[np.ndarray, "B D"]
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
         scores = self.scores[(query[:, 0] - 1).astype(int) % len(self.scores)]
-        top_index = np.argsort(-scores, axis=1, kind="stable")[:, : self.n_recommendations]
+        top_index = np.argsort(-scores, axis=1, kind="stable")[:, : self.n_candidates]
         return top_index.astype(np.int32), np.take_along_axis(scores, top_index, axis=1)
 
 

@@ -374,7 +374,7 @@ class Recorder(FakeScorer):
     """Keeps what each click was encoded with, by item."""
 
     def __init__(self, n_items: int) -> None:
-        super().__init__(np.eye(n_items), n_recommendations=1, memory=0.5, context_weight=1.0)
+        super().__init__(np.eye(n_items), n_candidates=1, memory=0.5, context_weight=1.0)
         self.seen: list[tuple[int, list[int]]] = []
 
     def encode(
@@ -475,7 +475,7 @@ HAND_ITEMS = ["a", "b", "c", "d", "e"]
 HAND = bundle_of(HAND_ITEMS, n_recommendations=3)
 HAND_SCORER = FakeScorer(
     np.array([[0, 3, 2, 2, 2], [3, 0, 4, 5, 1], [9, 8, 7, 0, 0], [9, 8, 7, 0, 0], [9, 8, 7, 0, 0]]),
-    n_recommendations=3,
+    n_candidates=3,
 )
 AFTER_A, AFTER_B = [("b", 3), ("c", 2), ("d", 2)], [("d", 5), ("c", 4), ("a", 3)]
 POPULARITY = [("a", 0), ("b", -1), ("c", -2)]

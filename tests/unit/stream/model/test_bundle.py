@@ -12,10 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench.serving.bundles import write_tiny_bundle
+from bench.serving.bundles import even_live, write_tiny_bundle
 from stream.contract.context import Context
 from stream.errors import StreamError
 from stream.model.bundle import (
+    Live,
     Manifest,
     PopularItem,
     content_id,
@@ -340,6 +341,55 @@ def test_a_manifest_that_does_not_fit_is_refused(
     rewrite(folder, lambda manifest: manifest.update({field: value}))
     with pytest.raises(StreamError, match=sentence):
         load_bundle(folder)
+
+
+@pytest.mark.parametrize("n_candidates", [5, 6, 50])
+def test_what_live_lists_need_is_kept(tmp_path: Path, n_candidates: int) -> None:
+    live = even_live(n_candidates, bias=0.5)
+    manifest = load_bundle(write_tiny_bundle(tmp_path, n_items=50, k=5, live=live)).manifest
+    assert manifest.live == live
+    assert (manifest.n_recommendations, manifest.n_candidates) == (5, n_candidates)
+
+
+def test_without_live_lists_rank_lists_what_is_published(folder: Path) -> None:
+    assert load_bundle(folder).manifest.n_candidates == 5
+
+
+ROW = even_live(5).weights[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"n_candidates": 4},
+            "has live n_candidates=4, expected n_recommendations=5 to n_items=50",
+        ),
+        (
+            {"n_candidates": 51},
+            "has live n_candidates=51, expected n_recommendations=5 to n_items=50",
+        ),
+        ({"weights": [ROW] * 4}, r"Expected `array` of length >= 5 - at `\$.live.weights`"),
+        ({"weights": [ROW] * 6}, r"Expected `array` of length <= 5 - at `\$.live.weights`"),
+        (
+            {"weights": [ROW] * 4 + [ROW[1:]]},
+            r"has live weights in rows of \[9, 10\], expected one of each of 10 sources",
+        ),
+        ({"weights": [[*ROW, 0.0]] * 5}, r"has live weights in rows of \[11\], expected one of"),
+        ({"weights": [[*ROW[1:], -0.1]] * 5}, r"Expected `float` >= 0.0 - at `\$.live.weights"),
+        ({"weights": [[*ROW[1:], np.nan]] * 5}, r"Expected `float`, got `null` - at `\$.live.wei"),
+        ({"bias": -0.1}, r"Expected `float` >= 0.0 - at `\$.live.bias`"),
+        ({"bias": np.inf}, r"Expected `float`, got `null` - at `\$.live.bias`"),
+    ],
+)
+def test_live_lists_that_cannot_be_made_are_refused(
+    folder: Path, tmp_path: Path, change: dict[str, Any], sentence: str
+) -> None:
+    bundle = load_bundle(folder)
+    live: Live = msgspec.structs.replace(even_live(5), **change)
+    manifest = msgspec.structs.replace(bundle.manifest, live=live)
+    with pytest.raises(StreamError, match=sentence):
+        write_bundle(tmp_path / "a", manifest, bundle.item_ids, bundle.encode(), bundle.rank())
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"format": "1"}', b"\xff", b"{}" * 9])

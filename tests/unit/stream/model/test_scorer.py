@@ -15,7 +15,7 @@ import pytest
 from msgspec.structs import replace
 from onnx import TensorProto, helper, numpy_helper
 
-from bench.serving.bundles import write_tiny_bundle
+from bench.serving.bundles import even_live, write_tiny_bundle
 from export.graph import (
     BLOCK,
     ITEM_LEVELS,
@@ -26,7 +26,16 @@ from export.graph import (
 )
 from stream.errors import StreamError
 from stream.model.bundle import Bundle, load_bundle
-from stream.model.scorer import FLOAT32, INT8, OnnxScorer, Ranking, _fastest, _run_rank, overlap
+from stream.model.scorer import (
+    FLOAT32,
+    INT8,
+    OnnxScorer,
+    Ranking,
+    Waves,
+    _fastest,
+    _run_rank,
+    overlap,
+)
 from train.data.context import ContextField
 
 BATCH_SIZES = [1, 2, 3, 7, 16, 64, 256]
@@ -47,6 +56,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "normalise": 12.0,
     },
     "window": {"cell": "window", "context": CONTEXT, "input_context": "multiply"},
+    "live": {"live": even_live(35)},
 }
 Stepped = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -152,13 +162,18 @@ def test_types_and_shapes_are_the_contracts(bundle: Bundle, scorer: OnnxScorer) 
         top_index, top_score = scorer.rank(query)
         assert state.shape == (batch_size, scorer.state_size)
         assert query.shape == (batch_size, HIDDEN_SIZE)
-        assert top_index.shape == top_score.shape == (batch_size, K)
+        assert top_index.shape == top_score.shape == (batch_size, scorer.n_candidates)
         assert [array.dtype.name for array in (state, query, top_index, top_score)] == [
             "float32",
             "float32",
             "int32",
             "float32",
         ]
+
+
+def test_a_batch_that_wants_no_list_gets_none_as_wide_as_the_others(scorer: OnnxScorer) -> None:
+    scores = Waves().score(scorer)
+    assert scores.top_index.shape == scores.top_score.shape == (0, scorer.n_candidates)
 
 
 def test_every_context_field_moves_the_query(
@@ -179,7 +194,7 @@ def test_the_list_is_the_best_of_all_scores_best_first(
     weight = _weight(bundle)
     scores = query @ weight[:-1, :N_ITEMS] + weight[-1, :N_ITEMS]
     top_index, top_score = scorer.rank(query)
-    best = np.sort(scores, axis=1)[:, : -K - 1 : -1]
+    best = np.sort(scores, axis=1)[:, : -bundle.manifest.n_candidates - 1 : -1]
     np.testing.assert_allclose(top_score, best, atol=1e-5)
     np.testing.assert_allclose(np.take_along_axis(scores, top_index, 1), best, atol=1e-5)
     assert (np.diff(top_score) <= 0).all()
@@ -377,6 +392,13 @@ def test_the_counting_model_adds_one_for_each_click(tmp_path: Path) -> None:
     assert top_score.tolist() == [[5, 4, 3, 2, 1]] * 3
 
 
+def test_the_counting_model_lists_the_candidates(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path, constant=True, live=even_live(7))
+    top_index, top_score = OnnxScorer(load_bundle(folder)).rank(np.zeros((2, 8), np.float32))
+    assert top_index.tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 2
+    assert top_score.tolist() == [[7, 6, 5, 4, 3, 2, 1]] * 2
+
+
 def rename_output(graph: onnx.GraphProto) -> None:
     graph.node.append(helper.make_node("Identity", [graph.output[0].name], ["other"]))
     graph.output[0].name = "other"
@@ -412,6 +434,7 @@ def test_a_graph_of_another_shape_is_refused(
         ("hidden_size", 9, r"encode.onnx has .*float\[B,8\].* says .*float\[B,9\]"),
         ("n_layers", 2, r"encode.onnx has .*float\[B,8\].* says .*float\[B,16\]"),
         ("k", 6, r"rank.onnx has .*int32\[B,5\].* says .*int32\[B,6\]"),
+        ("live", even_live(6), r"rank.onnx has .*int32\[B,5\].* says .*int32\[B,6\]"),
         (
             "n_items",
             51,
