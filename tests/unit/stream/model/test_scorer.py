@@ -20,7 +20,7 @@ from export.graph import (
     BLOCK,
     ITEM_LEVELS,
     QUERY_LEVELS,
-    n_candidates,
+    n_rescored,
     rank_graph,
     rank_int8_graph,
 )
@@ -230,15 +230,18 @@ def test_equal_scores_stand_in_the_catalogues_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("variant", [FLOAT32, INT8])
-@pytest.mark.parametrize("n_values", [1, 2, 10, 1000])
+@pytest.mark.parametrize(
+    ("k", "n_values"),
+    [(20, 1), (20, 2), (20, 10), (20, 1000), (50, 1), (50, 2), (50, 10)],
+)
 def test_equal_scores_stand_in_the_catalogues_order_across_blocks(
-    tmp_path: Path, n_values: int, variant: str
+    tmp_path: Path, k: int, n_values: int, variant: str
 ) -> None:
     random = np.random.default_rng(n_values)
-    n_items = 40 * BLOCK + 7
+    n_items = n_rescored(k) * BLOCK + 7
     scores = random.integers(n_values, size=(30, n_items)).astype(np.float32)
-    top_index, top_score = rank_of(scores, 20, tmp_path, variant)
-    expected = np.argsort(-scores, axis=1, kind="stable")[:, :20]
+    top_index, top_score = rank_of(scores, k, tmp_path, variant)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(top_index, expected)
     np.testing.assert_array_equal(top_score, np.take_along_axis(scores, expected, 1))
 
@@ -302,7 +305,7 @@ def test_two_products_of_int8_fit_in_16_bits() -> None:
 
 
 def test_a_catalogue_in_which_int8_saves_nothing_has_no_such_graph(tmp_path: Path) -> None:
-    n_items = n_candidates(K) * BLOCK
+    n_items = n_rescored(K) * BLOCK
     assert load_bundle(write_tiny_bundle(tmp_path, n_items, k=K)).rank_int8 is not None
     assert load_bundle(write_tiny_bundle(tmp_path, n_items - 1, k=K)).rank_int8 is None
 
