@@ -25,7 +25,7 @@ from stream.model.bundle import (
     check_context,
     write_bundle,
 )
-from stream.model.scorer import OnnxScorer
+from stream.model.scorer import OnnxScorer, probe_bias
 from train.command import TrainError, run_command
 from train.data.sessions import build_sessions
 from train.evaluate import read_as_trained
@@ -98,7 +98,9 @@ def export_bundle(
         allowed_lateness_s=info.allowed_lateness_s,
         event_types=tuple(info.event_types.inputs or ()),
     )
-    encode, rank, rank_int8 = bundle_graphs(model, manifest.n_candidates).serialized()
+    encode, rank, rank_int8 = bundle_graphs(
+        model, manifest.n_candidates, manifest.takes_bias
+    ).serialized()
     catalogue = checkpoint.catalogue
 
     def scorer(graph: bytes) -> OnnxScorer:
@@ -106,7 +108,8 @@ def export_bundle(
         return OnnxScorer(Bundle(manifest, *items, lambda: encode, lambda: graph))
 
     int8 = scorer(rank_int8) if rank_int8 else None
-    parity = check_parity(model, scorer(rank), sessions, int8)
+    bias = probe_bias(manifest)
+    parity = check_parity(model, scorer(rank), sessions, int8, bias)
     if int8 and parity.int8_overlap < MIN_OVERLAP:
         found = round(parity.int8_overlap, 5)
         log.warning("int8_left_out", overlap=found, expected=MIN_OVERLAP)

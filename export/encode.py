@@ -27,12 +27,14 @@ class BundleGraphs(NamedTuple):
         return self.encode.SerializeToString(), self.rank.SerializeToString(), int8
 
 
-def bundle_graphs(model: SessionModel, k: int) -> BundleGraphs:
-    """The graphs for this model and lists of k items."""
+def bundle_graphs(model: SessionModel, k: int, with_bias: bool = False) -> BundleGraphs:
+    """The graphs for this model and lists of k items; ``with_bias``: of items with a live bias."""
     rows = _array(model.output_rows(model.item_embedding))
     bias = _array(model.output_bias)
     return BundleGraphs(
-        encode_graph(model), rank_graph(rows, bias, k), rank_int8_graph(rows, bias, k)
+        encode_graph(model),
+        rank_graph(rows, bias, k, with_bias),
+        rank_int8_graph(rows, bias, k, with_bias),
     )
 
 

@@ -43,15 +43,17 @@ def check_parity(
     scorer: Scorer,
     sessions: Sequence[ParitySession],
     int8: Scorer | None = None,
+    bias: Float32[np.ndarray, "N"] | None = None,
 ) -> Parity:
     """The figures of a replay of ``sessions`` in which graphs and model agreed.
 
     Each side carries its own state from click to click, as a worker does, so that errors add up
     over a session. The truth is the model in float64: after every click state and query must be
     within 1e-5 of it, or as near as the model's own float32 is (``ROUNDING``). The list must be the
-    top-k of the model's scores for that query, except that items whose scores are tied (``TIE``)
-    may change places. Raises TrainError at the first click that does not. Of ``int8``, whose lists
-    may miss an item, the overlap with ``scorer``'s lists is measured.
+    top-k of the model's scores for that query, plus ``bias`` where the scorer takes one, except
+    that items whose scores are tied (``TIE``) may change places. Raises TrainError at the first
+    click that does not. Of ``int8``, whose lists may miss an item, the overlap with ``scorer``'s
+    lists is measured.
     """
     sessions = sorted(sessions, key=lambda session: len(session.item_index), reverse=True)
     exact = copy.deepcopy(model).double()
@@ -68,12 +70,14 @@ def check_parity(
             item_index = np.array([session.item_index[click] for session in going_on])
             context = np.array([session.context[click] for session in going_on])
             query, state = scorer.encode(item_index, context, state[:n])
-            top_index, _ = scorer.rank(query)
+            top_index, _ = scorer.rank(query, bias)
             said = torch.from_numpy(item_index), torch.from_numpy(context)
             with torch.inference_mode():
                 model_query, model_state = model.encode(*said, model_state[:n])
                 exact_query, exact_state = exact.encode(*said, exact_state[:n])
                 scores = model.scores(torch.from_numpy(query))
+                if bias is not None:
+                    scores = scores + torch.from_numpy(bias)
             where = f"after click {click + 1} of a session"
             for name, found, of_model, expected in (
                 ("state", state, model_state, exact_state),
@@ -90,7 +94,7 @@ def check_parity(
                 max_error = max(max_error, error)
             top_k_equal += _check_top_k(where, top_index, scores)
             if int8:
-                overlaps += n * overlap(top_index, int8.rank(query)[0])
+                overlaps += n * overlap(top_index, int8.rank(query, bias)[0])
             clicks += n
     return Parity(
         sessions=len(sessions),

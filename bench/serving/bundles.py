@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto
 
 from export.encode import BundleGraphs, bundle_graphs
-from export.graph import OPSET, Graph, value_info
+from export.graph import OPSET, Graph, rank_inputs, rank_outputs, value_info
 from stream.live.rules import PREFIXES, Rules
 from stream.model.bundle import Live, Manifest, Parity, PopularItem, TrainingData, write_bundle
 from train.network.model import ModelConfig, SessionModel
@@ -92,9 +92,9 @@ def write_tiny_bundle(
     )
     if constant:
         encode = _counting_encode(model.state_size, hidden_size)
-        graphs = BundleGraphs(encode, _fixed_rank(hidden_size, manifest.n_candidates), None)
+        graphs = BundleGraphs(encode, _fixed_rank(manifest), None)
     else:
-        graphs = bundle_graphs(model, manifest.n_candidates)
+        graphs = bundle_graphs(model, manifest.n_candidates, manifest.takes_bias)
         graphs = graphs if int8 else graphs._replace(rank_int8=None)
     names = item_ids or [f"item-{index}" for index in range(n_items)]
     return write_bundle(folder, manifest, names, *graphs.serialized())
@@ -113,17 +113,12 @@ def _counting_encode(state_size: int, query_size: int) -> onnx.ModelProto:
     )
 
 
-def _fixed_rank(query_size: int, k: int) -> onnx.ModelProto:
-    graph = Graph()
+def _fixed_rank(manifest: Manifest) -> onnx.ModelProto:
+    graph, k = Graph(), manifest.n_candidates
     batch = graph.add("Shape", "query", end=1)
     shape = graph.add("Concat", batch, np.array([1]), axis=0)
     index = np.arange(k, dtype=np.int32)[None]
     graph.add("Expand", index, shape, output="top_index")
     graph.add("Expand", index[:, ::-1].astype(np.float32) + 1, shape, output="top_score")
-    return graph.model(
-        [value_info("query", TensorProto.FLOAT, "B", query_size)],
-        [
-            value_info("top_index", TensorProto.INT32, "B", k),
-            value_info("top_score", TensorProto.FLOAT, "B", k),
-        ],
-    )
+    inputs = rank_inputs(manifest.query_size, manifest.n_items, manifest.takes_bias)
+    return graph.model(inputs, rank_outputs(k))

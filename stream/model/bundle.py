@@ -87,7 +87,7 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. n_candidates: how many items
     rank.onnx lists, the published ones or more. bias: what the logarithm of an item's decayed
-    clicks counts beside its score.
+    clicks counts beside its score; above 0 that is an input of rank.onnx.
     weights: of each source, the network last, by class of prefix (``stream.live.blend.Blend``).
     """
 
@@ -139,6 +139,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     def n_candidates(self) -> int:
         """How many items rank.onnx lists."""
         return self.live.n_candidates if self.live else self.n_recommendations
+
+    @property
+    def takes_bias(self) -> bool:
+        """Whether rank.onnx has the input ``bias``, which it adds to the items' scores."""
+        return self.live is not None and self.live.bias > 0
 
 
 @dataclass(frozen=True, slots=True)

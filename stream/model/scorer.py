@@ -19,7 +19,8 @@ from jaxtyping import Float32, Int32, Int64
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from stream.errors import StreamError
-from stream.model.bundle import ENCODE, MIN_OVERLAP, RANK, RANK_INT8, Bundle
+from stream.live.rules import CLICKS_FLOOR
+from stream.model.bundle import ENCODE, MIN_OVERLAP, RANK, RANK_INT8, Bundle, Manifest
 
 # ONNX Runtime's exceptions have no base of their own below Exception.
 _OnnxError = (
@@ -48,7 +49,7 @@ _ITEMS_AT_ONCE = 1024
 
 @runtime_checkable  # the tests' runtime type check asks for it
 class Scorer(Protocol):
-    """What a batch needs of a model: S numbers of state, D of query, F context fields, K items.
+    """What a batch needs of a model: S numbers of state, D of query, F context fields, N items.
 
     K is ``n_candidates``: where lists learn from the stream, more than are published.
     """
@@ -74,9 +75,13 @@ class Scorer(Protocol):
         ...
 
     def rank(
-        self, query: Float32[np.ndarray, "B D"]
+        self, query: Float32[np.ndarray, "B D"], bias: Float32[np.ndarray, "N"] | None = None
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
-        """The K best items of B sessions and their scores, best first; ties: lower index first."""
+        """The K best items of B sessions and their scores, best first; ties: lower index first.
+
+        ``bias`` is added to all sessions' scores before the best are taken, and is in what is
+        returned; None: zeros. To give one to a model that takes none is the caller's bug.
+        """
         ...
 
 
@@ -101,8 +106,9 @@ class OnnxScorer:
     The start takes up to a second more for finding out which graph ranks fastest on this processor
     (``ranking``); that one makes all lists. A call blocks for passes through a graph, with the
     interpreter's lock released, and may be made from any thread. Row b of a result depends on row b
-    of the arguments alone. Raises ``StreamError`` if a graph does not have the shapes of the
-    manifest, keeps weights outside its file, or makes NaN or an infinite number of an item.
+    of the arguments, and on the bias, alone. Raises ``StreamError`` if a graph does not have the
+    shapes of the manifest, keeps weights outside its file, or makes NaN or an infinite number of an
+    item.
     """
 
     def __init__(self, bundle: Bundle, threads: int = 1) -> None:
@@ -120,18 +126,21 @@ class OnnxScorer:
             {"query": query, "state_out": state},
         )
         top = {"top_index": f"int32[B,{k}]", "top_score": f"float[B,{k}]"}
+        bias = probe_bias(manifest)
+        inputs = {"query": query}
+        inputs |= {} if bias is None else {"bias": f"float[{manifest.n_items}]"}
+        self._no_bias = None if bias is None else np.zeros_like(bias)
         reads = {FLOAT32: bundle.rank, INT8: bundle.rank_int8}
         graphs = {
-            variant: _open_graph(
-                bundle.folder / _FILES[variant], read(), threads, {"query": query}, top
-            )
+            variant: _open_graph(bundle.folder / _FILES[variant], read(), threads, inputs, top)
             for variant, read in reads.items()
             if read
         }
         self._check_encode(bundle)
         probes = self._probes(bundle)
-        lists = {v: _check_rank(bundle, v, graph, probes) for v, graph in graphs.items()}
-        self.ranking = _fastest(graphs, probes, lists)
+        biases = [None] if bias is None else [bias, self._no_bias]
+        lists = {v: _check_rank(bundle, v, graph, probes, biases) for v, graph in graphs.items()}
+        self.ranking = _fastest(graphs, probes, lists, bias)
         self._rank = graphs[self.ranking.variant]
 
     def encode(
@@ -149,10 +158,11 @@ class OnnxScorer:
         return query, advanced
 
     def rank(
-        self, query: Float32[np.ndarray, "B D"]
+        self, query: Float32[np.ndarray, "B D"], bias: Float32[np.ndarray, "N"] | None = None
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
         """As ``Scorer.rank``."""
-        return _rank_in_parts(self._rank, query, self.ranking.rows)
+        bias = self._no_bias if bias is None else bias
+        return _rank_in_parts(self._rank, query, self.ranking.rows, bias)
 
     def _check_encode(self, bundle: Bundle) -> None:
         """Try the last item with each field's last value, then each item as a first click."""
@@ -188,6 +198,14 @@ class OnnxScorer:
         return query
 
 
+def probe_bias(manifest: Manifest) -> Float32[np.ndarray, "N"] | None:
+    """A bias for trying graphs: a few items have most of the clicks. None where none is taken."""
+    if not (manifest.live and manifest.takes_bias):
+        return None
+    clicks = 1000 / (1 + np.random.default_rng(0).permutation(manifest.n_items))
+    return (manifest.live.bias * np.log(clicks + CLICKS_FLOOR)).astype(np.float32)
+
+
 def overlap(listed: Int32[np.ndarray, "B K"], other: Int32[np.ndarray, "B K"]) -> float:
     """The share of listed items that the other's row lists too."""
     return float((listed[:, :, None] == other[:, None, :]).any(axis=2).mean())
@@ -198,15 +216,20 @@ def _check_rank(
     variant: str,
     graph: onnxruntime.InferenceSession,
     probes: Float32[np.ndarray, "P D"],
-) -> Int32[np.ndarray, "P K"]:
-    """The lists of a graph that makes items of the catalogue and finite scores of the probes."""
+    biases: Sequence[Float32[np.ndarray, "N"] | None],
+) -> Int32[np.ndarray, "R K"]:
+    """The lists of a graph that makes items of the catalogue and finite scores of the probes.
+
+    Those with each of the biases (R lists, in their order).
+    """
     path, n_items = bundle.folder / _FILES[variant], bundle.manifest.n_items
     try:
         # One row first: from small to large, ONNX Runtime's arena took 80 MB less (300,000 items).
-        _run_rank(graph, probes[:1])
-        top_index, top_score = _rank_in_parts(graph, probes, max(_ROWS))
+        _run_rank(graph, probes[:1], biases[0])
+        lists = [_rank_in_parts(graph, probes, max(_ROWS), bias) for bias in biases]
     except _OnnxError as error:
         raise StreamError(f"{path} failed to run: {_first_line(error)}") from error
+    top_index, top_score = (np.concatenate(parts) for parts in zip(*lists, strict=True))
     if not 0 <= top_index.min() <= top_index.max() < n_items:
         raise StreamError(
             f"{path} returned item_index values from {top_index.min()} to {top_index.max()}, "
@@ -220,7 +243,8 @@ def _check_rank(
 def _fastest(
     graphs: Mapping[str, onnxruntime.InferenceSession],
     probes: Float32[np.ndarray, "P D"],
-    lists: Mapping[str, Int32[np.ndarray, "P K"]],
+    lists: Mapping[str, Int32[np.ndarray, "R K"]],
+    bias: Float32[np.ndarray, "N"] | None = None,
 ) -> Ranking:
     """The way to make lists, of graphs by variant; ``lists`` are those of the probes.
 
@@ -238,7 +262,7 @@ def _fastest(
         for rows in _ROWS:
             for variant, graph in graphs.items():
                 called = process_time()
-                _run_rank(graph, probes[:rows])
+                _run_rank(graph, probes[:rows], bias)
                 seconds[variant][rows].append(process_time() - called)
         if n_round and perf_counter() - began > _TIMING_SECONDS:
             break
@@ -252,20 +276,26 @@ def _fastest(
 
 
 def _rank_in_parts(
-    graph: onnxruntime.InferenceSession, query: Float32[np.ndarray, "B D"], rows: int
+    graph: onnxruntime.InferenceSession,
+    query: Float32[np.ndarray, "B D"],
+    rows: int,
+    bias: Float32[np.ndarray, "N"] | None,
 ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
     """Lists of as few calls of at most so many rows as it takes, all about as large."""
     if len(query) <= rows:
-        return _run_rank(graph, query)
+        return _run_rank(graph, query, bias)
     parts = np.array_split(query, -(-len(query) // rows))
-    top_index, top_score = zip(*(_run_rank(graph, part) for part in parts), strict=True)
+    top_index, top_score = zip(*(_run_rank(graph, part, bias) for part in parts), strict=True)
     return np.concatenate(top_index), np.concatenate(top_score)
 
 
 def _run_rank(
-    graph: onnxruntime.InferenceSession, query: Float32[np.ndarray, "B D"]
+    graph: onnxruntime.InferenceSession,
+    query: Float32[np.ndarray, "B D"],
+    bias: Float32[np.ndarray, "N"] | None = None,
 ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
-    top_index, top_score = graph.run(["top_index", "top_score"], {"query": query})
+    inputs = {"query": query} if bias is None else {"query": query, "bias": bias}
+    top_index, top_score = graph.run(["top_index", "top_score"], inputs)
     assert isinstance(top_index, np.ndarray) and isinstance(top_score, np.ndarray)
     return top_index, top_score
 
@@ -363,8 +393,11 @@ class Waves:
         wave.rank_rows.append(rank_row)
         return rank_row
 
-    def score(self, scorer: Scorer) -> Scores:
-        """Run everything. Blocks; the interpreter's lock is released inside ONNX Runtime."""
+    def score(self, scorer: Scorer, bias: Float32[np.ndarray, "N"] | None = None) -> Scores:
+        """Run everything, with one bias for all lists, as ``Scorer.rank`` takes it.
+
+        Blocks; the interpreter's lock is released inside ONNX Runtime.
+        """
         started = perf_counter()
         new = np.zeros(scorer.state_size, np.float32)
         states = [new if state is None else state for state in self._stored]
@@ -385,7 +418,7 @@ class Waves:
             queries[rank_rows[ranked]] = query[ranked]
         encoded = perf_counter()
         if self._n_ranks:
-            top_index, top_score = scorer.rank(queries)
+            top_index, top_score = scorer.rank(queries, bias)
         else:
             top_index = np.empty((0, scorer.n_candidates), np.int32)
             top_score = np.empty((0, scorer.n_candidates), np.float32)

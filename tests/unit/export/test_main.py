@@ -2,20 +2,24 @@
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import structlog
 import torch
+from onnx import numpy_helper
 
+from bench.serving.bundles import even_live
 from export import encode
 from export.__main__ import ExportConfig, describe, export_bundle, main, parity_sessions
-from export.graph import rank_int8_graph
+from export.graph import rank_graph, rank_int8_graph
 from export.parity import random_sessions
 from stream.errors import StreamError
-from stream.model.bundle import load_bundle
+from stream.model.bundle import Manifest, load_bundle
 from stream.model.scorer import OnnxScorer
 from train.command import TrainError
 from train.data.context import ContextField
@@ -125,13 +129,35 @@ def test_a_large_catalogue_comes_with_a_proved_graph_for_int8(tmp_path: Path) ->
     assert 0.999 <= bundle.manifest.parity.int8_overlap <= 1
 
 
+def test_a_graph_that_reads_a_bias_is_proved_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_bias(*arguments: Any, write: Any = rank_graph) -> onnx.ModelProto:
+        model: onnx.ModelProto = write(*arguments)
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(2000, "f4"), "none"))
+        for node in model.graph.node:
+            node.input[:] = ["none" if name == "bias" else name for name in node.input]
+        return model
+
+    live = even_live(10, bias=1.0)
+    monkeypatch.setattr("export.__main__.Manifest", partial(Manifest, live=live))
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=2000))
+    sessions = random_sessions(50, 2000, [], seed=1)
+    bundle = load_bundle(export_bundle(checkpoint, tmp_path / "bundles", 5, sessions))
+    assert bundle.manifest.parity.int8_overlap > 0.999
+    assert OnnxScorer(bundle).n_candidates == 10
+    monkeypatch.setattr(encode, "rank_graph", without_bias)
+    with pytest.raises(TrainError, match=r"rank.onnx ranks an item in a place"):
+        export_bundle(checkpoint, tmp_path / "bundles", 5, sessions)
+
+
 def test_a_graph_for_int8_that_lists_other_items_is_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_another_model(
-        rows: np.ndarray, bias: np.ndarray, k: int, write: Any = rank_int8_graph
+        rows: np.ndarray, bias: np.ndarray, k: int, *rest: Any, write: Any = rank_int8_graph
     ) -> Any:
-        return write(np.roll(rows, 1, axis=0), bias, k)
+        return write(np.roll(rows, 1, axis=0), bias, k, *rest)
 
     monkeypatch.setattr(encode, "rank_int8_graph", of_another_model)
     checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=2000))

@@ -1,13 +1,18 @@
 """The parity check passes graphs that agree with the model and stops those that do not."""
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from bench.serving.bundles import random_model
+from bench.serving.bundles import even_live, random_model, write_tiny_bundle
 from export.parity import ParitySession, _error, check_parity, random_sessions
+from stream.model.bundle import load_bundle
+from stream.model.scorer import OnnxScorer, probe_bias
 from train.command import TrainError
 from train.data.context import ContextField
 from train.network.model import ModelConfig, SessionModel
@@ -42,6 +47,7 @@ class FakeScorer:
     ignores_context: bool = False
     swapped_places: tuple[int, int] = (0, 0)
     repeated_item: bool = False
+    ignores_bias: bool = False
     n_candidates: int = K
 
     @property
@@ -64,9 +70,12 @@ class FakeScorer:
             np.asarray(after.numpy() + np.float32(self.state_error)),
         )
 
-    def rank(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def rank(
+        self, query: np.ndarray, bias: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        added = 0.0 if bias is None or self.ignores_bias else torch.from_numpy(bias)
         with torch.inference_mode():
-            top_score, top_index = self.model.scores(torch.from_numpy(query)).topk(K)
+            top_score, top_index = (self.model.scores(torch.from_numpy(query)) + added).topk(K)
         index, score = top_index.numpy().astype(np.int32), top_score.numpy()
         a, b = self.swapped_places
         index[:, [a, b]] = index[:, [b, a]]
@@ -90,6 +99,37 @@ def test_the_overlap_with_int8_is_measured_over_all_clicks(model: SessionModel) 
     assert check_parity(model, scorer, sessions, swapped).int8_overlap == 1
     one_missing = FakeScorer(model, repeated_item=True)
     assert check_parity(model, scorer, sessions, one_missing).int8_overlap == (K - 1) / K
+
+
+BIAS = np.random.default_rng(3).standard_normal(N_ITEMS).astype(np.float32)
+
+
+def test_a_bias_is_added_to_the_models_scores(model: SessionModel) -> None:
+    sessions = random_sessions(20, N_ITEMS, SIZES, seed=2)
+    parity = check_parity(model, FakeScorer(model), sessions, FakeScorer(model), BIAS)
+    assert parity.top_k_equal == parity.clicks
+    assert parity.int8_overlap == 1
+    without = FakeScorer(model, ignores_bias=True)
+    assert check_parity(model, FakeScorer(model), sessions, without, BIAS).int8_overlap < 0.7
+    with pytest.raises(TrainError, match=r"rank.onnx ranks an item in a place"):
+        check_parity(model, without, sessions, None, BIAS)
+
+
+def test_graphs_with_a_bias_agree_with_the_model(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"n_items": 4000, "hidden_size": 16, "normalise": 12.0}
+    folder = write_tiny_bundle(tmp_path, **config, k=5, seed=4, live=even_live(30, bias=2.0))
+    bundle = load_bundle(folder)
+    assert bundle.rank_int8 is not None
+    float32, int8 = (
+        OnnxScorer(dataclasses.replace(bundle, rank=rank, rank_int8=None))
+        for rank in (bundle.rank, bundle.rank_int8)
+    )
+    model = random_model(ModelConfig(**config), seed=4)
+    sessions = random_sessions(50, 4000, [], seed=2)
+    for bias in (probe_bias(bundle.manifest), None):
+        parity = check_parity(model, float32, sessions, int8, bias)
+        assert parity.top_k_equal > 0.99 * parity.clicks
+        assert parity.int8_overlap > 0.999
 
 
 def test_sessions_of_every_length_go_through_whole(model: SessionModel) -> None:

@@ -60,9 +60,11 @@ class FakeScorer:
         return last[:, None] + 1, np.stack([state[:, 1], last], axis=1)
 
     def rank(
-        self, query: Float32[np.ndarray, "B D"]
+        self, query: Float32[np.ndarray, "B D"], bias: Float32[np.ndarray, "N"] | None = None
     ) -> tuple[Int32[np.ndarray, "B K"], Float32[np.ndarray, "B K"]]:
         scores = self.scores[(query[:, 0] - 1).astype(int) % len(self.scores)]
+        if bias is not None:
+            scores = scores + bias
         top_index = np.argsort(-scores, axis=1, kind="stable")[:, : self.n_candidates]
         return top_index.astype(np.int32), np.take_along_axis(scores, top_index, axis=1)
 

@@ -289,8 +289,10 @@ class Beyond(FakeScorer):
         super().__init__(np.eye(3)[::-1], 2)
         self.index = index
 
-    def rank(self, query: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        top_index, top_score = super().rank(query)
+    def rank(
+        self, query: np.ndarray, bias: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        top_index, top_score = super().rank(query, bias)
         return np.where(query == 3, np.int32(self.index), top_index), top_score
 
 

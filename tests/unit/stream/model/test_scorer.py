@@ -35,6 +35,7 @@ from stream.model.scorer import (
     _fastest,
     _run_rank,
     overlap,
+    probe_bias,
 )
 from train.data.context import ContextField
 
@@ -56,7 +57,8 @@ MODELS: dict[str, dict[str, Any]] = {
         "normalise": 12.0,
     },
     "window": {"cell": "window", "context": CONTEXT, "input_context": "multiply"},
-    "live": {"live": even_live(35)},
+    "candidates": {"live": even_live(35)},
+    "bias": {"live": even_live(35, bias=1.5)},
 }
 Stepped = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
@@ -114,13 +116,13 @@ def test_sessions_stepped_together_are_bit_equal_to_sessions_stepped_apart(
 
 @pytest.mark.parametrize("batch_size", BATCH_SIZES)
 def test_sessions_ranked_together_are_bit_equal_to_sessions_ranked_apart(
-    scorer: OnnxScorer, stepped: Stepped, batch_size: int
+    bundle: Bundle, scorer: OnnxScorer, stepped: Stepped, batch_size: int
 ) -> None:
-    query = stepped[3]
-    top_index, top_score = scorer.rank(query)
+    query, bias = stepped[3], probe_bias(bundle.manifest)
+    top_index, top_score = scorer.rank(query, bias)
     for first in range(0, 256, batch_size):
         rows = slice(first, first + batch_size)
-        part_index, part_score = scorer.rank(query[rows])
+        part_index, part_score = scorer.rank(query[rows], bias)
         np.testing.assert_array_equal(part_index, top_index[rows])
         np.testing.assert_array_equal(part_score, top_score[rows])
 
@@ -129,10 +131,10 @@ def test_sessions_ranked_together_are_bit_equal_to_sessions_ranked_apart(
 def test_a_batch_may_be_ranked_in_parts_of_any_size(
     bundle: Bundle, stepped: Stepped, rows: int
 ) -> None:
-    scorer, query = OnnxScorer(bundle), stepped[3]
-    expected = scorer.rank(query)
+    scorer, query, bias = OnnxScorer(bundle), stepped[3], probe_bias(bundle.manifest)
+    expected = scorer.rank(query, bias)
     scorer.ranking = scorer.ranking._replace(rows=rows)
-    for found, whole in zip(scorer.rank(query), expected, strict=True):
+    for found, whole in zip(scorer.rank(query, bias), expected, strict=True):
         np.testing.assert_array_equal(found, whole)
 
 
@@ -171,6 +173,20 @@ def test_types_and_shapes_are_the_contracts(bundle: Bundle, scorer: OnnxScorer) 
         ]
 
 
+def test_a_batch_is_scored_with_the_bias_that_is_given(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path, n_items=50, k=5, live=even_live(10, bias=2.0))
+    scorer = OnnxScorer(load_bundle(folder))
+    waves = Waves()
+    row = waves.add_session(None)
+    waves.step(row, 7, [], ranked=True)
+    bias = np.zeros(50, np.float32)
+    bias[[40, 41]] = 100, 200
+    scores = waves.score(scorer, bias)
+    assert scores.top_index.shape == (1, 10)
+    assert scores.top_index[0, :2].tolist() == [41, 40]
+    assert waves.score(scorer).top_score.max() < 50
+
+
 def test_a_batch_that_wants_no_list_gets_none_as_wide_as_the_others(scorer: OnnxScorer) -> None:
     scores = Waves().score(scorer)
     assert scores.top_index.shape == scores.top_score.shape == (0, scorer.n_candidates)
@@ -192,12 +208,15 @@ def test_the_list_is_the_best_of_all_scores_best_first(
 ) -> None:
     query = stepped[3]
     weight = _weight(bundle)
-    scores = query @ weight[:-1, :N_ITEMS] + weight[-1, :N_ITEMS]
-    top_index, top_score = scorer.rank(query)
-    best = np.sort(scores, axis=1)[:, : -bundle.manifest.n_candidates - 1 : -1]
-    np.testing.assert_allclose(top_score, best, atol=1e-5)
-    np.testing.assert_allclose(np.take_along_axis(scores, top_index, 1), best, atol=1e-5)
-    assert (np.diff(top_score) <= 0).all()
+    plain = query @ weight[:-1, :N_ITEMS] + weight[-1, :N_ITEMS]
+    bias = probe_bias(bundle.manifest)
+    for given in (None, bias):
+        scores = plain if given is None else plain + given
+        top_index, top_score = scorer.rank(query, given)
+        best = np.sort(scores, axis=1)[:, : -bundle.manifest.n_candidates - 1 : -1]
+        np.testing.assert_allclose(top_score, best, atol=1e-5)
+        np.testing.assert_allclose(np.take_along_axis(scores, top_index, 1), best, atol=1e-5)
+        assert (np.diff(top_score) <= 0).all()
 
 
 def _weight(bundle: Bundle) -> np.ndarray:
@@ -207,17 +226,22 @@ def _weight(bundle: Bundle) -> np.ndarray:
 
 
 def rank_of(
-    scores: np.ndarray, k: int, folder: Path, variant: str = FLOAT32
+    scores: np.ndarray,
+    k: int,
+    folder: Path,
+    variant: str = FLOAT32,
+    bias: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lists for sessions whose scores are given, one row each: the query picks a row."""
     n_sessions, n_items = scores.shape
-    bundle = load_bundle(write_tiny_bundle(folder, n_items=n_items, hidden_size=n_sessions, k=k))
+    live = None if bias is None else even_live(k, bias=1.0)
+    folder = write_tiny_bundle(folder, n_items=n_items, hidden_size=n_sessions, k=k, live=live)
     graph = (rank_int8_graph if variant == INT8 else rank_graph)(
-        scores.T.copy(), np.zeros(n_items, np.float32), k
+        scores.T.copy(), np.zeros(n_items, np.float32), k, live is not None
     )
     assert graph is not None
-    scorer = OnnxScorer(dataclasses.replace(bundle, rank=graph.SerializeToString))
-    return scorer.rank(np.eye(n_sessions, dtype=np.float32))
+    bundle = dataclasses.replace(load_bundle(folder), rank=graph.SerializeToString, rank_int8=None)
+    return OnnxScorer(bundle).rank(np.eye(n_sessions, dtype=np.float32), bias)
 
 
 def test_equal_scores_stand_in_the_catalogues_order(tmp_path: Path) -> None:
@@ -246,6 +270,24 @@ def test_equal_scores_stand_in_the_catalogues_order_across_blocks(
     np.testing.assert_array_equal(top_score, np.take_along_axis(scores, expected, 1))
 
 
+@pytest.mark.parametrize("variant", [FLOAT32, INT8])
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_bias_decides_with_the_score_what_is_best(
+    tmp_path: Path, variant: str, sign: int
+) -> None:
+    """Whole numbers, so that sums are exact; the last items stand behind the last whole block."""
+    random = np.random.default_rng(4)
+    n_items = 40 * BLOCK + 7
+    scores = random.integers(-30, 30, size=(30, n_items)).astype(np.float32)
+    bias = sign * np.trunc(1000 / random.permutation(np.arange(1.0, n_items + 1)))
+    bias[-3:] = 100, 25, 50
+    bias = bias.astype(np.float32)
+    top_index, top_score = rank_of(scores, 20, tmp_path, variant, bias)
+    expected = np.argsort(-(scores + bias), axis=1, kind="stable")[:, :20]
+    np.testing.assert_array_equal(top_index, expected)
+    np.testing.assert_array_equal(top_score, np.take_along_axis(scores + bias, expected, 1))
+
+
 def test_a_list_may_be_the_whole_catalogue(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).standard_normal((4, 70)).astype(np.float32) - 1e6
     top_index, _ = rank_of(scores, 70, tmp_path)
@@ -260,24 +302,26 @@ def test_int8_finds_the_items_behind_the_last_whole_block(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.01, 30.0])
+@pytest.mark.parametrize("live_bias", [0.0, 0.01, 2.0, 100.0])
 def test_int8_lists_what_float32_lists_whatever_the_size_of_biases_and_queries(
-    tmp_path: Path, bias: float
+    tmp_path: Path, bias: float, live_bias: float
 ) -> None:
     random = np.random.default_rng(1)
     rows = random.standard_normal((20_000, 50)).astype(np.float32)
     biases = (bias * random.standard_normal(20_000)).astype(np.float32)
-    graph = rank_int8_graph(rows, biases, K)
+    graph = rank_int8_graph(rows, biases, K, live_bias > 0)
     assert graph is not None
     bundle = dataclasses.replace(
-        load_bundle(write_tiny_bundle(tmp_path, 20_000, 50, k=K)),
-        rank=rank_graph(rows, biases, K).SerializeToString,
+        load_bundle(write_tiny_bundle(tmp_path, 20_000, 50, k=K, live=even_live(K, live_bias))),
+        rank=rank_graph(rows, biases, K, live_bias > 0).SerializeToString,
         rank_int8=graph.SerializeToString,
     )
+    given = probe_bias(bundle.manifest)
     float32, int8 = (OnnxScorer(of_variant(bundle, variant)) for variant in (FLOAT32, INT8))
     for size in (0.0, 0.01, 1.0, 100.0):
         query = size * random.standard_normal((64, 50)).astype(np.float32)
-        listed, scores = float32.rank(query)
-        found, found_scores = int8.rank(query)
+        listed, scores = float32.rank(query, given)
+        found, found_scores = int8.rank(query, given)
         assert overlap(listed, found) >= 0.999
         same = listed == found
         np.testing.assert_allclose(found_scores[same], scores[same], rtol=1e-5, atol=1e-5)
@@ -370,9 +414,33 @@ def test_int8_that_lists_other_items_is_measured_and_left_alone(tmp_path: Path) 
     assert ranking.int8_overlap is not None and ranking.int8_overlap < 0.5
 
 
+def forget_bias(graph: onnx.GraphProto) -> None:
+    graph.initializer.append(numpy_helper.from_array(np.zeros(N_ITEMS, np.float32), "none"))
+    for node in graph.node:
+        node.input[:] = ["none" if name == "bias" else name for name in node.input]
+
+
+def test_int8_that_does_not_look_at_the_bias_is_left_alone(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path, N_ITEMS, k=K, live=even_live(K, bias=2.0))
+    bundle = changed(load_bundle(folder), "rank_int8", forget_bias)
+    ranking = OnnxScorer(bundle).ranking
+    assert ranking.variant == FLOAT32
+    assert ranking.int8_overlap is not None and ranking.int8_overlap < 0.9
+
+
+def test_the_bias_that_graphs_are_tried_with_is_a_streams(tmp_path: Path) -> None:
+    folder = write_tiny_bundle(tmp_path, 1000, live=even_live(5, bias=2.0), constant=True)
+    bias = probe_bias(load_bundle(folder).manifest)
+    assert bias is not None and bias.dtype == np.float32
+    clicks = np.sort(np.exp(bias / 2) - 0.05)
+    assert clicks[-100:].sum() > 2 * clicks[:-100].sum()
+
+
 def test_int8_lists_what_float32_lists(bundle: Bundle, stepped: Stepped) -> None:
     float32, int8 = (OnnxScorer(of_variant(bundle, variant)) for variant in (FLOAT32, INT8))
-    assert overlap(float32.rank(stepped[3])[0], int8.rank(stepped[3])[0]) >= 0.999
+    for bias in (None, probe_bias(bundle.manifest)):
+        listed, found = (scorer.rank(stepped[3], bias)[0] for scorer in (float32, int8))
+        assert overlap(listed, found) >= 0.999
     both = OnnxScorer(bundle).ranking
     assert both.int8_overlap is not None and both.int8_overlap >= 0.999
     assert both.us_a_row.keys() == {FLOAT32, INT8}
@@ -395,9 +463,12 @@ def test_the_counting_model_adds_one_for_each_click(tmp_path: Path) -> None:
     assert top_score.tolist() == [[5, 4, 3, 2, 1]] * 3
 
 
-def test_the_counting_model_lists_the_candidates(tmp_path: Path) -> None:
-    folder = write_tiny_bundle(tmp_path, constant=True, live=even_live(7))
-    top_index, top_score = OnnxScorer(load_bundle(folder)).rank(np.zeros((2, 8), np.float32))
+@pytest.mark.parametrize("bias", [0.0, 2.0])
+def test_the_counting_model_lists_the_candidates(tmp_path: Path, bias: float) -> None:
+    folder = write_tiny_bundle(tmp_path, constant=True, live=even_live(7, bias))
+    bundle = load_bundle(folder)
+    query = np.zeros((2, 8), np.float32)
+    top_index, top_score = OnnxScorer(bundle).rank(query, probe_bias(bundle.manifest))
     assert top_index.tolist() == [[0, 1, 2, 3, 4, 5, 6]] * 2
     assert top_score.tolist() == [[7, 6, 5, 4, 3, 2, 1]] * 2
 
@@ -438,6 +509,7 @@ def test_a_graph_of_another_shape_is_refused(
         ("n_layers", 2, r"encode.onnx has .*float\[B,8\].* says .*float\[B,16\]"),
         ("k", 6, r"rank.onnx has .*int32\[B,5\].* says .*int32\[B,6\]"),
         ("live", even_live(6), r"rank.onnx has .*int32\[B,5\].* says .*int32\[B,6\]"),
+        ("live", even_live(5, 1.0), r"rank.onnx has .*'query'.* says .*'bias': 'float\[50\]'\}"),
         (
             "n_items",
             51,
