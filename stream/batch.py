@@ -243,7 +243,9 @@ class Planner:
 
         Blocks; the interpreter's lock is released inside ONNX Runtime.
         """
-        plan.scores = {model: waves.score(model.scorer) for model, waves in plan.waves.items()}
+        for model, waves in plan.waves.items():
+            bias = model.blender.bias() if model.blender else None
+            plan.scores[model] = waves.score(model.scorer, bias)
         plan.counts.encode_seconds = sum(s.encode_seconds for s in plan.scores.values())
         plan.counts.rank_seconds = sum(s.rank_seconds for s in plan.scores.values())
         for model in plan.models:

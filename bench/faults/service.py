@@ -36,7 +36,7 @@ class Deployment:
     folder: Path = ROOT
     """The checkout whose worker runs."""
     module: str = "stream"
-    """What a worker process runs, with the word ``worker``."""
+    """What a worker process runs, with the command."""
 
     @property
     def clicks(self) -> str:
@@ -53,6 +53,14 @@ class Deployment:
     @property
     def changelog(self) -> str:
         return f"{self.app}-sessions-changelog"
+
+    @property
+    def item_events(self) -> str:
+        return f"{self.app}-item-events"
+
+    @property
+    def item_view(self) -> str:
+        return f"{self.app}-item-view"
 
     @property
     def topics(self) -> list[str]:
@@ -90,8 +98,13 @@ class Deployment:
         """Create the topics in this process, which is faster than a command."""
         create_topics(TopicsSettings.model_validate(self.settings() | settings))
 
-    def start(self, *without: str, wait: bool = True, **settings: str) -> "WorkerProcess":
-        """Start a worker, with the named guards taken out (see worker_without.py)."""
+    def start(
+        self, *without: str, wait: bool = True, command: str = "worker", **settings: str
+    ) -> "WorkerProcess":
+        """Start a worker, with the named guards taken out (see worker_without.py).
+
+        command: ``count`` for the item processor.
+        """
         module = ["bench.faults.worker_without", *without, "--"] if without else [self.module]
         port = free_port()
         environment = self.environment() | {
@@ -103,7 +116,7 @@ class Deployment:
         log_path = self.log_dir / f"{self.app}-{len(self.workers)}.log"
         with log_path.open("wb") as log_file:
             process = subprocess.Popen(
-                [sys.executable, "-m", *module, "worker"],
+                [sys.executable, "-m", *module, command],
                 cwd=self.folder,
                 env=environment,
                 stdout=log_file,

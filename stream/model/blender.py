@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
 from stream.live.global_view import GlobalView
 from stream.live.lists import POPULARITY, Listed, Lister, NetworkBest
+from stream.live.rules import CLICKS_FLOOR
 from stream.model.bundle import Live, Manifest
 from stream.model.scorer import Scores
 
@@ -34,6 +36,8 @@ class Blender:
         self.changes: Changes = tuple
         """Asked at each refresh; whoever has a topic to read sets it."""
         self._k = manifest.n_recommendations
+        self._bias = live.bias
+        self._network_rows = np.arange(manifest.n_items)
         self._lister = Lister(self.view, np.array(live.weights), self._k)
         self._popular = [popular.item_index for popular in manifest.popular]
 
@@ -44,6 +48,14 @@ class Blender:
     def can_list(self) -> bool:
         """Whether there is anything to list for an item that the network does not know."""
         return len(self.view) > 0
+
+    def bias(self) -> Float32[np.ndarray, "N"] | None:
+        """What is added to the network's scores, as of the newest click; None: nothing."""
+        view = self.view
+        if not self._bias or view.as_of_ms is None:
+            return None
+        clicks = view.clicks(self._network_rows, view.as_of_ms)
+        return (self._bias * np.log(clicks + CLICKS_FLOOR)).astype(np.float32)
 
     def popular(self) -> Listed | None:
         """What is popular as of the newest click; None: nobody has clicked anything."""

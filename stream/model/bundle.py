@@ -328,7 +328,7 @@ def _check_live(path: Path, manifest: Manifest) -> None:
     if (live := manifest.live) is None:
         return
     k, n_items = manifest.n_recommendations, manifest.n_items
-    n_sources = len(Rules(1000 * live.time_scale_s, live.excludes_seen).sources) + 1
+    n_sources = len(live.rules.sources) + 1
     lengths = sorted({len(weights) for weights in live.weights})
     if not k <= live.n_candidates <= n_items:
         wrong = (
