@@ -1,6 +1,7 @@
 """A model's lists, blended with what the stream itself has taught."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -88,11 +89,17 @@ class Blender:
         return found
 
     def _fill(self, listed: Listed, excluded: Sequence[int]) -> None:
-        """Let popular items of the training log, which say nothing of this session, be the rest."""
+        """Let items of the training log, which say nothing of this session, be the rest.
+
+        The popular ones, and any where all of those have been seen.
+        """
         if len(listed.items) == self._k:
             return
         taken = {*listed.items, *excluded}
-        rest = [item for item in self._popular if item not in taken][: self._k - len(listed.items)]
+        popular = [item for item in self._popular if item not in taken]
+        taken.update(popular)
+        others = (item for item in range(len(self._network_rows)) if item not in taken)
+        rest = [*islice(chain(popular, others), self._k - len(listed.items))]
         listed.items.extend(rest)
         listed.scores.extend([0.0] * len(rest))
         listed.sources.extend([POPULARITY] * len(rest))
