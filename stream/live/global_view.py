@@ -105,16 +105,16 @@ class GlobalView(View):
                 self._successors.clear()
             try:
                 record = ItemRecord.decode(raw)
+                if len(record.totals) != len(self.rules.half_lives_ms):
+                    raise ValueError("the counts of other half-lives")
             except ValueError:
                 self.n_unreadable += 1
                 del self._records[item]
                 return None
-            row = self.row
+            row, head = self.row, record.head
             items = np.array([row(name) for name in record.successor], dtype=np.int64)
-            rates = len(record.totals)
-            weights = np.frombuffer(record.weights, "<f4").reshape(rates, len(items))
-            totals = np.array(record.totals)
-            found = Successors(items, weights, totals, record.head.landmark_ms)
+            weights = np.frombuffer(record.weights, "<f4").reshape(len(record.totals), -1)
+            found = Successors(items, weights, record.totals, head.landmark_ms)
             self._successors[item] = found
         return found
 

@@ -43,11 +43,14 @@ class Counted(Protocol):
 
 
 class Successors(NamedTuple):
-    """What came after an item, as of ``landmark_ms``. ``totals`` (R): of all, dropped ones too."""
+    """What came after an item, as of ``landmark_ms``.
+
+    totals: R numbers, of all that was counted, dropped items too.
+    """
 
     items: Int64[np.ndarray, "n"]
     weights: Float[np.ndarray, "R n"]
-    totals: Float64[np.ndarray, "R"]
+    totals: Sequence[float]
     landmark_ms: int
 
 
@@ -101,7 +104,14 @@ class View:
             successors = self.following(item)
             if successors is None:
                 continue
-            totals = self.denominators(successors, now_ms)
+            age_ms = now_ms - successors.landmark_ms
+            # Decay is that of weights and totals alike, so that only the shrinkage sees it.
+            totals = [
+                total + SHRINKAGE * 2.0 ** (age_ms / half_life_ms)
+                for total, half_life_ms in zip(
+                    successors.totals, self.rules.half_lives_ms, strict=True
+                )
+            ]
             items = successors.items
             found += [
                 Candidates(items, np.full(len(items), step * rates + rate), of_rate / total)
@@ -110,7 +120,7 @@ class View:
                 )
             ]
         found.append(self.most_popular(now_ms))
-        found.append(repeats(trail, len(DISTANCES) * rates + 1))
+        found.append(_own_items(trail, len(DISTANCES) * rates + 1))
         return Candidates.of(found)
 
     def _grow_to(self, item: int) -> None:
@@ -128,32 +138,32 @@ class View:
             self._popular = now_ms, Candidates(best, np.full(len(best), source), shares)
         return self._popular[1]
 
-    def denominators(self, successors: Successors, now_ms: int) -> Float64[np.ndarray, "R"]:
-        """What weights are divided by: decay is theirs, too, so that only the shrinkage sees it."""
-        age_ms = now_ms - successors.landmark_ms
-        grown = [2.0 ** (age_ms / half_life_ms) for half_life_ms in self.rules.half_lives_ms]
-        return np.asarray(successors.totals + SHRINKAGE * np.array(grown))
-
     def following(self, item: int) -> Successors | None:
         """What came after an item; None: nothing is known of it."""
         changed = self._changed.pop(item, None)
         if changed is not None:
             items = np.array([*changed.weights], dtype=np.int64)
             weights = np.array([*changed.weights.values()]).reshape(len(items), -1).T
-            totals = np.array(changed.totals)
+            totals = [*changed.totals]
             self._successors[item] = Successors(items, weights, totals, changed.landmark_ms)
         return self._successors.get(item)
 
 
-def repeats(trail: Sequence[int], source: int) -> Candidates:
-    """The session's own items: the last, and as a second source those before it by 1/age."""
-    shares: dict[int, float] = {}
+def earlier_shares(trail: Sequence[int]) -> dict[int, float]:
+    """The items before the last one, each with its share: by 1/age, the latest time it came."""
+    last, shares = trail[-1], dict[int, float]()
     for age, item in enumerate(reversed(trail)):
-        if item != trail[-1]:
+        if item != last:
             shares.setdefault(item, 1.0 / age)
     total = sum(shares.values())
+    return {item: share / total for item, share in shares.items()}
+
+
+def _own_items(trail: Sequence[int], source: int) -> Candidates:
+    """The session's own items: the last, and as a second source those before it."""
+    earlier = earlier_shares(trail)
     return Candidates(
-        np.array([trail[-1], *shares], dtype=np.int64),
-        np.array([source, *[source + 1] * len(shares)], dtype=np.int64),
-        np.array([1.0, *(share / total for share in shares.values())]),
+        np.array([trail[-1], *earlier], dtype=np.int64),
+        np.array([source, *[source + 1] * len(earlier)], dtype=np.int64),
+        np.array([1.0, *earlier.values()]),
     )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from stream.live.global_view import GlobalView
-from stream.live.lists import POPULARITY, Listed, Lister, NetworkBest
+from stream.live.lists import POPULARITY, Listed, Lister, NetworkBest, Wanted
 from stream.live.rules import CLICKS_FLOOR
 from stream.model.bundle import Live, Manifest
 from stream.model.scorer import Scores
@@ -77,16 +77,21 @@ class Blender:
             exponentials = np.exp(scores.top_score.astype(np.float64) - scores.top_score[:, :1])
             shares = exponentials / exponentials.sum(axis=1, keepdims=True) * view.known_share()
         finite = np.isfinite(shares).all(axis=1).tolist()
-        found = []
-        for trail, n_clicks, now_ms, rank_row in asks:
-            rows = [view.row(item) for item in trail]
-            network = None
-            if rank_row >= 0 and finite[rank_row]:
-                network = NetworkBest(scores.top_index[rank_row], shares[rank_row])
-            listed = lister.make(rows, n_clicks, now_ms, network, len(view.names))
-            self._fill(listed, rows if view.rules.excludes_seen else ())
-            found.append(listed)
-        return found
+        row = view.row
+        wanted = [
+            Wanted(
+                [row(item) for item in trail],
+                n_clicks,
+                now_ms,
+                rank_row if rank_row >= 0 and finite[rank_row] else -1,
+            )
+            for trail, n_clicks, now_ms, rank_row in asks
+        ]
+        network = NetworkBest(scores.top_index.astype(np.int64), shares)
+        lists = lister.make(wanted, network, len(view.names))
+        for one, listed in zip(wanted, lists, strict=True):
+            self._fill(listed, one.trail if view.rules.excludes_seen else ())
+        return lists
 
     def _fill(self, listed: Listed, excluded: Sequence[int]) -> None:
         """Let items of the training log, which say nothing of this session, be the rest.

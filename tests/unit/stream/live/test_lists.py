@@ -6,7 +6,7 @@ import pytest
 from stream.live.blend import blend
 from stream.live.counts import ItemCounts, steps
 from stream.live.global_view import GlobalView
-from stream.live.lists import SOURCES, Lister, NetworkBest
+from stream.live.lists import SOURCES, Lister, NetworkBest, Wanted
 from stream.live.rules import PREFIXES, Rules, prefix_class
 from stream.live.view import Candidates
 
@@ -41,21 +41,26 @@ def test_a_served_list_is_the_best_of_the_blend(excludes_seen: bool) -> None:
     lister, k = Lister(view, weights, 10), 10
     now_ms = BEGIN_MS + 2_000_000
     seen_sources: set[str] = set()
-    for n in range(300):
-        trail = random.integers(len(view.names), size=1 + n % 7).tolist()
-        network = None
+    n_rows = len(view.names)
+    wanted = [
+        Wanted(
+            random.integers(n_rows, size=1 + n % 7).tolist(), 1 + n % 7, now_ms, n if n % 2 else -1
+        )
+        for n in range(300)
+    ]
+    items = np.array([random.permutation(len(KNOWN))[:12] for _ in wanted])
+    network = NetworkBest(items, random.random(items.shape) * 0.2)
+    lists = lister.make(wanted, network, len(view.names))
+    for n, ((trail, *_), listed) in enumerate(zip(wanted, lists, strict=True)):
         candidates = [view.candidates(trail, now_ms)]
         if n % 2:
-            items = random.permutation(len(KNOWN))[:12]
-            network = NetworkBest(items, random.random(12) * 0.2)
-            of_network = Candidates(items, np.full(12, len(rules.sources)), network.shares)
+            of_network = Candidates(items[n], np.full(12, len(rules.sources)), network.shares[n])
             candidates.append(of_network)
         expected = blend(
             Candidates.of(candidates),
             weights[prefix_class(len(trail))],
             trail if excludes_seen else (),
         )
-        listed = lister.make(trail, len(trail), now_ms, network, len(view.names))
         assert listed.scores == pytest.approx(expected.score[:k].tolist(), rel=1e-6)
         # Where scores are equal but for their last bits, the order may be another.
         assert set(listed.items) <= set(expected.item[: k + 3].tolist())
@@ -72,13 +77,13 @@ def test_the_source_of_an_item_is_the_one_that_gave_most_of_its_score() -> None:
     weights = np.zeros((PREFIXES, len(rules.sources) + 1))
     weights[:, -1], weights[:, -2], weights[:, -3] = 1.0, 0.2, 0.5  # network, earlier, last
     lister = Lister(view, weights, 3)
-    network = NetworkBest(np.array([7, 4]), np.array([0.6, 0.3]))
-    listed = lister.make([5, 4], 2, BEGIN_MS, network, len(view.names))
+    network = NetworkBest(np.array([[7, 4]]), np.array([[0.6, 0.3]]))
+    wanted = [Wanted([5, 4], 2, BEGIN_MS, 0), Wanted([5], 1, BEGIN_MS, -1)]
+    listed, alone = lister.make(wanted, network, len(view.names))
     assert listed.items == [4, 7, 5]
     assert listed.scores == pytest.approx([0.8, 0.6, 0.2])
     assert [SOURCES[source] for source in listed.sources] == ["session", "network", "session"]
     assert listed.is_of_neighbours
-    alone = lister.make([5], 1, BEGIN_MS, None, len(view.names))
     assert (alone.items, alone.sources) == ([5], [SOURCES.index("session")])
 
 
