@@ -80,7 +80,7 @@ class Lister:
     """Makes lists of K items from one view. Not thread-safe."""
 
     def __init__(self, view: View, weights: Float64[np.ndarray, "P S"], k: int) -> None:
-        assert len(weights) == PREFIXES, "a row for each class of prefix"
+        assert weights.shape == (PREFIXES, len(view.rules.sources) + 1), "the bundle was checked"
         self._view, self._k = view, k
         self._weights, self._rows = weights, weights.tolist()
         self._local = np.zeros(1024, dtype=np.int64)
