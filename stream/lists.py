@@ -1,6 +1,6 @@
 """Lists as they are published, stored and judged: a model's own, or blended ones."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -98,56 +98,64 @@ class LiveLists:
     """Lists of a network and the view."""
 
     def __init__(self, model: Catalogue, blender: Blender, made: Sequence[Listed]) -> None:
-        self._popular_json = model.popular_json
+        self._model = model
         self._blender = blender
-        names = blender.view.names
-        self._made = [_live_list(listed, names) for listed in made]
-        self._is_popular = [not listed.is_of_neighbours for listed in made]
+        self._made = made
+        self._popular: bytes | None = None
 
     def stored(self, listed: ListRef) -> bytes:
         """As ``Lists.stored``."""
-        return encode_list(self._made[listed]) if isinstance(listed, int) else listed or b""
+        if not isinstance(listed, int):
+            return listed or b""
+        made, names = self._made[listed], self._blender.view.names
+        items = [names[row] for row in made.items]
+        scores = np.array(made.scores, "<f4").tobytes()
+        return encode_list(LiveList(items, scores, bytes(made.sources)))
 
     def rank(self, listed: int | bytes, item_id: str) -> int:
         """As ``Lists.rank``."""
-        found = self._list(listed)
-        return rank_in_list(found.items, np.frombuffer(found.scores, "<f4").tolist(), item_id)
+        if isinstance(listed, int):
+            made = self._made[listed]
+            return rank_in_list(made.items, made.scores, self._blender.view.row(item_id))
+        kept = decode_list(listed)
+        return rank_in_list(kept.items, np.frombuffer(kept.scores, "<f4").tolist(), item_id)
 
     def items(self, listed: ListRef) -> bytes:
         """As ``Lists.items``, each with the source that brought it."""
         if listed is None:
-            popular = self._blender.popular()
-            if popular is None:
-                return self._popular_json
-            found = _live_list(popular, self._blender.view.names)
-        else:
-            found = self._list(listed)
-        scores = encode_json(np.frombuffer(found.scores, "<f4").tolist())[1:-1].split(b",")
-        names = [encode_json(item) for item in found.items]
-        return b"[%b]" % b",".join(
-            [
-                b'{"item_id":%b,"score":%b,"source":"%b"}' % (name, score, _SOURCES[source])
-                for name, score, source in zip(names, scores, found.sources, strict=True)
-            ]
-        )
+            if self._popular is None:
+                popular = self._blender.popular()
+                self._popular = self._json(popular) if popular else self._model.popular_json
+            return self._popular
+        if isinstance(listed, int):
+            return self._json(self._made[listed])
+        kept = decode_list(listed)
+        scores = np.frombuffer(kept.scores, "<f4").tolist()
+        return _json(map(piece, kept.items), scores, kept.sources)
 
     def is_popular(self, listed: ListRef, items: bytes) -> bool:
         """As ``Lists.is_popular``."""
-        return isinstance(listed, int) and self._is_popular[listed]
+        return isinstance(listed, int) and not self._made[listed].is_of_neighbours
 
-    def _list(self, listed: int | bytes) -> LiveList:
-        return self._made[listed] if isinstance(listed, int) else decode_list(listed)
+    def _json(self, listed: Listed) -> bytes:
+        known, names = self._model.item_json, self._blender.view.names
+        n_known = len(known)
+        pieces = [known[row] if row < n_known else piece(names[row]) for row in listed.items]
+        return _json(pieces, listed.scores, listed.sources)
 
 
-_SOURCES = [source.encode() for source in SOURCES]
+def piece(item_id: str) -> bytes:
+    """All of an item's JSON up to its score."""
+    return encode_json({"item_id": item_id, "score": 0})[:-2]
 
 
-def _live_list(listed: Listed, names: Sequence[str]) -> LiveList:
-    return LiveList(
-        [names[row] for row in listed.items],
-        np.array(listed.scores, "<f4").tobytes(),
-        bytes(listed.sources),
-    )
+_ENDS = [b',"source":"%b"}' % source.encode() for source in SOURCES]
+
+
+def _json(pieces: Iterable[bytes], scores: Sequence[float], sources: Iterable[int]) -> bytes:
+    numbers = encode_json(scores)[1:-1].split(b",")
+    ends = [_ENDS[source] for source in sources]
+    return b"[%b]" % b",".join(map(b"".join, zip(pieces, numbers, ends, strict=True)))
 
 
 def check_items(n_items: int, scores: Scores) -> None:

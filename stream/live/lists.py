@@ -17,8 +17,8 @@ from stream.live.view import Successors, View, earlier_shares
 SOURCES = ("transitions", "popularity", "network", "session")
 """What a list says of where an item came from: the one that gave most of its score."""
 POPULARITY = SOURCES.index("popularity")
-_AT_ONCE = 16
-"""So many lists are made together: the sums of more would not stay in a processor's cache."""
+_AT_ONCE = 64
+"""So many lists are made together: fewer cost more passes, and the sums of more leave the cache."""
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Float64, Int64
 
 from stream.live.rules import (
     DISTANCES,
+    EARLIER,
     LARGEST_EXPONENT,
     POPULAR,
     POPULAR_EVERY_MS,
@@ -151,12 +152,13 @@ class View:
 
 def earlier_shares(trail: Sequence[int]) -> dict[int, float]:
     """The items before the last one, each with its share: by 1/age, the latest time it came."""
-    last, shares = trail[-1], dict[int, float]()
-    for age, item in enumerate(reversed(trail)):
-        if item != last:
-            shares.setdefault(item, 1.0 / age)
-    total = sum(shares.values())
-    return {item: share / total for item, share in shares.items()}
+    if len(trail) == 1:
+        return {}
+    last = trail[-EARLIER:]
+    ages = dict(zip(last, range(len(last) - 1, -1, -1), strict=True))
+    del ages[trail[-1]]
+    total = sum(1.0 / age for age in ages.values())
+    return {item: 1.0 / (age * total) for item, age in ages.items()}
 
 
 def _own_items(trail: Sequence[int], source: int) -> Candidates:
