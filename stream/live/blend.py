@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from stream.live.rules import CLICKS_FLOOR, NETWORK_BEST, PREFIXES
+from stream.live.rules import CLICKS_FLOOR, PREFIXES
 from stream.live.view import Candidates
 
 
@@ -52,21 +52,19 @@ def biased(
 
 
 def network_candidates(
-    scores: Float64[np.ndarray, "N"],
-    items: Int64[np.ndarray, "N"],
+    items: Int64[np.ndarray, "n"],
+    scores: Float64[np.ndarray, "n"],
     source: int,
     share_known: float,
-) -> tuple[Candidates, Float64[np.ndarray, "N"]]:
-    """The best of a network's scores as candidates, and the shares of all.
+) -> Candidates:
+    """A network's best items, which rank.onnx lists, as candidates: the softmax over them.
 
-    items: the network's items as rows of the view. share_known: what part of the recent clicks was
-    on them: the network cannot give what it does not know.
+    items: as rows of the view. share_known: what part of the recent clicks was on the network's
+    items: it cannot give what it does not know.
     """
     exponentials = np.exp(scores - scores.max())
-    shares = np.asarray(exponentials * (share_known / exponentials.sum()))
-    n = min(NETWORK_BEST, len(shares))
-    best = np.argpartition(shares, -n)[-n:]
-    return Candidates(items[best], np.full(n, source), shares[best]), shares
+    shares = exponentials * (share_known / exponentials.sum())
+    return Candidates(items, np.full(len(items), source), shares)
 
 
 def fit_weights(

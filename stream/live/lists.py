@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from stream.live.rules import DISTANCES, PREFIXES, SHRINKAGE, prefix_class
+from stream.live.rules import DISTANCES, PREFIXES, SHRINKAGE, growth, prefix_class
 from stream.live.view import Successors, View, earlier_shares
 
 SOURCES = ("transitions", "popularity", "network", "session")
@@ -154,7 +154,7 @@ class Lister:
                 followed.append(found)
                 scales.append(
                     [
-                        weights[step * rates + rate] / (total + SHRINKAGE * 2.0 ** (age_ms / half))
+                        weights[step * rates + rate] / (total + SHRINKAGE * growth(age_ms, half))
                         for rate, (half, total) in enumerate(
                             zip(half_lives_ms, found.totals, strict=True)
                         )

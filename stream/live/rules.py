@@ -32,6 +32,11 @@ PREFIXES = 5
 """Sessions of one click, two, three, four, and five or more are answered with different weights."""
 
 
+def growth(age_ms: float, half_life_ms: float) -> float:
+    """By how much a click that is so old weighs less than one of now; 2^1000 at most."""
+    return float(2.0 ** min(age_ms / half_life_ms, 1000.0))
+
+
 def prefix_class(n_clicks: int) -> int:
     """Which weights answer a session of so many clicks."""
     return min(n_clicks, PREFIXES) - 1

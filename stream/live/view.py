@@ -14,6 +14,7 @@ from stream.live.rules import (
     POPULAR_EVERY_MS,
     SHRINKAGE,
     Rules,
+    growth,
 )
 
 
@@ -92,10 +93,10 @@ class View:
         return found
 
     def share_of(self, items: Int64[np.ndarray, "n"]) -> float:
-        """Their share of all decayed clicks."""
+        """Their share of all decayed clicks; 1 where none is known."""
         total = float(self._popularity.sum())
         inside = items[items < len(self._popularity)]
-        return float(self._popularity[inside].sum()) / total if total else 0.0
+        return float(self._popularity[inside].sum()) / total if total else 1.0
 
     def candidates(self, trail: Sequence[int], now_ms: int) -> Candidates:
         """What the sources give for a session of these items, one at least, the latest last."""
@@ -108,7 +109,7 @@ class View:
             age_ms = now_ms - successors.landmark_ms
             # Decay is that of weights and totals alike, so that only the shrinkage sees it.
             totals = [
-                total + SHRINKAGE * 2.0 ** (age_ms / half_life_ms)
+                total + SHRINKAGE * growth(age_ms, half_life_ms)
                 for total, half_life_ms in zip(
                     successors.totals, self.rules.half_lives_ms, strict=True
                 )

@@ -1,59 +1,123 @@
-"""A log replayed in order of time: every click is predicted, then learnt from."""
+"""A log replayed in order of time, as the stream sees it: after a click its list is published."""
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float64
+import torch
+from jaxtyping import Float64, Int64
 
+from stream.contract.click import TRAIL_CLICKS
 from stream.live.blend import Blend, biased, blend, network_candidates
 from stream.live.counts import Decayed, transitions
-from stream.live.rules import Rules, prefix_class
+from stream.live.rules import NETWORK_BEST, Rules, prefix_class
 from stream.live.view import Candidates, View
+from train.data.order import OWN_MS
+from train.data.sessions import TARGET_WEIGHT
 from train.live.network import Network
 
 MISSED = int(np.iinfo(np.int64).max)
 """The rank of what is no candidate."""
-STATIC = "static"
-"""The network's own list, as it is served without the stream's help."""
+ASKED = "\0asked"  # no log has a column of this name
 
 
-def bias_name(bias: float) -> str:
-    """What the network's list with a bias is called."""
-    return f"bias-{bias:g}"
+class OwnList(NamedTuple):
+    """The best of a network's items with a bias, and the rank of the click that came among all."""
+
+    item: Int64[np.ndarray, "n"]
+    """Rows of the view, in no order."""
+    score: Float64[np.ndarray, "n"]
+    rank: int
 
 
-@dataclass
-class Asked:
-    """P predictions: every click of the measured part but the first of its session."""
+@dataclass(frozen=True)
+class Question:
+    """What is known as a list is made, and the click that it is judged by."""
 
-    prefix: list[int] = field(default_factory=list)
-    """Class of what was known of the session."""
-    shares: list[Float64[np.ndarray, "V"]] = field(default_factory=list)
-    """What each source of the view gave to the click that came."""
-    network_shares: list[list[float]] = field(default_factory=list)
-    """What the network gave to it, with each bias."""
-    ranks: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
-    """Its place in each list, behind what scores the same."""
+    rules: Rules
+    trail: Sequence[int]
+    """The session's items, at least one, the latest last; as all items, rows of the view."""
+    target: int
+    of_view: Candidates
+    static_rank: int = MISSED
+    """Of the target in the network's list as it is served without the stream's help."""
+    of_network: Mapping[float, OwnList] = field(default_factory=dict)
+    """By bias; empty where the network takes no part."""
+    share_known: float = 0.0
+    """Of the recent clicks, those on items that the network knows."""
 
-    def shares_with(self, bias: int | None) -> Float64[np.ndarray, "P S"]:
-        """What all sources gave to it, the network with one of the biases (None: nothing) last."""
-        of_view = np.array(self.shares)
-        of_network = (
-            np.zeros(len(of_view)) if bias is None else np.array(self.network_shares)[:, bias]
-        )
-        return np.column_stack([of_view, of_network])
+    @property
+    def prefix(self) -> int:
+        return prefix_class(len(self.trail))
+
+    @property
+    def excluded(self) -> Sequence[int]:
+        return self.trail if self.rules.excludes_seen else ()
+
+    def candidates(self, bias: float | None) -> Candidates:
+        """Of all sources, the network with a bias (None: without the network)."""
+        if bias is None or not self.of_network:
+            return self.of_view
+        best = self.of_network[bias]
+        source = len(self.rules.sources)
+        of_network = network_candidates(best.item, best.score, source, self.share_known)
+        return Candidates.of([self.of_view, of_network])
+
+    def shares(self, bias: float | None) -> Float64[np.ndarray, "S"]:
+        """What each source gives to the click that came."""
+        given = self.candidates(bias)
+        hit = given.item == self.target
+        shares = np.zeros(len(self.rules.sources) + 1)
+        shares[given.source[hit]] = given.share[hit]
+        return shares
+
+    def rank(self, mixed: Blend) -> int:
+        """Of the click that came, behind what scores the same."""
+        weights = mixed.weights[self.prefix]
+        given = self.candidates(mixed.bias if weights[-1] else None)
+        listed = blend(given, weights, self.excluded)
+        at = np.flatnonzero(listed.item == self.target)
+        return int(np.count_nonzero(listed.score >= listed.score[at[0]])) if len(at) else MISSED
+
+    def own_rank(self, bias: float) -> int:
+        """Of the click that came, in the network's list with a bias."""
+        return self.of_network[bias].rank if self.of_network else MISSED
+
+
+def one_after_the_other(before: pl.DataFrame, newer: pl.DataFrame) -> pl.DataFrame:
+    """Both logs' clicks in order of time, with the column ASKED: whether to predict a click.
+
+    Those are the newer log's, but for a session's first and for those whose weight as a target
+    is 0.
+    """
+    both = pl.concat(
+        [before.with_columns(pl.lit(False).alias(ASKED)), newer.with_columns(_is_target(newer))],
+        how="diagonal_relaxed",
+    )
+    if OWN_MS in both.columns:
+        both = both.with_columns(pl.col(OWN_MS).fill_null(pl.col("timestamp_ms")))
+    return both.sort("timestamp_ms", maintain_order=True).with_columns(
+        pl.col(ASKED) & ~pl.col("session_id").is_first_distinct()
+    )
+
+
+def _is_target(clicks: pl.DataFrame) -> pl.Expr:
+    weighed = TARGET_WEIGHT in clicks.columns
+    return (pl.col(TARGET_WEIGHT) > 0 if weighed else pl.lit(True)).alias(ASKED)
 
 
 class Replay:
     """The counts of a stream, click by click, beside a frozen network."""
 
-    def __init__(self, rules: Rules, network: Network | None = None) -> None:
+    def __init__(
+        self, rules: Rules, network: Network | None = None, biases: Sequence[float] = ()
+    ) -> None:
         self.rules = rules
         self._view = View(rules)
-        self._network = network
+        self._network, self._biases = network, biases
         self._counts: dict[int, Decayed[int]] = {}
         self._trails: defaultdict[str, list[int]] = defaultdict(list)
         self._n_known: Counter[str] = Counter()
@@ -62,29 +126,40 @@ class Replay:
         self._row = {name: row for row, name in enumerate(names)}
         self._network_items = np.arange(len(names))
 
-    def run(
-        self,
-        clicks: pl.DataFrame,
-        from_ms: int = 0,
-        blends: Mapping[str, Blend] | None = None,
-        biases: Sequence[float] = (),
-    ) -> Asked:
-        """Replay clicks, which are in order of time; predict those from that time on.
+    def questions(self, clicks: pl.DataFrame) -> Iterator[Question]:
+        """Learn from clicks, as ``one_after_the_other`` has ordered them; ask for those it names.
 
-        blends: lists to rank the clicks in. biases: with which the network is asked by itself,
-        those of the blends among them.
+        A list is published right after a click, with that click's time and from the counts before
+        it, since what the click itself teaches has not come back yet. It is judged by the session's
+        next click.
         """
-        asked = Asked()
-        columns = (clicks[name].to_list() for name in ("session_id", "item_id", "timestamp_ms"))
-        for session, name, at_ms in zip(*columns, strict=True):
-            item = self._row.setdefault(name, len(self._row))
-            if at_ms >= from_ms and self._trails[session]:
-                self._ask(asked, session, item, at_ms, blends or {}, biases)
-            self._learn(session, item, at_ms)
-        return asked
+        row = pl.col("row")
+        following = clicks.with_row_index("row").select(row.shift(-1).over("session_id"))["row"]
+        is_asked = np.append(clicks[ASKED].to_numpy(), False)
+        is_asked = is_asked[following.fill_null(len(clicks)).to_numpy()]
+        text = clicks.select(pl.col("session_id", "item_id").cast(pl.String))
+        names = text["item_id"].to_list()
+        columns = (
+            text["session_id"].to_list(),
+            names,
+            clicks["timestamp_ms"].to_list(),
+            following.to_list(),
+            is_asked.tolist(),
+        )
+        for session, name, at_ms, next_row, is_answered in zip(*columns, strict=True):
+            item = self._row_of(name)
+            trail = self._trails[session]
+            self._n_known[session] += item < len(self._network_items)
+            if is_answered:
+                seen = [*trail[1 - TRAIL_CLICKS :], item]
+                yield self._question(session, seen, self._row_of(names[next_row]), at_ms)
+            self._learn(trail, item, at_ms)
+            trail.append(item)
 
-    def _learn(self, session: str, item: int, at_ms: int) -> None:
-        trail = self._trails[session]
+    def _row_of(self, name: str) -> int:
+        return self._row.setdefault(name, len(self._row))
+
+    def _learn(self, trail: Sequence[int], item: int, at_ms: int) -> None:
         for former, successor, weight in transitions(trail, item):
             counts = self._counts.get(former)
             if counts is None:
@@ -92,71 +167,35 @@ class Replay:
             counts.add(successor, weight, at_ms)
             self._view.put(former, counts)
         self._view.add_click(item, at_ms)
-        trail.append(item)
-        self._n_known[session] += item < len(self._network_items)
 
-    def _ask(
-        self,
-        asked: Asked,
-        session: str,
-        target: int,
-        at_ms: int,
-        blends: Mapping[str, Blend],
-        biases: Sequence[float],
-    ) -> None:
-        trail = self._trails[session]
-        prefix = prefix_class(len(trail))
+    def _question(self, session: str, trail: list[int], target: int, at_ms: int) -> Question:
         of_view = self._view.candidates(trail, at_ms)
-        n_sources = len(self.rules.sources)
-        hit = of_view.item == target
-        asked.prefix.append(prefix)
-        asked.shares.append(np.bincount(of_view.source[hit], of_view.share[hit], n_sources))
-        of_network: dict[float, Candidates] = {}
-        if self._network is not None:
-            of_network = self._ask_network(asked, session, target, at_ms, biases)
-        excluded = trail if self.rules.excludes_seen else ()
-        for name, mixed in blends.items():
-            candidates = of_view
-            if mixed.weights[prefix, -1] and mixed.bias in of_network:
-                candidates = Candidates.of([of_view, of_network[mixed.bias]])
-            listed = blend(candidates, mixed.weights[prefix], excluded)
-            at = np.flatnonzero(listed.item == target)
-            rank = np.count_nonzero(listed.score >= listed.score[at[0]]) if len(at) else MISSED
-            asked.ranks[name].append(int(rank))
-
-    def _ask_network(
-        self, asked: Asked, session: str, target: int, at_ms: int, biases: Sequence[float]
-    ) -> dict[float, Candidates]:
-        network, n_known = self._network, self._n_known[session]
-        assert network is not None, "the caller has one"
+        n_known = self._n_known[session]
+        if self._network is None or not n_known:
+            return Question(self.rules, trail, target, of_view)
+        scores = self._network.scores(session, n_known).astype(np.float64)
         is_known = target < len(self._network_items)
-        found: dict[float, Candidates] = {}
-        if not n_known:
-            for name in (STATIC, *map(bias_name, biases)):
-                asked.ranks[name].append(MISSED)
-            asked.network_shares.append([0.0] * len(biases))
-            return found
-        scores = network.scores(session, n_known).astype(np.float64)
-        asked.ranks[STATIC].append(_place(scores, target) if is_known else MISSED)
-        rows = self._network_items
-        recent = self._view.clicks(rows, at_ms)
-        share_known = self._view.share_of(rows)
-        if self.rules.excludes_seen:
-            scores[[item for item in self._trails[session] if item < len(rows)]] = -np.inf
-        shares = []
-        for bias in biases:
+        static_rank = _rank(scores, target) if is_known else MISSED
+        if trail[-1] >= len(self._network_items):
+            # The network makes no new list: its last one still stands.
+            return Question(self.rules, trail, target, of_view, static_rank)
+        items = self._network_items
+        recent = self._view.clicks(items, at_ms)
+        seen = [item for item in trail if item < len(items)]
+        n = min(NETWORK_BEST, len(items))
+        of_network = {}
+        for bias in self._biases:
             with_bias = biased(scores, recent, bias)
-            name = bias_name(bias)
-            asked.ranks[name].append(_place(with_bias, target) if is_known else MISSED)
-            found[bias], of_all = network_candidates(
-                with_bias, rows, len(self.rules.sources), share_known
-            )
-            shares.append(float(of_all[target]) if is_known else 0.0)
-        asked.network_shares.append(shares)
-        return found
+            score, best = torch.from_numpy(with_bias).topk(n, sorted=False)
+            if self.rules.excludes_seen:
+                with_bias[seen] = -np.inf
+            rank = _rank(with_bias, target) if is_known else MISSED
+            of_network[bias] = OwnList(best.numpy(), score.numpy(), rank)
+        share_known = self._view.share_of(items)
+        return Question(self.rules, trail, target, of_view, static_rank, of_network, share_known)
 
 
-def _place(scores: Float64[np.ndarray, "N"], target: int) -> int:
+def _rank(scores: Float64[np.ndarray, "N"], target: int) -> int:
     """The place of an item, behind what scores the same; one that is in no list has none."""
     if scores[target] == -np.inf:
         return MISSED

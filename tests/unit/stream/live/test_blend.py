@@ -49,6 +49,7 @@ def test_each_source_gives_shares_of_what_it_has_counted() -> None:
 
 
 def test_a_view_of_nothing_lists_the_session_itself() -> None:
+    assert View(RULES).share_of(np.array([4])) == 1.0
     found = View(RULES).candidates([3], 0)
     assert shares(found) == {name: {} for name in RULES.sources} | {"last": {3: 1.0}}
     listed = blend(found, np.ones(len(RULES.sources)), excluded=[3])
@@ -63,6 +64,15 @@ def test_popularity_outlives_any_pause_and_keeps_the_most_popular_alone() -> Non
     found = shares(view.candidates([0], 10_000_000 + 3 * POPULAR))["popularity"]
     assert sorted(found) == [*range(2 * POPULAR, 3 * POPULAR)]
     assert sum(found.values()) < 1
+
+
+def test_what_follows_an_item_is_forgotten_at_last() -> None:
+    view, counts = View(RULES), Decayed[int](RULES.half_lives_ms, 0)
+    counts.add(1, 3.0, 0)
+    view.put(5, counts)
+    ages_ms = [1_023 * 16_000, 100_000 * 16_000]
+    for_ever = [shares(view.candidates([5], at_ms))["transitions-1-1"] for at_ms in ages_ms]
+    assert [found[1] for found in for_ever] == pytest.approx([0.0, 0.0])
 
 
 def test_a_list_adds_up_the_weighted_shares() -> None:
@@ -81,16 +91,12 @@ def test_a_list_adds_up_the_weighted_shares() -> None:
 
 
 def test_the_network_gives_no_more_than_what_it_knows_is_clicked() -> None:
-    scores = biased(np.array([0.0, 1.0, -np.inf]), np.array([7.95, 0.95, 3.0]), 1.0)
-    assert scores == pytest.approx([np.log(8.0), 1.0, -np.inf])
-    found, of_all = network_candidates(scores, np.array([10, 11, 12]), 5, 0.5)
-    assert of_all == pytest.approx(0.5 * np.array([8, np.e, 0]) / (8 + np.e))
-    assert sorted(zip(found.item.tolist(), found.share.tolist(), strict=True)) == [
-        (10, of_all[0]),
-        (11, of_all[1]),
-        (12, 0.0),
-    ]
-    assert set(found.source.tolist()) == {5}
+    scores = biased(np.array([0.0, 1.0, 5.0]), np.array([7.95, 0.95, 0.0]), 1.0)
+    assert scores == pytest.approx([np.log(8.0), 1.0, 5.0 + np.log(0.05)])
+    found = network_candidates(np.array([10, 11]), scores[:2], 5, 0.5)
+    assert found.item.tolist() == [10, 11]
+    assert found.share == pytest.approx(0.5 * np.array([8, np.e]) / (8 + np.e))
+    assert found.source.tolist() == [5, 5]
 
 
 def test_the_fitted_weights_are_those_that_the_clicks_were_drawn_with() -> None:

@@ -1,19 +1,20 @@
 """A replay against the same rules written out, and the command that runs it."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
-from stream.live.blend import Blend, fit_weights
+from stream.live.blend import Blend
 from stream.live.rules import BACKWARD, DISTANCES, SHRINKAGE, Rules
 from tests.unit.train.building import markov_clicks
 from train.__main__ import main
-from train.data.sessions import build_sessions
+from train.data.sessions import TARGET_WEIGHT, build_sessions
 from train.live.network import Network
-from train.live.replay import MISSED, STATIC, Asked, Replay
+from train.live.replay import ASKED, MISSED, Question, Replay, one_after_the_other
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import rank_targets
 from train.network.checkpoint import load_checkpoint
@@ -37,14 +38,17 @@ def clicks() -> pl.DataFrame:
 
 
 def expected_ranks(clicks: pl.DataFrame, rules: Rules, weights: list[float]) -> list[int]:
-    """The ranks of all next clicks by plain sums over all clicks before."""
+    """The ranks of all next clicks by plain sums over all clicks before the list's own."""
     ranks: list[int] = []
     trails: dict[str, list[str]] = {}
     steps: list[tuple[str, str, float, int]] = []
     past: list[tuple[str, int]] = []
-    for session, item, now in clicks.iter_rows():
-        trail = trails.setdefault(session, [])
-        if trail:
+    rows = list(clicks.iter_rows())
+    for number, (session, item, now) in enumerate(rows):
+        before = trails.get(session, [])
+        trail = trails[session] = [*before, item]
+        following = next((i for s, i, _ in rows[number + 1 :] if s == session), None)
+        if following is not None:
             score: dict[str, float] = {}
 
             def add(
@@ -69,52 +73,73 @@ def expected_ranks(clicks: pl.DataFrame, rules: Rules, weights: list[float]) -> 
             weight = next(source)
             for name, w in left:
                 add(name, w / sum(v for _, v in left), weight)
-            add(trail[-1], 1.0, next(source))
+            add(item, 1.0, next(source))
             ages: dict[str, float] = {}
             for age, name in enumerate(reversed(trail)):
-                if name != trail[-1]:
+                if name != item:
                     ages.setdefault(name, 1 / age)
             weight = next(source)
             for name, share in ages.items():
                 add(name, share / sum(ages.values()), weight)
             if rules.excludes_seen:
                 score = {name: s for name, s in score.items() if name not in trail}
-            found = score.get(item, 0.0)
+            found = score.get(following, 0.0)
             ranks.append(
                 sum(s >= found * (1 - 1e-9) for s in score.values()) if found > 0 else MISSED
             )
-        for former, weight in zip(reversed(trail), DISTANCES, strict=False):
+        for former, weight in zip(reversed(before), DISTANCES, strict=False):
             if former != item:
                 steps += [(former, item, weight, now), (item, former, weight * BACKWARD, now)]
         past.append((item, now))
-        trail.append(item)
     return ranks
 
 
-@pytest.mark.parametrize("excludes_seen", [False, True])
-def test_ranks_are_those_of_plain_sums(
-    clicks: pl.DataFrame, excludes_seen: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def _is_popular_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream.live.view.POPULAR_EVERY_MS", 0)
+
+
+@pytest.mark.parametrize("excludes_seen", [False, True])
+def test_ranks_are_those_of_plain_sums(clicks: pl.DataFrame, excludes_seen: bool) -> None:
     rules = Rules(100_000, excludes_seen)
     weights = [0.3, 0.1, 0.1, 0.05, 0.05, 0.02, 0.2, 0.1, 0.08]
     mixed = Blend(np.tile([*weights, 0.0], (5, 1)))
-    asked = Replay(rules).run(clicks, 0, {"counts": mixed})
+    questions = [*Replay(rules).questions(all_asked(clicks))]
     expected = expected_ranks(clicks, rules, weights)
     assert len(expected) > 500
-    assert asked.ranks["counts"] == expected
-    assert np.all(asked.shares_with(None) <= 1 + 1e-12)
+    assert [question.rank(mixed) for question in questions] == expected
+    assert all(np.all(question.shares(None) <= 1 + 1e-12) for question in questions)
 
 
-def test_what_is_learnt_before_a_time_is_not_asked(clicks: pl.DataFrame) -> None:
-    from_ms = int(clicks["timestamp_ms"][400])
+def all_asked(clicks: pl.DataFrame) -> pl.DataFrame:
+    return one_after_the_other(clicks[:0], clicks)
+
+
+def shares(questions: Iterable[Question]) -> list[list[float]]:
+    """What tells one question from another; in the last digit it depends on the rows' order."""
+    return [question.shares(None).round(12).tolist() for question in questions]
+
+
+def test_clicks_of_the_newer_log_are_asked_and_both_are_learnt(clicks: pl.DataFrame) -> None:
+    sessions = clicks["session_id"].to_list()
+    targets = [
+        n + 1 + sessions[n + 1 :].index(s) for n, s in enumerate(sessions) if s in sessions[n + 1 :]
+    ]
     rules = Rules(100_000, excludes_seen=False)
-    equal = Blend(fit_weights(np.ones((1, 10)), np.zeros(1, dtype=np.int64)))
-    whole = Replay(rules).run(clicks, 0, {"counts": equal})
-    part = Replay(rules).run(clicks, from_ms, {"counts": equal})
-    n = len(part.prefix)
-    assert 100 < n <= 200
-    assert part.ranks["counts"] == whole.ranks["counts"][-n:]
+    whole = zip(targets, shares(Replay(rules).questions(all_asked(clicks))), strict=True)
+    part = one_after_the_other(clicks[:400], clicks[400:])
+    assert min(targets.index(row) for row in range(400, 600) if row in targets) < 400 - 5
+    assert shares(Replay(rules).questions(part)) == [own for row, own in whole if row >= 400]
+
+
+def test_clicks_that_are_no_targets_are_learnt_alone(clicks: pl.DataFrame) -> None:
+    rules = Rules(100_000, excludes_seen=False)
+    weights = np.arange(600) % 3 / 2
+    asked = all_asked(clicks.with_columns(pl.Series(TARGET_WEIGHT, weights)))
+    found = [*Replay(rules).questions(asked)]
+    whole = shares(Replay(rules).questions(all_asked(clicks)))
+    assert len(found) == asked[ASKED].sum() < 0.8 * len(whole)
+    assert all(own in whole for own in shares(found))
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +159,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
     return folder / "old.csv", folder / "new.csv", folder / "network"
 
 
-def replay_with_network(trained: tuple[Path, Path, Path], log: pl.DataFrame) -> Asked:
+def with_network(trained: tuple[Path, Path, Path], log: pl.DataFrame) -> list[Question]:
     network = Network(load_checkpoint(trained[2]))
     network.show(log)
     rules = Rules(100_000, excludes_seen=False)
-    return Replay(rules, network).run(log, 0, {}, (0.0, 1.0))
+    return [*Replay(rules, network, (0.0, 1.0)).questions(all_asked(log))]
 
 
 def test_the_network_alone_ranks_as_it_is_evaluated(trained: tuple[Path, Path, Path]) -> None:
@@ -146,25 +171,52 @@ def test_the_network_alone_ranks_as_it_is_evaluated(trained: tuple[Path, Path, P
     checkpoint = load_checkpoint(trained[2])
     sessions = build_sessions(log, checkpoint.catalogue).sessions
     ranks = rank_targets(ModelPredictor(checkpoint.model), sessions, len(checkpoint.catalogue))
-    asked = replay_with_network(trained, log)
-    assert sorted(asked.ranks[STATIC]) == sorted(ranks.rank.tolist())
-    assert asked.ranks["bias-0"] == asked.ranks[STATIC]
-    assert asked.ranks["bias-1"] != asked.ranks[STATIC]
+    questions = with_network(trained, log)
+    static = [question.static_rank for question in questions]
+    assert sorted(static) == sorted(ranks.rank.tolist())
+    assert [question.own_rank(0.0) for question in questions] == static
+    assert [question.own_rank(1.0) for question in questions] != static
+    alone = np.zeros((5, 10))
+    alone[:, -1] = 1.0
+    assert [question.rank(Blend(alone)) for question in questions] == static
+    assert [question.rank(Blend(alone, 1.0)) for question in questions] != static
 
 
-def test_an_item_that_the_network_does_not_know_is_missed_and_moves_nothing(
+def test_the_network_has_no_part_after_an_item_that_it_does_not_know(
     trained: tuple[Path, Path, Path],
 ) -> None:
-    items = ["1", "unknown", "2", "unknown"]
+    items = ["1", "unknown", "2", "unknown", "3"]
     log = pl.DataFrame(
-        {"session_id": ["s"] * 4, "item_id": items, "timestamp_ms": [1000, 2000, 3000, 4000]}
+        {"session_id": ["s"] * 5, "item_id": items, "timestamp_ms": [1000, 2000, 3000, 4000, 5000]}
     )
-    asked = replay_with_network(trained, log)
-    without = replay_with_network(trained, log.filter(pl.col("item_id") != "unknown"))
-    assert [asked.ranks[STATIC][n] == MISSED for n in range(3)] == [True, False, True]
-    assert asked.ranks[STATIC][1] == without.ranks[STATIC][0]
-    first = replay_with_network(trained, log[1:])
-    assert first.ranks[STATIC][0] == MISSED  # nothing is known yet
+    asked = with_network(trained, log)
+    without = with_network(trained, log.filter(pl.col("item_id") != "unknown"))
+    assert [bool(question.of_network) for question in asked] == [True, False, True, False]
+    assert asked[1].candidates(0.0) is asked[1].of_view
+    assert asked[1].own_rank(0.0) == MISSED
+    # Its last list still stands.
+    static = [question.static_rank for question in asked]
+    assert static == [MISSED, without[0].static_rank, MISSED, without[1].static_rank]
+    first = with_network(trained, log[1:])
+    assert first[0].static_rank == MISSED  # nothing is known yet
+
+
+def test_items_of_the_session_are_in_no_list_where_the_rules_say_so(
+    trained: tuple[Path, Path, Path],
+) -> None:
+    log = pl.DataFrame(
+        {"session_id": ["s"] * 4, "item_id": ["1", "2", "1", "3"], "timestamp_ms": [1, 2, 3, 4]}
+    ).with_columns(pl.col("timestamp_ms") + 10**12)
+    network = Network(load_checkpoint(trained[2]))
+    network.show(log)
+    rules = Rules(100_000, excludes_seen=True)
+    asked = [*Replay(rules, network, (0.0,)).questions(all_asked(log))]
+    equal = Blend(np.ones((5, 10)))
+    assert [question.own_rank(0.0) == MISSED for question in asked] == [False, True, False]
+    assert asked[1].rank(equal) == MISSED
+    listed = asked[2].candidates(0.0)
+    of_network = listed.share[listed.source == len(rules.sources)]
+    assert of_network.sum() == pytest.approx(asked[2].share_known)  # of all, seen ones too
 
 
 def test_the_command_prints_each_part_and_the_blend(
@@ -188,9 +240,13 @@ def test_the_command_refuses_logs_without_a_next_click(
 ) -> None:
     single = tmp_path / "single.csv"
     pl.DataFrame(
-        {"session_id": ["a", "b"], "item_id": ["1", "2"], "timestamp_ms": [10**12, 10**12 + 1000]}
+        {
+            "session_id": [f"s{n}" for n in range(20)],
+            "item_id": ["1", "2"] * 10,
+            "timestamp_ms": [10**12 + n for n in range(20)],
+        }
     ).write_csv(single)
     assert main(["prequential", "--history", str(trained[0]), "--clicks", str(single)]) == 2
     assert "has no session with a next click" in capsys.readouterr().err
     assert main(["prequential", "--history", str(single), "--clicks", str(trained[1])]) == 2
-    assert "history has 2 sessions, too few" in capsys.readouterr().err
+    assert "newest tenth has no session with a next click" in capsys.readouterr().err

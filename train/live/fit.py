@@ -1,0 +1,123 @@
+"""What live lists are made with: fitted on sessions that the network has not learnt from."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import polars as pl
+import structlog
+from jaxtyping import Float64
+
+from stream.live.blend import Blend, fit_weights
+from stream.live.rules import PREFIXES, Rules
+from train.live.network import Network
+from train.live.replay import ASKED, Question, Replay
+
+log = structlog.get_logger()
+
+TIME_SCALES_MS = tuple(60_000 * minutes for minutes in (45, 6 * 60, 2 * 1440, 16 * 1440))
+"""What ``Rules.time_scale_ms`` is chosen from: a news site, a day's offers, a shop, places."""
+BIASES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
+"""What the bias of the network's own list is chosen from; a blend has that or none."""
+NETWORK_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+"""What the network's likeliest weights are multiplied by: the likeliest blend is not the best
+list. On a news site a quarter to a half gave .644/.282, the likeliest .640/.276."""
+FEWEST_REPEATS = 0.001
+"""Where fewer of the next clicks are on items of the session, those are in no list."""
+
+
+LENGTH = 20
+
+
+class Fitted(NamedTuple):
+    """What a log's lists are made with."""
+
+    rules: Rules
+    bias: float
+    """Of the network's own list."""
+    counts: Blend
+    """Without the network."""
+    live: Blend
+    """With it, if there is one."""
+
+
+def fit_live(clicks: pl.DataFrame, network: Network | None) -> Fitted | None:
+    """What lists the asked clicks best, ordered by ``one_after_the_other``; None without one.
+
+    network: has not learnt from them, and was shown their sessions.
+    """
+    if not clicks[ASKED].any():
+        return None
+    rules = _choose_rules(clicks)
+    biases = BIASES if network else ()
+    questions = [*Replay(rules, network, biases).questions(clicks)]
+    counts = _likeliest(questions, None)
+    if not network:
+        return Fitted(rules, 0.0, counts, counts)
+    bias = max(biases, key=lambda b: worth([q.own_rank(b) for q in questions]))
+    candidates = [counts, *(_network_alone(counts, b) for b in dict.fromkeys((0.0, bias)))]
+    candidates += [
+        Blend(_scaled(likeliest.weights, factor), b)
+        for b in dict.fromkeys((0.0, bias))
+        for likeliest in [_likeliest(questions, b)]
+        for factor in NETWORK_FACTORS
+    ]
+    live = max(candidates, key=lambda mixed: worth([q.rank(mixed) for q in questions]))
+    return Fitted(rules, bias, counts, live)
+
+
+def figures(ranks: Sequence[int]) -> dict[str, float]:
+    """Recall and MRR of lists of 20."""
+    rank = np.array(ranks)
+    hit = rank <= LENGTH
+    return {
+        "recall_at_20": round(float(hit.mean()), 4),
+        "mrr_at_20": round(float(np.where(hit, 1.0 / rank, 0.0).mean()), 4),
+    }
+
+
+def worth(ranks: Sequence[int]) -> float:
+    """By what lists are compared: the sum of both."""
+    return sum(figures(ranks).values())
+
+
+def _choose_rules(clicks: pl.DataFrame) -> Rules:
+    """Those under which equally weighted counts list the asked clicks best."""
+    excludes_seen = _share_of_repeats(clicks) < FEWEST_REPEATS
+    found: dict[Rules, float] = {}
+    for time_scale_ms in TIME_SCALES_MS:
+        rules = Rules(time_scale_ms, excludes_seen)
+        n_sources = len(rules.sources) + 1
+        equal = Blend(np.full((PREFIXES, n_sources), 1 / n_sources))
+        ranks = [q.rank(equal) for q in Replay(rules).questions(clicks)]
+        found[rules] = worth(ranks)
+        log.info("time_scale_tried", time_scale_s=time_scale_ms // 1000, **figures(ranks))
+    return max(found, key=lambda rules: found[rules])
+
+
+def _share_of_repeats(clicks: pl.DataFrame) -> float:
+    """How many of the next clicks are on an item of the session."""
+    is_next = ~pl.col("session_id").is_first_distinct()
+    is_repeat = ~pl.struct("session_id", "item_id").is_first_distinct()  # which is a next click
+    n_repeats, n_next = clicks.select(is_repeat.sum(), is_next.sum().alias("next")).row(0)
+    return float(n_repeats / max(1, n_next))
+
+
+def _likeliest(questions: Sequence[Question], bias: float | None) -> Blend:
+    """The blend under which the clicks that came are likeliest."""
+    shares = np.array([question.shares(bias) for question in questions])
+    prefix = np.array([question.prefix for question in questions])
+    return Blend(fit_weights(shares, prefix), bias or 0.0)
+
+
+def _network_alone(counts: Blend, bias: float) -> Blend:
+    weights = np.zeros_like(counts.weights)
+    weights[:, -1] = 1.0
+    return Blend(weights, bias)
+
+
+def _scaled(weights: Float64[np.ndarray, "C S"], factor: float) -> Float64[np.ndarray, "C S"]:
+    """Weights with the network's multiplied."""
+    scaled = weights.copy()
+    scaled[:, -1] *= factor
+    return scaled
