@@ -31,7 +31,7 @@ class PrequentialSettings(Settings):
 
     history: str | Path
     """Click log of what came before: it is counted first, and all settings are fitted on its
-    newest tenth of sessions."""
+    newest tenth of sessions, at most 5,000 of their clicks."""
     clicks: str | Path
     """Click log to predict, newer than history."""
     columns: ColumnNames = Field(default={})

@@ -24,8 +24,9 @@ NETWORK_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 list. On a news site a quarter to a half gave .644/.282, the likeliest .640/.276."""
 FEWEST_REPEATS = 0.001
 """Where fewer of the next clicks are on items of the session, those are in no list."""
-
-
+MOST_ASKED = 5_000
+"""So many clicks settings are fitted on, evenly spread: on a news site weights fitted on 2,500 of
+22,240 list all of them as well as those fitted on all (.6260/.2691 and .6272/.2693)."""
 LENGTH = 20
 
 
@@ -50,7 +51,7 @@ def fit_live(clicks: pl.DataFrame, network: Network | None) -> Fitted | None:
         return None
     rules = _choose_rules(clicks)
     biases = BIASES if network else ()
-    questions = [*Replay(rules, network, biases).questions(clicks)]
+    questions = [*Replay(rules, network, biases).questions(clicks, MOST_ASKED)]
     counts = _likeliest(questions, None)
     if not network:
         return Fitted(rules, 0.0, counts, counts)
@@ -89,7 +90,7 @@ def _choose_rules(clicks: pl.DataFrame) -> Rules:
         rules = Rules(time_scale_ms, excludes_seen)
         n_sources = len(rules.sources) + 1
         equal = Blend(np.full((PREFIXES, n_sources), 1 / n_sources))
-        ranks = [q.rank(equal) for q in Replay(rules).questions(clicks)]
+        ranks = [q.rank(equal) for q in Replay(rules).questions(clicks, MOST_ASKED)]
         found[rules] = worth(ranks)
         log.info("time_scale_tried", time_scale_s=time_scale_ms // 1000, **figures(ranks))
     return max(found, key=lambda rules: found[rules])

@@ -126,16 +126,20 @@ class Replay:
         self._row = {name: row for row, name in enumerate(names)}
         self._network_items = np.arange(len(names))
 
-    def questions(self, clicks: pl.DataFrame) -> Iterator[Question]:
+    def questions(self, clicks: pl.DataFrame, most: int | None = None) -> Iterator[Question]:
         """Learn from clicks, as ``one_after_the_other`` has ordered them; ask for those it names.
 
         A list is published right after a click, with that click's time and from the counts before
         it, since what the click itself teaches has not come back yet. It is judged by the session's
-        next click.
+        next click. most: so many questions, evenly spread over the clicks; unset: all.
         """
         row = pl.col("row")
         following = clicks.with_row_index("row").select(row.shift(-1).over("session_id"))["row"]
-        is_asked = np.append(clicks[ASKED].to_numpy(), False)
+        asked = np.flatnonzero(clicks[ASKED].to_numpy())
+        if most is not None and len(asked) > most:
+            asked = asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]
+        is_asked = np.zeros(len(clicks) + 1, dtype=bool)
+        is_asked[asked] = True
         is_asked = is_asked[following.fill_null(len(clicks)).to_numpy()]
         text = clicks.select(pl.col("session_id", "item_id").cast(pl.String))
         names = text["item_id"].to_list()

@@ -142,6 +142,17 @@ def test_clicks_that_are_no_targets_are_learnt_alone(clicks: pl.DataFrame) -> No
     assert all(own in whole for own in shares(found))
 
 
+def test_no_more_is_asked_than_wanted_evenly_spread(clicks: pl.DataFrame) -> None:
+    rules = Rules(100_000, excludes_seen=False)
+    whole = shares(Replay(rules).questions(all_asked(clicks)))
+    found = shares(Replay(rules).questions(all_asked(clicks), most=20))
+    places = [0]
+    for own in found:
+        places.append(whole.index(own, places[-1]))
+    assert len(found) == 20
+    assert np.diff(places).max() < 2 * len(whole) / 20
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A log, a newer one with items of its own, and a network of the first."""
