@@ -60,6 +60,8 @@ def write_ensemble(members: Sequence[Checkpoint], folder: Path) -> None:
         "metrics": {},
         "history": [],
         "finished": True,
+        # A mean of scores is as sharp as they are, a sum is not.
+        "live": first.info.live if model.config.normalise else None,
         "weights": "weights-ensemble.npz",
         "resume": "resume-ensemble.npz",
     }

@@ -18,10 +18,12 @@ from train.fit.resume import (
 from train.fit.settings import FitSettings
 from train.fit.training_log import TrainingLog, how_read, read_training_log
 from train.folders import locked, make_folder
+from train.live.fit import FEWEST_ASKED, LIVE, STATIC, fit_live
+from train.live.replay import ASKED, network_for
 from train.measure.metrics import figures
 from train.measure.predictor import MODEL
 from train.measure.ranking import rank_targets
-from train.network.checkpoint import INFO, Checkpoint, load_checkpoint
+from train.network.checkpoint import INFO, Checkpoint, Live, load_checkpoint, save_info
 from train.network.presets import LARGE_LOG, sizes_for
 from train.progress import EpochProgress
 from train.report.training import PLOT, plot_training, write_figures
@@ -117,7 +119,32 @@ def _fit(
     for name, values in validation.items():
         shown = (f"{part}{metric}" for part in ("", "novel_") for metric in SHOWN)
         log.info("figures", model=name, **{n: round(values[n], 4) for n in shown if n in values})
+    if info.live is None:  # else it comes from a run that was finished
+        live = _fit_live(training_log, load_checkpoint(settings.out))
+        save_info(settings.out, info.model_copy(update={"live": live}))
     log.info("checkpoint_written", folder=str(settings.out), epoch=info.epoch)
+
+
+def _fit_live(training_log: TrainingLog, checkpoint: Checkpoint) -> Live | None:
+    """How lists learn from the stream, if that is known and lists are better for it."""
+    newest = training_log.newest
+    n_asked = 0 if newest is None else int(newest[ASKED].sum())
+    if newest is None or n_asked < FEWEST_ASKED:
+        note = f"expected at least {FEWEST_ASKED} in the validation; lists do not learn from clicks"
+        log.info("live_not_fitted", next_clicks=n_asked, note=note)
+        return None
+    fitted = fit_live(newest, network_for(checkpoint, newest))
+    for name, values in fitted.figures.items():
+        log.info("prequential_figures", model=name, **values)
+    if sum(fitted.figures[LIVE].values()) <= sum(fitted.figures[STATIC].values()):
+        log.info("live_not_better", note="lists do not learn from clicks")
+        return None
+    return Live(
+        time_scale_s=fitted.rules.time_scale_ms // 1000,
+        excludes_seen=fitted.rules.excludes_seen,
+        bias=fitted.live.bias,
+        weights=fitted.live.weights.tolist(),
+    )
 
 
 def _check_free(folder: Path) -> None:

@@ -63,8 +63,9 @@ class FitSettings(Architecture, Learning, TrainingSettings):
     """Checkpoint to begin from instead of random weights: its items keep their indices, new ones
     come after them, and its context fields are kept."""
     time_budget_s: PositiveFloat | None = None
-    """Stop training after this many seconds, even within an epoch; the last validation comes on
-    top. The result then depends on the speed of the machine."""
+    """Stop training after this many seconds, even within an epoch; the last validation, and the
+    replay that live lists are fitted on, come on top. The result then depends on the speed of the
+    machine."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "FitSettings":

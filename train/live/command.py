@@ -4,7 +4,6 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 from pydantic import Field, PositiveInt
 
@@ -12,9 +11,8 @@ from train.command import Settings, TrainError
 from train.data.clicks import read_clicks, split_by_time
 from train.evaluate import read_as_trained
 from train.fit.training_log import ColumnNames, columns_of
-from train.live.fit import figures, fit_live
-from train.live.network import Network
-from train.live.replay import ASKED, Replay, one_after_the_other
+from train.live.fit import COUNTS, FEWEST_ASKED, LIVE, STATIC, bias_name, figures, fit_live
+from train.live.replay import ASKED, Replay, network_for, one_after_the_other
 from train.network.checkpoint import Checkpoint, load_checkpoint
 
 PROTOCOL = (
@@ -23,7 +21,6 @@ PROTOCOL = (
     "taught; all items that were ever clicked are ranked, new ones too; ties count against the list"
 )
 VALIDATION = 0.1
-COUNTS, LIVE, STATIC = "counts", "live", "static"
 
 
 class PrequentialSettings(Settings):
@@ -53,21 +50,25 @@ def run_prequential(settings: PrequentialSettings) -> None:
     history = _read(settings.history, settings, checkpoint)
     clicks = _read(settings.clicks, settings, checkpoint)
     split = one_after_the_other(*split_by_time(history, VALIDATION))
-    fitted = fit_live(split, _network(checkpoint, split))
-    if fitted is None:
-        raise TrainError("history's newest tenth has no session with a next click")
+    n_asked = int(split[ASKED].sum())
+    if n_asked < FEWEST_ASKED:
+        raise TrainError(
+            f"history's newest tenth has {n_asked} next clicks to fit settings on, expected at "
+            f"least {FEWEST_ASKED}: use a longer log"
+        )
+    fitted = fit_live(split, network_for(checkpoint, split) if checkpoint else None)
 
     both = one_after_the_other(history, clicks)
     if not both[ASKED].any():
         raise TrainError(f"{settings.clicks} has no session with a next click to predict")
     served = load_checkpoint(settings.served) if settings.served else checkpoint
-    network = _network(served, both)
+    network = network_for(served, both) if served else None
     biases = tuple(dict.fromkeys((fitted.bias, fitted.live.bias)))
     ranks: defaultdict[str, list[int]] = defaultdict(list)
     for question in Replay(fitted.rules, network, biases).questions(both):
         if network:
             ranks[STATIC].append(question.static_rank)
-            ranks[f"bias-{fitted.bias:g}"].append(question.own_rank(fitted.bias))
+            ranks[bias_name(fitted.bias)].append(question.own_rank(fitted.bias))
         ranks[COUNTS].append(question.rank(fitted.counts))
         if network:
             ranks[LIVE].append(question.rank(fitted.live))
@@ -78,7 +79,7 @@ def run_prequential(settings: PrequentialSettings) -> None:
         "excludes_seen": fitted.rules.excludes_seen,
         "sources": [*fitted.rules.sources, "network"],
         "weights": {
-            name: np.round(mixed.weights, 4).tolist()
+            name: mixed.weights.tolist()
             for name, mixed in ((COUNTS, fitted.counts), (LIVE, fitted.live))
         },
         "bias": fitted.live.bias,
@@ -95,12 +96,3 @@ def _read(
     return read_clicks(
         path, columns_of(settings.columns), idle_timeout_s=settings.idle_timeout_s
     ).clicks
-
-
-def _network(checkpoint: Checkpoint | None, clicks: pl.DataFrame) -> Network | None:
-    """A network that was shown the sessions of the clicks it is asked for, and no others."""
-    if checkpoint is None:
-        return None
-    network = Network(checkpoint)
-    network.show(clicks.filter(pl.col(ASKED).any().over("session_id")))
-    return network

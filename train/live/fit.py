@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from stream.live.blend import Blend, fit_weights
 from stream.live.rules import PREFIXES, Rules
 from train.live.network import Network
-from train.live.replay import ASKED, Question, Replay
+from train.live.replay import Question, Replay
 
 log = structlog.get_logger()
 
@@ -27,6 +27,9 @@ FEWEST_REPEATS = 0.001
 MOST_ASKED = 5_000
 """So many clicks settings are fitted on, evenly spread: on a news site weights fitted on 2,500 of
 22,240 list all of them as well as those fitted on all (.6260/.2691 and .6272/.2693)."""
+FEWEST_ASKED = 100
+"""Of fewer clicks no settings are fitted."""
+STATIC, COUNTS, LIVE = "static", "counts", "live"
 LENGTH = 20
 
 
@@ -40,21 +43,22 @@ class Fitted(NamedTuple):
     """Without the network."""
     live: Blend
     """With it, if there is one."""
+    figures: dict[str, dict[str, float]]
+    """Of the asked clicks, by the names of the lists."""
 
 
-def fit_live(clicks: pl.DataFrame, network: Network | None) -> Fitted | None:
-    """What lists the asked clicks best, ordered by ``one_after_the_other``; None without one.
+def fit_live(clicks: pl.DataFrame, network: Network | None) -> Fitted:
+    """What lists the asked clicks best, at least one, ordered by ``one_after_the_other``.
 
     network: has not learnt from them, and was shown their sessions.
     """
-    if not clicks[ASKED].any():
-        return None
     rules = _choose_rules(clicks)
     biases = BIASES if network else ()
     questions = [*Replay(rules, network, biases).questions(clicks, MOST_ASKED)]
     counts = _likeliest(questions, None)
+    of_counts = figures([question.rank(counts) for question in questions])
     if not network:
-        return Fitted(rules, 0.0, counts, counts)
+        return Fitted(rules, 0.0, counts, counts, {COUNTS: of_counts})
     bias = max(biases, key=lambda b: worth([q.own_rank(b) for q in questions]))
     candidates = [counts, *(_network_alone(counts, b) for b in dict.fromkeys((0.0, bias)))]
     candidates += [
@@ -63,8 +67,20 @@ def fit_live(clicks: pl.DataFrame, network: Network | None) -> Fitted | None:
         for likeliest in [_likeliest(questions, b)]
         for factor in NETWORK_FACTORS
     ]
-    live = max(candidates, key=lambda mixed: worth([q.rank(mixed) for q in questions]))
-    return Fitted(rules, bias, counts, live)
+    ranks = [[question.rank(mixed) for question in questions] for mixed in candidates]
+    best = max(range(len(candidates)), key=lambda n: worth(ranks[n]))
+    found = {
+        STATIC: figures([question.static_rank for question in questions]),
+        bias_name(bias): figures([question.own_rank(bias) for question in questions]),
+        COUNTS: of_counts,
+        LIVE: figures(ranks[best]),
+    }
+    return Fitted(rules, bias, counts, candidates[best], found)
+
+
+def bias_name(bias: float) -> str:
+    """What the network's own list with a bias is called."""
+    return f"bias-{bias:g}"
 
 
 def figures(ranks: Sequence[int]) -> dict[str, float]:
@@ -108,7 +124,7 @@ def _likeliest(questions: Sequence[Question], bias: float | None) -> Blend:
     """The blend under which the clicks that came are likeliest."""
     shares = np.array([question.shares(bias) for question in questions])
     prefix = np.array([question.prefix for question in questions])
-    return Blend(fit_weights(shares, prefix), bias or 0.0)
+    return Blend(fit_weights(shares, prefix).round(4), bias or 0.0)
 
 
 def _network_alone(counts: Blend, bias: float) -> Blend:

@@ -18,6 +18,7 @@ from stream.live.view import Candidates, View
 from train.data.order import OWN_MS
 from train.data.sessions import TARGET_WEIGHT
 from train.live.network import Network
+from train.network.checkpoint import Checkpoint
 
 MISSED = int(np.iinfo(np.int64).max)
 """The rank of what is no candidate."""
@@ -45,7 +46,10 @@ class Question:
     static_rank: int = MISSED
     """Of the target in the network's list as it is served without the stream's help."""
     of_network: Mapping[float, OwnList] = field(default_factory=dict)
-    """By bias; empty where the network takes no part."""
+    """By bias; empty where it knows no item of the session."""
+    is_known: bool = False
+    """Whether the network knows the latest item. It makes no new list after one that it does not:
+    its last one still stands by itself, but takes no part in a blend."""
     share_known: float = 0.0
     """Of the recent clicks, those on items that the network knows."""
 
@@ -59,7 +63,7 @@ class Question:
 
     def candidates(self, bias: float | None) -> Candidates:
         """Of all sources, the network with a bias (None: without the network)."""
-        if bias is None or not self.of_network:
+        if bias is None or not self.is_known:
             return self.of_view
         best = self.of_network[bias]
         source = len(self.rules.sources)
@@ -102,6 +106,23 @@ def one_after_the_other(before: pl.DataFrame, newer: pl.DataFrame) -> pl.DataFra
     return both.sort("timestamp_ms", maintain_order=True).with_columns(
         pl.col(ASKED) & ~pl.col("session_id").is_first_distinct()
     )
+
+
+def newest_clicks(before: pl.DataFrame, newer: pl.DataFrame, most: int) -> pl.DataFrame:
+    """The newest clicks of both logs, so many at most, likewise: of them a fifth is asked for, or
+    the whole newer log if that is less. Both are in order of their sessions."""
+    n_asked = min(len(newer), most // 5)
+    asked = newer.tail(n_asked)
+    parts = [before.tail(most), newer.head(len(newer) - n_asked)]
+    counted = pl.concat(parts, how="diagonal_relaxed")
+    return one_after_the_other(counted.tail(most - n_asked), asked)
+
+
+def network_for(checkpoint: Checkpoint, clicks: pl.DataFrame) -> Network:
+    """A network that was shown the sessions of the clicks it is asked for, and no others."""
+    network = Network(checkpoint)
+    network.show(clicks.filter(pl.col(ASKED).any().over("session_id")))
+    return network
 
 
 def _is_target(clicks: pl.DataFrame) -> pl.Expr:
@@ -178,11 +199,8 @@ class Replay:
         if self._network is None or not n_known:
             return Question(self.rules, trail, target, of_view)
         scores = self._network.scores(session, n_known).astype(np.float64)
-        is_known = target < len(self._network_items)
-        static_rank = _rank(scores, target) if is_known else MISSED
-        if trail[-1] >= len(self._network_items):
-            # The network makes no new list: its last one still stands.
-            return Question(self.rules, trail, target, of_view, static_rank)
+        is_listed = target < len(self._network_items)
+        static_rank = _rank(scores, target) if is_listed else MISSED
         items = self._network_items
         recent = self._view.clicks(items, at_ms)
         seen = [item for item in trail if item < len(items)]
@@ -193,10 +211,18 @@ class Replay:
             score, best = torch.from_numpy(with_bias).topk(n, sorted=False)
             if self.rules.excludes_seen:
                 with_bias[seen] = -np.inf
-            rank = _rank(with_bias, target) if is_known else MISSED
+            rank = _rank(with_bias, target) if is_listed else MISSED
             of_network[bias] = OwnList(best.numpy(), score.numpy(), rank)
-        share_known = self._view.share_of(items)
-        return Question(self.rules, trail, target, of_view, static_rank, of_network, share_known)
+        return Question(
+            self.rules,
+            trail,
+            target,
+            of_view,
+            static_rank,
+            of_network,
+            is_known=trail[-1] < len(items),
+            share_known=self._view.share_of(items),
+        )
 
 
 def _rank(scores: Float64[np.ndarray, "N"], target: int) -> int:

@@ -76,6 +76,19 @@ class EpochRecord(_Record):
     """Of the validation sessions, under `CheckpointInfo.protocol`; empty without a validation."""
 
 
+class Live(_Record):
+    """How lists learn from the stream, fitted on sessions that the network has not learnt from.
+
+    time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. bias, weights: as in
+    ``stream.live.blend.Blend``.
+    """
+
+    time_scale_s: int
+    excludes_seen: bool
+    bias: float
+    weights: list[list[float]]
+
+
 class CheckpointInfo(_Record):
     """Everything of a checkpoint that is not an array or an item id."""
 
@@ -103,6 +116,8 @@ class CheckpointInfo(_Record):
     finished: bool
     """False while epochs remain to be trained, as after a kill."""
     popular: list[PopularItem]
+    live: Live | None = None
+    """None: not fitted, and lists are the network's alone."""
     weights: str
     resume: str
     """File of the arrays a run goes on from: weights, accumulators and velocities after the last
@@ -163,12 +178,21 @@ def save_checkpoint(
         with replacing(folder / name) as partial, partial.open("wb") as target:
             np.savez(target, allow_pickle=False, **arrays)
     items = "".join(f"{item_id}\n" for item_id in catalogue.item_ids)
-    for name, text in ((ITEMS, items), (INFO, info.model_dump_json(indent=1))):
-        with replacing(folder / name) as partial:
-            partial.write_text(text, encoding="utf-8", newline="\n")
+    _write_text(folder / ITEMS, items)
+    save_info(folder, info)
     for file in folder.glob("*.npz"):
         if file.name not in (info.weights, info.resume):
             file.unlink()
+
+
+def save_info(folder: Path, info: CheckpointInfo) -> None:
+    """Replace what the checkpoint in `folder` says of itself; its arrays and items stay."""
+    _write_text(folder / INFO, info.model_dump_json(indent=1))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

@@ -15,7 +15,7 @@ from train.ensemble import joined, write_ensemble
 from train.fit.loop import Schedule, fit
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import rank_targets
-from train.network.checkpoint import Checkpoint, load_checkpoint
+from train.network.checkpoint import Checkpoint, Live, load_checkpoint
 from train.network.model import SessionModel
 
 CLICKS = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6], [16, 0, 0, 8]])
@@ -100,6 +100,15 @@ def test_other_architectures_do_not_go_together(
     assert main(["ensemble", "--checkpoints", ",".join(map(str, folders)), "--out", str(out)]) == 2
     assert f"{folders[1]} {sentence}" in capsys.readouterr().err.splitlines()[-1]
     assert not out.exists()
+
+
+@pytest.mark.parametrize("normalise", [16.0, 0.0])
+def test_live_settings_hold_for_the_mean_of_cosines_alone(tmp_path: Path, normalise: float) -> None:
+    live = Live(time_scale_s=60, excludes_seen=True, bias=0.5, weights=[[1.0]])
+    members = [trained(tmp_path / str(seed), seed, normalise=normalise) for seed in (1, 2)]
+    members = [replace(m, info=m.info.model_copy(update={"live": live})) for m in members]
+    write_ensemble(members, tmp_path / "out")
+    assert load_checkpoint(tmp_path / "out").info.live == (live if normalise else None)
 
 
 def test_an_ensemble_cannot_be_resumed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

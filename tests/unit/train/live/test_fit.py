@@ -1,15 +1,16 @@
 """What is fitted on planted structure."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pytest
 
 from tests.unit.train.building import markov_clicks
 from train.__main__ import main
-from train.live.fit import fit_live, worth
-from train.live.network import Network
-from train.live.replay import ASKED, Replay, one_after_the_other
+from train.live.fit import figures, fit_live, worth
+from train.live.replay import ASKED, Replay, network_for, newest_clicks, one_after_the_other
 from train.network.checkpoint import load_checkpoint
 
 HOUR_MS = 3_600_000
@@ -42,8 +43,6 @@ def split(clicks: pl.DataFrame) -> pl.DataFrame:
 
 def test_the_time_scale_is_that_of_the_habits() -> None:
     steady, hasty = fit_live(split(habits(None)), None), fit_live(split(habits(24 * HOUR_MS)), None)
-    assert steady is not None
-    assert hasty is not None
     assert steady.rules.time_scale_ms >= 16 * 24 * HOUR_MS
     assert hasty.rules.time_scale_ms <= 6 * HOUR_MS
     assert steady.rules.excludes_seen
@@ -52,31 +51,77 @@ def test_the_time_scale_is_that_of_the_habits() -> None:
     assert steady.counts.weights[0, :2].sum() > 0.6
 
 
-def test_without_a_next_click_nothing_is_fitted() -> None:
-    clicks = split(habits(None))
-    assert fit_live(clicks.with_columns(pl.lit(False).alias(ASKED)), None) is None
-
-
 def test_items_of_the_session_are_listed_where_they_are_clicked_again() -> None:
     again = habits(None).with_columns(pl.col("timestamp_ms") + 2_000)
     fitted = fit_live(split(pl.concat([habits(None), again])), None)
-    assert fitted is not None
     assert not fitted.rules.excludes_seen
 
 
-def test_the_blend_lists_no_worse_than_its_parts(tmp_path: Path) -> None:
-    log = markov_clicks(0.8, 300, 30, 1)
-    log.write_csv(tmp_path / "log.csv")
-    words = ["fit", "--clicks", str(tmp_path / "log.csv"), "--out", str(tmp_path / "network")]
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A log and the checkpoint that fit made of it."""
+    folder = tmp_path_factory.mktemp("fit")
+    markov_clicks(0.8, 300, 30, 1).write_csv(folder / "log.csv")
+    words = ["fit", "--clicks", str(folder / "log.csv"), "--out", str(folder / "network")]
     assert main([*words, "--epochs", "2", "--hidden-size", "16"]) == 0
-    network = Network(load_checkpoint(tmp_path / "network"))
+    return folder / "log.csv", folder / "network"
+
+
+def test_the_blend_lists_no_worse_than_its_parts(trained: tuple[Path, Path]) -> None:
+    log = pl.read_csv(trained[0], schema_overrides={"session_id": pl.String, "item_id": pl.String})
     clicks = one_after_the_other(log[:1_620], log[1_620:])
-    network.show(clicks)
+    network = network_for(load_checkpoint(trained[1]), clicks)
     fitted = fit_live(clicks, network)
-    assert fitted is not None
     replay = Replay(fitted.rules, network, (0.0, fitted.bias, fitted.live.bias))
     asked = [*replay.questions(clicks)]
     live = worth([question.rank(fitted.live) for question in asked])
     assert live >= worth([question.rank(fitted.counts) for question in asked])
     assert live >= worth([question.own_rank(fitted.bias) for question in asked])
     assert worth([q.own_rank(fitted.bias) for q in asked]) >= worth([q.static_rank for q in asked])
+    assert fitted.figures["live"] == figures([question.rank(fitted.live) for question in asked])
+
+
+def test_fit_keeps_what_prequential_fits_on_the_same_log(
+    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, network = map(str, trained)
+    live = load_checkpoint(trained[1]).info.live
+    assert live is not None
+    assert main(["prequential", "--history", log, "--clicks", log, "--checkpoint", network]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert live.weights == printed["weights"]["live"]
+    found = live.time_scale_s, live.excludes_seen, live.bias
+    assert found == (printed["time_scale_s"], printed["excludes_seen"], printed["bias"])
+    words = ["fit", "--clicks", log, "--out", network, "--epochs", "2", "--hidden-size", "16"]
+    assert main([*words, "--resume"]) == 0  # nothing is left to do
+    assert load_checkpoint(trained[1]).info.live == live
+
+
+@pytest.mark.parametrize("validation", ["0", "0.05"])
+def test_without_enough_to_fit_them_on_there_are_no_live_settings(
+    trained: tuple[Path, Path], validation: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--clicks", str(trained[0]), "--out", str(tmp_path / "network")]
+    assert main([*words, "--epochs", "1", "--hidden-size", "8", "--validation", validation]) == 0
+    assert load_checkpoint(tmp_path / "network").info.live is None
+    assert capsys.readouterr().err.count("live_not_fitted") == 1
+
+
+def test_where_the_network_is_always_right_lists_learn_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    markov_clicks(1.0, 300, 8, 1).write_csv(tmp_path / "log.csv")
+    words = ["fit", "--clicks", str(tmp_path / "log.csv"), "--out", str(tmp_path / "network")]
+    assert main([*words, "--hidden-size", "16"]) == 0
+    assert load_checkpoint(tmp_path / "network").info.live is None
+    assert capsys.readouterr().err.count("live_not_better") == 1
+
+
+def test_of_a_long_log_the_newest_clicks_are_replayed_and_a_fifth_is_asked() -> None:
+    whole = habits(None).sort(pl.col("session_id").cast(pl.Int64), "timestamp_ms")
+    found = newest_clicks(whole[:3_000], whole[3_000:], 500)
+    assert found["session_id"].to_list() == whole["session_id"][-500:].to_list()
+    assert found[ASKED].to_list() == [False] * 400 + [False, True] * 50
+    few = newest_clicks(whole[:3_000], whole[3_000:], 100_000)
+    assert len(few) == len(whole)
+    assert few[ASKED].sum() == 500

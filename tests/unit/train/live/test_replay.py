@@ -202,14 +202,15 @@ def test_the_network_has_no_part_after_an_item_that_it_does_not_know(
     )
     asked = with_network(trained, log)
     without = with_network(trained, log.filter(pl.col("item_id") != "unknown"))
-    assert [bool(question.of_network) for question in asked] == [True, False, True, False]
+    assert [question.is_known for question in asked] == [True, False, True, False]
     assert asked[1].candidates(0.0) is asked[1].of_view
-    assert asked[1].own_rank(0.0) == MISSED
     # Its last list still stands.
     static = [question.static_rank for question in asked]
+    assert [question.own_rank(0.0) for question in asked] == static
     assert static == [MISSED, without[0].static_rank, MISSED, without[1].static_rank]
     first = with_network(trained, log[1:])
     assert first[0].static_rank == MISSED  # nothing is known yet
+    assert not first[0].of_network
 
 
 def test_items_of_the_session_are_in_no_list_where_the_rules_say_so(
@@ -260,4 +261,4 @@ def test_the_command_refuses_logs_without_a_next_click(
     assert main(["prequential", "--history", str(trained[0]), "--clicks", str(single)]) == 2
     assert "has no session with a next click" in capsys.readouterr().err
     assert main(["prequential", "--history", str(single), "--clicks", str(trained[1])]) == 2
-    assert "newest tenth has no session with a next click" in capsys.readouterr().err
+    assert "newest tenth has 0 next clicks to fit settings on" in capsys.readouterr().err
