@@ -54,6 +54,7 @@ def run_worker(settings: WorkerSettings) -> int:
             reader = ViewReader(settings, settings.item_view_topic, n_view)
             reader.start()
             model.blender.changes = reader.changes
+            model.blender.seen = settings.seen_items or model.blender.seen
             # Before any click: else the first lists would know nothing of the others'.
             if not preparing.submit(reader.wait_until_read, VIEW_S).result():
                 log.warning("view_incomplete", topic=settings.item_view_topic, waited_s=VIEW_S)

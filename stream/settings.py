@@ -205,6 +205,9 @@ class WorkerSettings(ServiceSettings):
 
     inference_threads: PositiveInt = 1
     """Threads of one ONNX call."""
+    seen_items: Literal["allow", "exclude", "exclude-last"] | None = None
+    """Whether a session's own items are in its lists; unset: as it was better in training. Only of
+    bundles that learn from the stream."""
 
 
 class CountSettings(ServiceSettings):

@@ -27,13 +27,14 @@ class Wanted(NamedTuple):
     """A list that is wanted: of a session of these rows of the view, the latest last.
 
     n_clicks: of the session, of which the trail may be the last ones. network: the row of what the
-    network lists after the same click; -1: it does not know the item.
+    network lists after the same click; -1: it does not know the item. excluded: what is not listed.
     """
 
     trail: Sequence[int]
     n_clicks: int
     now_ms: int
     network: int
+    excluded: Sequence[int] = ()
 
 
 class NetworkBest(NamedTuple):
@@ -171,15 +172,15 @@ class Lister:
         # Numbers of the items that are there at all, so that the sums are few.
         local, flat = self._local, items.reshape(-1)
         local[flat] = 1
+        excluded = [(row, item) for row, one in enumerate(wanted) for item in one.excluded]
+        of_row, of_item = np.array(excluded, dtype=np.int64).reshape(-1, 2).T
+        local[of_item] = 1
         there = np.flatnonzero(local[:n_rows])
         local[there] = np.arange(len(there))
         begins = len(there) * np.arange(n)
         place = (local[items] + begins[:, None]).reshape(-1)
         score = np.bincount(place, worth.reshape(-1), n * len(there))
-        if self._view.rules.excludes_seen:
-            seen = [(row, item) for row, one in enumerate(wanted) for item in one.trail]
-            rows, of_trail = np.array(seen).T
-            score[local[of_trail] + begins[rows]] = 0.0
+        score[local[of_item] + begins[of_row]] = 0.0
         # An item that several sources have is looked at in one of its cells.
         slot, cell = np.empty(n * len(there), dtype=np.int64), np.arange(len(place))
         slot[place] = cell

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from itertools import chain, islice
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
+from stream.contract.click import TRAIL_CLICKS
 from stream.live.global_view import GlobalView
 from stream.live.lists import POPULARITY, Listed, Lister, NetworkBest, Wanted
 from stream.live.rules import CLICKS_FLOOR
@@ -15,6 +16,12 @@ from stream.model.scorer import Scores
 
 Changes = Callable[[], Sequence[tuple[bytes | None, bytes | None]]]
 """What has come of the item-view topic since it was last asked for."""
+
+
+Seen = Literal["allow", "exclude", "exclude-last"]
+"""What becomes of the session's own items in its lists."""
+_EXCLUDED: dict[Seen, int] = {"allow": TRAIL_CLICKS, "exclude": 0, "exclude-last": -1}
+"""Those of the trail from here on."""
 
 
 class Ask(NamedTuple):
@@ -38,6 +45,8 @@ class Blender:
         """Asked at each refresh; whoever has a topic to read sets it."""
         self._k = manifest.n_recommendations
         self._bias = live.bias
+        self.seen: Seen = "exclude" if live.excludes_seen else "allow"
+        """What becomes of items of the session; whoever runs the service may set another."""
         self._network_rows = np.arange(manifest.n_items)
         self._lister = Lister(self.view, np.array(live.weights), self._k)
         self._popular = [popular.item_index for popular in manifest.popular]
@@ -77,20 +86,16 @@ class Blender:
             exponentials = np.exp(scores.top_score.astype(np.float64) - scores.top_score[:, :1])
             shares = exponentials / exponentials.sum(axis=1, keepdims=True) * view.known_share()
         finite = np.isfinite(shares).all(axis=1).tolist()
-        row = view.row
-        wanted = [
-            Wanted(
-                [row(item) for item in trail],
-                n_clicks,
-                now_ms,
-                rank_row if rank_row >= 0 and finite[rank_row] else -1,
-            )
-            for trail, n_clicks, now_ms, rank_row in asks
-        ]
+        row, excluded_from = view.row, _EXCLUDED[self.seen]
+        wanted = []
+        for trail, n_clicks, now_ms, rank_row in asks:
+            rows = [row(item) for item in trail]
+            of_network = rank_row if rank_row >= 0 and finite[rank_row] else -1
+            wanted.append(Wanted(rows, n_clicks, now_ms, of_network, rows[excluded_from:]))
         network = NetworkBest(scores.top_index.astype(np.int64), shares)
         lists = lister.make(wanted, network, len(view.names))
         for one, listed in zip(wanted, lists, strict=True):
-            self._fill(listed, one.trail if view.rules.excludes_seen else ())
+            self._fill(listed, one.excluded)
         return lists
 
     def _fill(self, listed: Listed, excluded: Sequence[int]) -> None:

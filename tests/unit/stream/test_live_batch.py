@@ -268,6 +268,22 @@ def test_an_event_of_another_type_is_answered_with_what_is_popular_now() -> None
     assert next(iter(listed(answer).items())) == ("hot", "popularity")
 
 
+def test_an_operator_decides_about_seen_items() -> None:
+    world = World()
+    blender = world.model.blender
+    assert blender is not None
+    world.click(("s", "known-0", 0), ("s", "known-1", 1))
+    for seen, listed_again in (
+        ("allow", {"known-0", "known-1"}),
+        ("exclude-last", {"known-0"}),
+        ("exclude", set()),
+    ):
+        blender.seen = seen  # type: ignore[assignment]
+        world.click((f"{seen}", "known-0", 2))
+        (answer,) = world.click((f"{seen}", "known-1", 3))
+        assert {*listed(answer)} & {"known-0", "known-1"} == listed_again
+
+
 @pytest.mark.parametrize("n_candidates", [3, 5])
 def test_a_list_is_full_whatever_is_known(n_candidates: int) -> None:
     live = msgspec.structs.replace(LIVE, n_candidates=n_candidates, excludes_seen=True)

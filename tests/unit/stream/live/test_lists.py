@@ -42,16 +42,16 @@ def test_a_served_list_is_the_best_of_the_blend(excludes_seen: bool) -> None:
     now_ms = BEGIN_MS + 2_000_000
     seen_sources: set[str] = set()
     n_rows = len(view.names)
-    wanted = [
-        Wanted(
-            random.integers(n_rows, size=1 + n % 7).tolist(), 1 + n % 7, now_ms, n if n % 2 else -1
-        )
-        for n in range(300)
-    ]
+    wanted = []
+    for n in range(300):
+        trail = random.integers(n_rows, size=1 + n % 7 + 30 * (n % 9 == 0)).tolist()
+        excluded = trail if excludes_seen else ()
+        wanted.append(Wanted(trail, len(trail), now_ms, n if n % 2 else -1, excluded))
     items = np.array([random.permutation(len(KNOWN))[:12] for _ in wanted])
     network = NetworkBest(items, random.random(items.shape) * 0.2)
     lists = lister.make(wanted, network, len(view.names))
-    for n, ((trail, *_), listed) in enumerate(zip(wanted, lists, strict=True)):
+    for n, (one, listed) in enumerate(zip(wanted, lists, strict=True)):
+        trail = [*one.trail]
         candidates = [view.candidates(trail, now_ms)]
         if n % 2:
             of_network = Candidates(items[n], np.full(12, len(rules.sources)), network.shares[n])
