@@ -143,6 +143,7 @@ def _fit_live(training_log: TrainingLog, checkpoint: Checkpoint) -> Live | None:
         time_scale_s=fitted.rules.time_scale_ms // 1000,
         excludes_seen=fitted.rules.excludes_seen,
         bias=fitted.live.bias,
+        sharpness=fitted.live.sharpness,
         weights=fitted.live.weights.tolist(),
     )
 

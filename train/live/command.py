@@ -83,6 +83,7 @@ def run_prequential(settings: PrequentialSettings) -> None:
             for name, mixed in ((COUNTS, fitted.counts), (LIVE, fitted.live))
         },
         "bias": fitted.live.bias,
+        "sharpness": fitted.live.sharpness,
         "rows": [{"name": name, **figures(of_name)} for name, of_name in ranks.items()],
     }
     print(json.dumps(result, indent=1))

@@ -61,18 +61,20 @@ class Question:
     def excluded(self) -> Sequence[int]:
         return self.trail if self.rules.excludes_seen else ()
 
-    def candidates(self, bias: float | None) -> Candidates:
-        """Of all sources, the network with a bias (None: without the network)."""
-        if bias is None or not self.is_known:
+    def candidates(self, mixed: Blend) -> Candidates:
+        """Of all sources that have a weight, with the blend's bias and sharpness."""
+        if not self.is_known or not mixed.weights[self.prefix, -1]:
             return self.of_view
-        best = self.of_network[bias]
+        best = self.of_network[mixed.bias]
         source = len(self.rules.sources)
-        of_network = network_candidates(best.item, best.score, source, self.share_known)
+        of_network = network_candidates(
+            best.item, best.score, source, self.share_known, mixed.sharpness
+        )
         return Candidates.of([self.of_view, of_network])
 
-    def shares(self, bias: float | None) -> Float64[np.ndarray, "S"]:
-        """What each source gives to the click that came."""
-        given = self.candidates(bias)
+    def shares(self, mixed: Blend) -> Float64[np.ndarray, "S"]:
+        """What each source gives to the click that came, unweighted."""
+        given = self.candidates(mixed)
         hit = given.item == self.target
         shares = np.zeros(len(self.rules.sources) + 1)
         shares[given.source[hit]] = given.share[hit]
@@ -80,9 +82,7 @@ class Question:
 
     def rank(self, mixed: Blend) -> int:
         """Of the click that came, behind what scores the same."""
-        weights = mixed.weights[self.prefix]
-        given = self.candidates(mixed.bias if weights[-1] else None)
-        listed = blend(given, weights, self.excluded)
+        listed = blend(self.candidates(mixed), mixed.weights[self.prefix], self.excluded)
         at = np.flatnonzero(listed.item == self.target)
         return int(np.count_nonzero(listed.score >= listed.score[at[0]])) if len(at) else MISSED
 

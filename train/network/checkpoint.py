@@ -79,13 +79,14 @@ class EpochRecord(_Record):
 class Live(_Record):
     """How lists learn from the stream, fitted on sessions that the network has not learnt from.
 
-    time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. bias, weights: as in
+    time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. bias, sharpness, weights: as in
     ``stream.live.blend.Blend``.
     """
 
     time_scale_s: int
     excludes_seen: bool
     bias: float
+    sharpness: float
     weights: list[list[float]]
 
 

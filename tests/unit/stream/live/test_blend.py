@@ -8,6 +8,7 @@ from stream.live.blend import (
     Scored,
     biased,
     blend,
+    fit_sharpness,
     fit_weights,
     network_candidates,
 )
@@ -97,6 +98,8 @@ def test_the_network_gives_no_more_than_what_it_knows_is_clicked() -> None:
     assert found.item.tolist() == [10, 11]
     assert found.share == pytest.approx(0.5 * np.array([8, np.e]) / (8 + np.e))
     assert found.source.tolist() == [5, 5]
+    sharper = network_candidates(np.array([10, 11]), scores[:2], 5, 0.5, sharpness=2.0)
+    assert sharper.share == pytest.approx(0.5 * np.array([64, np.e**2]) / (64 + np.e**2))
 
 
 def test_the_fitted_weights_are_those_that_the_clicks_were_drawn_with() -> None:
@@ -109,6 +112,17 @@ def test_the_fitted_weights_are_those_that_the_clicks_were_drawn_with() -> None:
     assert weights[0] == pytest.approx(true, abs=0.03)
     assert weights[4] == pytest.approx(weights[0])  # of which there were none
     assert Blend(weights).bias == 0.0
+
+
+@pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.8])
+def test_the_fitted_sharpness_is_that_of_the_softmax_that_clicks_were_drawn_by(
+    sharpness: float,
+) -> None:
+    rng = np.random.default_rng(1)
+    scores = rng.normal(size=(2_000, 20))
+    gumbel = rng.gumbel(size=scores.shape)  # its largest sum is a draw from the softmax
+    clicked = (sharpness * scores + gumbel).argmax(axis=1)
+    assert fit_sharpness(scores - scores[np.arange(2_000), clicked][:, None]) == sharpness
 
 
 def test_five_clicks_and_more_are_one_class() -> None:

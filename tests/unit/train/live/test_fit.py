@@ -90,8 +90,8 @@ def test_fit_keeps_what_prequential_fits_on_the_same_log(
     assert main(["prequential", "--history", log, "--clicks", log, "--checkpoint", network]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert live.weights == printed["weights"]["live"]
-    found = live.time_scale_s, live.excludes_seen, live.bias
-    assert found == (printed["time_scale_s"], printed["excludes_seen"], printed["bias"])
+    names = ("time_scale_s", "excludes_seen", "bias", "sharpness")
+    assert [getattr(live, name) for name in names] == [printed[name] for name in names]
     words = ["fit", "--clicks", log, "--out", network, "--epochs", "2", "--hidden-size", "16"]
     assert main([*words, "--resume"]) == 0  # nothing is left to do
     assert load_checkpoint(trained[1]).info.live == live

@@ -20,6 +20,8 @@ from train.measure.ranking import rank_targets
 from train.network.checkpoint import load_checkpoint
 
 N_ITEMS = 30
+COUNTS = Blend(np.tile([*np.ones(9), 0.0], (5, 1)))
+EQUAL = Blend(np.ones((5, 10)))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +110,7 @@ def test_ranks_are_those_of_plain_sums(clicks: pl.DataFrame, excludes_seen: bool
     expected = expected_ranks(clicks, rules, weights)
     assert len(expected) > 500
     assert [question.rank(mixed) for question in questions] == expected
-    assert all(np.all(question.shares(None) <= 1 + 1e-12) for question in questions)
+    assert all(np.all(question.shares(COUNTS) <= 1 + 1e-12) for question in questions)
 
 
 def all_asked(clicks: pl.DataFrame) -> pl.DataFrame:
@@ -117,7 +119,7 @@ def all_asked(clicks: pl.DataFrame) -> pl.DataFrame:
 
 def shares(questions: Iterable[Question]) -> list[list[float]]:
     """What tells one question from another; in the last digit it depends on the rows' order."""
-    return [question.shares(None).round(12).tolist() for question in questions]
+    return [question.shares(COUNTS).round(12).tolist() for question in questions]
 
 
 def test_clicks_of_the_newer_log_are_asked_and_both_are_learnt(clicks: pl.DataFrame) -> None:
@@ -203,7 +205,7 @@ def test_the_network_has_no_part_after_an_item_that_it_does_not_know(
     asked = with_network(trained, log)
     without = with_network(trained, log.filter(pl.col("item_id") != "unknown"))
     assert [question.is_known for question in asked] == [True, False, True, False]
-    assert asked[1].candidates(0.0) is asked[1].of_view
+    assert asked[1].candidates(EQUAL) is asked[1].of_view
     # Its last list still stands.
     static = [question.static_rank for question in asked]
     assert [question.own_rank(0.0) for question in asked] == static
@@ -223,10 +225,9 @@ def test_items_of_the_session_are_in_no_list_where_the_rules_say_so(
     network.show(log)
     rules = Rules(100_000, excludes_seen=True)
     asked = [*Replay(rules, network, (0.0,)).questions(all_asked(log))]
-    equal = Blend(np.ones((5, 10)))
     assert [question.own_rank(0.0) == MISSED for question in asked] == [False, True, False]
-    assert asked[1].rank(equal) == MISSED
-    listed = asked[2].candidates(0.0)
+    assert asked[1].rank(EQUAL) == MISSED
+    listed = asked[2].candidates(EQUAL)
     of_network = listed.share[listed.source == len(rules.sources)]
     assert of_network.sum() == pytest.approx(asked[2].share_known)  # of all, seen ones too
 
