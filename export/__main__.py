@@ -14,9 +14,11 @@ from export.encode import bundle_graphs
 from export.graph import OPSET
 from export.parity import ParitySession, check_parity, random_sessions
 from stream.errors import StreamError
+from stream.live.rules import NETWORK_BEST
 from stream.model.bundle import (
     MIN_OVERLAP,
     Bundle,
+    Live,
     Manifest,
     Metrics,
     Parity,
@@ -31,7 +33,7 @@ from train.data.sessions import build_sessions
 from train.evaluate import read_as_trained
 from train.fit.training_log import ColumnNames
 from train.network.cells import WINDOW
-from train.network.checkpoint import Checkpoint, load_checkpoint
+from train.network.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint
 from train.network.model import ModelConfig
 
 PARITY_SESSIONS = 1000
@@ -97,6 +99,7 @@ def export_bundle(
         popular=[PopularItem(item.item_index, item.score) for item in info.popular[:k]],
         allowed_lateness_s=info.allowed_lateness_s,
         event_types=tuple(info.event_types.inputs or ()),
+        live=_live(info, k),
     )
     encode, rank, rank_int8 = bundle_graphs(
         model, manifest.n_candidates, manifest.takes_bias
@@ -117,6 +120,14 @@ def export_bundle(
     log.info("parity_checked", **msgspec.structs.asdict(parity))
     manifest = msgspec.structs.replace(manifest, parity=parity)
     return write_bundle(root, manifest, catalogue.item_ids, encode, rank, rank_int8)
+
+
+def _live(info: CheckpointInfo, k: int) -> Live | None:
+    if info.live is None:
+        return None
+    # As many as the weights were fitted with, but no fewer than are published.
+    n_candidates = max(k, min(NETWORK_BEST, info.model.n_items))
+    return Live(**info.live.model_dump(), n_candidates=n_candidates)
 
 
 def describe(config: ModelConfig) -> str:

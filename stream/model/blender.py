@@ -44,7 +44,7 @@ class Blender:
         self.changes: Changes = tuple
         """Asked at each refresh; whoever has a topic to read sets it."""
         self._k = manifest.n_recommendations
-        self._bias = live.bias
+        self._bias, self._sharpness = live.bias, live.sharpness
         self.seen: Seen = "exclude" if live.excludes_seen else "allow"
         """What becomes of items of the session; whoever runs the service may set another."""
         self._network_rows = np.arange(manifest.n_items)
@@ -83,7 +83,8 @@ class Blender:
         """
         view, lister = self.view, self._lister
         with np.errstate(invalid="ignore"):
-            exponentials = np.exp(scores.top_score.astype(np.float64) - scores.top_score[:, :1])
+            behind = scores.top_score.astype(np.float64) - scores.top_score[:, :1]
+            exponentials = np.exp(self._sharpness * behind)
             shares = exponentials / exponentials.sum(axis=1, keepdims=True) * view.known_share()
         finite = np.isfinite(shares).all(axis=1).tolist()
         row, excluded_from = view.row, _EXCLUDED[self.seen]

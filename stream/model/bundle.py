@@ -87,7 +87,8 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. n_candidates: how many items
     rank.onnx lists, the published ones or more. bias: what the logarithm of an item's decayed
-    clicks counts beside its score; above 0 that is an input of rank.onnx.
+    clicks counts beside its score; above 0 that is an input of rank.onnx. sharpness: what its
+    scores are multiplied by before the softmax.
     weights: of each source, the network last, by class of prefix (``stream.live.blend.Blend``).
     """
 
@@ -96,6 +97,7 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     n_candidates: Size
     bias: Weight
     weights: Annotated[list[list[Weight]], msgspec.Meta(min_length=PREFIXES, max_length=PREFIXES)]
+    sharpness: Weight = 1.0
 
     @property
     def rules(self) -> Rules:

@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,14 @@ import structlog
 import torch
 from onnx import numpy_helper
 
-from bench.serving.bundles import even_live
 from export import encode
 from export.__main__ import ExportConfig, describe, export_bundle, main, parity_sessions
 from export.graph import rank_graph, rank_int8_graph
 from export.parity import random_sessions
 from stream.errors import StreamError
-from stream.model.bundle import Manifest, load_bundle
+from stream.live.rules import NETWORK_BEST
+from stream.model import bundle as bundle_module
+from stream.model.bundle import load_bundle
 from stream.model.scorer import OnnxScorer
 from train.command import TrainError
 from train.data.context import ContextField
@@ -28,6 +28,7 @@ from train.data.sessions import Catalogue
 from train.network.checkpoint import (
     Checkpoint,
     CheckpointInfo,
+    Live,
     TrainingData,
     load_checkpoint,
     popular_items,
@@ -86,6 +87,13 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
         "allowed_lateness_s": 900,
         "event_types": EventTypes(inputs=("view", "cart")),
         "max_session_length": 500,
+        "live": Live(
+            time_scale_s=60,
+            excludes_seen=True,
+            bias=0.5,
+            sharpness=2.8,
+            weights=[[0.1] * 10] * 5,
+        ),
     }
     checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update=served))
     folder = export_bundle(checkpoint, tmp_path / "bundles", 4, sessions)
@@ -104,6 +112,14 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
     assert manifest.event_types == ("view", "cart")
     assert (manifest.training.clicks, manifest.training.last_timestamp_ms) == (77, 9_000)
     assert manifest.training.max_session_length == 500
+    assert manifest.live == bundle_module.Live(
+        time_scale_s=60,
+        excludes_seen=True,
+        n_candidates=N_ITEMS,
+        bias=0.5,
+        weights=[[0.1] * 10] * 5,
+        sharpness=2.8,
+    )
     assert manifest.metrics is not None
     assert manifest.metrics.protocol == "by hand"
     assert manifest.metrics.figures == {"recall_at_20": 0.5}
@@ -134,21 +150,35 @@ def test_a_graph_that_reads_a_bias_is_proved_with_one(
 ) -> None:
     def without_bias(*arguments: Any, write: Any = rank_graph) -> onnx.ModelProto:
         model: onnx.ModelProto = write(*arguments)
-        model.graph.initializer.append(numpy_helper.from_array(np.zeros(2000, "f4"), "none"))
+        model.graph.initializer.append(numpy_helper.from_array(np.zeros(6000, "f4"), "none"))
         for node in model.graph.node:
             node.input[:] = ["none" if name == "bias" else name for name in node.input]
         return model
 
-    live = even_live(10, bias=1.0)
-    monkeypatch.setattr("export.__main__.Manifest", partial(Manifest, live=live))
-    checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=2000))
-    sessions = random_sessions(50, 2000, [], seed=1)
+    live = Live(
+        time_scale_s=60, excludes_seen=False, bias=1.0, sharpness=1.0, weights=[[0.1] * 10] * 5
+    )
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=6000))
+    checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update={"live": live}))
+    sessions = random_sessions(50, 6000, [], seed=1)
     bundle = load_bundle(export_bundle(checkpoint, tmp_path / "bundles", 5, sessions))
     assert bundle.manifest.parity.int8_overlap > 0.999
-    assert OnnxScorer(bundle).n_candidates == 10
+    assert OnnxScorer(bundle).n_candidates == NETWORK_BEST
     monkeypatch.setattr(encode, "rank_graph", without_bias)
     with pytest.raises(TrainError, match=r"rank.onnx ranks an item in a place"):
         export_bundle(checkpoint, tmp_path / "bundles", 5, sessions)
+
+
+def test_a_live_list_has_its_candidates_or_as_many_as_are_published(tmp_path: Path) -> None:
+    checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=200))
+    weights = [[0.1] * 10] * 5
+    live = Live(time_scale_s=60, excludes_seen=False, bias=0.0, sharpness=1.0, weights=weights)
+    checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update={"live": live}))
+    for k, expected in ((5, NETWORK_BEST), (150, 150)):
+        sessions = random_sessions(5, 200, [], seed=1)
+        manifest = load_bundle(export_bundle(checkpoint, tmp_path / "out", k, sessions)).manifest
+        assert manifest.live is not None
+        assert manifest.live.n_candidates == expected
 
 
 def test_a_graph_for_int8_that_lists_other_items_is_left_out(
