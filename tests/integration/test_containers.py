@@ -1,4 +1,4 @@
-"""The path in containers, as deploy/compose.yaml describes it: Kafka and two of our workers."""
+"""The path in containers, as deploy/compose.yaml describes it: Kafka, two workers, and items."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.network import Network
 
-from bench.serving.bundles import write_tiny_bundle
+from bench.serving.bundles import even_live, write_tiny_bundle
 from deploy.broker import answers, free_port
 from deploy.images import BASE_IMAGE, KAFKA_IMAGE, STREAM_IMAGE, make_stream
 from deploy.processes import wait_for
@@ -39,6 +39,7 @@ class Deployment:
     network: Network
     bundle: Path
     workers: list[Any]  # docker-py's containers
+    items: Any
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def deployment(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     kafka_image = KAFKA_IMAGE if has_image(engine, KAFKA_IMAGE) else SERVICES["kafka"]["image"]
     folder = tmp_path_factory.mktemp("bundles")
     folder.chmod(0o755)  # pytest's folders are closed to the worker's user
-    bundle = write_tiny_bundle(folder, k=20)
+    bundle = write_tiny_bundle(folder, k=20, live=even_live(20))
     port = free_port()
     with contextlib.ExitStack() as stack:
         network = stack.enter_context(Network())
@@ -96,18 +97,19 @@ def deployment(engine: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         topics = stack.enter_context(service("topics", network)).get_wrapped_container()
         assert topics.wait(timeout=60)["StatusCode"] == 0, topics.logs().decode()
         workers = [
-            stack.enter_context(running_worker(network, bundle))
+            stack.enter_context(running_on(bundle, "worker", network))
             for _ in range(SERVICES["worker"]["deploy"]["replicas"])
         ]
-        for worker in workers:
-            wait_until_healthy(worker)
-        yield Deployment(f"localhost:{port}", network, bundle, workers)
+        items = stack.enter_context(running_on(bundle, "items", network))
+        for container in (*workers, items):
+            wait_until_healthy(container)
+        yield Deployment(f"localhost:{port}", network, bundle, workers, items)
 
 
 @contextlib.contextmanager
-def running_worker(network: Network, bundle: Path) -> Iterator[Any]:
-    """A worker's container (docker-py's) while the block runs."""
-    with service("worker", network).with_volume_mapping(str(bundle), "/bundle", "ro") as started:
+def running_on(bundle: Path, name: str, network: Network) -> Iterator[Any]:
+    """The container (docker-py's) of a service with a bundle while the block runs."""
+    with service(name, network).with_volume_mapping(str(bundle), "/bundle", "ro") as started:
         yield started.get_wrapped_container()
 
 
@@ -117,10 +119,10 @@ def wait_until_healthy(worker: Any) -> None:
     def healthy() -> bool:
         worker.reload()
         if worker.status != "running":
-            pytest.fail(f"the worker is {worker.status}: {worker.logs().decode()[-2000:]}")
+            pytest.fail(f"a service is {worker.status}: {worker.logs().decode()[-2000:]}")
         return bool(worker.attrs["State"]["Health"]["Status"] == "healthy")
 
-    wait_for(healthy, 90, "a healthy worker")
+    wait_for(healthy, 90, "a healthy service")
 
 
 def service(name: str, network: Network) -> DockerContainer:
@@ -128,7 +130,7 @@ def service(name: str, network: Network) -> DockerContainer:
     described = SERVICES[name]
     container = DockerContainer(STREAM_IMAGE).with_network(network)
     for setting, value in described["environment"].items():
-        container.with_env(setting, value)
+        container.with_env(setting, str(value))
     for folder in described["tmpfs"]:
         container.with_tmpfs_mount(folder)
     return container.with_command(described["command"]).with_kwargs(
@@ -177,6 +179,17 @@ def test_every_click_gets_exactly_one_recommendation(deployment: Deployment) -> 
     assert {len(r["items"]) for r in received} == {20}
     assert {r["outcome"] for r in received} == {"model"}
 
+    viewer = Consumer(servers | {"group.id": "looks", "auto.offset.reset": "earliest"})
+    viewer.subscribe(["nextclick-item-view"])
+    counted: set[bytes | None] = set()
+
+    def all_items_counted() -> bool:
+        counted.update(record.key() for record in viewer.consume(1000, timeout=1))
+        return counted >= {f"item-{n}".encode() for n in range(50)}
+
+    wait_for(all_items_counted, 60, "counts of 50 items")
+    viewer.close()
+
 
 def test_a_worker_is_not_root_and_cannot_write_its_image(deployment: Deployment) -> None:
     for worker in deployment.workers:
@@ -194,7 +207,7 @@ def test_the_worker_cannot_import_torch(deployment: Deployment) -> None:
 
 def test_a_stopped_worker_ends_by_itself_within_its_grace_period(deployment: Deployment) -> None:
     grace_s = int(SERVICES["worker"]["stop_grace_period"].removesuffix("s"))
-    with running_worker(deployment.network, deployment.bundle) as worker:
+    with running_on(deployment.bundle, "worker", deployment.network) as worker:
         wait_until_healthy(worker)
         worker.stop(timeout=grace_s)
         assert worker.wait()["StatusCode"] == 0, worker.logs().decode()[-2000:]

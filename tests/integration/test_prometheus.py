@@ -115,9 +115,10 @@ def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
     config = yaml.safe_load((PROMETHEUS_FOLDER / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(PROMETHEUS_FOLDER / name) for name in config["rule_files"]]
-    (job,) = config["scrape_configs"]
-    assert job.pop("dns_sd_configs")
-    job["static_configs"] = [{"targets": targets}]
+    workers, items = config["scrape_configs"]
+    for job, found in ((workers, targets), (items, [])):
+        assert job.pop("dns_sd_configs")
+        job["static_configs"] = [{"targets": found}]
     path = folder / "prometheus.yaml"
     path.write_text(yaml.safe_dump(config))
     port = free_port()

@@ -13,7 +13,13 @@ import yaml
 from deploy.broker import KAFKA_VERSION
 from deploy.command import DeployError
 from deploy.images import run
-from stream.settings import TopicsSettings, WorkerSettings
+from stream.settings import (
+    CountSettings,
+    KafkaSettings,
+    ServiceSettings,
+    TopicsSettings,
+    WorkerSettings,
+)
 
 DEPLOY = Path("deploy")
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
@@ -79,14 +85,38 @@ def test_the_engine_is_sent_what_the_dockerfile_copies_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("service", "settings"), [("worker", WorkerSettings), ("topics", TopicsSettings)]
+    ("service", "settings"),
+    [("worker", WorkerSettings), ("items", CountSettings), ("topics", TopicsSettings)],
 )
 def test_the_compose_file_sets_settings_that_exist(
-    service: str, settings: type[WorkerSettings] | type[TopicsSettings]
+    service: str, settings: type[KafkaSettings]
 ) -> None:
     # A misspelt variable is no error at the start: nothing else would find it.
     known = {f"NEXTCLICK_{name.upper()}" for name in settings.model_fields}
     assert set(COMPOSE["services"][service]["environment"]) <= known
+
+
+def test_worker_and_item_processor_are_told_of_the_same_bundle_and_brokers() -> None:
+    worker, items = (COMPOSE["services"][name] for name in ("worker", "items"))
+    shared = ("NEXTCLICK_BOOTSTRAP_SERVERS", "NEXTCLICK_BUNDLE")
+    assert [worker["environment"][v] for v in shared] == [items["environment"][v] for v in shared]
+    assert worker["volumes"] == items["volumes"]
+    assert [*worker["command"], *items["command"]] == ["worker", "count"]
+
+
+@pytest.mark.parametrize(
+    ("service", "settings"), [("worker", WorkerSettings), ("items", CountSettings)]
+)
+def test_prometheus_finds_a_service_at_the_port_of_its_pages(
+    service: str, settings: type[ServiceSettings]
+) -> None:
+    scraped = yaml.safe_load((DEPLOY / "prometheus/prometheus.yaml").read_text())["scrape_configs"]
+    found = [sd for job in scraped for sd in job["dns_sd_configs"] if sd["names"] == [service]]
+    image = re.search(r"NEXTCLICK_WEB_PORT=(\d+)", (DEPLOY / "Dockerfile").read_text())
+    assert image
+    listens = COMPOSE["services"][service]["environment"].get("NEXTCLICK_WEB_PORT", int(image[1]))
+    assert [sd["port"] for sd in found] == [listens]
+    assert listens == settings.model_fields["web_port"].default
 
 
 def test_compose_and_embedded_broker_are_the_same_kafka() -> None:
