@@ -1,8 +1,8 @@
 """The whole path in one command: ``make demo``, or ``make demo CLICKS=path`` on your own log.
 
-Broker, topics, click log, training, export, worker, a replay of the newest clicks, and a comparison
-of the answers with the offline evaluation of the same clicks (deploy/demo/steps.py). Everything it
-starts ends with it; what it made stays in build/demo.
+Broker, topics, click log, training, export, worker and item processor, a replay of the newest
+clicks, and a comparison of the answers with the offline evaluation of the same clicks
+(deploy/demo/steps.py). Everything it starts ends with it; what it made stays in build/demo.
 """
 
 import sys

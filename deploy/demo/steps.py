@@ -120,11 +120,12 @@ def _run(settings: DemoSettings) -> None:
         if log.health is not None:
             print(describe(log.health, log.name), flush=True)
         bundle = _train_and_export(demo, log)
-        with _worker(demo, bundle) as worker, AnswerReader(demo.kafka) as reader:
+        with services_of(demo, bundle) as services, AnswerReader(demo.kafka) as reader:
             _replay_and_watch(demo, log)
             reader.wait_for(len(log.heldout), QUIET_S)
-            worker.check_runs()
-        demo.tell("worker: stopped")
+            for service in services.values():
+                service.check_runs()
+        demo.tell(f"{' and '.join(services)}: stopped")
         replay = read_replay(demo.kafka, reader.answers)
     if not replay.answers:
         raise DeployError(f"no click was answered; the worker's log is {out / 'worker.log'}")
@@ -182,15 +183,28 @@ def _train_and_export(demo: Demo, log: Heldout) -> Path:
 
 
 @contextlib.contextmanager
-def _worker(demo: Demo, bundle: Path) -> Iterator[Child]:
-    """A worker that is ready, for as long as the block lasts."""
+def services_of(demo: Demo, bundle: Path) -> Iterator[dict[str, Child]]:
+    """A worker, and the item processor where lists learn from the stream: ready, for the block."""
+    commands = {"worker": "worker"}
+    if load_bundle(bundle).manifest.live is not None:
+        commands["item processor"] = "count"
+    with contextlib.ExitStack() as stack:
+        yield {
+            name: stack.enter_context(_service(demo, bundle, name, command))
+            for name, command in commands.items()
+        }
+
+
+@contextlib.contextmanager
+def _service(demo: Demo, bundle: Path, name: str, command: str) -> Iterator[Child]:
+    """One process that is ready, for as long as the block lasts."""
     port = free_port()
-    command = ["stream", "worker", "--bundle", str(bundle), "--web-port", str(port)]
-    log = demo.settings.out / "worker.log"
-    with running([*command, *demo.kafka_flags], log) as worker:
-        worker.wait_until(lambda: _is_ready(port), READY_TIMEOUT_S, f"the worker (log: {log})")
-        demo.tell(f"worker: ready, metrics on http://127.0.0.1:{port}/metrics")
-        yield worker
+    words = ["stream", command, "--bundle", str(bundle), "--web-port", str(port)]
+    log = demo.settings.out / f"{command}.log"
+    with running([*words, *demo.kafka_flags], log) as service:
+        service.wait_until(lambda: _is_ready(port), READY_TIMEOUT_S, f"the {name} (log: {log})")
+        demo.tell(f"{name}: ready, metrics on http://127.0.0.1:{port}/metrics")
+        yield service
 
 
 def _is_ready(port: int) -> bool:

@@ -11,7 +11,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from stream.contract.messages import Recommendation
+from stream.contract.messages import Outcome, Recommendation
 from stream.watch.judge import Judge, Quality
 from train.baselines.named import BASELINES
 from train.data.clicks import cut_sessions
@@ -25,6 +25,7 @@ from train.network.checkpoint import Checkpoint
 K = 20
 ROWS = {
     "online": "online, from the topics",
+    "online_known": "of these, next clicks on known items",
     "offline": "offline, the same clicks",
     "without_context": "the same network without context",
     "markov": "Markov chain: the last item alone",
@@ -74,9 +75,15 @@ class Summary:
     dead_letters: int
     latency_p50_ms: float
     latency_p99_ms: float
+    view_age_p50_s: float | None
+    """How old the stream's counts were that lists were made with, in the log's time: from the
+    newest click that they knew of to the one that was answered. None: lists of the network alone.
+    """
     figures: dict[str, Figures]
-    """`online`, from the published lists; the others are of an offline evaluation of the same
-    clicks: `offline`, `without_context`, `markov`, `pop`, and `oracle` for a known process."""
+    """`online`, from the published lists; where they learn from the stream, `online_known` of the
+    next clicks that the network knows. The others are of an offline evaluation of the same clicks
+    by what was trained, unknown items left out: `offline`, `without_context`, `markov`, `pop`, and
+    `oracle` for a known process."""
 
 
 def parse_source(header: str) -> Source:
@@ -90,14 +97,30 @@ def in_click_order(answers: Iterable[Answer]) -> list[Answer]:
     return [answer for _, answer in sorted({a.source: a for a in answers}.items())]
 
 
-def judge(answers: Iterable[Answer], idle_timeout_s: int | None) -> Quality:
-    """Recall@20 and MRR@20 of the published lists (see ``stream.watch.judge``)."""
+def judge(
+    answers: Iterable[Answer], idle_timeout_s: int | None, *, known_alone: bool = False
+) -> Quality:
+    """Recall@20 and MRR@20 of the published lists (see ``stream.watch.judge``).
+
+    known_alone: next clicks on items that the network does not know are left out.
+    """
     judge, quality = Judge(idle_timeout_s), Quality(K)
     for answer in in_click_order(answers):
         rank = judge.rank(answer.recommendation)
-        if rank is not None:
+        is_known = answer.recommendation.outcome == Outcome.MODEL
+        if rank is not None and (is_known or not known_alone):
             quality.add(rank)
     return quality
+
+
+def view_age_s(answers: Iterable[Answer]) -> float | None:
+    """The median age of the view when a click was answered; None: no list had one.
+
+    A view may be ahead of a click, whose age is then below 0.
+    """
+    made = [a.recommendation for a in answers if a.recommendation.view_ms is not None]
+    ages = [r.click.timestamp_ms - r.view_ms for r in made if r.view_ms is not None]
+    return float(np.median(ages)) / 1000 if ages else None
 
 
 def missing_clicks(replay: Replay) -> int:
@@ -154,7 +177,10 @@ def summarise(
     replay: Replay, offline: Mapping[str, Figures], idle_timeout_s: int | None
 ) -> Summary:
     """The summary of a replay that was answered at least once."""
-    quality = judge(replay.answers, idle_timeout_s)
+    age_s = view_age_s(replay.answers)
+    online = {"online": judge(replay.answers, idle_timeout_s)}
+    if age_s is not None:
+        online["online_known"] = judge(replay.answers, idle_timeout_s, known_alone=True)
     return Summary(
         clicks=len(replay.appended_ms),
         recommendations=len(replay.answers),
@@ -162,7 +188,8 @@ def summarise(
         dead_letters=len(replay.rejected),
         latency_p50_ms=latency_ms(replay, 0.5),
         latency_p99_ms=latency_ms(replay, 0.99),
-        figures={"online": Figures(quality.recall, quality.mrr), **offline},
+        view_age_p50_s=age_s,
+        figures={name: Figures(q.recall, q.mrr) for name, q in online.items()} | dict(offline),
     )
 
 
@@ -179,6 +206,10 @@ def print_summary(summary: Summary) -> None:
     delivered.add_row("dead letters", f"{summary.dead_letters:,}")
     delivered.add_row("latency p50, click's append to reader", f"{summary.latency_p50_ms:.1f} ms")
     delivered.add_row("latency p99", f"{summary.latency_p99_ms:.1f} ms")
+    if summary.view_age_p50_s is not None:
+        delivered.add_row(
+            "age of the stream's counts in the log's time, p50", f"{summary.view_age_p50_s:,.1f} s"
+        )
     console.print(delivered)
     quality = Table(title="next click in the list", title_justify="left", min_width=66)
     quality.add_column("")
@@ -190,6 +221,10 @@ def print_summary(summary: Summary) -> None:
             cells = name, f"{found.recall_at_20:.4f}", f"{found.mrr_at_20:.4f}"
             quality.add_row(*cells, style="bold" if key == "online" else None)
     console.print(quality)
+    if summary.view_age_p50_s is not None:
+        console.print(
+            "online: lists blended from the network and what the stream has counted since the start"
+        )
     if without := summary.figures.get("without_context"):
         offline = summary.figures["offline"]
         console.print(

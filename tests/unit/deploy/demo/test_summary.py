@@ -40,11 +40,13 @@ def answer(
     at_ms: int = 0,
     outcome: Outcome = Outcome.MODEL,
     received_ms: float = 0.0,
+    view_ms: int | None = None,
 ) -> Answer:
     """``items``: one letter an item, best first, one score apart."""
     listed = [Item(letter, -float(place)) for place, letter in enumerate(items)]
     click = ClickRef(item_id, at_ms)
-    return Answer(source, Recommendation(session_id, listed, "m", outcome, click, 0), received_ms)
+    recommendation = Recommendation(session_id, listed, "m", outcome, click, 0, view_ms)
+    return Answer(source, recommendation, received_ms)
 
 
 def test_a_source_names_partition_and_offset_whatever_the_topic_is_called() -> None:
@@ -104,6 +106,27 @@ def test_the_summary_puts_online_and_offline_side_by_side() -> None:
     assert (summary.missing, summary.dead_letters) == (0, 1)
     assert (summary.latency_p50_ms, summary.latency_p99_ms) == (5.0, 7.0)
     assert summary.figures == {"online": Figures(1.0, 0.5), **offline}
+    assert summary.view_age_p50_s is None
+
+
+def test_a_summary_of_blended_lists_has_those_of_known_items_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    answers = [
+        answer((0, 0), "s", "a", "bcd", at_ms=9_000, view_ms=8_000),
+        answer((0, 1), "s", "new", "abc", at_ms=9_500, view_ms=8_000, outcome=Outcome.LIVE),
+        answer((0, 2), "s", "b", "abc", at_ms=9_900, view_ms=9_950),
+    ]
+    appended_ms = {a.source: 0 for a in answers}
+    summary = summarise(Replay(appended_ms, answers, set()), {}, None)
+    # "new" is not in bcd, and "b" second in abc.
+    assert summary.figures["online"] == Figures(1 / 2, 1 / 4)
+    assert summary.figures["online_known"] == Figures(1.0, 1 / 2)
+    assert summary.view_age_p50_s == 1.0
+    print_summary(summary)
+    out = capsys.readouterr().out
+    assert "what the stream has counted" in out
+    assert "1.0 s" in out
 
 
 def test_the_report_says_what_context_was_worth(capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,13 +136,13 @@ def test_the_report_says_what_context_was_worth(capsys: pytest.CaptureFixture[st
         "without_context": Figures(0.69, 0.385),
         "markov": Figures(0.68, 0.375),
     }
-    print_summary(Summary(10, 10, 0, 0, 1.0, 2.0, figures))
+    print_summary(Summary(10, 10, 0, 0, 1.0, 2.0, None, figures))
     out = capsys.readouterr().out
     assert "context was worth +0.0100 Recall@20 and +0.0150 MRR@20" in out
     rows = [re.findall(r"[\w.]+", line)[-2:] for line in out.splitlines() if "0." in line]
     assert ["0.6800", "0.3750"] in rows
     assert "oracle" not in out
-    print_summary(Summary(10, 10, 0, 0, 1.0, 2.0, {"online": Figures(0.71, 0.41)}))
+    print_summary(Summary(10, 10, 0, 0, 1.0, 2.0, None, {"online": Figures(0.71, 0.41)}))
     assert "context" not in capsys.readouterr().out
 
 
