@@ -16,7 +16,7 @@ POPULAR = 100
 """So many popular items are candidates of every list."""
 POPULAR_EVERY_MS = 1_000
 NETWORK_BEST = 40
-"""So many of the network's best are candidates of every list. On a news site 100 or 20 made lists as
+"""So many of the network's best are candidates of every list. On a news site 100 or 20 made them as
 good, and 40 cost a third of what 100 cost more than 20."""
 CLICKS_FLOOR = 0.05
 """Added to an item's clicks before the logarithm is taken."""
