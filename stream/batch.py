@@ -14,7 +14,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from stream.contract.click import Click
+from stream.contract.click import TRAIL_CLICKS, Click
 from stream.contract.messages import Outcome, Target, item_events, recommendation
 from stream.contract.records import Record
 from stream.counts import Answered, Judgement
@@ -196,8 +196,8 @@ class Planner:
         session.last_outcome = LastOutcome[outcome.name]
         session.current = rank_row
         if blender:
-            trail.append(click.item_id)
-            session.current = _ask(plan, session, trail, click.timestamp_ms, rank_row)
+            items = [*trail[1 - TRAIL_CLICKS :], click.item_id]
+            session.current = _ask(plan, session, items, click.timestamp_ms, rank_row)
         plan.answers.append(_Answer(record, click, model, outcome, session.current))
 
     def _resume(

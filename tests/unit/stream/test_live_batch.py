@@ -284,6 +284,12 @@ def test_an_operator_decides_about_seen_items() -> None:
         assert {*listed(answer)} & {"known-0", "known-1"} == listed_again
 
 
+def test_a_sessions_own_item_is_listed_however_long_the_session_is() -> None:
+    world = World()
+    answers = [world.click(("s", f"known-{n % 2}", n))[0] for n in range(60)]
+    assert all(answer.click.item_id in listed(answer) for answer in answers)
+
+
 @pytest.mark.parametrize("n_candidates", [3, 5])
 def test_a_list_is_full_whatever_is_known(n_candidates: int) -> None:
     live = msgspec.structs.replace(LIVE, n_candidates=n_candidates, excludes_seen=True)
