@@ -17,7 +17,7 @@ import numpy as np
 from stream.contract.click import TRAIL_CLICKS, Click
 from stream.contract.messages import Outcome, Target, item_events, recommendation
 from stream.contract.records import Record
-from stream.counts import Answered, Judgement
+from stream.counts import QUALITY_K, Answered, Judgement
 from stream.intake import Intake, Lookup, Taken
 from stream.lists import ListRef, Lists, LiveLists, NetworkLists, check_items
 from stream.live.counts import CLICKED, steps
@@ -26,6 +26,7 @@ from stream.model.bundle import Manifest
 from stream.model.models import Model, Models
 from stream.model.scorer import Scores, Waves
 from stream.position import BadClickLimit, Position
+from stream.quality import Parts, Sample, is_sampled
 from stream.session import LastOutcome, PartitionSessions, Stored, Trail, TrailClick
 
 
@@ -82,11 +83,11 @@ class _Answer(NamedTuple):
 
 
 class _Question(NamedTuple):
-    """How good was this list, now that the next item (``target``) is known?"""
+    """How good was this list, now that the next click is known?"""
 
     model: Model
     listed: int | bytes
-    target: str
+    click: Click
     late: bool
 
 
@@ -94,13 +95,16 @@ class _Question(NamedTuple):
 class Plan(Taken):
     """A batch before the models have run; ``Planner`` completes its transaction and counts.
 
-    asks: the blended lists that are wanted. events: of items, as in ``ItemEvents``.
+    asks: the blended lists that are wanted. sampled: of those whose parts are judged, too, number
+    and session. events: of items, as in ``ItemEvents``.
     """
 
     waves: defaultdict[Model, Waves] = field(default_factory=lambda: defaultdict(Waves))
     answers: list[_Answer] = field(default_factory=list)
     questions: list[_Question] = field(default_factory=list)
     asks: defaultdict[Model, list[Ask]] = field(default_factory=lambda: defaultdict(list))
+    sampled: defaultdict[Model, dict[int, bytes]] = field(default_factory=lambda: defaultdict(dict))
+    parts: dict[Model, dict[int, Parts]] = field(default_factory=dict)
     events: list[tuple[str, str, int, int]] = field(default_factory=list)
     lists: dict[Model, Lists] = field(default_factory=dict)
     scores: dict[Model, Scores] = field(default_factory=dict)
@@ -125,6 +129,7 @@ class Planner:
         self._n_item_partitions = n_item_partitions
         self.intake = Intake(topic, models.parse, rules.limit)
         self._models = models
+        self._sample = Sample()
 
     def new_partition(self) -> PartitionSessions:
         """Return an empty table."""
@@ -168,6 +173,7 @@ class Planner:
         index = model.item_index.get(click.item_id)
         late = click.timestamp_ms < session.last_click_ms
         plan.counts.late += late
+        plan.counts.unknown += index is None
         session.changed = True
         session.seen_ms = max(watermark_ms, click.timestamp_ms)
         session.n_clicks += 1
@@ -184,7 +190,7 @@ class Planner:
             return
         if session.last_outcome in _JUDGED:
             assert before is not None, "only a list that was made is judged"
-            plan.questions.append(_Question(model, before, click.item_id, late))
+            plan.questions.append(_Question(model, before, click, late))
         outcome, rank_row = Outcome.LIVE, -1
         if index is None:
             session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
@@ -197,7 +203,9 @@ class Planner:
         session.current = rank_row
         if blender:
             items = [*trail[1 - TRAIL_CLICKS :], click.item_id]
-            session.current = _ask(plan, session, items, click.timestamp_ms, rank_row)
+            number = session.current = _ask(plan, session, items, click.timestamp_ms, rank_row)
+            if is_sampled(click.session):
+                plan.sampled[model][number] = click.session
         plan.answers.append(_Answer(record, click, model, outcome, session.current))
 
     def _resume(
@@ -255,8 +263,13 @@ class Planner:
             if model.blender is None:
                 plan.lists[model] = NetworkLists(model, scores)
             else:
-                made = model.blender.lists(plan.asks[model], scores) if scores else []
+                asks = plan.asks[model]
+                made = model.blender.lists(asks, scores) if scores else []
                 plan.lists[model] = LiveLists(model, model.blender, made)
+                if scores and (sampled := plan.sampled[model]):
+                    plan.parts[model] = self._sample.make(
+                        sampled, model.blender, asks, scores, made
+                    )
 
     def is_dead(self, seen_ms: int, watermark_ms: int) -> bool:
         """Whether a state of that time has expired."""
@@ -297,9 +310,19 @@ class Planner:
             )
             answered = Answered(record, click.timestamp_ms, model.model_id, outcome)
             plan.counts.answered.append(answered)
-        for model, listed, target, late in plan.questions:
-            rank = lists[model].rank(listed, target)
+        for of_model in lists.values():
+            plan.counts.listed.update(of_model.sources())
+        for model, listed, click, late in plan.questions:
+            rank, source = lists[model].find(listed, click.item_id)
             plan.counts.judgements.append(Judgement(late, rank))
+            if source is not None:
+                plan.counts.hits[source] += rank <= QUALITY_K
+            if model.blender is not None and not late:
+                made = plan.parts.get(model, {})
+                if ranks := self._sample.ranks(made, click.session, listed, click.item_id):
+                    plan.counts.parts.append((rank, *ranks))
+        for model, made in plan.parts.items():
+            self._sample.keep(plan.sampled[model], made, lists[model].stored)
         if plan.events and self._n_item_partitions:
             # With any partition of the batch: they are all of one transaction.
             partition = next(iter(plan.transaction.positions))

@@ -3,6 +3,7 @@
 The planner fills these in, the metrics export them, and the live view counts with the same rules.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isnan
@@ -14,6 +15,10 @@ T = TypeVar("T")
 
 QUALITY_K = 20
 """Live quality is counted at this rank, the K of the offline figures."""
+
+PARTS = ("published", "network", "counts", "popularity")
+"""What is compared on the same clicks: the list as it is, the network's own, the view's without
+it, and what is popular."""
 
 
 def rank_in_list(listed: Sequence[T], scores: Sequence[float], target: T) -> int:
@@ -30,6 +35,13 @@ def rank_in_list(listed: Sequence[T], scores: Sequence[float], target: T) -> int
     while scores[rank - 1] != score:
         rank -= 1
     return rank
+
+
+class Found(NamedTuple):
+    """An item's rank in a list, 0 if it is not there, and the source that brought it, if said."""
+
+    rank: int
+    source: str | None = None
 
 
 @dataclass(slots=True)
@@ -82,7 +94,10 @@ class BatchCounts:
     that was last seen at their time. begun, expired: sessions that began, that ended. rebuilt:
     sessions whose model state was made again from the trail. no_scores: lists of the model in
     which a score is NaN or infinite. encode_seconds, rank_seconds: wall time in the models' graphs.
-    events: of items, counted.
+    unknown: clicks on items that the network does not know. listed: items of the blended lists that
+    were made, by source. hits: clicks on an item of the list before, by the source that brought it.
+    parts: of each judged list of the sample the rank in each of ``PARTS``. events, published: of
+    items, counted, and sent to the view.
     """
 
     answered: list[Answered] = field(default_factory=list)
@@ -94,6 +109,11 @@ class BatchCounts:
     begun: int = 0
     expired: int = 0
     events: int = 0
+    published: int = 0
+    unknown: int = 0
+    listed: Counter[str] = field(default_factory=Counter)
+    hits: Counter[str] = field(default_factory=Counter)
+    parts: list[tuple[int, ...]] = field(default_factory=list)
     rebuilt: int = 0
     no_scores: int = 0
     encode_seconds: float = 0.0

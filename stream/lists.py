@@ -1,15 +1,19 @@
 """Lists as they are published, stored and judged: a model's own, or blended ones."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Protocol
+from itertools import chain
+from typing import Protocol, TypeVar
 
 import numpy as np
 
 from stream.contract.messages import encode_json
-from stream.counts import rank_in_list
+from stream.counts import Found, rank_in_list
 from stream.live.lists import SOURCES, Listed, LiveList, decode_list, encode_list
 from stream.model.blender import Blender
 from stream.model.scorer import Scores
+
+T = TypeVar("T")
 
 ListRef = int | bytes | None
 """A list: its number in this batch, the bytes of a session's state, or none (what is popular)."""
@@ -30,8 +34,8 @@ class Lists(Protocol):
         """Return the bytes that a session's state keeps of a list; none of none."""
         ...
 
-    def rank(self, listed: int | bytes, item_id: str) -> int:
-        """Return an item's rank in a list, as ``rank_in_list``."""
+    def find(self, listed: int | bytes, item_id: str) -> Found:
+        """Return an item's rank in a list, as ``rank_in_list``, and the source that brought it."""
         ...
 
     def items(self, listed: ListRef) -> bytes:
@@ -40,6 +44,10 @@ class Lists(Protocol):
 
     def is_popular(self, listed: ListRef, items: bytes) -> bool:
         """Whether a list that was made in this batch says no more than what is popular."""
+        ...
+
+    def sources(self) -> dict[str, int]:
+        """Return how many items of the lists made in this batch came from each source."""
         ...
 
 
@@ -65,9 +73,10 @@ class NetworkLists:
             return self._index_bytes[here] + self._score_bytes[here]
         return listed or b""
 
-    def rank(self, listed: int | bytes, item_id: str) -> int:
-        """As ``Lists.rank``."""
-        return rank_in_list(*self._pairs(listed), self._model.item_index.get(item_id, -1))
+    def find(self, listed: int | bytes, item_id: str) -> Found:
+        """As ``Lists.find``; a network alone names no source."""
+        index = self._model.item_index.get(item_id, -1)
+        return Found(rank_in_list(*self._pairs(listed), index))
 
     def items(self, listed: ListRef) -> bytes:
         """As ``Lists.items``; popular ones where a score is NaN or infinite."""
@@ -84,6 +93,10 @@ class NetworkLists:
     def is_popular(self, listed: ListRef, items: bytes) -> bool:
         """As ``Lists.is_popular``."""
         return items is self._model.popular_json
+
+    def sources(self) -> dict[str, int]:
+        """As ``Lists.sources``: a network alone names none."""
+        return {}
 
     def _pairs(self, listed: int | bytes) -> tuple[list[int], list[float]]:
         """Item indices and scores, best first."""
@@ -112,13 +125,14 @@ class LiveLists:
         scores = np.array(made.scores, "<f4").tobytes()
         return encode_list(LiveList(items, scores, bytes(made.sources)))
 
-    def rank(self, listed: int | bytes, item_id: str) -> int:
-        """As ``Lists.rank``."""
+    def find(self, listed: int | bytes, item_id: str) -> Found:
+        """As ``Lists.find``."""
         if isinstance(listed, int):
-            made = self._made[listed]
-            return rank_in_list(made.items, made.scores, self._blender.view.row(item_id))
+            made, row = self._made[listed], self._blender.view.row(item_id)
+            return _found(made.items, made.scores, made.sources, row)
         kept = decode_list(listed)
-        return rank_in_list(kept.items, np.frombuffer(kept.scores, "<f4").tolist(), item_id)
+        scores = np.frombuffer(kept.scores, "<f4").tolist()
+        return _found(kept.items, scores, kept.sources, item_id)
 
     def items(self, listed: ListRef) -> bytes:
         """As ``Lists.items``, each with the source that brought it."""
@@ -137,11 +151,21 @@ class LiveLists:
         """As ``Lists.is_popular``."""
         return isinstance(listed, int) and not self._made[listed].is_of_neighbours
 
+    def sources(self) -> dict[str, int]:
+        """As ``Lists.sources``."""
+        counts = Counter(chain.from_iterable(made.sources for made in self._made))
+        return {SOURCES[number]: n for number, n in counts.items()}
+
     def _json(self, listed: Listed) -> bytes:
         known, names = self._model.item_json, self._blender.view.names
         n_known = len(known)
         pieces = [known[row] if row < n_known else piece(names[row]) for row in listed.items]
         return _json(pieces, listed.scores, listed.sources)
+
+
+def _found(items: Sequence[T], scores: Sequence[float], sources: Sequence[int], item: T) -> Found:
+    rank = rank_in_list(items, scores, item)
+    return Found(rank, SOURCES[sources[items.index(item)]] if rank else None)
 
 
 def piece(item_id: str) -> bytes:

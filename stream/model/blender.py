@@ -76,6 +76,10 @@ class Blender:
         self._fill(listed, ())
         return listed
 
+    def excluded(self, trail: Sequence[str]) -> list[int]:
+        """Rows of the session's own items that are in none of its lists."""
+        return [self.view.row(item) for item in trail[_EXCLUDED[self.seen] :]]
+
     def lists(self, asks: Sequence[Ask], scores: Scores) -> list[Listed]:
         """The lists that are wanted, of at most K items of the view.
 
