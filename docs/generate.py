@@ -16,7 +16,7 @@ from pydantic_settings import CliPositionalArg
 
 from export.__main__ import ExportConfig
 from stream.__main__ import COMMANDS as STREAM_COMMANDS
-from stream.metrics import Metrics
+from stream.metrics import EngineMetrics, ItemMetrics, Metrics
 from stream.settings import KafkaSettings
 from train.__main__ import COMMANDS as TRAIN_COMMANDS
 from train.__main__ import Train
@@ -50,13 +50,14 @@ def settings_page() -> str:
 
 
 def metrics_page() -> str:
-    """The page of every metric a worker exports."""
-    instruments = vars(Metrics(CollectorRegistry())).values()
-    rows = [_metric(i) for i in instruments if isinstance(i, MetricWrapperBase)]
+    """The page of every metric that is exported."""
     lines = [
-        *("# Metrics", "", NOTE, "", "Every worker serves these at `/metrics`."),
-        *("A histogram has `_bucket`, `_sum` and `_count` after its name.", ""),
-        *_table(("metric", "type", "labels", "meaning"), rows),
+        *("# Metrics", "", NOTE, ""),
+        "A histogram has `_bucket`, `_sum` and `_count` after its name.",
+        *("", "## A worker, at `/metrics`", ""),
+        *_metrics(Metrics(CollectorRegistry())),
+        *("", "## The item processor (`python -m stream count`), at `/metrics`", ""),
+        *_metrics(ItemMetrics(CollectorRegistry())),
     ]
     return "\n".join(lines) + "\n"
 
@@ -122,6 +123,12 @@ def _meaning(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         meaning += f" One of {', '.join(f'`{value}`' for value in get_args(field.annotation))}."
     return meaning
+
+
+def _metrics(metrics: EngineMetrics) -> list[str]:
+    instruments = vars(metrics).values()
+    rows = [_metric(i) for i in instruments if isinstance(i, MetricWrapperBase)]
+    return _table(("metric", "type", "labels", "meaning"), rows)
 
 
 def _metric(instrument: MetricWrapperBase) -> tuple[str, ...]:

@@ -138,6 +138,7 @@ class ItemPlanner:
             raw = transaction.changelog[partition][key] = counts.encode()
             if due:
                 view[partition].append(Message(key, raw))
+                plan.counts.published += 1
 
     def answer(self, plan: ItemPlan, published_ms: int) -> None:
         """Nothing is answered."""

@@ -6,14 +6,16 @@ Faust's own sensors stay off: they are in milliseconds and cost 40 us a click.
 """
 
 from collections import Counter as Tally
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 
 from stream.contract.click import Reason
 from stream.contract.messages import Outcome
-from stream.counts import QUALITY_K, BatchCounts, Quality
+from stream.counts import PARTS, QUALITY_K, BatchCounts, Quality
+from stream.live.global_view import GlobalView
+from stream.live.lists import SOURCES
 from stream.transport.protocol import Restored
 
 # Around the objective of 12 ms at the median and 30 ms at p99: steps of about a third there,
@@ -27,6 +29,8 @@ STAGE_BUCKETS = (
     *(0.050, 0.100, 0.250, 1.0),
 )
 TIMINGS = ("in_order", "late")
+_NOT_TAUGHT = (Outcome.DUPLICATE, Outcome.OTHER_EVENT)
+"""Clicks that no view will know of."""
 RESTORE_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 
 
@@ -120,6 +124,9 @@ class EngineMetrics:
             self.rejected.labels(reason).inc()
         self.skipped.inc(counts.skipped)
 
+    def look(self) -> None:
+        """Set what changes between batches, too."""
+
     def count_restore(self, states_by_partition: Mapping[int, int], restored: Restored) -> None:
         """Count an assignment and its restore; partitions that left no longer have gauges."""
         self.rebalances.inc()
@@ -153,6 +160,7 @@ class Metrics(EngineMetrics):
         super().__init__(registry, "recs", "clicks", "sessions")
 
         counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
         histogram = partial(Histogram, registry=registry)
         self.clicks = counter(
             "recs_clicks_total",
@@ -221,7 +229,58 @@ class Metrics(EngineMetrics):
             f"Sum of 1/rank of the next click within the first {QUALITY_K}, by timing.",
             ["timing"],
         )
+        self.part_predictions = counter(
+            "recs_part_predictions_total",
+            "Blended lists of a sample of sessions, judged in parts by the session's next click, "
+            f"unless it is late: {', '.join(PARTS)}.",
+            ["part"],
+        )
+        self.part_hits = counter(
+            "recs_part_hits_total",
+            f"Of these, the lists with the next click among the part's first {QUALITY_K}.",
+            ["part"],
+        )
+        self.part_reciprocal_rank = counter(
+            "recs_part_reciprocal_rank_total",
+            f"Sum of 1/rank of the next click within the part's first {QUALITY_K}.",
+            ["part"],
+        )
+        self.unknown_items = counter(
+            "recs_unknown_item_clicks_total",
+            "Good clicks on items that the network does not know; repeated events are left out.",
+        )
+        self.listed = counter(
+            "recs_listed_items_total",
+            "Items of blended lists, by the source that gave most of their score.",
+            ["source"],
+        )
+        self.source_hits = counter(
+            "recs_source_hits_total",
+            "Hits of blended lists (recs_live_hits_total), by the source that brought the item.",
+            ["source"],
+        )
+        self.view_items = gauge(
+            "recs_view_items", "Items clicked lately, as far as this worker's view knows."
+        )
+        self.view_age = gauge(
+            "recs_view_age_seconds",
+            "How far the newest click that the view knows of is behind the newest one answered, by "
+            "the clicks' own timestamps; below 0 where it is ahead.",
+        )
+        self.unreadable_view = counter(
+            "recs_unreadable_view_records_total",
+            "Records of the item-view topic that hold no counts of an item: passed over.",
+        )
+        self.view: GlobalView | None = None
+        """What lists are blended with; whoever has one sets it."""
+        self._n_unreadable = 0
+        self._first_ms: int | None = None
+        self._newest_ms = 0
         begin_at_zero(self.clicks, Outcome)
+        for quality in (self.part_predictions, self.part_hits, self.part_reciprocal_rank):
+            begin_at_zero(quality, PARTS)
+        begin_at_zero(self.listed, SOURCES)
+        begin_at_zero(self.source_hits, SOURCES)
         for quality in (self.live_predictions, self.live_hits, self.live_reciprocal_rank):
             begin_at_zero(quality, TIMINGS)
         begin_at_zero(self.inference, ("encode", "rank"))
@@ -238,20 +297,50 @@ class Metrics(EngineMetrics):
         for record, timestamp_ms, *_ in counts.answered:
             self.latency.observe(max(0, committed_ms - record.timestamp_ms) / 1000)
             self.event_latency.observe(max(0, committed_ms - timestamp_ms) / 1000)
+        of_timing = (self.live_predictions, self.live_hits, self.live_reciprocal_rank)
         for late, timing in enumerate(TIMINGS):
-            quality = Quality()
-            for judgement in counts.judgements:
-                if judgement.late == late:
-                    quality.add(judgement.rank)
-            self.live_predictions.labels(timing).inc(quality.predictions)
-            self.live_hits.labels(timing).inc(quality.hits)
-            self.live_reciprocal_rank.labels(timing).inc(quality.reciprocal_rank)
+            _judge(of_timing, timing, (j.rank for j in counts.judgements if j.late == late))
+        if counts.parts:
+            of_part = (self.part_predictions, self.part_hits, self.part_reciprocal_rank)
+            for part, ranks in zip(PARTS, zip(*counts.parts, strict=True), strict=True):
+                _judge(of_part, part, ranks)
+        for counter, by_source in ((self.listed, counts.listed), (self.source_hits, counts.hits)):
+            for source, n in by_source.items():
+                counter.labels(source).inc(n)
+        self.unknown_items.inc(counts.unknown)
+        if times_ms := [a.timestamp_ms for a in counts.answered if a.outcome not in _NOT_TAUGHT]:
+            if self._first_ms is None:
+                self._first_ms = min(times_ms)
+            self._newest_ms = max(self._newest_ms, *times_ms)
         self.late.inc(counts.late)
         self.stale.inc(counts.stale)
         self.rebuilt.inc(counts.rebuilt)
         self.begun.inc(counts.begun)
         self.expired.inc(counts.expired)
         self.no_scores.inc(counts.no_scores)
+
+    def look(self) -> None:
+        """Set what the view is like now; it goes on while no clicks come."""
+        view = self.view
+        if view is None:
+            return
+        self.view_items.set(len(view))
+        self.unreadable_view.inc(view.n_unreadable - self._n_unreadable)
+        self._n_unreadable = view.n_unreadable
+        if self._first_ms is not None:
+            # A view that knows of nothing grows old from the first click on.
+            known_ms = self._first_ms if view.as_of_ms is None else view.as_of_ms
+            self.view_age.set((self._newest_ms - known_ms) / 1000)
+
+
+def _judge(counters: Sequence[Counter], label: str, ranks: Iterable[int]) -> None:
+    """Count judged lists: predictions, hits and reciprocal ranks."""
+    quality = Quality()
+    for rank in ranks:
+        quality.add(rank)
+    counted = (quality.predictions, quality.hits, quality.reciprocal_rank)
+    for counter, value in zip(counters, counted, strict=True):
+        counter.labels(label).inc(value)
 
 
 class ItemMetrics(EngineMetrics):
@@ -269,6 +358,11 @@ class ItemMetrics(EngineMetrics):
             "Items of which next to nothing was left, and that every view drops.",
             registry=registry,
         )
+        self.published = Counter(
+            "items_published_total",
+            "Items whose changed counts were sent to every view.",
+            registry=registry,
+        )
         self.latency = Histogram(
             "items_latency_seconds",
             "From the append of a record of events to the commit of what they changed.",
@@ -280,6 +374,7 @@ class ItemMetrics(EngineMetrics):
         """Count a committed micro-batch."""
         super().count_batch(counts, committed_ms)
         self.events.inc(counts.events)
+        self.published.inc(counts.published)
         self.forgotten.inc(counts.expired)
         for answered in counts.answered:
             self.latency.observe(max(0, committed_ms - answered.record.timestamp_ms) / 1000)

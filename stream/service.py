@@ -59,6 +59,7 @@ def run_worker(settings: WorkerSettings) -> int:
             if not preparing.submit(reader.wait_until_read, VIEW_S).result():
                 log.warning("view_incomplete", topic=settings.item_view_topic, waited_s=VIEW_S)
     metrics = Metrics(REGISTRY)
+    metrics.view = model.blender.view if model.blender else None
     metrics.bundle.info({"bundle_id": model.model_id, "architecture": model.manifest.architecture})
     rules = Rules.of(model.manifest, _limit(settings))
     models = Models(model, max_click_bytes)

@@ -341,6 +341,7 @@ class Worker(Generic[P]):
         if not self._is_stepping:
             self._planner.refresh()
         self._metrics.ready.set(self.ready)
+        self._metrics.look()
         sizes = self._states.sizes()
         self._metrics.set_by_partition(sizes, self._transport.lag(), self._paused)
 

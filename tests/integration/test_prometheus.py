@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes real workers under load, and nothing on the dashboard is empty."""
+"""A real Prometheus scrapes real processes under load, and nothing on the dashboard is empty."""
 
 import contextlib
 import itertools
@@ -23,7 +23,7 @@ import pytest
 import yaml
 from confluent_kafka import Producer
 
-from bench.serving.bundles import write_tiny_bundle
+from bench.serving.bundles import even_live, write_tiny_bundle
 from deploy.broker import free_port
 from deploy.grafana.dashboard import OUTPUT
 from deploy.processes import wait_for
@@ -53,7 +53,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Prometheus over two workers with clicks of every kind flowing."""
+    """Prometheus over two workers and the item processor, with clicks of every kind flowing."""
     if shutil.which("prometheus") is None:
         reason = "no prometheus server is installed (apt-get install prometheus)"
         if os.environ.get("NEXTCLICK_REQUIRE_PROMETHEUS") == "1":
@@ -67,29 +67,35 @@ def server(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         "NEXTCLICK_CLICKS_TOPIC": f"{name}-clicks",
         "NEXTCLICK_RECOMMENDATIONS_TOPIC": f"{name}-recommendations",
         "NEXTCLICK_DEAD_LETTER_TOPIC": f"{name}-dead-letter",
-        "NEXTCLICK_BUNDLE": str(write_tiny_bundle(folder, n_items=N_ITEMS, k=20)),
+        "NEXTCLICK_BUNDLE": str(
+            write_tiny_bundle(folder, n_items=N_ITEMS, k=20, live=even_live(40, bias=0.5))
+        ),
     }
     environment = os.environ | topics
     stream = [sys.executable, "-m", "stream"]
     subprocess.run([*stream, "topics", "create"], env=environment, check=True, timeout=60)
-    ports = [free_port(), free_port()]
+    # One after the other: the second worker makes the first one restore again.
+    processes = [(free_port(), "count", "items"), *((free_port(), "worker", "recs") for _ in "ab")]
     with contextlib.ExitStack() as stack:
-        targets = [f"127.0.0.1:{port}" for port in (*ports, free_port())]
-        result = Server(stack.enter_context(prometheus(folder, targets)), silent=targets[-1])
+        (items, *workers) = [f"127.0.0.1:{port}" for port, *_ in processes]
+        silent = f"127.0.0.1:{free_port()}"
+        targets = {"nextclick": [*workers, silent], "nextclick-items": [items]}
+        result = Server(stack.enter_context(prometheus(folder, targets)), silent)
         stack.enter_context(load(kafka, topics["NEXTCLICK_CLICKS_TOPIC"]))
-        for port in ports:  # one after the other: the second makes the first one restore again
-            log = stack.enter_context((folder / f"worker-{port}.log").open("wb"))
-            command = [*stream, "worker", "--web-port", str(port)]
-            worker = stack.enter_context(process(command, log, environment))
-            wait_for(partial(serves, result, worker, f"127.0.0.1:{port}", Path(log.name)), 60)
+        for port, command, prefix in processes:
+            log = stack.enter_context((folder / f"{command}-{port}.log").open("wb"))
+            words = [*stream, command, "--web-port", str(port)]
+            started = stack.enter_context(process(words, log, environment))
+            is_ready = f'{prefix}_ready{{instance="127.0.0.1:{port}"}} == 1'
+            wait_for(partial(serves, result, started, is_ready, Path(log.name)), 60)
         yield result
 
 
-def serves(server: Server, worker: "subprocess.Popen[bytes]", instance: str, log: Path) -> bool:
-    """Whether Prometheus has seen this worker ready; fails with its log when it has ended."""
-    if worker.poll() is not None:
-        pytest.fail(f"worker exited with code {worker.returncode}: {log.read_text()[-2000:]}")
-    return bool(server.values(f'recs_ready{{instance="{instance}"}} == 1'))
+def serves(server: Server, process: "subprocess.Popen[bytes]", is_ready: str, log: Path) -> bool:
+    """Whether Prometheus has seen this process ready; fails with its log when it has ended."""
+    if process.poll() is not None:
+        pytest.fail(f"it exited with code {process.returncode}: {log.read_text()[-2000:]}")
+    return bool(server.values(is_ready))
 
 
 @contextlib.contextmanager
@@ -109,16 +115,16 @@ def process(
 
 
 @contextlib.contextmanager
-def prometheus(folder: Path, targets: list[str]) -> Iterator[str]:
-    """Prometheus with the configuration we ship; only how workers are found, and how often they
-    are asked, is the test's."""
+def prometheus(folder: Path, targets: dict[str, list[str]]) -> Iterator[str]:
+    """Prometheus with the configuration we ship; only how processes are found, and how often they
+    are asked, is the test's. targets: by job."""
     config = yaml.safe_load((PROMETHEUS_FOLDER / "prometheus.yaml").read_text())
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["rule_files"] = [str(PROMETHEUS_FOLDER / name) for name in config["rule_files"]]
-    workers, items = config["scrape_configs"]
-    for job, found in ((workers, targets), (items, [])):
+    for job in config["scrape_configs"]:
         assert job.pop("dns_sd_configs")
-        job["static_configs"] = [{"targets": found}]
+        job["static_configs"] = [{"targets": targets.pop(job["job_name"])}]
+    assert not targets
     path = folder / "prometheus.yaml"
     path.write_text(yaml.safe_dump(config))
     port = free_port()
@@ -213,6 +219,12 @@ def test_every_rule_evaluates_without_error(server: Server) -> None:
         ("nextclick:recs_latency_seconds:p50_1m", 0.001, 5.0),
         ("nextclick:recs_live_recall_at_20:ratio15m", 0.05, 0.95),
         ("count(recs_ready == 1)", 2, 2),
+        ("nextclick:recs_part_recall_at_20:ratio1h{part='published'}", 0.05, 1.0),
+        ("sum(rate(items_events_total[1m])) / sum(rate(recs_clicks_total[1m]))", 2.0, 8.0),
+        # With the unknown item and without item-13, whose clicks are no JSON.
+        ("recs_view_items", N_ITEMS, N_ITEMS),
+        ("recs_view_age_seconds", -5.0, 5.0),
+        ("count(items_ready == 1)", 1, 1),
         ("sum(recs_live_sessions)", 97, 97),
     ],
 )

@@ -107,8 +107,10 @@ def test_variables_in_the_pages_are_settings() -> None:
 
 
 def test_metrics_in_the_pages_exist() -> None:
-    metrics = set(re.findall(r"(?m)^\| `(recs_\w+)`", (FOLDER / "metrics.md").read_text()))
-    for page, metric in named(r"(?<![\w:])recs_[a-z0-9_]+(?!:)\b"):
+    metrics = set(
+        re.findall(r"(?m)^\| `((?:recs|items)_\w+)`", (FOLDER / "metrics.md").read_text())
+    )
+    for page, metric in named(r"(?<![\w:])(?:recs|items)_[a-z0-9_]+(?!:)\b"):
         name = HISTOGRAM_PARTS.sub("", metric)
         assert name in metrics, f"{page} names {metric}"
 

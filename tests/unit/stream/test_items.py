@@ -61,7 +61,9 @@ class Replay:
         self.planner.expire(plan, 0, dead)
         self.states.apply(plan.transaction)
         self.planner.answer(plan, 0)
-        for message in plan.transaction.messages[Target.ITEM_VIEW][0]:
+        published = plan.transaction.messages[Target.ITEM_VIEW][0]
+        assert plan.counts.published == sum(message.value is not None for message in published)
+        for message in published:
             assert message.key is not None
             self.view[message.key] = message.value
             self.n_published += 1
