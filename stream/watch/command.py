@@ -127,8 +127,8 @@ def _count(
         case DeadLetter(clicks_topic, partition, offset, reason):
             tally.add_dead_letter(f"{clicks_topic}-{partition}-{offset}", reason)
         case Answer(source, answer):
-            rank = judge.rank(answer)
-            return tally.add_recommendation(source, answer, rank, record.timestamp_ms, now_s)
+            found = judge.find(answer)
+            return tally.add_recommendation(source, answer, found, record.timestamp_ms, now_s)
         case None:
             tally.not_ours.add(f"{topic}-{record.partition} offset {record.offset}")
     return None

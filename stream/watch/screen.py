@@ -8,11 +8,12 @@ from rich.table import Table
 from rich.text import Text
 
 from stream.contract.messages import Outcome
+from stream.live.lists import SOURCES
 from stream.settings import WatchSettings
 from stream.watch.tally import HISTORY_S, RECENT_S, SHOWN_CLICKS, SessionView, Tally
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_PANEL_ROWS = 18  # what the figures need; the session's panel never makes the view jump
+_PANEL_ROWS = 21  # what the figures need; the session's panel never makes the view jump
 
 
 _RIGHT: dict[str, Any] = {"justify": "right"}
@@ -77,6 +78,9 @@ def _figures(tally: Tally, now_s: float) -> RenderableType:
     judged = f"{quality.predictions:,} judged"
     grid.add_row(f"Recall@{quality.k}", f"[bold magenta]{quality.recall:.4f}[/]", judged)
     grid.add_row(f"MRR@{quality.k}", f"[bold magenta]{quality.mrr:.4f}[/]", "")
+    age = tally.view_age_ms(now_s, 0.5, 0.99)
+    behind = (f"{age[0] / 1000:,.1f} s", f"p99 {age[1] / 1000:,.1f} s") if age else ("-", "")
+    grid.add_row("view age p50", *behind)
     for outcome in Outcome:
         count, total = tally.outcomes[outcome], tally.recommendations
         share = f"{100 * count / total:.1f} %" if total else ""
@@ -93,9 +97,20 @@ def _figures(tally: Tally, now_s: float) -> RenderableType:
     legend = f"clicks/s, last {HISTORY_S} s, peak {peak:,}"
     return Group(
         grid,
+        *[Text(line, "dim", no_wrap=True) for line in _hits(tally)],
         Text(bars, "green", no_wrap=True, overflow="crop"),
         Text(legend, "dim", no_wrap=True),
     )
+
+
+def _hits(tally: Tally) -> tuple[str, str]:
+    """Which source brought how many of the items that were clicked, in two lines."""
+    total = tally.hits.total()
+    if not total:
+        return "hits by source: none", ""
+    shares = [f"{name} {100 * tally.hits[name] / total:.0f} %" for name in SOURCES]
+    half = len(SOURCES) // 2
+    return f"hits: {', '.join(shares[:half])},", f"      {', '.join(shares[half:])}"
 
 
 def _session_panel(session: SessionView | None, settings: WatchSettings) -> Panel:
@@ -135,6 +150,7 @@ def summary_line(tally: Tally, now_s: float, trouble: str) -> str:
     in_rate, out_rate = tally.rates(now_s)
     p50, p99 = tally.latency_ms(now_s, 0.5, 0.99) or ("-", "-")
     quality = tally.quality
+    age = tally.view_age_ms(now_s, 0.5, 0.99)
     parts = [
         f"clicks {tally.clicks} ({in_rate:.0f}/s)",
         f"lists {tally.recommendations} ({out_rate:.0f}/s)",
@@ -142,6 +158,8 @@ def summary_line(tally: Tally, now_s: float, trouble: str) -> str:
         f"latency p50 {p50} ms, p99 {p99} ms",
         f"Recall@{quality.k} {quality.recall:.4f}, MRR@{quality.k} {quality.mrr:.4f} "
         f"of {quality.predictions}",
+        *([f"hits {', '.join(f'{s} {n}' for s, n in tally.hits.items())}"] if tally.hits else []),
+        *([f"view age p50 {age[0] / 1000:.1f} s, p99 {age[1] / 1000:.1f} s"] if age else []),
         ", ".join(f"{outcome} {tally.outcomes[outcome]}" for outcome in Outcome),
         f"dead letters {tally.dead_letters.total()}",
         *_oddities(tally),

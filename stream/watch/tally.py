@@ -4,12 +4,13 @@ The watch view's memory: bounded, whatever the load and however long it runs.
 """
 
 from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TypeVar
 
 from stream.contract.messages import Item, Recommendation
-from stream.counts import Quality
+from stream.counts import QUALITY_K, Found, Quality
 
 T = TypeVar("T")
 
@@ -46,10 +47,11 @@ class _Second:
     clicks: int = 0
     answers: int = 0
     latencies_ms: list[int] = field(default_factory=list)
+    view_ages_ms: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
-class Found:
+class Odd:
     """How many there were of what should not be there, and where the first one was."""
 
     count: int = 0
@@ -74,8 +76,9 @@ class Tally:
         self.dead_letters: Counter[str] = Counter()
         self.outcomes: Counter[str] = Counter()
         self.quality = Quality()
-        self.not_ours = Found()  # records of the output topics that no worker has written
-        self.unreadable = Found()  # offsets of batches that the Kafka client cannot read
+        self.hits: Counter[str] = Counter()  # by the source that brought the clicked item
+        self.not_ours = Odd()  # records of the output topics that no worker has written
+        self.unreadable = Odd()  # offsets of batches that the Kafka client cannot read
         self._seconds: OrderedDict[int, _Second] = OrderedDict()
         # Clicks without their answer and answers without their click (one consumer reads all
         # topics, in no promised order), by source: the append time; None for a dead letter,
@@ -96,9 +99,14 @@ class Tally:
             self._second(now_s).latencies_ms.append(answered_ms - appended_ms)
 
     def add_recommendation(
-        self, source: str, answer: Recommendation, rank: int | None, appended_ms: int, now_s: float
+        self,
+        source: str,
+        answer: Recommendation,
+        found: Found | None,
+        appended_ms: int,
+        now_s: float,
     ) -> SessionView:
-        """Count a record of the recommendations topic, its click ranked by the session's ``Judge``.
+        """Count a record of the recommendations topic, its click found by the session's ``Judge``.
 
         Returns its session.
         """
@@ -110,8 +118,14 @@ class Tally:
             _remember(self._answered_ms, source, appended_ms)
         else:
             self._second(now_s).latencies_ms.append(appended_ms - clicked_ms)
-        if rank is not None:
-            self.quality.add(rank)
+        if answer.view_ms is not None:
+            age_ms = answer.click.timestamp_ms - answer.view_ms
+            self._second(now_s).view_ages_ms.append(age_ms)
+        rank = found and found.rank
+        if found is not None:
+            self.quality.add(found.rank)
+            if found.source is not None and found.rank <= QUALITY_K:
+                self.hits[found.source] += 1
         session_id = answer.session_id
         session = self._sessions.pop(session_id, None) or SessionView(session_id)
         self._sessions[session_id] = session
@@ -142,10 +156,11 @@ class Tally:
 
     def latency_ms(self, now_s: float, *quantiles: float) -> list[int] | None:
         """Nearest-rank quantiles over the last whole seconds; None where nothing was answered."""
-        latencies = sorted(ms for second in self._recent(now_s) for ms in second.latencies_ms)
-        if not latencies:
-            return None
-        return [latencies[min(len(latencies) - 1, int(q * len(latencies)))] for q in quantiles]
+        return _quantiles((second.latencies_ms for second in self._recent(now_s)), quantiles)
+
+    def view_age_ms(self, now_s: float, *quantiles: float) -> list[int] | None:
+        """The same of how far the view was behind the click that it answered; below 0: ahead."""
+        return _quantiles((second.view_ages_ms for second in self._recent(now_s)), quantiles)
 
     def clicks_by_second(self, now_s: float) -> list[int]:
         """Clicks of the last whole seconds, oldest first."""
@@ -170,6 +185,13 @@ class Tally:
     def _recent(self, now_s: float) -> list[_Second]:
         end = int(now_s)
         return [self._seconds[s] for s in range(end - RECENT_S, end) if s in self._seconds]
+
+
+def _quantiles(parts: Iterable[list[int]], quantiles: Iterable[float]) -> list[int] | None:
+    values = sorted(value for part in parts for value in part)
+    if not values:
+        return None
+    return [values[min(len(values) - 1, int(q * len(values)))] for q in quantiles]
 
 
 def _remember(waiting: OrderedDict[str, T], source: str, appended_ms: T) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stream.contract.messages import ClickRef, Item, Outcome, Recommendation
-from stream.counts import Quality, rank_in_list
+from stream.counts import Found, Quality, rank_in_list
 from stream.watch.judge import Judge
 
 MINUTE_MS = 60_000
@@ -57,6 +57,13 @@ def test_rank_counts_the_items_that_do_not_score_below(scores: list[int]) -> Non
     items = listed(*((f"i{n}", float(score)) for n, score in enumerate(scores)))
     for item in items:
         assert rank_of(items, item.item_id) == sum(s >= item.score for s in scores)
+
+
+def test_a_hit_says_which_source_brought_the_item() -> None:
+    judge = Judge(idle_timeout_s=None)
+    items = [Item("a", 0.5, "transitions"), Item("b", 0.4, "network"), Item("c", 0.1)]
+    found = [judge.find(answer("s", item_id, items)) for item_id in "xabcx"]
+    assert found == [None, Found(1, "transitions"), Found(2, "network"), Found(3), Found(0)]
 
 
 def test_a_click_is_ranked_in_the_list_before_it_of_its_own_session() -> None:

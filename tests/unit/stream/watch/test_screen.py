@@ -19,7 +19,7 @@ def traffic() -> tuple[Tally, SessionView]:
         source = f"clicks-0-{number}"
         tally.add_click(source, 1000, now_s=10.5)
         answer = Recommendation("s-1", items, "m", Outcome.MODEL, ClickRef(item_id, 0), 0)
-        session = tally.add_recommendation(source, answer, judge.rank(answer), 1009, now_s=10.5)
+        session = tally.add_recommendation(source, answer, judge.find(answer), 1009, now_s=10.5)
     tally.add_click("clicks-0-3", 1000, now_s=10.5)
     tally.add_dead_letter("clicks-0-3", "not_json")
     return tally, session
@@ -48,6 +48,30 @@ def test_the_view_keeps_its_height() -> None:
     settings = WatchSettings()
     with_session = drawn(tally, session, settings, "").splitlines()
     assert len(drawn(Tally(), None, settings, "").splitlines()) == len(with_session)
+
+
+def test_of_blended_lists_the_sources_of_hits_and_the_views_age_are_shown() -> None:
+    tally, judge, settings = Tally(), Judge(None), WatchSettings()
+    assert "hits by source: none" in drawn(tally, None, settings, "")
+    assert "hits" not in summary_line(tally, 11.0, trouble="")
+    items = [
+        Item("tent", 0.5, "transitions"),
+        Item("mug", 0.4, "network"),
+        Item("cup", 0.1, "session"),
+    ]
+    for number, item_id in enumerate(["new", "tent", "tent", "mug", "vase"]):
+        answer = Recommendation(
+            "s-1", items, "m", Outcome.LIVE, ClickRef(item_id, 10_000), 0, view_ms=8_800
+        )
+        found = judge.find(answer)
+        tally.add_recommendation(f"clicks-0-{number}", answer, found, 1009, now_s=10.5)
+    text = drawn(tally, None, settings, "")
+    for share in ("transitions 67 %", "popularity 0 %", "session 0 %", "network 33 %"):
+        assert share in text
+    assert [line for line in text.splitlines() if "1.2 s" in line and "p99 1.2 s" in line]
+    line = summary_line(tally, 11.0, trouble="")
+    assert "| hits transitions 2, network 1 | view age p50 1.2 s, p99 1.2 s |" in line
+    assert len(text.splitlines()) == len(drawn(Tally(), None, settings, "").splitlines()) <= 24
 
 
 def test_a_session_that_has_not_clicked_and_a_lost_broker_are_named() -> None:

@@ -26,8 +26,8 @@ def click_and_answer(
 ) -> SessionView:
     source = f"clicks-0-{next(sources or count())}"
     tally.add_click(source, 1000, now_s=0.5)
-    rank = judge.rank(recommendation) if judge else None
-    return tally.add_recommendation(source, recommendation, rank, 1007, now_s=0.5)
+    found = judge.find(recommendation) if judge else None
+    return tally.add_recommendation(source, recommendation, found, 1007, now_s=0.5)
 
 
 @pytest.mark.parametrize("answer_first", [False, True])
@@ -95,6 +95,15 @@ def test_a_session_shows_its_last_clicks_with_their_ranks() -> None:
     assert session.n_clicks == 4
     assert (tally.quality.predictions, tally.quality.hits) == (2, 1)
     assert tally.outcomes == {"model": 3, "unknown_item": 1}
+
+
+def test_the_views_age_is_that_of_the_last_ten_seconds_and_below_0_where_it_is_ahead() -> None:
+    tally = Tally()
+    assert tally.view_age_ms(21.0, 0.5) is None
+    for at_s, view_ms in ((5.0, 0), (20.0, 900), (20.1, 1_000), (20.2, 1_700), (20.3, None)):
+        made = Recommendation("s", [], "m", Outcome.LIVE, ClickRef("a", 1_000), 0, view_ms)
+        tally.add_recommendation(f"clicks-{at_s}", made, None, 0, now_s=at_s)
+    assert tally.view_age_ms(21.0, 0.0, 0.5, 0.99) == [-700, 0, 100]
 
 
 def test_the_session_shown_is_one_with_several_clicks_that_clicked_lately() -> None:
