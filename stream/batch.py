@@ -182,6 +182,8 @@ class Planner:
         if self._n_item_partitions:
             plan.events += _taught(trail, click)
         session.trail.add(click.item_id, click.timestamp_ms, click.event_hash, click.context)
+        if index is None and blender:  # whatever the view knows: states are the log's alone
+            session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
         if index is None and not (blender and blender.can_list()):
             last = session.last_outcome = (
                 LastOutcome.FALLBACK if before is None else LastOutcome.UNKNOWN_ITEM
@@ -192,9 +194,7 @@ class Planner:
             assert before is not None, "only a list that was made is judged"
             plan.questions.append(_Question(model, before, click, late))
         outcome, rank_row = Outcome.LIVE, -1
-        if index is None:
-            session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
-        else:
+        if index is not None:
             # Every known item leaves a list: a session without one is at its first.
             is_first = not any(i in model.item_index for i in trail) if blender else before is None
             outcome = Outcome.MODEL
