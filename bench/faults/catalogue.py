@@ -42,6 +42,12 @@ def leave(scene: Scene) -> Proof:
     return _moved(scene, before)
 
 
+def join_leave(scene: Scene) -> Proof:
+    """One more joins, and then one leaves."""
+    joined, left = join(scene), leave(scene)
+    return {"hit": joined["hit"] and left["hit"], "moved": joined["moved"] + left["moved"]}
+
+
 def pause(scene: Scene) -> Proof:
     """Stop a worker until the group has given its partitions away, and wake it again."""
     before = scene.settled()
@@ -74,7 +80,7 @@ def rolling(scene: Scene) -> Proof:
         scene.wait(partial(_is_ready, new), "a ready worker")
         scene.settled()
     proof = _moved(scene, before)
-    both = {bundle.name for bundle in scene.bundles}
+    both = {bundle.name for bundle in (scene.bundles.first, scene.bundles.second)}
     # A worker is ready before its first answer.
     scene.wait(lambda: _models(scene) == both, "answers of both bundles")
     return proof | {"hit": True}
@@ -149,4 +155,11 @@ FAULTS = {
     "two": Fault(two),
     "disk_full": Fault(disk_full, own_broker=True, disk_mib=64),
     "rolling": Fault(rolling, workers=(1, 2), replaces_bundle=True),
+    "live_kill": Fault(partial(_replace, how=signal.SIGKILL), live=True),
+    "items_kill": Fault(partial(_replace, how=signal.SIGKILL), (1, 2), "count", live=True),
+    "items_term": Fault(partial(_replace, how=signal.SIGTERM), (1, 2), "count", live=True),
+    "items_join_leave": Fault(join_leave, (1, 2), "count", live=True),
+    "items_broker_kill": Fault(
+        partial(_broker_ends, end=EmbeddedKafka.kill), (1, 2), "count", live=True, own_broker=True
+    ),
 }

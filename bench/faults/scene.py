@@ -41,14 +41,18 @@ T = TypeVar("T")
 
 
 class Bundles(NamedTuple):
-    """What the workers serve, and what a rolling restart brings; both count clicks."""
+    """What the workers serve, and what a rolling restart brings; all of them count clicks.
+
+    live: served where an item processor runs, too; not every version has such bundles.
+    """
 
     first: Path
     second: Path
+    live: Path | None = None
 
 
 class Watcher(Background):
-    """A read_committed reader of the recommendations that notes when each one arrives."""
+    """A read_committed reader of what is published that notes when each record arrives."""
 
     def __init__(self, bootstrap_servers: str, topic: str) -> None:
         super().__init__()
@@ -63,8 +67,9 @@ class Watcher(Background):
         )
         tps = [TopicPartition(topic, p, OFFSET_BEGINNING) for p in range(PARTITIONS)]
         self._consumer.assign(tps)
+        self.topic = topic
         self.arrivals: list[tuple[int, float]] = []
-        """Partition and time.monotonic() of each answer."""
+        """Partition and time.monotonic() of each record."""
 
     def run(self) -> None:
         while not self.stopped.is_set():
@@ -76,15 +81,15 @@ class Watcher(Background):
         self._consumer.close()
 
     def last_s(self) -> float:
-        """When the last answer came."""
+        """When the last record came."""
         return self.arrivals[-1][1] if self.arrivals else 0.0
 
 
 def gaps(arrivals: Sequence[tuple[int, float]], since_s: float) -> dict[str, float]:
-    """The longest time without an answer, of those that end after ``since_s``.
+    """The longest time without a record, of those that end after ``since_s``.
 
-    arrivals: partition and time of each answer, in order. Returns seconds: ``gap_s`` without any
-    answer, and ``partition_gap_s`` without one of the partition that waits longest.
+    arrivals: partition and time of each record, in order. Returns seconds: ``gap_s`` without any
+    record, and ``partition_gap_s`` without one of the partition that waits longest.
     """
     by_partition: dict[int, list[float]] = {}
     for partition, at_s in arrivals:
@@ -106,7 +111,10 @@ def admin_of(deployment: Deployment) -> AdminClient:
 
 @dataclass
 class Scene:
-    """What a fault acts on. ``broker`` is None where another one than ours serves."""
+    """What a fault acts on. ``broker`` is None where another one than ours serves.
+
+    strikes: the command of the processes that the fault is for; all others go on.
+    """
 
     deployment: Deployment
     bundles: Bundles
@@ -115,18 +123,29 @@ class Scene:
     watcher: Watcher
     admin: AdminClient
     guards: tuple[str, ...] = ()
+    strikes: str = "worker"
     asked_to_end: list[WorkerProcess] = field(default_factory=list)
     sent: int = 0
     """Clicks handed to the load's producer."""
 
     def start(self, n: int = 1, bundle: Path | None = None) -> list[WorkerProcess]:
-        """Start workers at the same instant, without waiting for them."""
+        """Start processes that the fault strikes, at the same instant, without waiting for them."""
         self.deployment.bundle = bundle or self.deployment.bundle
-        return [self.deployment.start(*self.guards, wait=False) for _ in range(n)]
+        return [self._start(self.strikes) for _ in range(n)]
+
+    def start_other(self) -> WorkerProcess:
+        """Start the item processor beside struck workers, or a worker beside those struck."""
+        return self._start("count" if self.strikes == "worker" else "worker")
+
+    def _start(self, command: str) -> WorkerProcess:
+        guards = self.guards if command == self.strikes else ()
+        return self.deployment.start(*guards, wait=False, command=command)
 
     @property
     def running(self) -> list[WorkerProcess]:
-        return [w for w in self.deployment.workers if w.process.poll() is None]
+        """Of those that the fault strikes."""
+        workers = self.deployment.workers
+        return [w for w in workers if w.command == self.strikes and w.process.poll() is None]
 
     def victims(self, n: int = 1) -> list[WorkerProcess]:
         return self.random.sample(self.running, n)
@@ -148,7 +167,7 @@ class Scene:
             for worker in self.deployment.workers:
                 if worker.process.poll() is not None and worker not in self.asked_to_end:
                     self.asked_to_end.append(worker)
-                    self.start()
+                    self._start(worker.command)
             time.sleep(0.1)
             return condition()
 
@@ -156,7 +175,10 @@ class Scene:
 
     def owners(self) -> dict[int, str]:
         """The member of the group that owns each partition; empty during a rebalance."""
-        group = self.deployment.app
+        deployment = self.deployment
+        group, topic = deployment.app, deployment.clicks
+        if self.strikes == "count":
+            group, topic = f"{deployment.app}-items", deployment.item_events
         try:
             asked = self.admin.describe_consumer_groups([group], request_timeout=3)
             found = asked[group].result(5)
@@ -170,7 +192,7 @@ class Scene:
             tp.partition: member.member_id
             for member in found.members
             for tp in member.assignment.topic_partitions
-            if tp.topic == self.deployment.clicks
+            if tp.topic == topic
         }
 
     def settled(self, besides: int = 0, before: dict[int, str] | None = None) -> dict[int, str]:
@@ -192,10 +214,10 @@ class Scene:
         return sum(after[p] != owner for p, owner in before.items())
 
     def aborted(self) -> int | None:
-        """Markers of aborted transactions in the recommendations' logs, on our own broker."""
+        """Markers of aborted transactions in the watched topic's logs, on our own broker."""
         if self.broker is None:
             return None
-        logs = self.broker.data_dir.glob(f"log/{self.deployment.recommendations}-*/*.log")
+        logs = self.broker.data_dir.glob(f"log/{self.watcher.topic}-*/*.log")
         return sum(map(abort_markers, logs))
 
     def clicks(self, enough: threading.Event) -> Iterator[tuple[bytes, bytes]]:
@@ -227,7 +249,11 @@ class Fault:
 
     act: Callable[[Scene], dict[str, Any]]
     workers: tuple[int, int] = (1, 3)
-    """Fewest and most workers when it strikes."""
+    """Fewest and most processes of the kind that it strikes, when it does."""
+    strikes: str = "worker"
+    """Their command; ``count``: the item processor's."""
+    live: bool = False
+    """Whether the item processor runs, beside workers that learn from the stream."""
     own_broker: bool = False
     replaces_bundle: bool = False
     disk_mib: int | None = None
@@ -263,14 +289,25 @@ def run_once(
             broker = shared if isinstance(shared, EmbeddedKafka) else None
         servers = broker.bootstrap_servers if broker else str(shared)
         name = f"faults-{uuid.uuid4().hex[:8]}"
-        deployment = Deployment(
-            servers, name, bundles.first, folder, folder=checkout, module=module
-        )
+        bundle = bundles.live if fault.live else bundles.first
+        if bundle is None:
+            raise DeployError(f"{checkout} writes no bundle that learns from the stream")
+        deployment = Deployment(servers, name, bundle, folder, folder=checkout, module=module)
         stack.callback(deployment.close)
         deployment.create_topics(partitions=PARTITIONS)
-        watcher = stack.enter_context(Watcher(servers, deployment.recommendations))
-        admin = admin_of(deployment)
-        scene = Scene(deployment, bundles, broker, Random(seed), watcher, admin, guards)
+        of_items = fault.strikes == "count"
+        published = deployment.item_view if of_items else deployment.recommendations
+        watcher = stack.enter_context(Watcher(servers, published))
+        scene = Scene(
+            deployment,
+            bundles,
+            broker,
+            Random(seed),
+            watcher,
+            admin_of(deployment),
+            guards,
+            fault.strikes,
+        )
         row = _act(fault, scene, stack.enter_context(ThreadPoolExecutor(1)), judge)
         deployment.close()
         if not fault.own_broker:
@@ -282,11 +319,14 @@ def run_once(
 def _act(
     fault: Fault, scene: Scene, pool: ThreadPoolExecutor, judge: Callable[..., Verdict]
 ) -> dict[str, Any]:
-    deployment, watcher = scene.deployment, scene.watcher
+    deployment, watcher, bundles = scene.deployment, scene.watcher, scene.bundles
     row: dict[str, Any] = {"workers": scene.random.randint(*fault.workers), "hit": False}
     enough = threading.Event()
     try:
-        for worker in scene.start(row["workers"]):
+        started = scene.start(row["workers"])
+        if fault.live:
+            started.append(scene.start_other())
+        for worker in started:
             worker.wait_until_ready()
         scene.settled()
         load = pool.submit(deployment.send, scene.clicks(enough), per_second=PER_SECOND)
@@ -294,7 +334,9 @@ def _act(
         scene.wait(watcher.last_s, "a first answer")
         time.sleep(max(0.0, began_s + scene.random.uniform(2.0, 4.0) - time.monotonic()))
         at_s = time.monotonic()
-        row |= {"at_s": round(at_s - began_s, 3), "unanswered": scene.sent - len(watcher.arrivals)}
+        row["at_s"] = round(at_s - began_s, 3)
+        if fault.strikes == "worker":
+            row["unanswered"] = scene.sent - len(watcher.arrivals)
         row |= fault.act(scene)
         row["act_s"] = round(time.monotonic() - at_s, 1)
         time.sleep(RUN_ON_S)
@@ -303,6 +345,10 @@ def _act(
         drained = pool.submit(deployment.wait_until_answered, n_clicks, STEP_TIMEOUT_S)
         scene.wait(drained.done, "answers", STEP_TIMEOUT_S + 5)
         drained.result()
+        if fault.live:
+            drained = pool.submit(deployment.wait_until_counted, STEP_TIMEOUT_S)
+            scene.wait(drained.done, "counted item events", STEP_TIMEOUT_S + 5)
+            drained.result()
         scene.wait(lambda: time.monotonic() - watcher.last_s() > 0.5, "the reader's last answer")
         row |= gaps(watcher.arrivals, at_s)
     except (DeployError, AssertionError, TimeoutError, subprocess.TimeoutExpired) as error:
@@ -310,7 +356,7 @@ def _act(
     finally:
         enough.set()
         pool.shutdown()
-    others = set(scene.bundles) - {deployment.bundle} if fault.replaces_bundle else ()
+    others = {bundles.first, bundles.second} - {deployment.bundle} if fault.replaces_bundle else ()
     found = judge(deployment, *others)
     row |= {"exact": found.exact, **asdict(found), "aborted": scene.aborted()}
     return row

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,13 @@ class Deployment:
         return f"{self.app}-item-view"
 
     @property
+    def items_changelog(self) -> str:
+        return f"{self.app}-items-changelog"
+
+    @property
     def topics(self) -> list[str]:
-        return [self.clicks, self.recommendations, self.dead_letters, self.changelog]
+        of_items = [self.item_events, self.item_view, self.items_changelog]
+        return [self.clicks, self.recommendations, self.dead_letters, self.changelog, *of_items]
 
     def environment(self) -> dict[str, str]:
         return os.environ | self.names()
@@ -122,7 +127,7 @@ class Deployment:
                 stdout=log_file,
                 stderr=subprocess.STDOUT,
             )
-        worker = WorkerProcess(process, port, log_path)
+        worker = WorkerProcess(process, port, log_path, command)
         self.workers.append(worker)
         if wait:
             worker.wait_until_ready()
@@ -145,28 +150,46 @@ class Deployment:
         }
 
     def wait_until_answered(self, n_clicks: int, timeout_s: float = 90) -> None:
-        """Wait until the positions have passed all clicks that were sent.
+        """Wait until the positions have passed all clicks that were sent."""
+
+        def all_answered(answered: dict[int, int]) -> bool:
+            return sum(answered.values()) >= n_clicks
+
+        self._follow(self.changelog, all_answered, timeout_s, f"{n_clicks} answered clicks")
+
+    def wait_until_counted(self, timeout_s: float = 90) -> None:
+        """Wait until the item processor has counted all that the workers have published by now."""
+        last = {record.partition: record.offset for record in self.read(self.item_events)}
+
+        def all_counted(counted: dict[int, int]) -> bool:
+            return all(counted.get(p, 0) > offset for p, offset in last.items())
+
+        self._follow(self.items_changelog, all_counted, timeout_s, "counted item events")
+
+    def _follow(
+        self, changelog: str, done: Callable[[dict[int, int]], bool], timeout_s: float, what: str
+    ) -> None:
+        """Wait until positions are there, by partition the next offset.
 
         The changelog is followed: read again for every look, its reading took more of the
         machine than the worker did.
         """
-        answered: dict[int, int] = {}
-        with Reader(self.bootstrap_servers, self.changelog) as reader:
+        found: dict[int, int] = {}
+        with Reader(self.bootstrap_servers, changelog) as reader:
 
-            def all_answered() -> bool:
+            def seen() -> bool:
                 for record in reader.stored():
                     if record.key == POSITION_KEY:
-                        answered[record.partition] = decode_position(
-                            record.value or b""
-                        ).next_offset
-                return sum(answered.values()) >= n_clicks
+                        position = decode_position(record.value or b"")
+                        found[record.partition] = position.next_offset
+                return done(found)
 
-            wait_for(all_answered, timeout_s, f"{n_clicks} answered clicks")
+            wait_for(seen, timeout_s, what)
 
     def endings(self) -> list[str]:
         """How each worker ended, and what it called critical."""
         return [
-            f"worker {n}: exit {worker.process.poll()} {worker.critical()}"
+            f"{worker.command} {n}: exit {worker.process.poll()} {worker.critical()}"
             for n, worker in enumerate(self.workers)
         ]
 
@@ -184,6 +207,7 @@ class WorkerProcess:
     process: subprocess.Popen[bytes]
     port: int
     log_path: Path
+    command: str = "worker"
 
     def get(self, page: str) -> tuple[int, str]:
         """Fetch a page; status 0 where nobody answers."""

@@ -3,6 +3,10 @@
 The reference is a fault-free run: the same clicks, read back from the clicks topic, go one by one
 through the batch functions in this process. Where several bundles have served, each has its own,
 and answers and states are compared with that of the bundle that they name.
+
+Lists that are made with the view depend on how far it had been read, and so does whether an item
+that the network does not know is answered from it. Where the bundle makes such lists, they are not
+compared, and what the item processor has counted is (items.py).
 """
 
 import json
@@ -13,10 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from bench.faults.items import ACCEPTED, Topics, counted
 from bench.faults.service import Deployment
 from bench.faults.traffic import Stored
 from stream.batch import Planner, Rules
 from stream.contract.messages import Target
+from stream.model.bundle import Live
 from stream.model.models import Models, load_model
 from stream.position import POSITION_KEY, BadClickLimit, Position
 from stream.session import decode_state, seen_ms
@@ -38,6 +44,12 @@ class Verdict:
     """Clicks of the log that no session counts."""
     state_error: float
     """Largest difference of a model state; one click of a counting bundle makes 1."""
+    over_counted: int = 0
+    """Events of items that are counted beyond those of the log."""
+    under_counted: int = 0
+    """Events of the log that no item counts."""
+    wrong_counts: int = 0
+    """Items whose counts are not those of their events."""
     evidence: tuple[str, ...] = ()
     """Where the copies of a recommendation stand, and how the workers ended."""
 
@@ -50,6 +62,9 @@ class Verdict:
             or self.wrong_states
             or self.over_applied
             or self.under_applied
+            or self.over_counted
+            or self.under_counted
+            or self.wrong_counts
         )
 
 
@@ -71,10 +86,16 @@ def verdict(deployment: Deployment, *others: Path) -> Verdict:
             copies.append((by_source[source], record))
         by_source[source] = record
     different = 0
+    outcomes: dict[tuple[int, int], str] = {}
     for source, record in by_source.items():
         assert record.value is not None
         answer = _essence(record.value)
-        different += answer != _essence(runs.get(answer["model"], own).answers[source])
+        theirs = _essence(runs.get(answer["model"], own).answers[source])
+        if own.live:
+            partition, offset = source.rsplit("-", 2)[1:]
+            outcomes[int(partition), int(offset)] = answer["outcome"]
+            answer, theirs = _without_view(answer), _without_view(theirs)
+        different += answer != theirs
     found_states = sessions_in_changelog(deployment)
     # Expiry collects a dead session when it gets round to it.
     states = {name: decode_state(r) for name, r in found_states.items() if name not in own.dead}
@@ -87,18 +108,23 @@ def verdict(deployment: Deployment, *others: Path) -> Verdict:
             under_applied += decode_state(raw).n_clicks
             continue
         ours = states[name]
-        theirs = decode_state(runs.get(ours.bundle_id, own).states[name])
-        over_applied += max(0, ours.n_clicks - theirs.n_clicks)
-        under_applied += max(0, theirs.n_clicks - ours.n_clicks)
+        state = decode_state(runs.get(ours.bundle_id, own).states[name])
+        over_applied += max(0, ours.n_clicks - state.n_clicks)
+        under_applied += max(0, state.n_clicks - ours.n_clicks)
         wrong += (ours.n_clicks, ours.trail, ours.seen_ms, ours.last_click_ms) != (
-            theirs.n_clicks,
-            theirs.trail,
-            theirs.seen_ms,
-            theirs.last_click_ms,
+            state.n_clicks,
+            state.trail,
+            state.seen_ms,
+            state.last_click_ms,
         )
         # Another bundle's list is not judged: taking it over resets the outcome.
-        wrong += not others and ours.last_outcome != theirs.last_outcome
-        state_error = max(state_error, float(np.abs(ours.model_state - theirs.model_state).max()))
+        wrong += not (others or own.live) and ours.last_outcome != state.last_outcome
+        state_error = max(state_error, float(np.abs(ours.model_state - state.model_state).max()))
+    items = None
+    if own.live:
+        of_items = deployment.item_events, deployment.items_changelog, deployment.item_view
+        topics = Topics(clicks, *map(deployment.read, of_items))
+        items = counted(topics, own.live.rules, outcomes)
     return Verdict(
         missing=len(own.answers.keys() - by_source.keys()),
         duplicates=len(copies),
@@ -107,7 +133,15 @@ def verdict(deployment: Deployment, *others: Path) -> Verdict:
         over_applied=over_applied,
         under_applied=under_applied,
         state_error=state_error,
-        evidence=(*map(_told, copies[:3]), *map(_told, copies[-3:]), *deployment.endings()),
+        over_counted=items.over_counted if items else 0,
+        under_counted=items.under_counted if items else 0,
+        wrong_counts=items.wrong_counts if items else 0,
+        evidence=(
+            *((items.told,) if items else ()),
+            *map(_told, copies[:3]),
+            *map(_told, copies[-3:]),
+            *deployment.endings(),
+        ),
     )
 
 
@@ -131,21 +165,28 @@ def sessions_in_changelog(deployment: Deployment) -> dict[tuple[int, bytes], byt
     return states
 
 
-def _essence(value: bytes) -> Any:
+def _essence(value: bytes) -> dict[str, Any]:
     """A recommendation without its time and the last bits of its scores."""
-    answer = json.loads(value)
+    answer: dict[str, Any] = json.loads(value)
     answer["items"] = [item["item_id"] for item in answer["items"]]
     del answer["published_ms"]
     return answer
 
 
+def _without_view(answer: dict[str, Any]) -> dict[str, Any]:
+    """What is left of an answer without what came of the view."""
+    outcome = "accepted" if answer["outcome"] in ACCEPTED else answer["outcome"]
+    return {**answer, "outcome": outcome, "items": None, "view_ms": None}
+
+
 @dataclass(frozen=True)
 class _FaultFree:
-    """Answers by source; live states; names of dead sessions."""
+    """Answers by source; live states; names of dead sessions; what live lists need."""
 
     answers: dict[str, bytes]
     states: dict[tuple[int, bytes], bytes]
     dead: set[tuple[int, bytes]]
+    live: Live | None
 
 
 def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) -> _FaultFree:
@@ -180,4 +221,5 @@ def _fault_free(deployment: Deployment, bundle: Path, clicks: Sequence[Stored]) 
         for name, raw in states.items()
         if rules.is_dead(seen_ms(raw), positions[name[0]].watermark_ms)
     }
-    return _FaultFree(answers, {n: raw for n, raw in states.items() if n not in dead}, dead)
+    of_living = {name: raw for name, raw in states.items() if name not in dead}
+    return _FaultFree(answers, of_living, dead, model.manifest.live)

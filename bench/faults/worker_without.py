@@ -21,6 +21,7 @@ from stream import worker
 from stream.contract.click import ClickParser
 from stream.errors import NewerFormatError
 from stream.session import PartitionSessions
+from stream.table import PartitionStates
 from stream.transport import restore, transactions
 from stream.transport.faust_app import FaustTransport
 from stream.transport.group import Group
@@ -100,12 +101,12 @@ def no_abort() -> None:
 
 
 def no_restore() -> None:
-    """Take the positions from the changelog and leave the sessions there."""
+    """Take the positions from the changelog and leave the states there."""
 
     def positions_only(self: Any, key: bytes, value: bytes | None) -> None:
         return None
 
-    PartitionSessions.restore = positions_only  # type: ignore[method-assign]
+    PartitionStates.restore = positions_only  # type: ignore[method-assign]
 
 
 def no_uncommitted_end() -> None:
@@ -234,7 +235,8 @@ def sleep_before(step: str) -> Callable[[], None]:
 
 @dataclass(frozen=True)
 class Guard:
-    """``remove`` takes it out of this process; the fault ``revealed_by`` must then do harm."""
+    """``remove`` takes it out of a process; where all that the fault ``revealed_by`` strikes are
+    without it, there must be harm."""
 
     remove: Callable[[], None]
     revealed_by: str
@@ -250,6 +252,8 @@ GUARDS = {
     "restore": Guard(no_restore, "term"),
     "holes": Guard(no_hole_check, "join"),
     "drain": Guard(no_drain, "join"),
+    "items_position": Guard(no_position_record, "items_kill"),
+    "items_restore": Guard(no_restore, "items_term"),
 }
 PLACES = {
     "seek_to_the_beginning": seek_to_the_beginning,

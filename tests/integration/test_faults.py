@@ -1,8 +1,8 @@
 """Exactly once under load: kill -9, SIGTERM, a join and a leave, a paused worker.
 
 Each of these tests also runs with the guard taken out that makes it pass, and must then see the
-damage. Then comes one run of each fault of ``make faults``, and some of them on the workers of
-another processor.
+damage. Then comes one run of each fault of ``make faults`` (of those beside the item processor one
+alone), and some of them on the workers of another processor.
 """
 
 import os
@@ -21,7 +21,7 @@ from bench.faults.scene import Bundles, run_once
 from bench.faults.service import Deployment
 from bench.faults.verdict import Verdict, sessions_in_changelog, verdict
 from bench.faults.worker_without import SLOW_BATCH
-from bench.serving.bundles import write_tiny_bundle
+from bench.serving.bundles import even_live, write_tiny_bundle
 from deploy.command import DeployError
 from deploy.processes import wait_for
 from tests.integration.conftest import own_deployment, steady_load
@@ -162,16 +162,25 @@ def test_a_broker_that_restarts_under_load_loses_nothing(tmp_path: Path) -> None
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Bundles:
     folder = tmp_path_factory.mktemp("bundles")
-    return Bundles(*(write_tiny_bundle(folder, k=k, constant=True) for k in (20, 10)))
+    first, second = (write_tiny_bundle(folder, k=k, constant=True) for k in (20, 10))
+    live = write_tiny_bundle(folder, k=20, constant=True, live=even_live(20))
+    return Bundles(first, second, live)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", [name for name, fault in FAULTS.items() if not fault.live])
 def test_a_fault_that_hits_leaves_every_click_answered_and_applied_once(
     kafka: str, bundles: Bundles, tmp_path: Path, fault: str
 ) -> None:
     if FAULTS[fault].disk_mib and os.geteuid():
         pytest.skip("a disk of its own for the broker is a mount, which needs root")
     row = run_once(FAULTS[fault], fault, tmp_path, bundles, shared=kafka)
+    assert "error" not in row and row["hit"] and row["exact"], row
+
+
+def test_an_item_processor_that_is_killed_leaves_every_event_counted_once(
+    kafka: str, bundles: Bundles, tmp_path: Path
+) -> None:
+    row = run_once(FAULTS["items_kill"], "items_kill", tmp_path, bundles, shared=kafka)
     assert "error" not in row and row["hit"] and row["exact"], row
 
 
