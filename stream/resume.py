@@ -29,8 +29,9 @@ def resume_partitions(settings: ResumeSettings) -> Iterator[str]:
     does not answer, or the partition that was asked for is not paused.
     """
     how = "skips" if settings.pass_over else "continues at"
-    partitions = chosen_partitions(settings, settings.partition)
-    ends = bounds(settings, settings.clicks_topic, partitions)
+    topic = settings.chosen.input
+    partitions = chosen_partitions(settings, topic, settings.partition)
+    ends = bounds(settings, topic, partitions)
     positions, silent = _positions(settings, partitions)
     n_resumed = 0
     for partition, position in positions.items():
@@ -67,7 +68,7 @@ def resume_partitions(settings: ResumeSettings) -> Iterator[str]:
     yield f"no partition is paused{where}"
 
 
-class _NoSessions:
+class _NoStates:
     """The table of somebody who asks for the positions alone."""
 
     def restore(self, key: bytes, value: bytes | None) -> None: ...
@@ -78,8 +79,8 @@ def _positions(
     settings: ResumeSettings, partitions: Collection[int]
 ) -> tuple[dict[int, Position], list[str]]:
     """The positions, and a sentence for each that cannot be read."""
-    tables = dict.fromkeys(partitions, _NoSessions())
-    changelog = Changelog(settings, settings.changelog_topic, tables)
+    tables = dict.fromkeys(partitions, _NoStates())
+    changelog = Changelog(settings, settings.chosen, tables)
     changelog.read_on(stable_only=True)
     return changelog.positions, [changelog.faults()[p] for p in partitions if changelog.bad_keys(p)]
 

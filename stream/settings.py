@@ -57,7 +57,8 @@ class Wiring:
     """The topics of one processor. ``outputs``: by the name that the processor calls them.
 
     The changelog has as many partitions as the input. ``scattered``: outputs whose messages name
-    their partitions; what comes of an input partition may be in any of them.
+    their partitions; what comes of an input partition may be in any of them. reset: the command
+    that moves its positions.
     """
 
     group_id: str
@@ -65,6 +66,12 @@ class Wiring:
     changelog: str
     outputs: Mapping[str, str]
     scattered: frozenset[str] = frozenset()
+    reset: str = "python -m stream reset"
+
+    @property
+    def choose(self) -> str:
+        """What an operator does whose positions are lost."""
+        return f"choose where to continue with `{self.reset} --to earliest|latest|OFFSET`"
 
 
 class KafkaSettings(BaseSettings):
@@ -172,7 +179,8 @@ class KafkaSettings(BaseSettings):
             Target.ITEM_VIEW: self.item_view_topic,
         }
         changelog = f"{self.app_id}-items-changelog"
-        return Wiring(f"{self.app_id}-items", self.item_events_topic, changelog, outputs)
+        wiring = Wiring(f"{self.app_id}-items", self.item_events_topic, changelog, outputs)
+        return replace(wiring, reset=f"{wiring.reset} --processor items")
 
 
 class ServiceSettings(KafkaSettings):
@@ -232,11 +240,23 @@ class TopicsSettings(KafkaSettings):
     """Largest click; the dead-letter topic gets 64 KiB more."""
 
 
-class ResetSettings(KafkaSettings):
+class ProcessorSettings(KafkaSettings):
+    """Which of the two processors is meant."""
+
+    processor: Literal["clicks", "items"] = "clicks"
+    """clicks: the workers'; items: what `count` runs."""
+
+    @property
+    def chosen(self) -> Wiring:
+        """The topics of that one."""
+        return self.items_wiring if self.processor == "items" else self.wiring
+
+
+class ResetSettings(ProcessorSettings):
     """Move the position from which stopped workers continue when they start again.
 
-    A partition that goes back drops its sessions and its watermark, and answers as if the log began
-    there. What cannot be read of the changelog is given up.
+    A partition that goes back drops its sessions (or items) and its watermark, and answers (or
+    counts) as if the log began there. What cannot be read of the changelog is given up.
     """
 
     to: _Place
@@ -245,7 +265,7 @@ class ResetSettings(KafkaSettings):
     """The partition to move; unset: all of them."""
 
 
-class ResumeSettings(KafkaSettings):
+class ResumeSettings(ProcessorSettings):
     """Resume partitions that a worker has paused."""
 
     partition: NonNegativeInt | None = None

@@ -425,7 +425,7 @@ class FaustTransport:
             # How soon partitions that are added to the input are noticed, and refused by `check`.
             "topic.metadata.refresh.interval.ms": 10_000,
         }
-        self._topic_ids = TopicIds(self._settings, [self.wiring.input, self.wiring.changelog])
+        self._topic_ids = TopicIds(self._settings, self.wiring)
         topic = self.wiring.input
         self._group = Group(options, topic, self, partial(batch_at, self._settings, topic))
         self._group.start()

@@ -24,7 +24,7 @@ from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import KafkaSettings, Wiring
 from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
 from stream.transport.reader import Unreadable, bounds, read_committed
-from stream.transport.topics import CHOOSE, group_offsets
+from stream.transport.topics import group_offsets
 from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
 from stream.transport.wire import partitions_by_topic
 
@@ -61,13 +61,14 @@ class Changelog:
     """
 
     def __init__(
-        self, settings: KafkaSettings, topic: str, tables: Mapping[int, PartitionTable]
+        self, settings: KafkaSettings, wiring: Wiring, tables: Mapping[int, PartitionTable]
     ) -> None:
         self.positions: dict[int, Position] = {}
         self.passed_over: list[Unreadable] = []
         self.end = dict.fromkeys(tables, 0)
         self.n_records = 0
-        self._settings, self._topic, self._tables = settings, topic, tables
+        self._settings, self._topic, self._tables = settings, wiring.changelog, tables
+        self._reset = wiring.reset
         self._bad: dict[tuple[int, bytes], _Bad] = {}
 
     def read_on(self, *, stable_only: bool, stop: threading.Event | None = None) -> None:
@@ -135,7 +136,7 @@ class Changelog:
         return {
             partition: f"{self._topic}-{partition} holds what is not ours: {first}"
             f"{f', and {len(others)} more' if others else ''}; nobody but the workers and `stream "
-            "reset` should write to it; stop the workers and run `python -m stream reset "
+            f"reset` should write to it; stop the workers and run `{self._reset} "
             f"--partition {partition} --to earliest|latest|OFFSET`, which gives it up"
             for partition, (first, *others) in found.items()
         }
@@ -181,7 +182,7 @@ class Restore:
         """
         started = time.perf_counter()
         tables = {p: new_table() for p in self.partitions}
-        changelog = Changelog(self._settings, self._wiring.changelog, tables)
+        changelog = Changelog(self._settings, self._wiring, tables)
         self._positions = changelog.positions
         await asyncio.to_thread(changelog.read_on, stable_only=True, stop=self.stop)
         committed = await self._settle(owner)
@@ -348,7 +349,7 @@ class Restore:
                     partition=partition,
                     group_offset=offset,
                     position=position.next_offset,
-                    detail="the position decides; `python -m stream reset` moves it",
+                    detail=f"the position decides; `{self._wiring.reset}` moves it",
                 )
 
     async def _check_positions(
@@ -369,10 +370,11 @@ class Restore:
             if position is None:
                 if committed.get(partition, 0) > begin:
                     is_empty = not changelog_end[partition]
+                    lost_one = "changelog" if is_empty else "position"
                     what = (
                         f"{self._wiring.changelog} has no position for {where}, but the group "
                         f"{self._wiring.group_id} has committed offset {committed[partition]}: "
-                        f"the {'changelog' if is_empty else 'position'} was lost; {CHOOSE}"
+                        f"the {lost_one} was lost; {self._wiring.choose}"
                     )
                     if is_empty:
                         raise StreamError(what)
@@ -382,12 +384,12 @@ class Restore:
                 raise StreamError(
                     f"{topic} has topic id {topic_id}, but the stored position of {where} belongs "
                     f"to topic id {position.topic_id}: the topic was deleted and recreated; "
-                    f"{CHOOSE}"
+                    f"{self._wiring.choose}"
                 )
             elif position.next_offset > end:
                 raise StreamError(
                     f"the stored position of {where} is {position.next_offset}, past the topic's "
-                    f"end at {end}; {CHOOSE}"
+                    f"end at {end}; {self._wiring.choose}"
                 )
             elif position.next_offset < begin:
                 n_lost += begin - position.next_offset

@@ -27,7 +27,6 @@ log = structlog.get_logger(__name__)
 
 TIMEOUT_S = 20
 POLL_S = 0.1
-CHOOSE = "choose where to continue with `python -m stream reset --to earliest|latest|OFFSET`"
 _LOOK_S = 1.5
 _NOT_SETTLED = (
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -254,15 +253,14 @@ def n_partitions(settings: KafkaSettings, names: Sequence[str]) -> dict[str, int
     return {name: topics[name] for name in names}
 
 
-def chosen_partitions(settings: KafkaSettings, only: int | None) -> range:
-    """Return the partitions of the clicks topic, or one. Raises StreamError if that is none."""
-    (n_clicks_partitions,) = n_partitions(settings, [settings.clicks_topic]).values()
+def chosen_partitions(settings: KafkaSettings, topic: str, only: int | None) -> range:
+    """Return the partitions of a topic, or one. Raises StreamError if that is none."""
+    (n_found,) = n_partitions(settings, [topic]).values()
     if only is None:
-        return range(n_clicks_partitions)
-    if only >= n_clicks_partitions:
+        return range(n_found)
+    if only >= n_found:
         raise StreamError(
-            f"there is no partition {only}: {settings.clicks_topic} has partitions 0 to "
-            f"{n_clicks_partitions - 1}"
+            f"there is no partition {only}: {topic} has partitions 0 to {n_found - 1}"
         )
     return range(only, only + 1)
 
@@ -297,9 +295,10 @@ class TopicIds:
     librdkafka (2.16) fetches on at the old offset, if the new topic has come that far by then.
     """
 
-    def __init__(self, settings: KafkaSettings, names: Iterable[str]) -> None:
+    def __init__(self, settings: KafkaSettings, wiring: Wiring) -> None:
         self._admin = AdminClient(confluent_options(settings))
-        self._topics = TopicCollection([*names])
+        self._topics = TopicCollection([wiring.input, wiring.changelog])
+        self._choose = wiring.choose
         self._first: dict[str, str] = {}
 
     async def look(self) -> None:
@@ -319,7 +318,7 @@ class TopicIds:
             if now != before:
                 raise StreamError(
                     f"{name} has topic id {now}, and had {before} when this worker first looked: "
-                    f"the topic was deleted and recreated; {CHOOSE}"
+                    f"the topic was deleted and recreated; {self._choose}"
                 )
 
 

@@ -51,7 +51,7 @@ def owned_by(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
     Partition 0 is at 5, all others are at the end.
     """
     positions = {p: Position(7 if p else 5, "t", address=a) for p, a in enumerate(addresses)}
-    monkeypatch.setattr(module, "chosen_partitions", lambda _, only: positions)
+    monkeypatch.setattr(module, "chosen_partitions", lambda _, topic, only: positions)
     monkeypatch.setattr(module, "bounds", lambda *_: dict.fromkeys(positions, (0, 7, 7)))
     monkeypatch.setattr(module, "_positions", lambda *_: (positions, []))
 

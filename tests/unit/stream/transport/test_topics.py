@@ -9,7 +9,7 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from structlog.testing import capture_logs
 
 from stream.errors import StreamError
-from stream.settings import KafkaSettings
+from stream.settings import KafkaSettings, Wiring
 from stream.transport import topics
 from stream.transport.topics import TopicIds, check_topics, n_partitions
 
@@ -196,7 +196,7 @@ async def test_another_id_is_told_and_a_topic_that_nobody_knows_at_the_moment_is
 
     admin = SimpleNamespace(describe_topics=describe)
     monkeypatch.setattr(topics, "AdminClient", lambda options: admin)
-    watched = TopicIds(KafkaSettings(), ids)
+    watched = TopicIds(KafkaSettings(), Wiring("g", "clicks", "log", {}))
     await watched.look()
     ids |= {"clicks": None, "log": "b"}
     await watched.look()
