@@ -43,15 +43,15 @@ def run_worker(settings: WorkerSettings) -> int:
         model = preparing.submit(load_model, settings.bundle, settings.inference_threads).result()
         _check_bundle(settings, model.manifest)
         live = model.blender is not None
-        check = partial(_check_all_topics if live else check_topics, settings)
+        if live:
+            preparing.submit(check_item_topics, settings).result()
+        check = partial(_check_live_topics if live else check_topics, settings)
         preparing.submit(check).result()
         max_click_bytes = preparing.submit(largest_click, settings).result()
         n_item_partitions = None
         if model.blender is not None:
-            topics = settings.item_events_topic, settings.item_view_topic
-            partitions = preparing.submit(n_partitions, settings, topics).result()
-            n_item_partitions, n_view = (partitions[topic] for topic in topics)
-            reader = ViewReader(settings, settings.item_view_topic, n_view)
+            n_item_partitions = preparing.submit(_n_item_partitions, settings).result()
+            reader = ViewReader(settings, settings.item_view_topic)
             reader.start()
             model.blender.changes = reader.changes
             model.blender.seen = settings.seen_items or model.blender.seen
@@ -96,9 +96,15 @@ def _begin(settings: ServiceSettings) -> None:
     disable_created_metrics()  # type: ignore[no-untyped-call]  # upstream has no types here
 
 
-def _check_all_topics(settings: WorkerSettings) -> str:
-    check_item_topics(settings)
+def _check_live_topics(settings: WorkerSettings) -> str:
+    """What a worker cannot do without: a view that is gone it keeps as it knows it."""
+    _n_item_partitions(settings)
     return check_topics(settings)
+
+
+def _n_item_partitions(settings: WorkerSettings) -> int:
+    (n_found,) = n_partitions(settings, [settings.item_events_topic]).values()
+    return n_found
 
 
 def _check_bundle(settings: ServiceSettings, manifest: Manifest) -> None:

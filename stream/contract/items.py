@@ -5,11 +5,14 @@ item_id, are ``ItemRecord``; the item processor keeps the same bytes as an item'
 """
 
 import struct
+from math import inf
 from typing import NamedTuple
 from zlib import crc32
 
 import msgspec
 
+LATEST_MS = 2**43
+"""In 2248: no click is from then, and one record of it would make all others nothing."""
 EVENTS_FORMAT = 1
 ITEM_FORMAT = 1
 
@@ -108,7 +111,11 @@ def head_of(raw: bytes) -> ItemHead:
     if len(raw) < _HEADER.size or raw[0] != ITEM_FORMAT:
         found = f"format {raw[0]} in {len(raw)} bytes" if raw else "nothing"
         raise ValueError(f"not the counts of an item: {found}, expected format {ITEM_FORMAT}")
-    return ItemHead._make(_HEADER.unpack_from(raw))
+    head = ItemHead._make(_HEADER.unpack_from(raw))
+    in_order = 0 < head.landmark_ms <= head.as_of_ms <= min(head.forget_at_ms, LATEST_MS)
+    if not (in_order and 0.0 <= head.clicks < inf):
+        raise ValueError(f"not the counts of an item: {head}")
+    return head
 
 
 def forget_at_ms(raw: bytes) -> int:

@@ -69,11 +69,6 @@ class GlobalView(View):
             if self.as_of_ms is None or head.as_of_ms > self.as_of_ms:
                 self.as_of_ms = head.as_of_ms
 
-    def clear(self) -> None:
-        """Forget all items: the topic is another one now."""
-        self._records.clear()
-        self._number_anew()
-
     def known_share(self) -> float:
         """The share of the recent clicks that were on the network's items."""
         known = self._popularity[: len(self._first)]

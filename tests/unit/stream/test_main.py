@@ -159,6 +159,18 @@ def test_another_bundle_than_the_expected_one_is_not_served(
     assert own.startswith("no broker answers")
 
 
+def test_where_lists_are_the_networks_alone_there_is_nothing_to_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("stream.service.configure_logging", lambda level: None)
+    folder = write_tiny_bundle(Path("bundles"))
+    err = refused(capsys, "count", f"--bundle={folder}")
+    assert err == (
+        f"{folder} holds bundle {folder.name}, whose lists are the network's alone: there is "
+        "nothing to count for them\n"
+    )
+
+
 def test_a_broker_that_does_not_answer_is_one_sentence(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,12 @@
 """Lists as they are served, against the blend that is written down."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 
+from stream.contract.items import ItemRecord
 from stream.live.blend import blend
 from stream.live.counts import ItemCounts, steps
 from stream.live.global_view import GlobalView
@@ -117,6 +121,22 @@ def test_what_is_no_record_is_counted_and_changes_nothing() -> None:
     view.take([(b"a", good.encode()[:60])])  # a head, and no body
     assert view.following(view.row("a")) is None
     assert view.n_unreadable == 4
+    record = ItemRecord.decode(good.encode())
+    impossible: list[dict[str, Any]] = [
+        {"clicks": math.nan},
+        {"clicks": -1.0},
+        {"clicks": math.inf},
+        {"as_of_ms": 2**60, "forget_at_ms": 2**60},
+        {"as_of_ms": BEGIN_MS - 1},
+        {"landmark_ms": 0},
+        {"forget_at_ms": 0},
+    ]
+    view.take(
+        (b"c", record._replace(head=record.head._replace(**numbers)).encode())
+        for numbers in impossible
+    )
+    assert (len(view), view.n_unreadable) == (0, 4 + len(impossible))
+    assert view.as_of_ms == BEGIN_MS
 
 
 def test_rows_are_numbered_anew_when_most_items_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
