@@ -63,12 +63,12 @@ def run_prequential(settings: PrequentialSettings) -> None:
         raise TrainError(f"{settings.clicks} has no session with a next click to predict")
     served = load_checkpoint(settings.served) if settings.served else checkpoint
     network = network_for(served, both) if served else None
-    biases = tuple(dict.fromkeys((fitted.bias, fitted.live.bias)))
+    bias = fitted.live.bias
     ranks: defaultdict[str, list[int]] = defaultdict(list)
-    for question in Replay(fitted.rules, network, biases).questions(both):
+    for question in Replay(fitted.rules, network, [bias]).questions(both):
         if network:
             ranks[STATIC].append(question.static_rank)
-            ranks[bias_name(fitted.bias)].append(question.own_rank(fitted.bias))
+            ranks[bias_name(bias)].append(question.own_rank(bias))
         ranks[COUNTS].append(question.rank(fitted.counts))
         if network:
             ranks[LIVE].append(question.rank(fitted.live))
@@ -82,7 +82,7 @@ def run_prequential(settings: PrequentialSettings) -> None:
             name: mixed.weights.tolist()
             for name, mixed in ((COUNTS, fitted.counts), (LIVE, fitted.live))
         },
-        "bias": fitted.live.bias,
+        "bias": bias,
         "sharpness": fitted.live.sharpness,
         "rows": [{"name": name, **figures(of_name)} for name, of_name in ranks.items()],
     }

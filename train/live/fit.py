@@ -19,8 +19,8 @@ log = structlog.get_logger()
 TIME_SCALES_MS = tuple(60_000 * minutes for minutes in (45, 6 * 60, 2 * 1440, 16 * 1440))
 """What ``Rules.time_scale_ms`` is chosen from: a news site, a day's offers, a shop, places."""
 BIASES = (0.0, 0.03, 0.06, 0.1, 0.25, 0.5, 1.0, 2.0)
-"""What the bias of the network's own list is chosen from; a blend has that or none. BPR-max scores
-lie close together: on RSC15-100k .06 gains .006 Recall@20 and .25 loses .048."""
+"""What the bias of the network's own list is chosen from. BPR-max scores lie close together: on
+RSC15-100k's newest tenth .03 gains .003 Recall@20 and .25 loses .043."""
 NETWORK_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """What the network's likeliest weights are multiplied by: the likeliest blend is not the best
 list. On a news site a quarter to a half gave .644/.282, the likeliest .640/.276."""
@@ -39,12 +39,10 @@ class Fitted(NamedTuple):
     """What a log's lists are made with."""
 
     rules: Rules
-    bias: float
-    """Of the network's own list."""
     counts: Blend
     """Without the network."""
     live: Blend
-    """With it, if there is one."""
+    """With it, if there is one. Its bias is what serves the network's own list best."""
     figures: dict[str, dict[str, float]]
     """Of the asked clicks, by the names of the lists."""
 
@@ -57,22 +55,16 @@ def fit_live(clicks: pl.DataFrame, network: Network | None) -> Fitted:
     rules = _choose_rules(clicks)
     biases = BIASES if network else ()
     questions = [*Replay(rules, network, biases).questions(clicks, MOST_ASKED)]
-    uniform = Blend(np.ones((PREFIXES, len(rules.sources) + 1)))
-    without = Blend(_scaled(uniform.weights, 0.0))
-    counts = _likeliest(questions, without)
+    uniform = np.ones((PREFIXES, len(rules.sources) + 1))
+    counts = _likeliest(questions, Blend(_scaled(uniform, 0.0)))
     of_counts = figures([question.rank(counts) for question in questions])
     if not network:
-        return Fitted(rules, 0.0, counts, counts, {COUNTS: of_counts})
+        return Fitted(rules, counts, counts, {COUNTS: of_counts})
     bias = max(biases, key=lambda b: worth([q.own_rank(b) for q in questions]))
-    candidates = [counts, *(_network_alone(counts, b) for b in dict.fromkeys((0.0, bias)))]
-    candidates += [
-        replace(likeliest, weights=_scaled(likeliest.weights, factor))
-        for b in dict.fromkeys((0.0, bias))
-        for likeliest in [
-            _likeliest(questions, Blend(uniform.weights, b, _sharpness(questions, b)))
-        ]
-        for factor in NETWORK_FACTORS
-    ]
+    likeliest = _likeliest(questions, Blend(uniform, bias, _sharpness(questions, bias)))
+    weights = [counts.weights, _network_alone(uniform)]
+    weights += [_scaled(likeliest.weights, factor) for factor in NETWORK_FACTORS]
+    candidates = [replace(likeliest, weights=of_sources) for of_sources in weights]
     ranks = [[question.rank(mixed) for question in questions] for mixed in candidates]
     best = max(range(len(candidates)), key=lambda n: worth(ranks[n]))
     found = {
@@ -81,7 +73,7 @@ def fit_live(clicks: pl.DataFrame, network: Network | None) -> Fitted:
         COUNTS: of_counts,
         LIVE: figures(ranks[best]),
     }
-    return Fitted(rules, bias, counts, candidates[best], found)
+    return Fitted(rules, counts, candidates[best], found)
 
 
 def bias_name(bias: float) -> str:
@@ -144,10 +136,11 @@ def _likeliest(questions: Sequence[Question], mixed: Blend) -> Blend:
     return replace(mixed, weights=fit_weights(shares, prefix).round(4))
 
 
-def _network_alone(counts: Blend, bias: float) -> Blend:
-    weights = np.zeros_like(counts.weights)
-    weights[:, -1] = 1.0
-    return Blend(weights, bias)
+def _network_alone(weights: Float64[np.ndarray, "C S"]) -> Float64[np.ndarray, "C S"]:
+    """Weights without those of the other sources."""
+    alone = np.zeros_like(weights)
+    alone[:, -1] = weights[:, -1]
+    return alone
 
 
 def _scaled(weights: Float64[np.ndarray, "C S"], factor: float) -> Float64[np.ndarray, "C S"]:

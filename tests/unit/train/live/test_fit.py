@@ -72,12 +72,14 @@ def test_the_blend_lists_no_worse_than_its_parts(trained: tuple[Path, Path]) -> 
     clicks = one_after_the_other(log[:1_620], log[1_620:])
     network = network_for(load_checkpoint(trained[1]), clicks)
     fitted = fit_live(clicks, network)
-    replay = Replay(fitted.rules, network, (0.0, fitted.bias, fitted.live.bias))
+    replay = Replay(fitted.rules, network, [fitted.live.bias])
     asked = [*replay.questions(clicks)]
     live = worth([question.rank(fitted.live) for question in asked])
     assert live >= worth([question.rank(fitted.counts) for question in asked])
-    assert live >= worth([question.own_rank(fitted.bias) for question in asked])
-    assert worth([q.own_rank(fitted.bias) for q in asked]) >= worth([q.static_rank for q in asked])
+    assert live >= worth([question.own_rank(fitted.live.bias) for question in asked])
+    assert worth([q.own_rank(fitted.live.bias) for q in asked]) >= worth(
+        [q.static_rank for q in asked]
+    )
     assert fitted.figures["live"] == figures([question.rank(fitted.live) for question in asked])
 
 
