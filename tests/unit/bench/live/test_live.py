@@ -18,7 +18,7 @@ from tests.unit.export.test_main import write_checkpoint
 from train.command import TrainError, parse
 from train.network.checkpoint import load_checkpoint
 
-LIVE = Live(2700, True, 100, 0.5, [[0.5, 0.25, 0.25], [0.75, 0.25, 0.0]])
+LIVE = Live(2700, True, 100, 0.5, [[0.1] * 9 + [0.25]] * 5)
 
 
 def clicks(*rows: tuple[str, str, int]) -> pl.DataFrame:
@@ -157,8 +157,8 @@ def test_a_row_takes_parts_out_of_what_the_manifest_says() -> None:
     assert made["static"] is None and made["live"] == LIVE
     bias, counts = made["bias"], made["counts"]
     assert bias is not None and counts is not None
-    assert bias.weights == [[0.0, 0.0, 1.0]] * 2
-    assert counts.weights == [[0.5, 0.25, 0.0], [0.75, 0.25, 0.0]]
+    assert bias.weights == [[0.0] * 9 + [1.0]] * 5
+    assert counts.weights == [[0.1] * 9 + [0.0]] * 5
     assert msgspec.structs.replace(bias, weights=LIVE.weights) == LIVE
 
 
