@@ -10,8 +10,6 @@ SHRINKAGE = 0.1
 """Added to an item's total: what was seen once is no certainty."""
 MAX_SUCCESSORS = 100
 """An item's least successors are dropped beyond so many; 400 are worth no more on a news site."""
-EARLIER = 10
-"""So many of the session's last items are candidates themselves, by 1/age."""
 POPULAR = 100
 """So many popular items are candidates of every list."""
 POPULAR_EVERY_MS = 1_000

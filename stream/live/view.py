@@ -8,7 +8,6 @@ from jaxtyping import Float, Float64, Int64
 
 from stream.live.rules import (
     DISTANCES,
-    EARLIER,
     LARGEST_EXPONENT,
     POPULAR,
     POPULAR_EVERY_MS,
@@ -155,8 +154,7 @@ def earlier_shares(trail: Sequence[int]) -> dict[int, float]:
     """The items before the last one, each with its share: by 1/age, the latest time it came."""
     if len(trail) == 1:
         return {}
-    last = trail[-EARLIER:]
-    ages = dict(zip(last, range(len(last) - 1, -1, -1), strict=True))
+    ages = dict(zip(trail, range(len(trail) - 1, -1, -1), strict=True))
     del ages[trail[-1]]
     total = sum(1.0 / age for age in ages.values())
     return {item: 1.0 / (age * total) for item, age in ages.items()}

@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from stream.live.blend import Blend
-from stream.live.rules import BACKWARD, DISTANCES, EARLIER, SHRINKAGE, Rules
+from stream.live.rules import BACKWARD, DISTANCES, SHRINKAGE, Rules
 from tests.unit.train.building import markov_clicks
 from train.__main__ import main
 from train.data.sessions import TARGET_WEIGHT, build_sessions
@@ -77,7 +77,7 @@ def expected_ranks(clicks: pl.DataFrame, rules: Rules, weights: list[float]) -> 
                 add(name, w / sum(v for _, v in left), weight)
             add(item, 1.0, next(source))
             ages: dict[str, float] = {}
-            for age, name in enumerate(reversed(trail[-EARLIER:])):
+            for age, name in enumerate(reversed(trail)):
                 if name != item:
                     ages.setdefault(name, 1 / age)
             weight = next(source)
