@@ -156,10 +156,10 @@ FAULTS = {
     "disk_full": Fault(disk_full, own_broker=True, disk_mib=64),
     "rolling": Fault(rolling, workers=(1, 2), replaces_bundle=True),
     "live_kill": Fault(partial(_replace, how=signal.SIGKILL), live=True),
-    "items_kill": Fault(partial(_replace, how=signal.SIGKILL), (1, 2), "count", live=True),
-    "items_term": Fault(partial(_replace, how=signal.SIGTERM), (1, 2), "count", live=True),
-    "items_join_leave": Fault(join_leave, (1, 2), "count", live=True),
-    "items_broker_kill": Fault(
+    "kill_items": Fault(partial(_replace, how=signal.SIGKILL), (1, 2), "count", live=True),
+    "term_items": Fault(partial(_replace, how=signal.SIGTERM), (1, 2), "count", live=True),
+    "join_leave_items": Fault(join_leave, (1, 2), "count", live=True),
+    "broker_kill_items": Fault(
         partial(_broker_ends, end=EmbeddedKafka.kill), (1, 2), "count", live=True, own_broker=True
     ),
 }

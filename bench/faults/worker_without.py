@@ -252,8 +252,8 @@ GUARDS = {
     "restore": Guard(no_restore, "term"),
     "holes": Guard(no_hole_check, "join"),
     "drain": Guard(no_drain, "join"),
-    "items_position": Guard(no_position_record, "items_kill"),
-    "items_restore": Guard(no_restore, "items_term"),
+    "position_items": Guard(no_position_record, "kill_items"),
+    "restore_items": Guard(no_restore, "term_items"),
 }
 PLACES = {
     "seek_to_the_beginning": seek_to_the_beginning,

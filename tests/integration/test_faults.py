@@ -180,7 +180,7 @@ def test_a_fault_that_hits_leaves_every_click_answered_and_applied_once(
 def test_an_item_processor_that_is_killed_leaves_every_event_counted_once(
     kafka: str, bundles: Bundles, tmp_path: Path
 ) -> None:
-    row = run_once(FAULTS["items_kill"], "items_kill", tmp_path, bundles, shared=kafka)
+    row = run_once(FAULTS["kill_items"], "kill_items", tmp_path, bundles, shared=kafka)
     assert "error" not in row and row["hit"] and row["exact"], row
 
 
