@@ -82,6 +82,9 @@ def server(kafka: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         targets = {"nextclick": [*workers, silent], "nextclick-items": [items]}
         result = Server(stack.enter_context(prometheus(folder, targets)), silent)
         stack.enter_context(load(kafka, topics["NEXTCLICK_CLICKS_TOPIC"]))
+        # A starved broker that has just made topics may answer nobody for a while.
+        check = partial(subprocess.run, [*stream, "topics", "check"], env=environment, timeout=60)
+        wait_for(lambda: check(capture_output=True).returncode == 0, 150, "an answer")
         for port, command, prefix in processes:
             log = stack.enter_context((folder / f"{command}-{port}.log").open("wb"))
             words = [*stream, command, "--web-port", str(port)]
