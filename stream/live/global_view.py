@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from stream.contract.items import ItemRecord, head_of
-from stream.live.rules import LARGEST_EXPONENT, Rules
+from stream.live.rules import Rules
 from stream.live.view import Successors, View
 
 DECODED = 20_000
@@ -82,15 +82,9 @@ class GlobalView(View):
             self._popularity[row] = 0.0
 
     def _set_clicks(self, row: int, clicks: float, as_of_ms: int) -> None:
-        half_life_ms = self.rules.popularity_half_life_ms
-        if self._landmark_ms is None:
-            self._landmark_ms = as_of_ms
-        halvings = (as_of_ms - self._landmark_ms) / half_life_ms
-        if halvings > LARGEST_EXPONENT:
-            self._popularity *= 2.0**-halvings
-            self._landmark_ms, halvings = as_of_ms, 0.0
+        grown = self._grown(as_of_ms)
         self._grow_to(row)
-        self._popularity[row] = clicks * 2.0**halvings
+        self._popularity[row] = clicks * grown
 
     def following(self, item: int) -> Successors | None:
         """As ``View.following``."""

@@ -1,7 +1,7 @@
 """Lists as they are served: the blend of all sources, cut to the K best, for many sessions at once.
 
 What ``blend`` says, in a fixed number of passes over a matrix with a row for each session: made one
-by one, a list took three times as long.
+by one, a list took half as long again.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from stream.live.rules import DISTANCES, PREFIXES, SHRINKAGE, growth, prefix_class
+from stream.live.rules import DISTANCES, PREFIXES, prefix_class
 from stream.live.view import Successors, View, earlier_shares
 
 SOURCES = ("transitions", "popularity", "network", "session")
@@ -150,17 +150,11 @@ class Lister:
                 found = following(item)
                 if found is None:
                     continue
-                age_ms = one.now_ms - found.landmark_ms
                 places.append((row, step))
                 followed.append(found)
-                scales.append(
-                    [
-                        weights[step * rates + rate] / (total + SHRINKAGE * growth(age_ms, half))
-                        for rate, (half, total) in enumerate(
-                            zip(half_lives_ms, found.totals, strict=True)
-                        )
-                    ]
-                )
+                of_step = weights[step * rates : (step + 1) * rates]
+                totals = found.denominators(half_lives_ms, one.now_ms)
+                scales.append([w / total for w, total in zip(of_step, totals, strict=True)])
         return places, followed, scales
 
     def _best(self, cells: _Cells, wanted: Sequence[Wanted], n_rows: int) -> list[Listed]:

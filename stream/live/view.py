@@ -54,6 +54,17 @@ class Successors(NamedTuple):
     totals: Sequence[float]
     landmark_ms: int
 
+    def denominators(self, half_lives_ms: Sequence[float], now_ms: int) -> list[float]:
+        """What the weights of each rate are divided by.
+
+        Decay is that of weights and totals alike, so that only the shrinkage sees it.
+        """
+        age_ms = now_ms - self.landmark_ms
+        return [
+            total + SHRINKAGE * growth(age_ms, half_life_ms)
+            for total, half_life_ms in zip(self.totals, half_lives_ms, strict=True)
+        ]
+
 
 class View:
     """Counts of items, each of which is a row from 0 on."""
@@ -72,15 +83,9 @@ class View:
 
     def add_click(self, item: int, at_ms: int) -> None:
         """Count a click on an item as popularity."""
-        half_life_ms = self.rules.popularity_half_life_ms
-        if self._landmark_ms is None:
-            self._landmark_ms = at_ms
-        age_ms = at_ms - self._landmark_ms
-        if age_ms > LARGEST_EXPONENT * half_life_ms:
-            self._popularity *= 2.0 ** (-age_ms / half_life_ms)
-            self._landmark_ms, age_ms = at_ms, 0
+        grown = self._grown(at_ms)
         self._grow_to(item)
-        self._popularity[item] += 2.0 ** (age_ms / half_life_ms)
+        self._popularity[item] += grown
 
     def clicks(self, items: Int64[np.ndarray, "n"], now_ms: int) -> Float64[np.ndarray, "n"]:
         """Decayed clicks on these items."""
@@ -105,14 +110,7 @@ class View:
             successors = self.following(item)
             if successors is None:
                 continue
-            age_ms = now_ms - successors.landmark_ms
-            # Decay is that of weights and totals alike, so that only the shrinkage sees it.
-            totals = [
-                total + SHRINKAGE * growth(age_ms, half_life_ms)
-                for total, half_life_ms in zip(
-                    successors.totals, self.rules.half_lives_ms, strict=True
-                )
-            ]
+            totals = successors.denominators(self.rules.half_lives_ms, now_ms)
             items = successors.items
             found += [
                 Candidates(items, np.full(len(items), step * rates + rate), of_rate / total)
@@ -123,6 +121,16 @@ class View:
         found.append(self.most_popular(now_ms))
         found.append(_own_items(trail, len(DISTANCES) * rates + 1))
         return Candidates.of(found)
+
+    def _grown(self, at_ms: int) -> float:
+        """What a click of then counts as of the landmark, which moves where that is too much."""
+        if self._landmark_ms is None:
+            self._landmark_ms = at_ms
+        halvings = (at_ms - self._landmark_ms) / self.rules.popularity_half_life_ms
+        if halvings > LARGEST_EXPONENT:
+            self._popularity *= 2.0**-halvings
+            self._landmark_ms, halvings = at_ms, 0.0
+        return float(2.0**halvings)
 
     def _grow_to(self, item: int) -> None:
         if item >= len(self._popularity):
