@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int64
 
-from stream.live.rules import CLICKS_FLOOR, PREFIXES
+from stream.live.rules import PREFIXES, bias_of
 from stream.live.view import Candidates
 
 SHARPNESSES = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
@@ -54,7 +54,7 @@ def biased(
     scores: Float[np.ndarray, "N"], clicks: Float64[np.ndarray, "N"], bias: float
 ) -> Float64[np.ndarray, "N"]:
     """A network's scores, with the logarithm of its items' decayed clicks added ``bias`` times."""
-    return np.asarray(scores + bias * np.log(clicks + CLICKS_FLOOR), dtype=np.float64)
+    return np.asarray(scores + bias_of(clicks, bias), dtype=np.float64)
 
 
 def network_candidates(

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+from jaxtyping import Float64
+
 DISTANCES = (1.0, 0.5, 0.25)
 """What a click counts as a successor of the last item, of the one before it, and so on."""
 BACKWARD = 0.1
@@ -34,6 +37,11 @@ PREFIXES = 5
 def growth(age_ms: float, half_life_ms: float) -> float:
     """By how much a click that is so old weighs less than one of now; 2^1000 at most."""
     return float(2.0 ** min(age_ms / half_life_ms, 1000.0))
+
+
+def bias_of(clicks: Float64[np.ndarray, "N"], bias: float) -> Float64[np.ndarray, "N"]:
+    """What is added to a network's scores: the logarithm of its items' decayed clicks."""
+    return np.asarray(bias * np.log(clicks + CLICKS_FLOOR))
 
 
 def prefix_class(n_clicks: int) -> int:

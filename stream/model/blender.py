@@ -10,7 +10,7 @@ from jaxtyping import Float32
 from stream.contract.click import TRAIL_CLICKS
 from stream.live.global_view import GlobalView
 from stream.live.lists import POPULARITY, Listed, Lister, NetworkBest, Wanted
-from stream.live.rules import CLICKS_FLOOR
+from stream.live.rules import bias_of
 from stream.model.bundle import Live, Manifest
 from stream.model.scorer import Scores
 
@@ -65,7 +65,7 @@ class Blender:
         if not self._bias or view.as_of_ms is None:
             return None
         clicks = view.clicks(self._network_rows, view.as_of_ms)
-        return (self._bias * np.log(clicks + CLICKS_FLOOR)).astype(np.float32)
+        return bias_of(clicks, self._bias).astype(np.float32)
 
     def popular(self) -> Listed | None:
         """What is popular as of the newest click; None: nobody has clicked anything."""

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int32, Int64
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx_errors
 
 from stream.errors import StreamError
-from stream.live.rules import CLICKS_FLOOR
+from stream.live.rules import bias_of
 from stream.model.bundle import ENCODE, MIN_OVERLAP, RANK, RANK_INT8, Bundle, Manifest
 
 # ONNX Runtime's exceptions have no base of their own below Exception.
@@ -203,7 +203,7 @@ def probe_bias(manifest: Manifest) -> Float32[np.ndarray, "N"] | None:
     if not (manifest.live and manifest.takes_bias):
         return None
     clicks = 1000 / (1 + np.random.default_rng(0).permutation(manifest.n_items))
-    return (manifest.live.bias * np.log(clicks + CLICKS_FLOOR)).astype(np.float32)
+    return bias_of(clicks, manifest.live.bias).astype(np.float32)
 
 
 def overlap(listed: Int32[np.ndarray, "B K"], other: Int32[np.ndarray, "B K"]) -> float:
