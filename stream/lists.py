@@ -7,7 +7,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from stream.contract.messages import encode_json
+from stream.contract.messages import encode_json, item_json
 from stream.counts import Found, rank_in_list
 from stream.live.lists import SOURCES, Listed, LiveList, decode_list, encode_list
 from stream.model.blender import Blender
@@ -145,7 +145,7 @@ class LiveLists:
             return self._json(self._made[listed])
         kept = decode_list(listed)
         scores = np.frombuffer(kept.scores, "<f4").tolist()
-        return _json(map(piece, kept.items), scores, kept.sources)
+        return _json(map(item_json, kept.items), scores, kept.sources)
 
     def is_popular(self, listed: ListRef, items: bytes) -> bool:
         """As ``Lists.is_popular``."""
@@ -159,18 +159,13 @@ class LiveLists:
     def _json(self, listed: Listed) -> bytes:
         known, names = self._model.item_json, self._blender.view.names
         n_known = len(known)
-        pieces = [known[row] if row < n_known else piece(names[row]) for row in listed.items]
+        pieces = [known[row] if row < n_known else item_json(names[row]) for row in listed.items]
         return _json(pieces, listed.scores, listed.sources)
 
 
 def _found(items: Sequence[T], scores: Sequence[float], sources: Sequence[int], item: T) -> Found:
     rank = rank_in_list(items, scores, item)
     return Found(rank, SOURCES[sources[items.index(item)]] if rank else None)
-
-
-def piece(item_id: str) -> bytes:
-    """All of an item's JSON up to its score."""
-    return encode_json({"item_id": item_id, "score": 0})[:-2]
 
 
 _ENDS = [b',"source":"%b"}' % source.encode() for source in SOURCES]

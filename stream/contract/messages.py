@@ -78,6 +78,11 @@ class _Published(msgspec.Struct, omit_defaults=True):
 encode_json = msgspec.json.Encoder().encode
 
 
+def item_json(item_id: str) -> bytes:
+    """All of an item's JSON up to its score."""
+    return encode_json({"item_id": item_id, "score": 0})[:-2]
+
+
 def recommendation(
     topic: str,
     record: Record,

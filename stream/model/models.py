@@ -2,17 +2,16 @@
 
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from stream.contract.click import ClickParser
 from stream.contract.context import Context
+from stream.contract.messages import encode_json, item_json
 from stream.model.blender import Blender
 from stream.model.bundle import Bundle, load_bundle
 from stream.model.scorer import OnnxScorer, Scorer
 
 log = structlog.get_logger()
-_encode = msgspec.json.Encoder().encode
 
 
 class Model:
@@ -31,10 +30,9 @@ class Model:
         self.scorer = scorer
         self.context = Context(bundle.manifest.context)
         self._event_types = frozenset(bundle.manifest.event_types)
-        # All of an item's JSON but its score, which ends it.
-        self.item_json = [_encode({"item_id": name, "score": 0})[:-2] for name in self.item_ids]
+        self.item_json = [item_json(name) for name in self.item_ids]
         listed = [(p.item_index, p.score) for p in bundle.manifest.popular]
-        popular = [self.item_json[index] + _encode(score) for index, score in listed]
+        popular = [self.item_json[index] + encode_json(score) for index, score in listed]
         self.popular_json = b"[%b}]" % b"},".join(popular)
         live = bundle.manifest.live
         self.blender = Blender(bundle.manifest, live, bundle.item_ids) if live else None
