@@ -42,14 +42,13 @@ def run_worker(settings: WorkerSettings) -> int:
     with ThreadPoolExecutor(1) as preparing:
         model = preparing.submit(load_model, settings.bundle, settings.inference_threads).result()
         _check_bundle(settings, model.manifest)
-        live = model.blender is not None
-        if live:
-            preparing.submit(check_item_topics, settings).result()
-        check = partial(_check_live_topics if live else check_topics, settings)
+        wiring, check = settings.wiring, partial(check_topics, settings)
         preparing.submit(check).result()
         max_click_bytes = preparing.submit(largest_click, settings).result()
         n_item_partitions = None
         if model.blender is not None:
+            wiring, check = settings.live_wiring, partial(_check_live_topics, settings)
+            preparing.submit(check_item_topics, settings).result()
             n_item_partitions = preparing.submit(_n_item_partitions, settings).result()
             reader = ViewReader(settings, settings.item_view_topic)
             reader.start()
@@ -64,7 +63,6 @@ def run_worker(settings: WorkerSettings) -> int:
     rules = Rules.of(model.manifest, _limit(settings))
     models = Models(model, max_click_bytes)
     planner = Planner(models, rules, settings.clicks_topic, n_item_partitions)
-    wiring = settings.live_wiring if live else settings.wiring
     transport = FaustTransport(settings, wiring, check)
     worker = Worker(transport, planner, metrics)
     return _run(settings, model.model_id, transport, worker, metrics)
