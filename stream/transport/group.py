@@ -355,8 +355,13 @@ class Group(threading.Thread):
     def _on_assign(self, consumer: Consumer, assigned: list[TopicPartition]) -> None:
         partitions = [tp.partition for tp in assigned]
         if partitions:
+            # Before they are assigned: a fetch that began in between might bring the batch that
+            # aborts the process, before anybody has looked for it. librdkafka (2.16.1) pauses what
+            # it knows, and knows a partition once it was asked for its position.
+            tps = self._tps(partitions)
+            consumer.position(tps)
+            consumer.pause(tps)
             consumer.incremental_assign([TopicPartition(self._topic, p, 0) for p in partitions])
-            consumer.pause(self._tps(partitions))
         self._read_membership()
         self._tell(self._listener.on_assigned, partitions)
 

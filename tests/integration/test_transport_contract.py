@@ -10,10 +10,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_INVALID, Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
@@ -23,6 +23,7 @@ from stream.contract.messages import Target
 from stream.contract.records import Record
 from stream.position import POSITION_KEY, decode_position
 from stream.settings import TopicsSettings, WorkerSettings
+from stream.transport import group
 from stream.transport.clients import confluent_options
 from stream.transport.faust_app import FaustTransport
 from stream.transport.protocol import Batch, Transport
@@ -390,6 +391,41 @@ async def test_a_join_during_a_restore_hands_partitions_on_before_they_are_resto
             **dict.fromkeys(second.values, address_of(second)),
         }
     assert await answers(world) == [(b"a", b"1"), (b"b", b"2")]
+
+
+class SlowlyAssigned(Consumer):
+    """On a starved machine, what follows an assignment may come late."""
+
+    def incremental_assign(self, *args: Any, **kwargs: Any) -> None:
+        super().incremental_assign(*args, **kwargs)
+        time.sleep(1.0)
+
+
+async def test_nothing_is_fetched_of_a_partition_before_its_restore_says_where(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that aborts the process might be in it, and nobody has looked yet."""
+    monkeypatch.setattr(group, "Consumer", SlowlyAssigned)
+    world, held = make(1), threading.Event()
+    world.produce(0, (b"a", b"1"))
+    driver = world.driver()
+
+    class Held(HeldTable):
+        may_end = held
+
+    async def high() -> int:
+        of = transport_of(driver)._group
+        assert of is not None
+        return await asyncio.wrap_future(of._call(lambda: of._high(0)))
+
+    driver.processor.new_partition = Held
+    async with world.started(driver):
+        await driver.until(lambda: transport_of(driver)._assigned == {0})
+        while_held = await high()
+        held.set()
+        await driver.until(lambda: driver.n_answered == 1)
+        assert await high() == 1, "a fetch would have told of it"
+    assert while_held == OFFSET_INVALID
 
 
 async def test_a_revocation_waits_for_the_batch_under_way(make: Make) -> None:

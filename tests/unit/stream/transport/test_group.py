@@ -382,7 +382,11 @@ async def test_what_is_assigned_is_paused_and_told(group: Group) -> None:
     consumer = consumer_of(group)
     group._on_assign(consumer, tps(1, 3))  # type: ignore[arg-type]
     await asyncio.sleep(0)
-    assert consumer.calls == [("incremental_assign", [1, 3]), ("pause", [1, 3])]
+    assert consumer.calls == [
+        ("position", [1, 3]),
+        ("pause", [1, 3]),
+        ("incremental_assign", [1, 3]),
+    ]
     assert heard(group) == [("assigned", [1, 3])]
     assert group.membership == Membership(3, "member-1")
 
