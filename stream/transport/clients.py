@@ -8,6 +8,8 @@ from stream.settings import KafkaSettings
 CLIENT_ID = "nextclick"
 BATCH_BYTES = 1_000_000
 """Largest batch of records the worker produces; the brokers' default takes it."""
+QUEUED_KIB = 65_536
+"""What a consumer fetches ahead, of all its partitions together."""
 
 
 def confluent_options(settings: KafkaSettings) -> dict[str, Any]:

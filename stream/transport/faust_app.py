@@ -32,7 +32,7 @@ from yarl import URL
 from stream.contract.records import Record
 from stream.errors import StreamError
 from stream.settings import ServiceSettings, Wiring
-from stream.transport.clients import confluent_options
+from stream.transport.clients import QUEUED_KIB, confluent_options
 from stream.transport.fetched import record_of
 from stream.transport.group import REFUSED, Group
 from stream.transport.protocol import (
@@ -421,7 +421,7 @@ class FaustTransport:
             # The broker gathers a batch: a fetch for each click costs more than its answer.
             "fetch.wait.max.ms": max(5, round(1000 * self._settings.batch_window_s)),
             "fetch.min.bytes": 100_000,
-            "queued.max.messages.kbytes": 65_536,
+            "queued.max.messages.kbytes": QUEUED_KIB,
             # How soon partitions that are added to the input are noticed, and refused by `check`.
             "topic.metadata.refresh.interval.ms": 10_000,
         }
@@ -542,7 +542,7 @@ class FaustTransport:
         new = self.processor.new_partition
         restored, how = await restore.run(new, topic_id, self._owner, address)
         offsets = {p: position.next_offset for p, (_, position) in restored.items()}
-        deadly = await vetted(self._settings, self.wiring.input, offsets)
+        deadly = await vetted(self._settings, self.wiring.input, offsets, QUEUED_KIB << 10)
         self.processor.own(restored, how)
         self._committed |= offsets
         # They are paused: no record is under way that was fetched elsewhere.

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import structlog
@@ -28,13 +28,16 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
 
 from stream.contract.records import Record
 from stream.settings import KafkaSettings
-from stream.transport.clients import aiokafka_options, confluent_options
+from stream.transport.clients import QUEUED_KIB, aiokafka_options, confluent_options
 from stream.transport.unreadable import (
     BATCH_ERRORS,
     STATISTICS_MS,
     UNPARSABLE,
+    Committed,
+    Header,
     Watch,
     batch_range,
+    behind,
     deadly,
     decode_statistics,
     headers,
@@ -46,6 +49,9 @@ log = structlog.get_logger(__name__)
 TIMEOUT_S = 20
 AT_ONCE = 10_000
 HEADERS_BYTES = 1 << 20
+Answer = tuple[bytes, list[tuple[int, int]]]
+"""What was fetched, and of the transactions in it that were aborted the producer's id and the first
+offset."""
 NO_ANSWER = (ClientError, TimeoutError, OSError)
 
 
@@ -85,7 +91,7 @@ def read_committed(
             "enable.partition.eof": True,
             "auto.offset.reset": "earliest",
             "fetch.wait.max.ms": 20,
-            "queued.max.messages.kbytes": 65_536,
+            "queued.max.messages.kbytes": QUEUED_KIB,
             "statistics.interval.ms": STATISTICS_MS,
             "stats_cb": lambda text: stuck.update(watch.stuck(decode_statistics(text), pending)),
         }
@@ -200,43 +206,67 @@ async def promised_in(
 
 
 async def vetted(
-    settings: KafkaSettings, topic: str, offsets: Mapping[int, int]
+    settings: KafkaSettings, topic: str, offsets: Mapping[int, int], ahead_bytes: int
 ) -> dict[int, tuple[list[Record], range]]:
-    """Look for a batch that would abort the process in the first mebibyte from these offsets on.
+    """Look for a batch that would abort the process in all that is fetched ahead of these offsets.
 
-    By partition where there is one: the records before it, and its offsets. Raises one of
-    aiokafka's errors, TimeoutError or OSError where no broker answers.
+    ahead_bytes: what the consumer queues, of all partitions together. By partition where there is
+    such a batch: the records before it, and its offsets. Raises one of aiokafka's errors,
+    TimeoutError or OSError where no broker answers.
     """
     found: dict[int, tuple[list[Record], range]] = {}
+    fetched: dict[int, list[Answer]] = {p: [] for p in offsets}
+    pending, n_bytes = dict(offsets), 0
     async with _client(settings, topic) as client:
-        for partition, offset in offsets.items():
-            with suppress(OffsetOutOfRangeError):
-                raw, aborted = await _fetch(client, topic, partition, offset)
-                if (header := deadly(raw)) is not None and header.offsets.stop > offset:
-                    places = range(offset, max(offset, header.offsets.start))
-                    before = [*_records_before(raw, aborted, partition, places)]
+        # As the consumer does, in turn; it fetches until its queue is full.
+        while pending and n_bytes <= ahead_bytes:
+            for partition, offset in [*pending.items()]:
+                try:
+                    answer = await _fetch(client, topic, partition, offset)
+                except OffsetOutOfRangeError:
+                    answer = b"", []
+                raw, _ = answer
+                n_bytes += len(raw)
+                fetched[partition].append(answer)
+                header, further = await asyncio.to_thread(_looked_through, raw)
+                if header is not None and header.offsets.stop > offset:
+                    begin = offsets[partition]
+                    places = range(begin, max(begin, header.offsets.start))
+                    before = await asyncio.to_thread(
+                        _records_before, fetched[partition], partition, places
+                    )
                     found[partition] = before, range(places.stop, header.offsets.stop)
+                if header is not None or further is None:
+                    del pending[partition]
+                else:
+                    pending[partition] = further
     return found
 
 
-def _records_before(
-    raw: bytes, aborted: Collection[tuple[int, int]], partition: int, places: range
-) -> Iterator[Record]:
-    """The committed records of whole batches, those at these offsets, without librdkafka."""
-    for header in headers(raw):
-        if header.offsets.start >= places.stop:
-            return
-        if header.is_control or header.is_of(aborted):
-            continue
-        try:
-            found = [
-                Record(partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers))
-                for r in MemoryRecords(raw[header.place]).next_batch() or ()
-            ]
-        except Exception as error:  # whatever its parser meets
-            why = f"is in a batch that cannot be read: {error}"
-            found = [Record(partition, o, 0, None, None, trouble=why) for o in header.offsets]
-        yield from (record for record in found if record.offset in places)
+def _looked_through(raw: bytes) -> tuple[Header | None, int | None]:
+    return deadly(raw), behind(raw)
+
+
+def _records_before(answers: Iterable[Answer], partition: int, places: range) -> list[Record]:
+    """The committed records at these offsets, of answers in a row, without librdkafka."""
+    records: list[Record] = []
+    committed = Committed({pair for _, aborted in answers for pair in aborted})
+    for raw, _ in answers:
+        for header in headers(raw):
+            if header.offsets.start >= places.stop:
+                return records
+            if header.place.stop > len(raw) or not committed.shows(header):
+                continue  # cut off, it begins the next answer
+            try:
+                found = [
+                    Record(partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers))
+                    for r in MemoryRecords(raw[header.place]).next_batch() or ()
+                ]
+            except Exception as error:  # whatever its parser meets
+                why = f"is in a batch that cannot be read: {error}"
+                found = [Record(partition, o, 0, None, None, trouble=why) for o in header.offsets]
+            records += (record for record in found if record.offset in places)
+    return records
 
 
 @asynccontextmanager
@@ -250,18 +280,15 @@ async def _client(settings: KafkaSettings, topic: str) -> AsyncIterator[AIOKafka
         await client.close()
 
 
-async def _fetch_once(
-    settings: KafkaSettings, topic: str, partition: int, offset: int
-) -> tuple[bytes, list[tuple[int, int]]]:
+async def _fetch_once(settings: KafkaSettings, topic: str, partition: int, offset: int) -> Answer:
     async with _client(settings, topic) as client:
         return await _fetch(client, topic, partition, offset, 1)
 
 
 async def _fetch(
     client: AIOKafkaClient, topic: str, partition: int, offset: int, n_bytes: int = HEADERS_BYTES
-) -> tuple[bytes, list[tuple[int, int]]]:
-    """What the log has from there on for readers of committed records, and its aborted
-    transactions: producer's id and first offset."""
+) -> Answer:
+    """What the log has from there on for readers of committed records."""
     leader = client.cluster.leader_for_partition(Place(topic, partition))
     if leader is None or leader < 0:
         raise ClientError(f"{topic}-{partition} has no leader")

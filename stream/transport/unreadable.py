@@ -9,7 +9,7 @@ such a batch ends only its header says, so that it is fetched once more, by anot
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -129,12 +129,27 @@ class Header(NamedTuple):
     gzip: slice = slice(0)
     """Where what gzip has compressed is in them."""
 
-    def is_of(self, aborted: Collection[tuple[int, int]]) -> bool:
-        """Whether it is of one of these transactions: the producer's id and the first offset."""
-        return any(
-            producer_id == self.transaction_of and first <= self.offsets.start
-            for producer_id, first in aborted
-        )
+
+class Committed:
+    """Tells batches that readers of committed records are given; ask for each, in the log's order.
+
+    aborted: of transactions that were, the producer's id and the first offset.
+    """
+
+    def __init__(self, aborted: Iterable[tuple[int, int]]) -> None:
+        self._aborted = [*aborted]
+        self._ended: dict[int | None, int] = {}  # by producer, where its last transaction did
+
+    def shows(self, header: Header) -> bool:
+        producer_id, at = header.transaction_of, header.offsets.start
+        if header.is_control:
+            self._ended[producer_id] = at
+            return False
+        ended = self._ended.get(producer_id, -1)
+        return (
+            producer_id is None
+            or not any(of == producer_id and ended < first <= at for of, first in self._aborted)
+        )  # fmt: skip
 
 
 def headers(raw: bytes) -> Iterator[Header]:
@@ -178,10 +193,11 @@ def promised(
     producer's id and the first offset. Where nothing was fetched, they end with the hole.
     """
     end = hole.start
+    committed = Committed(aborted)
     for header in headers(raw):
         if header.offsets.start >= hole.stop:
             break
-        if header.is_whole and not header.is_control and not header.is_of(aborted):
+        if committed.shows(header) and header.is_whole:
             return range(max(hole.start, header.offsets.start), header.offsets.stop), hole.stop
         end = max(end, header.offsets.stop)
     else:
@@ -194,8 +210,19 @@ def deadly(raw: bytes) -> Header | None:
     (2.16.1, ``rd_slice_init_full``): gzip with an empty member first. Brokers read the next, too.
     """
     for header in headers(raw):
-        packed = zlib.decompressobj(_ANY_GZIP)
-        with suppress(zlib.error):
-            if raw[header.gzip] and not packed.decompress(raw[header.gzip], 1) and packed.eof:
-                return header
+        if header.gzip.stop:
+            packed = zlib.decompressobj(_ANY_GZIP)
+            with suppress(zlib.error):
+                if raw[header.gzip] and not packed.decompress(raw[header.gzip], 1) and packed.eof:
+                    return header
     return None
+
+
+def behind(raw: bytes) -> int | None:
+    """The offset at which to fetch what comes behind these bytes; None if they hold no batch."""
+    last = None
+    for header in headers(raw):
+        if header.place.stop > len(raw):  # cut off: it comes once more, whole if it is the first
+            return header.offsets.start
+        last = header.offsets.stop
+    return last

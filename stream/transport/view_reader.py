@@ -20,7 +20,7 @@ from confluent_kafka.admin import (  # type: ignore[attr-defined]  # its __init_
 )
 
 from stream.settings import KafkaSettings
-from stream.transport.clients import confluent_options
+from stream.transport.clients import QUEUED_KIB, confluent_options
 from stream.transport.reader import AT_ONCE, batch_at
 from stream.transport.unreadable import BATCH_ERRORS
 
@@ -88,7 +88,7 @@ class ViewReader:
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
                 "isolation.level": "read_committed",
-                "queued.max.messages.kbytes": 65_536,
+                "queued.max.messages.kbytes": QUEUED_KIB,
             }
         )
         unread = {partition.id for partition in topic.partitions}

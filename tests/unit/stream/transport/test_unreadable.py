@@ -5,7 +5,7 @@ import struct
 import pytest
 
 from bench.faults.wire import batch_of, gzip_member, record
-from stream.transport.unreadable import batch_range, deadly, promised
+from stream.transport.unreadable import batch_range, behind, deadly, promised
 
 TWO = batch_of(record(b"k", b"v") + record(b"k", b"v", number=1), 2)
 CONTROL = TWO[:21] + struct.pack(">h", 0x30) + TWO[23:]
@@ -58,6 +58,8 @@ HOLE = range(7, 11)
         (at(7, of_producer(5)) + at(9), [(5, 3)], (range(9, 11), 11)),
         (at(7, of_producer(5)), [(6, 3), (5, 8)], (range(7, 9), 11)),
         (at(7, of_producer(5, 0x30)), [], (None, 9)),
+        (at(7, of_producer(5, 0x30)) + at(9, of_producer(5)), [(5, 3)], (range(9, 11), 11)),
+        (at(7, of_producer(6, 0x30)) + at(9, of_producer(5)), [(5, 3)], (None, 11)),
         (at(7, COMPACTED) + at(9)[:60], [], (None, 9)),
         (b"", [], (None, 11)),
     ],
@@ -85,3 +87,20 @@ def of_gzip(*members: bytes) -> bytes:
 def test_gzip_with_an_empty_member_first_is_deadly(raw: bytes, expected: int | None) -> None:
     found = deadly(raw)
     assert (found and found.offsets.start) == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (at(7), 9),
+        (at(7) + at(9), 11),
+        (at(7) + at(9)[:-1], 9),  # fetched once more, whole
+        (at(7) + at(9)[:30], 9),
+        (at(7, CONTROL), 9),
+        (b"", None),
+    ],
+)
+def test_what_comes_behind_is_told_by_the_last_whole_batch(
+    raw: bytes, expected: int | None
+) -> None:
+    assert behind(raw) == expected
