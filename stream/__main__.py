@@ -105,16 +105,10 @@ def _count(settings: CountSettings) -> int:
 
 
 def _topics_create(settings: TopicsSettings) -> None:
-    from stream.transport.topics import (
-        check_item_topics,
-        check_topics,
-        create_topics,
-        n_partitions,
-    )
+    from stream.transport.topics import check_all_topics, create_topics, n_partitions
 
     created = create_topics(settings)
-    check_topics(settings)
-    check_item_topics(settings)
+    check_all_topics(settings)
     print(f"created: {', '.join(created) or 'nothing, all topics exist'}")
     (found,) = n_partitions(settings, [settings.clicks_topic]).values()
     if found != settings.partitions:
@@ -125,11 +119,16 @@ def _topics_create(settings: TopicsSettings) -> None:
 
 
 def _topics_check(settings: KafkaSettings) -> None:
-    from stream.transport.topics import check_topics, n_partitions
+    from stream.transport.topics import check_all_topics, n_partitions
 
-    check_topics(settings)
+    missing = check_all_topics(settings)
     (found,) = n_partitions(settings, [settings.clicks_topic]).values()
     print(f"topics are set up correctly: {settings.clicks_topic} has {found} partitions")
+    if missing:
+        print(
+            f"none of {', '.join(missing)} exists: a bundle whose manifest has a section `live` "
+            "needs them, and `python -m stream topics create` creates them"
+        )
 
 
 def _reset(settings: ResetSettings) -> None:

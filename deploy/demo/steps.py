@@ -24,7 +24,7 @@ from deploy.demo.summary import evaluate_offline, print_summary, summarise
 from deploy.processes import Child, running
 from stream.model.bundle import load_bundle
 from stream.settings import KafkaSettings, TopicsSettings
-from stream.transport.topics import check_topics, create_topics
+from stream.transport.topics import check_all_topics, create_topics
 from train.data.clicks import write_clicks
 from train.data.health import describe
 from train.fit.training_log import ColumnNames, Reading, Weights
@@ -103,7 +103,7 @@ def _run(settings: DemoSettings) -> None:
         demo = Demo(settings, _place_on(bootstrap_servers), begin_s)
         demo.tell(f"broker: Apache Kafka on {bootstrap_servers}")
         created = create_topics(TopicsSettings(**demo.kafka.model_dump()))
-        check_topics(demo.kafka)
+        check_all_topics(demo.kafka)
         demo.tell(f"topics: {', '.join(created)}")
 
         if settings.clicks is None:

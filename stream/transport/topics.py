@@ -67,7 +67,8 @@ _DELETE = "delete (compaction keeps one record per session, and rejects records 
 def create_topics(settings: TopicsSettings) -> list[str]:
     """Make the topics that are missing; returns their names. Existing ones are left alone.
 
-    An existing clicks topic decides the number of partitions: they belong to its producers.
+    An existing clicks topic decides the number of partitions: they belong to its producers. An
+    existing topic of item events decides its changelog's.
     """
     size = {"max.message.bytes": str(settings.max_message_bytes)}
     wanted = {
@@ -93,9 +94,11 @@ def create_topics(settings: TopicsSettings) -> list[str]:
         wanted = {name: config | _IN_SYNC for name, config in wanted.items()}
     admin = AdminClient(confluent_options(settings))
     existing = _existing(admin, settings)
-    partitions = existing.get(settings.clicks_topic, settings.partitions)
+    partitions = dict.fromkeys(wanted, existing.get(settings.clicks_topic, settings.partitions))
+    items = settings.items_wiring
+    partitions[items.changelog] = existing.get(items.input, partitions[items.input])
     missing = [
-        NewTopic(name, partitions, settings.replication_factor, config=config)
+        NewTopic(name, partitions[name], settings.replication_factor, config=config)
         for name, config in wanted.items()
         if name not in existing
     ]
@@ -113,39 +116,49 @@ def create_topics(settings: TopicsSettings) -> list[str]:
 
 def check_topics(settings: KafkaSettings) -> str:
     """Return the id of the clicks topic. Raises StreamError with everything that is wrong."""
-    clicks, recommendations, dead_letter, changelog = names = (
+    look = _Look(settings, _click_topics(settings))
+    look.expect_clicks(settings)
+    look.raise_wrong()
+    return look.topic_id(settings.clicks_topic)
+
+
+def check_item_topics(settings: KafkaSettings) -> str:
+    """Return the id of the item-events topic. Raises StreamError with everything that is wrong."""
+    look = _Look(settings, _item_topics(settings))
+    look.expect_items(settings)
+    look.raise_wrong()
+    return look.topic_id(settings.item_events_topic)
+
+
+def check_all_topics(settings: KafkaSettings) -> tuple[str, ...]:
+    """Check the topics of both processors; returns the item topics where none of them exists.
+
+    That is no fault, since a bundle that is not live needs none. Raises StreamError with everything
+    that is wrong; one item topic that is missing beside others is.
+    """
+    items = _item_topics(settings)
+    existing = _existing(AdminClient(confluent_options(settings)), settings)
+    has_items = any(name in existing for name in items)
+    look = _Look(settings, _click_topics(settings) + (items if has_items else ()))
+    look.expect_clicks(settings)
+    if has_items:
+        look.expect_items(settings)
+    look.raise_wrong()
+    return () if has_items else items
+
+
+def _click_topics(settings: KafkaSettings) -> tuple[str, ...]:
+    return (
         settings.clicks_topic,
         settings.recommendations_topic,
         settings.dead_letter_topic,
         settings.changelog_topic,
     )
-    look = _Look(settings, names)
-    least_bytes = int(look.config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
-    append_time = "LogAppendTime (latency is measured from it)"
-    larger = f"at least {least_bytes}, 64 KiB more than {clicks}"
-    for topic in (clicks, recommendations, dead_letter):
-        look.expect(topic, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
-    look.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
-    look.expect(clicks, "message.timestamp.type", lambda kind: kind == "LogAppendTime", append_time)
-    look.expect(dead_letter, "max.message.bytes", lambda size: int(size) >= least_bytes, larger)
-    look.expect_batches(recommendations, changelog)
-    look.expect_as_many(changelog, clicks)
-    look.raise_wrong()
-    return look.topic_id(clicks)
 
 
-def check_item_topics(settings: KafkaSettings) -> str:
-    """Return the id of the item-events topic. Raises StreamError with everything that is wrong."""
-    events, view = settings.item_events_topic, settings.item_view_topic
-    changelog = settings.items_wiring.changelog
-    look = _Look(settings, (events, view, changelog))
-    look.expect(events, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
-    look.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
-    look.expect(view, "cleanup.policy", lambda policy: policy == "compact", _COMPACT_VIEW)
-    look.expect_batches(events, view, changelog)
-    look.expect_as_many(changelog, events)
-    look.raise_wrong()
-    return look.topic_id(events)
+def _item_topics(settings: KafkaSettings) -> tuple[str, ...]:
+    wiring = settings.items_wiring
+    return wiring.input, settings.item_view_topic, wiring.changelog
 
 
 class _Look:
@@ -157,6 +170,29 @@ class _Look:
         self.partitions = n_partitions(settings, names)
         self.config = _configs(self._admin, names)
         self._wrong: list[str] = []
+
+    def expect_clicks(self, settings: KafkaSettings) -> None:
+        clicks, recommendations, dead_letter, changelog = _click_topics(settings)
+        least_bytes = int(self.config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
+        append_time = "LogAppendTime (latency is measured from it)"
+        larger = f"at least {least_bytes}, 64 KiB more than {clicks}"
+        for topic in (clicks, recommendations, dead_letter):
+            self.expect(topic, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
+        self.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
+        self.expect(
+            clicks, "message.timestamp.type", lambda kind: kind == "LogAppendTime", append_time
+        )
+        self.expect(dead_letter, "max.message.bytes", lambda size: int(size) >= least_bytes, larger)
+        self.expect_batches(recommendations, changelog)
+        self.expect_as_many(changelog, clicks)
+
+    def expect_items(self, settings: KafkaSettings) -> None:
+        events, view, changelog = _item_topics(settings)
+        self.expect(events, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
+        self.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
+        self.expect(view, "cleanup.policy", lambda policy: policy == "compact", _COMPACT_VIEW)
+        self.expect_batches(events, view, changelog)
+        self.expect_as_many(changelog, events)
 
     def expect(self, topic: str, key: str, is_right: Callable[[str], bool], expected: str) -> None:
         found = self.config[topic][key]

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from bench.faults.service import Deployment
 from bench.faults.traffic import LOG_BEGIN_MS, click, produce
@@ -221,3 +222,17 @@ def test_without_its_topics_neither_a_worker_nor_the_item_processor_starts(
         assert "missing topics: " in process.log()
         assert all(topic in process.log() for topic in topics)
         assert "`python -m stream topics create` creates them" in process.log()
+    checked = live.command("topics", "check")
+    assert checked.returncode == 0, checked.stderr
+    assert f"none of {', '.join(topics)} exists: a bundle whose manifest" in checked.stdout
+    # With one of them the deployment is meant to have them, and that one decides how many
+    # partitions its changelog has.
+    admin.create_topics([NewTopic(live.item_events, 7, 1)])[live.item_events].result(20)
+    checked = live.command("topics", "check")
+    assert checked.returncode == 2
+    assert f"missing topics: {live.item_view}, {live.items_changelog}; " in checked.stderr
+    created = live.command("topics", "create")
+    assert created.returncode == 0, created.stderr
+    assert live.command("topics", "check").stdout.startswith("topics are set up correctly: ")
+    found = admin.list_topics(timeout=10).topics
+    assert len(found[live.items_changelog].partitions) == 7

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 from stream.errors import StreamError
 from stream.settings import KafkaSettings, Wiring
 from stream.transport import topics
-from stream.transport.topics import TopicIds, check_topics, n_partitions
+from stream.transport.topics import TopicIds, check_all_topics, check_topics, n_partitions
 
 RIGHT: dict[str, dict[str, str]] = {
     "clicks": {
@@ -27,6 +27,11 @@ RIGHT: dict[str, dict[str, str]] = {
     },
 }
 CHANGELOG = "nextclick-sessions-changelog"
+EVENTS, VIEW, ITEMS = "nextclick-item-events", "nextclick-item-view", "nextclick-items-changelog"
+RIGHT_ITEMS: dict[str, dict[str, str]] = {
+    name: {"cleanup.policy": policy, "max.message.bytes": "1000000"}
+    for name, policy in {EVENTS: "delete", VIEW: "compact", ITEMS: "compact"}.items()
+}
 
 
 class Broker:
@@ -38,6 +43,13 @@ class Broker:
             name: config | {"min.insync.replicas": "1"} for name, config in RIGHT.items()
         }
         self.n_brokers, self.replicas = 1, dict.fromkeys(RIGHT, 1)
+
+    def add_items(self) -> None:
+        """The topics of the item processor, with partitions of their own number."""
+        self.partitions |= {EVENTS: 7, VIEW: 2, ITEMS: 7}
+        for name, config in RIGHT_ITEMS.items():
+            self.config[name] = config | {"min.insync.replicas": "1"}
+            self.replicas[name] = 1
 
 
 @pytest.fixture
@@ -177,6 +189,44 @@ def test_the_topics_are_those_of_the_settings(broker: Broker) -> None:
         )
     )
     assert found == "the-id of c"
+
+
+def test_a_deployment_without_item_topics_is_right_and_they_are_named(broker: Broker) -> None:
+    assert check_all_topics(KafkaSettings()) == (EVENTS, VIEW, ITEMS)
+    broker.add_items()
+    assert check_all_topics(KafkaSettings()) == ()
+
+
+@pytest.mark.parametrize(
+    ("topic", "policy", "sentence"),
+    [
+        (EVENTS, "compact", f"{EVENTS} has cleanup.policy=compact, expected delete ("),
+        (VIEW, "delete", f"{VIEW} has cleanup.policy=delete, expected compact only ("),
+        (ITEMS, "compact,delete", f"{ITEMS} has cleanup.policy=compact,delete, expected compact"),
+    ],
+)
+def test_what_is_wrong_with_item_topics_is_said_beside_the_rest(
+    topic: str, policy: str, sentence: str, broker: Broker
+) -> None:
+    broker.add_items()
+    broker.partitions |= {CHANGELOG: 5, ITEMS: 4}
+    broker.config[topic]["cleanup.policy"] = policy
+    with pytest.raises(StreamError) as refusal:
+        check_all_topics(KafkaSettings())
+    told = str(refusal.value)
+    assert sentence in told
+    assert f"{CHANGELOG} has 5 partitions, clicks has 4: they must be equal" in told
+    assert f"{ITEMS} has 4 partitions, {EVENTS} has 7: they must be equal" in told
+
+
+@pytest.mark.parametrize("there", [EVENTS, VIEW, ITEMS])
+def test_an_item_topic_that_is_missing_beside_others_is_named(there: str, broker: Broker) -> None:
+    broker.add_items()
+    missing = [name for name in (EVENTS, VIEW, ITEMS) if name != there]
+    for name in missing:
+        del broker.partitions[name]
+    with pytest.raises(StreamError, match=f"missing topics: {', '.join(missing)}; "):
+        check_all_topics(KafkaSettings())
 
 
 async def test_another_id_is_told_and_a_topic_that_nobody_knows_at_the_moment_is_not(
