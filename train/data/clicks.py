@@ -33,7 +33,9 @@ from train.data.ids import (
     nothing_among,
     text_column,
     warn_of_nothing,
+    whole_number_column,
     why_bad,
+    written_as_float,
 )
 from train.data.order import (
     ITEM_ID,
@@ -228,11 +230,14 @@ def read_rows(
             unit = find_unit(path, table, columns.times()[0], columns.time_unit)
         columns = columns.model_copy(update={"time_unit": unit})
         session, item, *times = columns.sources()
-        parsed = (
-            id_column(path, table, session, schema[session]).alias(SESSION),
-            id_column(path, table, item, schema[item]).alias(ITEM),
-            parse_time(times, schema, unit).alias(TIME),
-        )
+        # Those of a collected log are what the stream knows them by, whatever they look like.
+        parsed = {
+            name: text_column(column, schema[column])
+            if is_collected
+            else id_column(path, table, column, schema[column])
+            for name, column in ((SESSION, session), (ITEM, item))
+        }
+        parsed[TIME] = parse_time(times, schema, unit)
         reason = why_bad(schema, is_text=source.is_text, of_visitors=columns.visitor is not None)
         is_wanted = _is_wanted(event_types, schema)
 
@@ -240,26 +245,41 @@ def read_rows(
             # Of a broken record nobody knows the type.
             is_broken = reason.is_in([Reason.BAD_FIELD.value, Reason.NOT_UTF8.value])
             rejected = pl.when(is_wanted | is_broken).then(reason)
-            return table.with_columns(parsed).with_columns(
+            return table.with_columns(**parsed).with_columns(
                 rejected.alias(REASON), (reason.is_null()).alias(_IS_GOOD)
             )
 
         session_type = VISITOR_ID if columns.visitor else SESSION_ID
         # What is bad would stay among the categories.
         good = pl.when(pl.col(_IS_GOOD))
-        rows = (
-            judge(table)
-            .select(
-                good.then(SESSION).cast(session_type).alias("session_id"),
-                good.then(ITEM).cast(ITEM_ID).alias("item_id"),
-                pl.col(TIME).alias("timestamp_ms"),
-                *context,
-                *offset,
-                _IS_GOOD,
-                pl.col(REASON).cast(pl.Enum([reason.value for reason in Reason])),
+
+        def read() -> pl.DataFrame:
+            return (
+                judge(table)
+                .select(
+                    good.then(SESSION).cast(session_type).alias("session_id"),
+                    good.then(ITEM).cast(ITEM_ID).alias("item_id"),
+                    pl.col(TIME).alias("timestamp_ms"),
+                    *context,
+                    *offset,
+                    _IS_GOOD,
+                    pl.col(REASON).cast(pl.Enum([reason.value for reason in Reason])),
+                )
+                .collect(engine="streaming")
             )
-            .collect(engine="streaming")
-        )
+
+        rows = read()
+        floats = {
+            (name, column): first
+            for name, column, ids in ((SESSION, session, "session_id"), (ITEM, item, "item_id"))
+            if schema[column] == pl.String and not is_collected
+            if (first := written_as_float(rows[ids])) is not None
+        }
+        if floats:
+            del rows  # and with it the memory of such ids
+            for (name, column), first in floats.items():
+                parsed[name] = whole_number_column(path, column, first)
+            rows = read()
         if rows.is_empty():
             raise TrainError(f"{path} is empty: it has a header but no clicks")
         # A record that was lost on the way here is a mistake of ours.

@@ -40,6 +40,8 @@ NOTHING = frozenset(
 Numbers such as 0 and -1 may be somebody's."""
 _WHOLE = r"^(?:-?[1-9]\d*|0)\.0+$"
 """A whole number that was a float or a decimal, as no id is written otherwise."""
+_WITH_OR_WITHOUT = r"^(?:-?[1-9]\d*|0)(?:\.0+)?$"
+_NAMES_AT_ONCE = 100_000
 _UUID_BYTES = 16
 _UUID_PARTS = ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))
 
@@ -69,45 +71,74 @@ def text_column(name: str, dtype: pl.DataType) -> pl.Expr:
         value = value.fill_nan(None)
         whole = value.cast(pl.Int64, strict=False)
         return pl.when(whole == value).then(whole.cast(pl.String)).otherwise(value.cast(pl.String))
-    return value.cast(pl.String, strict=False)
+    text = value.cast(pl.String, strict=False)
+    if isinstance(dtype, pl.Decimal) and dtype.scale:  # as of a float: without zeros at its end
+        return text.str.strip_chars_end("0").str.strip_chars_end(".")
+    return text
 
 
 def id_column(path: str | Path, table: pl.LazyFrame, name: str, dtype: pl.DataType) -> pl.Expr:
     """A column of ids as text, the same from a text file as from Parquet; null where there is none.
 
     Whole numbers that were written as floats or decimals, all of the column, are the ids of those
-    numbers, and a warning says so. Bytes are text where all of the column are UTF-8, or else UUIDs.
+    numbers, and a warning says so; of a column of text ``written_as_float`` tells it. Bytes are
+    text where all of the column are UTF-8, or else UUIDs.
     """
     value = pl.col(name)
-    if MALFORMED in table.collect_schema():
-        table = table.filter(~pl.col(MALFORMED))
     if dtype == pl.Binary:
         return _text_of_bytes(table, name)
     if dtype.is_float():
         value = value.fill_nan(None)
         is_whole, text = value % 1 == 0, text_column(name, dtype)
-    elif dtype == pl.String or dtype.is_decimal():
-        is_whole = value.cast(pl.String).str.contains(_WHOLE)
-        text = value.cast(pl.String).str.replace(r"\.0+$", "")
-        text = pl.when(~text.is_in(NOTHING)).then(text)  # what was NaN or missing among numbers
+    elif dtype.is_decimal():
+        is_whole, text = value.cast(pl.String).str.contains(_WHOLE), text_column(name, dtype)
     else:
         return text_column(name, dtype)
-    filled = table.filter(~value.cast(pl.String).is_in(NOTHING))
+    filled = table.filter(value.is_not_null())
     # Most columns are known to be other ids by their first.
     for some in (filled.head(100), filled):
         found = some.select(is_whole.all().alias("all"), value.first().alias("first"))
         all_whole, first = found.collect(engine="streaming").row(0)
         if first is None or not all_whole:
             return value.cast(pl.String)
+    _warn_of_whole(path, name, str(first), str(int(first)))
+    return text
+
+
+def written_as_float(ids: pl.Series) -> str | None:
+    """One of the categorical ids that has a fraction of zeros, if all are whole numbers.
+
+    Others may have none: pandas writes 1004.0 on a day on which some row has no id, else 1004.
+    """
+    found = None
+    for piece in ids.unique().to_frame().iter_slices(_NAMES_AT_ONCE):
+        names = piece.to_series().cast(pl.String)
+        names = names.filter(~names.is_in(NOTHING))
+        if not names.str.contains(_WITH_OR_WITHOUT).all():
+            return None
+        with_fraction = names.filter(names.str.contains(_WHOLE))
+        if found is None and len(with_fraction):
+            found = str(with_fraction.min())
+    return found
+
+
+def whole_number_column(path: str | Path, name: str, found: str) -> pl.Expr:
+    """A column of text as the ids of its whole numbers, of which ``found`` is written as a float;
+    a warning says so."""
+    _warn_of_whole(path, name, found, found.partition(".")[0])
+    text = pl.col(name).str.replace(r"\.0+$", "")
+    return pl.when(~text.is_in(NOTHING)).then(text)  # what was NaN or missing among numbers
+
+
+def _warn_of_whole(path: str | Path, name: str, found: str, read_as: str) -> None:
     log.warning(
         "ids_are_whole_numbers",
         clicks=str(path),
         column=name,
-        found=str(first),
-        read_as=str(int(first)) if dtype.is_float() else str(first).split(".")[0],
+        found=found,
+        read_as=read_as,
         note="the stream must send them without the fraction, too",
     )
-    return text
 
 
 def warn_of_nothing(

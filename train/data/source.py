@@ -229,7 +229,7 @@ def _check_is_parquet(path: Path) -> None:
 
 def _scan_files(path: Path | str, files: Iterable[Path | str], wanted: Collection[str]) -> Source:
     """The files as one table with every column that any of them has. Integers in one file and
-    floats or text in another are text, the same for the same whole number."""
+    floats, decimals or text in another are text, the same for the same whole number."""
     names = [str(file) for file in files]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         schemas = dict(zip(names, pool.map(_read_schema, names), strict=True))
@@ -274,7 +274,10 @@ def _read_schema(file: str) -> Mapping[str, pl.DataType]:
 
 def _have_texts(dtypes: set[pl.DataType]) -> bool:
     """Whether values of these types that are the same number have the same text."""
-    return all(d.is_integer() or d.is_float() or d in (pl.String, pl.Null) for d in dtypes)
+    return all(
+        d.is_integer() or d.is_float() or d.is_decimal() or d in (pl.String, pl.Null)
+        for d in dtypes
+    )
 
 
 def _widest(dtypes: set[pl.DataType]) -> pl.DataType | None:

@@ -387,7 +387,7 @@ def test_json_lines_have_nested_keys_by_their_paths_and_exact_numbers(tmp_path: 
     big = 2**70
     lines = [
         {"who": {"id": big}, "properties": {"product_id": 1004}, "at": 1, "ok": True, "x.y": "z"},
-        {"who": {"id": "é"}, "properties": {"product_id": 1004.0, "tags": [1, 2]}, "at": 2},
+        {"who": {"id": "é"}, "properties": {"product_id": 1004.5, "tags": [1, 2]}, "at": 2},
     ]
     text = "\n".join(json.dumps(line) for line in lines)
     path.write_text(text + '\n\n{"who": 1, "at": \n[1]\n{"at":3}', encoding="utf-8")
@@ -399,7 +399,7 @@ def test_json_lines_have_nested_keys_by_their_paths_and_exact_numbers(tmp_path: 
             **{"ok": "true", "x.y": "z", "properties.tags": None},
         },
         {
-            **{"session_id": "é", "item_id": "1004.0", "timestamp_ms": 2},
+            **{"session_id": "é", "item_id": "1004.5", "timestamp_ms": 2},
             **{"ok": None, "x.y": None, "properties.tags": "[1,2]"},
         },
     ]

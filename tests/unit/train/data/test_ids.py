@@ -38,7 +38,9 @@ def items_of(path: Path) -> list[str]:
         ([Decimal("1004.50"), Decimal("7.00")], pl.Decimal(10, 2), ["1004.50", "7.00"]),
         ([Decimal("1004"), None], pl.Decimal(38, 0), ["1004"]),
         (["1004.0", "", "NA", "7.0"], pl.String, ["1004", "7"]),
-        (["1004.0", "7"], pl.String, ["1004.0", "7"]),
+        (["1004.0", "7", "NA"], pl.String, ["1004", "7"]),
+        (["7", "1004.0", "1.5"], pl.String, ["7", "1004.0", "1.5"]),
+        (["7", "1004", "NA"], pl.String, ["7", "1004", "NA"]),
         (["1.0", "1.1"], pl.String, ["1.0", "1.1"]),
         (["007.0"], pl.String, ["007.0"]),
         ([2**53 + 1, -1], pl.Int64, [str(2**53 + 1), "-1"]),
@@ -53,8 +55,10 @@ def test_an_id_is_the_same_from_a_text_file_and_from_parquet(
         assert items_of(log_of(tmp_path / "log.parquet", items)) == ids
         assert items_of(log_of(tmp_path / "log.csv", items)) == ids
     warned = [line["read_as"] for line in logs if line["event"] == "ids_are_whole_numbers"]
-    is_changed = "." in str(items.cast(pl.String).drop_nulls()[0]) and "." not in ids[0]
-    assert warned == [ids[0]] * 2 * is_changed
+    is_changed = any("." in text for text in items.cast(pl.String).drop_nulls())
+    is_changed = is_changed and not any("." in item for item in ids)
+    assert len(warned) == 2 * is_changed
+    assert {*warned} <= {*ids}
 
 
 @given(
@@ -76,6 +80,56 @@ def test_any_column_of_numbers_has_the_same_ids_in_both(
         return
     in_text, in_parquet = tmp_path / "log.csv", tmp_path / "log.parquet"
     assert items_of(log_of(in_text, items)) == items_of(log_of(in_parquet, items))
+
+
+DAYS = {
+    "integers": pl.Series([1004, 7, 20]),
+    "floats": pl.Series([1004.0, 7.0, 20.0]),
+    "decimals": pl.Series([Decimal("1004.00"), Decimal("7.00"), Decimal("20.00")]),
+    "longer decimals": pl.Series([Decimal("1004.000"), Decimal("7.000"), Decimal("20.000")]),
+    "text": pl.Series(["1004.0", "7.0", "20.0"]),
+}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+@pytest.mark.parametrize("second", DAYS.values(), ids=DAYS)
+@pytest.mark.parametrize("first", DAYS.values(), ids=DAYS)
+def test_a_number_is_one_id_however_each_file_writes_it(
+    tmp_path: Path, first: pl.Series, second: pl.Series, suffix: str
+) -> None:
+    for day, items in enumerate((first, second)):
+        log_of(tmp_path / f"{day}.{suffix}", items)
+    assert sorted(items_of(tmp_path)) == ["1004"] * 2 + ["20"] * 2 + ["7"] * 2
+
+
+def test_visitors_are_numbers_too_and_each_column_has_its_warning(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("visitor_id,item_id,timestamp_ms\n7.0,1,1\n7,1.0,2\n")
+    with capture_logs() as logs:
+        found = read_clicks(path)
+    assert found.clicks["session_id"].to_list() == ["7-1", "7-1"]
+    assert found.clicks["item_id"].to_list() == ["1", "1"]
+    warned = {
+        line["column"]: (line["found"], line["read_as"])
+        for line in logs
+        if line["event"] == "ids_are_whole_numbers"
+    }
+    assert warned == {"visitor_id": ("7.0", "7"), "item_id": ("1.0", "1")}
+
+
+def test_a_missing_number_is_rejected_and_counted_once(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "log.csv", pl.Series(["1004.0", "nan", "7", "", "x\0"]))
+    assert read_clicks(path).rejected == {Reason.BAD_ITEM_ID: 3}
+    assert len(pl.read_csv(tmp_path / "log.csv.rejected.csv")) == 3
+
+
+def test_ids_of_a_collected_log_are_what_the_stream_knows_them_by(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "log.parquet", pl.Series(["1004.0", "7.0"]))
+    kafka = [pl.lit(0).alias("kafka_partition"), pl.int_range(2).alias("kafka_offset")]
+    pl.read_parquet(path).with_columns(kafka).write_parquet(path)
+    with capture_logs() as logs:
+        assert items_of(path) == ["1004.0", "7.0"]
+    assert "ids_are_whole_numbers" not in {line["event"] for line in logs}
 
 
 def test_bytes_are_text_or_uuids(tmp_path: Path) -> None:
