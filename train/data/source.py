@@ -401,7 +401,7 @@ def _scan_texts(
                 f"{file} has none of the columns {', '.join(wanted)}, as other files of the log "
                 "do; move it away, or name the log's files by a glob such as '*.csv'"
             )
-    found_out = {key: value for text in texts.values() for key, value in text.found_out.items()}
+    found_out = _all_found_out([text.found_out for text in texts.values()])
     n_records, tally = 0, Tally()
 
     def scan(*further: str) -> pl.LazyFrame:
@@ -452,6 +452,16 @@ def _scan_texts(
         doubts,
         is_small=n_bytes <= _SMALL_BYTES,
     )
+
+
+def _all_found_out(files: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What was found out of the files, each of which is read in its own way."""
+    counts = Counter(found for file in files for found in file.items())
+    found_out: dict[str, str] = {}
+    for (key, value), n in counts.items():
+        said = value if n == len(files) else f"{value} in {n} of {len(files)} files"
+        found_out[key] = f"{found_out[key]}, {said}" if key in found_out else said
+    return found_out
 
 
 def _with_columns(frame: pl.DataFrame, columns: Sequence[str], file: Path) -> pl.DataFrame:

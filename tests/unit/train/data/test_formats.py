@@ -148,6 +148,27 @@ def test_backslash_quoting_is_found_out(tmp_path: Path) -> None:
     assert (len(by_rfc.clicks), by_rfc.rejected) == (2, {Reason.BAD_FIELD: 2})
 
 
+def test_each_file_of_a_folder_is_read_in_its_own_way(tmp_path: Path) -> None:
+    """The second would be read wrongly with backslashes, the third without, or with commas."""
+    texts = {
+        "a.csv": PLAIN,
+        "b.csv": HEADER + 's,"a\\",1\ns,"b\\",2\n',
+        "c.csv": HEADER + 's,"c \\"d\\"",3\n',
+        "d.csv": PLAIN.replace(",", ";"),
+        "e.csv": PLAIN.replace(",", "|"),
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    with capture_logs() as logs:
+        rows = read(tmp_path)
+    assert sorted(rows) == sorted(
+        [*CLICKS * 3, ("s", "a\\", 1), ("s", "b\\", 2), ("s", 'c "d"', 3)]
+    )
+    (said,) = (line for line in logs if line["event"] == "log_format_found")
+    assert said["quoting"] == "backslash in 1 of 5 files"
+    assert said["separator"] == "; in 1 of 5 files, | in 1 of 5 files"
+
+
 def test_tab_separated_text_has_quotes_only_where_all_of_it_does(tmp_path: Path) -> None:
     path = tmp_path / "log.tsv"
     text = PLAIN.replace(",", "\t")
