@@ -46,7 +46,7 @@ class Decayed(Generic[K]):
         """Count a click at a time, by the clock of the clicks."""
         age_ms = at_ms - self.landmark_ms
         if age_ms > LARGEST_EXPONENT * min(self._half_lives_ms):
-            self._move_landmark(at_ms)
+            self.move_landmark(at_ms)
             age_ms = 0
         of_key = self.weights.get(key)
         if of_key is None:
@@ -63,7 +63,8 @@ class Decayed(Generic[K]):
         age_ms = now_ms - self.landmark_ms
         return np.array([2.0 ** (-age_ms / half_life) for half_life in self._half_lives_ms])
 
-    def _move_landmark(self, to_ms: int) -> None:
+    def move_landmark(self, to_ms: int) -> None:
+        """Keep weights and totals as of another time."""
         factors = self.factors(to_ms).tolist()
         self.landmark_ms = to_ms
         self.totals = [w * f for w, f in zip(self.totals, factors, strict=True)]
@@ -150,7 +151,13 @@ class ItemCounts:
         return self.as_of_ms + round(max(left_ms))
 
     def encode(self) -> bytes:
-        """Return the bytes of the item's record; weights lose what float32 does not hold."""
+        """Return the bytes of the item's record; weights lose what float32 does not hold.
+
+        They are as of one half-life ago at most: those as of long ago are huge, and whoever counts
+        or reads with another time scale, after a change of bundle, would have them for ever.
+        """
+        if self.as_of_ms - self.successors.landmark_ms > self._rules.time_scale_ms:
+            self.successors.move_landmark(self.as_of_ms)
         of_items = self.successors.weights
         rates = zip(*of_items.values(), strict=True)
         head = ItemHead(

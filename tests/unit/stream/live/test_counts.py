@@ -4,8 +4,8 @@ from random import Random
 
 import pytest
 
-from stream.live.counts import Decayed, transitions
-from stream.live.rules import MAX_SUCCESSORS
+from stream.live.counts import Decayed, ItemCounts, transitions
+from stream.live.rules import MAX_SUCCESSORS, Rules
 
 HALF_LIVES_MS = (1_000.0, 8_000.0)
 
@@ -34,6 +34,31 @@ def test_beyond_so_many_successors_the_least_are_dropped_and_the_total_keeps_the
     assert len(counts.weights) == MAX_SUCCESSORS * 3 // 4 + 1
     assert min(counts.weights) == MAX_SUCCESSORS // 4
     assert counts.totals[0] == sum(1.0 + key for key in range(MAX_SUCCESSORS + 1))
+
+
+def after(rules: Rules, before: Rules) -> ItemCounts:
+    """An item that "old" has followed for 200 ticks and "new" for 50; each batch is one of them."""
+    counts = ItemCounts(before, TICK_MS)
+    for tick in range(1, 251):
+        of_batch = before if tick <= 200 else rules
+        counts = ItemCounts.decode(of_batch, counts.encode())
+        counts.count("old" if tick <= 200 else "new", 1, tick * TICK_MS)
+    return counts
+
+
+TICK_MS = 600_000
+
+
+@pytest.mark.parametrize("scale", [2, 4, 400])
+def test_counts_of_another_time_scale_do_not_bury_what_comes_after(scale: int) -> None:
+    """As where a new bundle has another one. As of the first click, those of 50 half-lives were
+    2^50 times as much as those of the new scale, whose clicks were one in 10 million."""
+    before = Rules(4 * TICK_MS, excludes_seen=False)
+    for rules in (Rules(4 * TICK_MS * scale, False), Rules(4 * TICK_MS // scale, False)):
+        found, right = after(rules, before).successors, after(rules, rules).successors
+        for rate in range(len(right.totals)):
+            share = right.weights["new"][rate] / right.totals[rate]
+            assert found.weights["new"][rate] / found.totals[rate] >= 0.6 * share
 
 
 def test_a_click_follows_the_last_three_items_and_they_follow_it_a_little() -> None:
