@@ -13,10 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int32, Int64
 
+from stream.live.compiled import compiled
 from train.baselines.popularity import item_support, tie_break
 from train.baselines.votes import Votes, vote_scores
 from train.data.sessions import Sessions
-from train.measure.ranking import SessionBatch, compiled
+from train.measure.ranking import SessionBatch
 
 LONGEST_WINDOW = 9  # a match 10 clicks ago would count 1 - 10 / 10 in VMIS-kNN
 STAN_WINDOW = 20

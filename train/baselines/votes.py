@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64, Int32, Int64
 
-from train.measure.ranking import SessionBatch, compiled
+from stream.live.compiled import compiled
+from train.measure.ranking import SessionBatch
 
 
 class Votes(NamedTuple):

@@ -13,8 +13,9 @@ import numpy as np
 from jaxtyping import Float, Float32
 from pydantic import Field, model_validator
 
+from stream.live.compiled import compiled
 from train.command import Settings, TrainError, load_json
-from train.measure.ranking import Predictor, SessionBatch, best_items, compiled
+from train.measure.ranking import Predictor, SessionBatch, best_items
 
 Transform = Literal["standardised", "root", "softmax", "share", "reciprocal-rank"]
 """standardised: mean 0 and deviation 1 over the catalogue. root: the same of the square roots,

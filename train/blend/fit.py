@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
+from stream.live.compiled import compiled
 from train.blend.blend import LIST_LENGTH, N_LENGTHS, Blend, BlendWeights, Transform, add_comparable
 from train.command import TrainError
 from train.data.sessions import Sessions
@@ -20,7 +21,6 @@ from train.measure.ranking import (
     Predictor,
     Ranks,
     best_items,
-    compiled,
     place_of,
     rank_targets,
     session_batches,

@@ -4,15 +4,14 @@ The protocol is one for every model: the next item of every prefix of every sess
 whole catalogue, nothing sampled. Sessions of similar length are stepped together.
 """
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import ParamSpec, Protocol, TypeVar, cast, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import numba
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64
 
+from stream.live.compiled import compiled
 from train.data.sessions import SHORTEST_SESSION, Sessions
 
 PROTOCOL = (
@@ -29,18 +28,6 @@ PROTOCOL = (
 _SCORES_PER_STEP = 6_000_000
 LIST_LENGTH = 20
 _BLOCK = 128
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function as machine code for one thread; its first call of each argument type compiles.
-    The machine code is kept next to the source, or in NUMBA_CACHE_DIR."""
-    # The tests' checks of argument types wrap a function before it gets here, and numba cannot read
-    # the wrapper.
-    compile_ = numba.njit(cache=True, nogil=True, error_model="numpy")
-    return cast("Callable[P, R]", compile_(inspect.unwrap(function)))
 
 
 @dataclass(frozen=True, slots=True)
