@@ -1,7 +1,8 @@
 """Lists as they are published, stored and judged: a model's own, or blended ones."""
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import chain
 from typing import Protocol, TypeVar
 
@@ -9,7 +10,8 @@ import numpy as np
 
 from stream.contract.messages import encode_json, item_json
 from stream.counts import Found, rank_in_list
-from stream.live.lists import SOURCES, Listed, LiveList, decode_list, encode_list
+from stream.live.lists import Listed, LiveList, decode_list, encode_list
+from stream.live.rules import SOURCES
 from stream.model.blender import Blender
 from stream.model.scorer import Scores
 
@@ -122,7 +124,7 @@ class LiveLists:
             return listed or b""
         made, names = self._made[listed], self._blender.view.names
         items = [names[row] for row in made.items]
-        scores = np.array(made.scores, "<f4").tobytes()
+        scores = array("f", made.scores).tobytes()
         return encode_list(LiveList(items, scores, bytes(made.sources)))
 
     def find(self, listed: int | bytes, item_id: str) -> Found:
@@ -145,7 +147,7 @@ class LiveLists:
             return self._json(self._made[listed])
         kept = decode_list(listed)
         scores = np.frombuffer(kept.scores, "<f4").tolist()
-        return _json(map(item_json, kept.items), scores, kept.sources)
+        return _json([*map(item_json, kept.items)], scores, kept.sources)
 
     def is_popular(self, listed: ListRef, items: bytes) -> bool:
         """As ``Lists.is_popular``."""
@@ -171,10 +173,14 @@ def _found(items: Sequence[T], scores: Sequence[float], sources: Sequence[int], 
 _ENDS = [b',"source":"%b"}' % source.encode() for source in SOURCES]
 
 
-def _json(pieces: Iterable[bytes], scores: Sequence[float], sources: Iterable[int]) -> bytes:
-    numbers = encode_json(scores)[1:-1].split(b",")
-    ends = [_ENDS[source] for source in sources]
-    return b"[%b]" % b",".join(map(b"".join, zip(pieces, numbers, ends, strict=True)))
+def _json(pieces: Collection[bytes], scores: Sequence[float], sources: Iterable[int]) -> bytes:
+    # Column by column, and one join: 4 us a list, and 5 item by item.
+    parts = [b","] * (4 * len(pieces))
+    parts[0::4] = pieces
+    parts[1::4] = encode_json(scores)[1:-1].split(b",") if scores else ()
+    parts[2::4] = map(_ENDS.__getitem__, sources)
+    parts[-1:] = [b"]"]
+    return b"[" + b"".join(parts)
 
 
 def check_items(n_items: int, scores: Scores) -> None:

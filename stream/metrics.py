@@ -15,7 +15,7 @@ from stream.contract.click import Reason
 from stream.contract.messages import Outcome
 from stream.counts import PARTS, QUALITY_K, BatchCounts, Quality
 from stream.live.global_view import GlobalView
-from stream.live.lists import SOURCES
+from stream.live.rules import SOURCES
 from stream.transport.protocol import Restored
 
 # Around the objective of 12 ms at the median and 30 ms at p99: steps of about a third there,

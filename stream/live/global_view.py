@@ -1,5 +1,6 @@
 """The view as a worker has it: read from records of the item-view topic, in whatever order."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -100,10 +101,12 @@ class GlobalView(View):
                 self.n_unreadable += 1
                 del self._records[item]
                 return None
-            row, head = self.row, record.head
-            items = np.array([row(name) for name in record.successor], dtype=np.int64)
-            weights = np.frombuffer(record.weights, "<f4").reshape(len(record.totals), -1)
-            found = Successors(items, weights, record.totals, head.landmark_ms)
+            try:
+                items = array("q", map(self._rows.__getitem__, record.successor))
+            except KeyError:
+                items = array("q", map(self.row, record.successor))
+            landmark_ms = record.head.landmark_ms
+            found = Successors(items, record.weights, record.totals, landmark_ms)
             self._successors[item] = found
         return found
 

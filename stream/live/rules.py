@@ -33,6 +33,9 @@ followed by another that would publish it."""
 PREFIXES = 5
 """Sessions of one click, two, three, four, and five or more are answered with different weights."""
 
+SOURCES = ("transitions", "popularity", "network", "session")
+"""What a list says of where an item came from: the one that gave most of its score."""
+
 
 def growth(age_ms: float, half_life_ms: float) -> float:
     """By how much a click that is so old weighs less than one of now; 2^1000 at most."""

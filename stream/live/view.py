@@ -1,10 +1,11 @@
 """The view: which items follow which and which are popular, as far as the clicks are known."""
 
+from array import array
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float64, Int64
 
 from stream.live.rules import (
     DISTANCES,
@@ -44,13 +45,14 @@ class Counted(Protocol):
 
 
 class Successors(NamedTuple):
-    """What came after an item, as of ``landmark_ms``.
+    """What came after an item, as of ``landmark_ms``, still as bytes: most is asked for once.
 
-    totals: R numbers, of all that was counted, dropped items too.
+    items: n rows of the view, int64. weights: of those n at the first rate, then at the second, and
+    so on, float32. totals: R numbers, of all that was counted, dropped items too.
     """
 
-    items: Int64[np.ndarray, "n"]
-    weights: Float[np.ndarray, "R n"]
+    items: "array[int]"
+    weights: bytes
     totals: Sequence[float]
     landmark_ms: int
 
@@ -111,12 +113,13 @@ class View:
             if successors is None:
                 continue
             totals = successors.denominators(self.rules.half_lives_ms, now_ms)
-            items = successors.items
+            items = np.array(successors.items, dtype=np.int64)
+            weights = np.frombuffer(successors.weights, "<f4").reshape(rates, -1).astype(float)
             found += [
-                Candidates(items, np.full(len(items), step * rates + rate), of_rate / total)
-                for rate, (of_rate, total) in enumerate(
-                    zip(successors.weights, totals, strict=True)
+                Candidates(
+                    items, np.full(len(items), step * rates + rate), of_rate.astype(float) / total
                 )
+                for rate, (of_rate, total) in enumerate(zip(weights, totals, strict=True))
             ]
         found.append(self.most_popular(now_ms))
         found.append(_own_items(trail, len(DISTANCES) * rates + 1))
@@ -141,8 +144,9 @@ class View:
         source = len(DISTANCES) * len(self.rules.half_lives_ms)
         if self._popular is None or abs(now_ms - self._popular[0]) >= POPULAR_EVERY_MS:
             counts = self._popularity
-            best = np.argpartition(counts, -POPULAR)[-POPULAR:]
-            best = best[counts[best] > 0]
+            best = np.flatnonzero(counts)  # among many zeros a partition takes 20 times as long
+            if len(best) > POPULAR:
+                best = best[np.argpartition(counts[best], -POPULAR)[-POPULAR:]]
             shares = counts[best] / (counts.sum() or 1.0)
             self._popular = now_ms, Candidates(best, np.full(len(best), source), shares)
         return self._popular[1]
@@ -151,8 +155,8 @@ class View:
         """What came after an item; None: nothing is known of it."""
         changed = self._changed.pop(item, None)
         if changed is not None:
-            items = np.array([*changed.weights], dtype=np.int64)
-            weights = np.array([*changed.weights.values()]).reshape(len(items), -1).T
+            by_item = np.array([*changed.weights.values()], "<f4").reshape(len(changed.weights), -1)
+            items, weights = array("q", changed.weights), by_item.T.tobytes()
             totals = [*changed.totals]
             self._successors[item] = Successors(items, weights, totals, changed.landmark_ms)
         return self._successors.get(item)

@@ -10,8 +10,8 @@ from stream.contract.items import ItemRecord
 from stream.live.blend import blend
 from stream.live.counts import ItemCounts, steps
 from stream.live.global_view import GlobalView
-from stream.live.lists import SOURCES, Lister, NetworkBest, Wanted
-from stream.live.rules import PREFIXES, Rules, prefix_class
+from stream.live.lists import Lister, NetworkBest, Wanted
+from stream.live.rules import PREFIXES, SOURCES, Rules, prefix_class
 from stream.live.view import Candidates
 
 BEGIN_MS = 1_700_000_000_000
@@ -89,6 +89,24 @@ def test_the_source_of_an_item_is_the_one_that_gave_most_of_its_score() -> None:
     assert [SOURCES[source] for source in listed.sources] == ["session", "network", "session"]
     assert listed.is_of_neighbours
     assert (alone.items, alone.sources) == ([5], [SOURCES.index("session")])
+
+
+def test_equal_scores_are_listed_by_row_and_few_candidates_make_a_short_list() -> None:
+    rules = Rules(20 * MINUTE_MS, excludes_seen=False)
+    view = GlobalView(rules, KNOWN)
+    weights = np.full((PREFIXES, len(rules.sources) + 1), 0.5)
+    lister = Lister(view, weights, 3)
+    network = NetworkBest(np.array([[9, 4, 7, 8]]), np.array([[0.2, 0.2, 0.2, 0.3]]))
+    wanted = [
+        Wanted([5], 1, BEGIN_MS, 0, [5]),
+        Wanted([5], 1, BEGIN_MS, 0, [5, 8, 4]),
+        Wanted([5], 1, BEGIN_MS, 0, [5, 8, 4, 29, 9]),
+        Wanted([5], 1, BEGIN_MS, -1, [5]),
+    ]
+    lists = lister.make(wanted, network, len(view.names))
+    assert [listed.items for listed in lists] == [[8, 4, 7], [7, 9], [7], []]
+    assert [len(listed.scores) for listed in lists] == [3, 2, 1, 0]
+    assert lister.make([], network, len(view.names)) == []
 
 
 def test_the_view_is_what_was_taken_last_whatever_came_before() -> None:
