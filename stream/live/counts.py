@@ -111,7 +111,7 @@ class ItemCounts:
 
     def __init__(self, rules: Rules, at_ms: int) -> None:
         self._rules = rules
-        self.successors = Decayed[str](rules.half_lives_ms, at_ms)
+        self.successors: Decayed[str] = Decayed(rules.half_lives_ms, at_ms)
         self.clicks = 0.0
         self.as_of_ms = at_ms
         self.publish_from_ms = at_ms
@@ -139,16 +139,13 @@ class ItemCounts:
     @property
     def forget_at_ms(self) -> int:
         """When what is left falls below ``FORGET_BELOW``."""
-        longest_ms = self._rules.longest_half_life_ms
-        successors = self.successors.totals[-1] * self.successors.factors(self.as_of_ms)[-1]
-        left_ms = (
-            log2(max(weight, FORGET_BELOW) / FORGET_BELOW) * half_life_ms
-            for weight, half_life_ms in (
-                (successors, longest_ms),
-                (self.clicks, self._rules.popularity_half_life_ms),
-            )
-        )
-        return self.as_of_ms + round(max(left_ms))
+        rules, left_ms = self._rules, 0.0
+        if (clicks := self.clicks / FORGET_BELOW) > 1.0:
+            left_ms = log2(clicks) * rules.popularity_half_life_ms
+        if (total := self.successors.totals[-1] / FORGET_BELOW) > 0.0:
+            age_ms = self.as_of_ms - self.successors.landmark_ms
+            left_ms = max(left_ms, log2(total) * rules.longest_half_life_ms - age_ms)
+        return self.as_of_ms + round(left_ms)
 
     def encode(self) -> bytes:
         """Return the bytes of the item's record; weights lose what float32 does not hold.
@@ -191,9 +188,9 @@ class ItemCounts:
                 f"{len(successors.totals)}"
             )
         successors.landmark_ms, successors.totals = head.landmark_ms, record.totals
-        weights = array("f", record.weights).tolist()
         n = len(record.successor)
-        rates = [weights[rate * n : (rate + 1) * n] for rate in range(len(record.totals))]
+        weights = array("f", record.weights).tolist()
+        rates = [weights[at * n : (at + 1) * n] for at in range(len(record.totals))]
         of_items = map(list, zip(*rates, strict=True))
         successors.weights = dict(zip(record.successor, of_items, strict=True))
         return counts

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stream.contract.messages import Outcome
-from stream.live.lists import SOURCES
+from stream.live.rules import SOURCES
 from stream.settings import WatchSettings
 from stream.watch.tally import HISTORY_S, RECENT_S, SHOWN_CLICKS, SessionView, Tally
 
