@@ -3,7 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -26,6 +26,7 @@ from bench.serving.reader import ReaderSettings, append_times_ms, committed_read
 from bench.serving.workers import (
     PARTITIONS,
     Contender,
+    Running,
     Usage,
     command,
     cpu_seconds,
@@ -63,9 +64,19 @@ class Measurement:
     def log_of(self, process: str) -> Path:
         return self.folder / f"{self.name}-{process}.log"
 
-    def worker(self, contender: Contender) -> AbstractContextManager["subprocess.Popen[bytes]"]:
+    @contextmanager
+    def running(self, contender: Contender) -> Iterator[Running]:
+        """Run a contender's processes for the length of the block."""
         settings = contender.settings(self.kafka, self.web_port, self.folder)
-        return program(command(settings), self.log, contender.checkout)
+        items = contender.item_settings(self.kafka, free_port())
+        with ExitStack() as stack:
+            counting = (
+                stack.enter_context(program(command(items), self.log_of("items")))
+                if items
+                else None
+            )
+            worker = stack.enter_context(program(command(settings), self.log, contender.checkout))
+            yield Running(worker, counting)
 
 
 class Rounds:
@@ -96,9 +107,10 @@ class Rounds:
                 # Counts the markers of transactions too: a few in a thousand.
                 return sum(reader.get_watermark_offsets(tp, timeout=20)[1] for tp in partitions)
 
-            with run.worker(contender) as worker:
+            with run.running(contender) as running:
+                worker = running.worker
                 _wait(lambda: answered() > 0, worker, run.log)
-                before = self._usage(run, contender, worker, answered())
+                before = self._usage(run, contender, running, answered())
                 n_now, changed = before.clicks, time.monotonic()
                 while n_now < n_clicks or time.monotonic() - changed < 1.0:
                     time.sleep(0.1)
@@ -109,7 +121,7 @@ class Rounds:
                         raise TrainError(
                             f"{run.name} answered {n_now} of {n_clicks} clicks; see {run.log}"
                         )
-                usage = self._usage(run, contender, worker, min(n_now, n_clicks))
+                usage = self._usage(run, contender, running, min(n_now, n_clicks))
             reader.close()
             appended = append_times_ms(run.kafka, topic).values()
             times_ms = np.concatenate([rows[:, 1] for rows in appended])
@@ -136,15 +148,15 @@ class Rounds:
             names = run.kafka.model_dump(exclude_none=True)
             reader = ReaderSettings(**names, records=load.n_clicks, out=arrivals)
             reader_log, load_log = run.log_of("reader"), run.log_of("producer")
-            with run.worker(contender) as worker:
-                _probe(run, worker, seed)
+            with run.running(contender) as running:
+                _probe(run, running.worker, seed)
                 with program(command(reader), reader_log) as reading:
                     _wait(lambda: "reading" in reader_log.read_text(), reading, reader_log)
                     with program(command(load), load_log) as loading:
                         time.sleep(warm_up_s)
-                        before = self._usage(run, contender, worker, rate * warm_up_s)
+                        before = self._usage(run, contender, running, rate * warm_up_s)
                         time.sleep(measure_s)
-                        usage = self._usage(run, contender, worker, load.n_clicks)
+                        usage = self._usage(run, contender, running, load.n_clicks)
                         _wait_for_end(loading, STUCK_S, load_log)
                     _wait_for_end(reading, DRAIN_S, reader_log)
             report = msgspec.json.decode(load_log.read_bytes(), type=ProducerReport)
@@ -187,10 +199,10 @@ class Rounds:
         self,
         run: Measurement,
         contender: Contender,
-        worker: "subprocess.Popen[bytes]",
+        running: Running,
         clicks: int,
     ) -> Usage:
-        return usage_of(contender, worker.pid, self._broker_pid, run.web_port, clicks)
+        return usage_of(contender, running, self._broker_pid, run.web_port, clicks)
 
     @contextmanager
     def _measurement(self, who: str, partitions: int) -> Iterator[Measurement]:

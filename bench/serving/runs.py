@@ -16,7 +16,7 @@ BEARABLE = 0.75
 out of reach."""
 PAIRS = (
     *(("nextclick", "before"), ("constant", "constant_before"), ("nextclick", "naive")),
-    *(("nextclick", "quix"), ("partitions_64", "nextclick")),
+    *(("nextclick", "quix"), ("partitions_64", "nextclick"), ("live", "nextclick")),
 )
 
 
@@ -123,12 +123,13 @@ def ratios(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Our figures over theirs in the same round, by figure and load: each and their median.
 
-    ``cpu`` is that of worker and broker; ``cpu_less_producer`` without the broker's work for the
-    producer, which is the same for both.
+    ``cpu`` is that of all processes but producer and reader; ``cpu_less_producer`` without the
+    broker's work for the producer, which is the same for both.
     """
 
     def figures(row: Row) -> dict[str, float]:
-        cpu = row["cpu_us_per_click"]["worker"] + row["cpu_us_per_click"]["broker"]
+        used = row["cpu_us_per_click"]
+        cpu = used["worker"] + used["broker"] + used.get("items", 0.0)
         if row["kind"] == "backlog":
             return {"clicks_per_second": row["clicks_per_second"], "cpu": cpu}
         alone = producer_us.get(load(row))

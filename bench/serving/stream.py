@@ -18,7 +18,7 @@ import structlog
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from bench.provenance import RESULTS, keep, provenance
-from bench.serving.bundles import write_tiny_bundle
+from bench.serving.bundles import even_live, write_tiny_bundle
 from bench.serving.naive_agent import NaiveSettings
 from bench.serving.quix_app import QuixSettings
 from bench.serving.rounds import HIDDEN_SIZE, N_ITEMS, K, Rounds, Row
@@ -26,6 +26,7 @@ from bench.serving.runs import RATE, Runs, best_variants, family, rates, saturat
 from bench.serving.workers import PARTITIONS, QUIX_PYTHON, ROOT, Contender, shown
 from deploy.broker import EmbeddedKafka
 from deploy.command import DeployError
+from stream.live.rules import NETWORK_BEST
 from stream.settings import KafkaSettings
 from train.command import Settings, TrainError, run_command
 
@@ -37,7 +38,7 @@ BUILD = ROOT / "build" / "bench"
 COMMITS = ROOT / "build" / "commits"
 NAMES = (
     *("nextclick", "before", "constant", "constant_before", "naive", "quix"),
-    "partitions_64",
+    *("partitions_64", "live"),
 )
 QUIX_PACKAGES = Path(__file__).with_name("quix.txt")
 QUIX_COMMIT_INTERVALS_S = (0.05, 0.1, 0.5)
@@ -76,6 +77,8 @@ def contenders(folder: Path) -> list[Contender]:
     model = write_tiny_bundle(folder, N_ITEMS, HIDDEN_SIZE, k=K)
     float32 = write_tiny_bundle(folder, N_ITEMS, HIDDEN_SIZE, k=K, int8=False)
     constant = write_tiny_bundle(folder, N_ITEMS, HIDDEN_SIZE, k=K, constant=True)
+    rules = even_live(NETWORK_BEST)
+    live = write_tiny_bundle(folder, N_ITEMS, HIDDEN_SIZE, k=K, live=rules)
     before = checked_out(BEFORE)
     return [
         Contender("nextclick", model, 60_000),
@@ -88,6 +91,7 @@ def contenders(folder: Path) -> list[Contender]:
             for interval_s in QUIX_COMMIT_INTERVALS_S
         ),
         Contender("partitions_64", model, 60_000, partitions=64),
+        Contender("live", live, 60_000, is_live=True),
     ]
 
 

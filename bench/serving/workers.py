@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -17,7 +17,7 @@ from bench.serving.naive_agent import NaiveSettings
 from bench.serving.producer import ProducerSettings
 from bench.serving.quix_app import QuixSettings
 from bench.serving.reader import ReaderSettings
-from stream.settings import KafkaSettings, WorkerSettings
+from stream.settings import CountSettings, KafkaSettings, WorkerSettings
 from train.command import TrainError
 
 PARTITIONS = 4
@@ -41,6 +41,8 @@ class Contender:
     partitions: int = PARTITIONS
     commit_interval_s: float = 0.0
     """Of a Quix application."""
+    is_live: bool = False
+    """Whether its lists learn from the stream: an item processor runs beside it."""
 
     def settings(self, kafka: KafkaSettings, web_port: int, folder: Path) -> KafkaSettings:
         """Of its process, which may keep files in a folder of its own below ``folder``."""
@@ -52,9 +54,17 @@ class Contender:
             return QuixSettings(**names, state_dir=state, commit_interval_s=self.commit_interval_s)
         return WorkerSettings(**names, web_port=web_port, log_level="warning")
 
+    def item_settings(self, kafka: KafkaSettings, web_port: int) -> CountSettings | None:
+        """Of the item processor beside it; None: there is none."""
+        if not self.is_live:
+            return None
+        names = kafka.model_dump(exclude_none=True) | {"bundle": self.bundle}
+        return CountSettings(**names, web_port=web_port, log_level="warning")
+
 
 MODULES: dict[type[KafkaSettings], list[str]] = {
     WorkerSettings: ["stream", "worker"],
+    CountSettings: ["stream", "count"],
     NaiveSettings: ["bench.serving.naive_agent"],
     QuixSettings: ["bench.serving.quix_app"],
     ProducerSettings: ["bench.serving.producer"],
@@ -145,9 +155,11 @@ class Usage:
     loop_s: float
     batches: int = 0
     stage_s: dict[str, float] = field(default_factory=dict)
+    items_s: float | None = None
+    """Of the item processor, where there is one."""
 
     def per_click(self, before: "Usage") -> dict[str, float]:
-        """Microseconds per click since then: CPU of worker and broker, and the worker's by stage.
+        """Microseconds per click since then: CPU of each process, and the worker's by stage.
 
         Nothing else runs on the event loop while a stage computes, so a stage's wall time is its
         CPU time as long as a core is free. ``kafka_and_faust`` is the rest of the worker's CPU
@@ -162,6 +174,8 @@ class Usage:
             "broker": self.broker_s - before.broker_s,
             "event_loop": self.loop_s - before.loop_s,
         }
+        if self.items_s is not None and before.items_s is not None:
+            seconds["items"] = self.items_s - before.items_s
         stages = {name: s - before.stage_s.get(name, 0.0) for name, s in self.stage_s.items()}
         if stages:
             computing = {stage: stages[stage] for stage in WORKER_STAGES}
@@ -173,9 +187,20 @@ class Usage:
         return figures
 
 
-def usage_of(contender: Contender, pid: int, broker_pid: int, web_port: int, clicks: int) -> Usage:
+class Running(NamedTuple):
+    """A contender's processes."""
+
+    worker: "subprocess.Popen[bytes]"
+    items: "subprocess.Popen[bytes] | None"
+
+
+def usage_of(
+    contender: Contender, running: Running, broker_pid: int, web_port: int, clicks: int
+) -> Usage:
     """What a contender has used; ``clicks`` is for one that does not count them itself."""
+    pid = running.worker.pid
     used = cpu_seconds(pid), cpu_seconds(broker_pid), loop_cpu_seconds(pid)
+    items_s = cpu_seconds(running.items.pid) if running.items else None
     if contender.kind is not WorkerSettings:
         return Usage(clicks, *used)
     with urllib.request.urlopen(f"http://127.0.0.1:{web_port}/metrics", timeout=30) as page:
@@ -189,7 +214,7 @@ def usage_of(contender: Contender, pid: int, broker_pid: int, web_port: int, cli
                 batches = sample.value
             elif sample.name == "recs_stage_seconds_sum":
                 stage_s[sample.labels["stage"]] = sample.value
-    return Usage(int(counted), *used, int(batches), stage_s)
+    return Usage(int(counted), *used, int(batches), stage_s, items_s)
 
 
 def shown(settings: KafkaSettings) -> dict[str, Any]:
