@@ -31,7 +31,7 @@ from train.command import Settings, run_command
 
 BEGIN_MS = 1_790_000_000_000
 SUCCESSORS = (10, MAX_SUCCESSORS)
-RULES = Rules(3_600_000, excludes_seen=False)
+RULES = Rules(3_600_000, 225_000, excludes_seen=False)
 SESSION = 5
 BATCH = 256
 """Clicks of a worker's batch: their events are one record for each partition."""

@@ -38,9 +38,9 @@ def random_model(config: ModelConfig, seed: int = 0) -> SessionModel:
 
 def even_live(n_candidates: int, bias: float = 0.0) -> Live:
     """What live lists need, of a log that changes within the hour; every source counts the same."""
-    n_sources = len(Rules(3_600_000, excludes_seen=False).sources) + 1
+    n_sources = len(Rules(3_600_000, 225_000, excludes_seen=False).sources) + 1
     weights = [[1 / n_sources] * n_sources for _ in range(PREFIXES)]
-    return Live(3_600, False, n_candidates, bias, weights)
+    return Live(3_600, 225, False, n_candidates, bias, weights)
 
 
 def write_tiny_bundle(

@@ -58,7 +58,10 @@ class Rules:
 
     time_scale_ms: int
     """How fast a log's habits change: transitions are counted with this half-life and with eight
-    times as much, popularity with a sixteenth of it."""
+    times as much."""
+    popularity_half_life_ms: int
+    """Of an item's clicks. What is popular may pass faster than what follows what: on RSC15-100k
+    24 minutes beside 16 days."""
     excludes_seen: bool
     """Whether items of the session are in no list."""
 
@@ -70,10 +73,6 @@ class Rules:
     @property
     def longest_half_life_ms(self) -> float:
         return max(self.half_lives_ms)
-
-    @property
-    def popularity_half_life_ms(self) -> float:
-        return self.time_scale_ms / 16
 
     @property
     def sources(self) -> tuple[str, ...]:

@@ -85,14 +85,15 @@ class PopularItem(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How lists learn from the stream (stream/live).
 
-    time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. n_candidates: how many items
-    rank.onnx lists, the published ones or more. bias: what the logarithm of an item's decayed
-    clicks counts beside its score; above 0 that is an input of rank.onnx. sharpness: what its
-    scores are multiplied by before the softmax.
+    time_scale_s, popularity_half_life_s, excludes_seen: as in ``stream.live.rules.Rules``.
+    n_candidates: how many items rank.onnx lists, the published ones or more. bias: what the
+    logarithm of an item's decayed clicks counts beside its score; above 0 that is an input of
+    rank.onnx. sharpness: what its scores are multiplied by before the softmax.
     weights: of each source, the network last, by class of prefix (``stream.live.blend.Blend``).
     """
 
     time_scale_s: Size
+    popularity_half_life_s: Size
     excludes_seen: bool
     n_candidates: Size
     bias: Weight
@@ -101,7 +102,9 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def rules(self) -> Rules:
-        return Rules(1000 * self.time_scale_s, self.excludes_seen)
+        return Rules(
+            1000 * self.time_scale_s, 1000 * self.popularity_half_life_s, self.excludes_seen
+        )
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

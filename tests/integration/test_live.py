@@ -23,8 +23,8 @@ from stream.model.bundle import Live
 from stream.position import POSITION_KEY
 
 SECOND_MS = 1000
-RULES = Rules(3_600_000, excludes_seen=False)
-LIVE = Live(3600, False, 20, 0.0, [[1.0] * (len(RULES.sources) + 1)] * PREFIXES)
+RULES = Rules(3_600_000, 225_000, excludes_seen=False)
+LIVE = Live(3600, 225, False, 20, 0.0, [[1.0] * (len(RULES.sources) + 1)] * PREFIXES)
 
 
 @pytest.fixture

@@ -85,9 +85,9 @@ def markov_log(n_sessions: int) -> pl.DataFrame:
 
 
 def test_what_is_published_is_as_good_as_the_replay_offline_says(tmp_path: Path) -> None:
-    rules = Rules(3_600_000, excludes_seen=False)
+    rules = Rules(3_600_000, 225_000, excludes_seen=False)
     weights = [0.3, 0.1, 0.1, 0.05, 0.05, 0.02, 0.2, 0.1, 0.08, 0.0]
-    live = Live(3600, False, 20, 0.0, [weights] * PREFIXES)
+    live = Live(3600, 225, False, 20, 0.0, [weights] * PREFIXES)
     folder = write_tiny_bundle(tmp_path, n_items=50, k=20, live=live, idle_timeout_s=None)
     log = markov_log(700)
     history, clicks = log[:1500], log[1500:]

@@ -141,6 +141,7 @@ def _fit_live(training_log: TrainingLog, checkpoint: Checkpoint) -> Live | None:
         return None
     return Live(
         time_scale_s=fitted.rules.time_scale_ms // 1000,
+        popularity_half_life_s=fitted.rules.popularity_half_life_ms // 1000,
         excludes_seen=fitted.rules.excludes_seen,
         bias=fitted.live.bias,
         sharpness=fitted.live.sharpness,

@@ -76,6 +76,7 @@ def run_prequential(settings: PrequentialSettings) -> None:
         "protocol": PROTOCOL,
         "predictions": len(ranks[COUNTS]),
         "time_scale_s": fitted.rules.time_scale_ms // 1000,
+        "popularity_half_life_s": fitted.rules.popularity_half_life_ms // 1000,
         "excludes_seen": fitted.rules.excludes_seen,
         "sources": [*fitted.rules.sources, "network"],
         "weights": {

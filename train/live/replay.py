@@ -13,7 +13,7 @@ from jaxtyping import Float64, Int64
 from stream.contract.click import TRAIL_CLICKS
 from stream.live.blend import Blend, biased, blend, network_candidates
 from stream.live.counts import Decayed, transitions
-from stream.live.rules import NETWORK_BEST, Rules, prefix_class
+from stream.live.rules import NETWORK_BEST, Rules, bias_of, prefix_class
 from stream.live.view import Candidates, View
 from train.data.order import OWN_MS
 from train.data.sessions import TARGET_WEIGHT
@@ -154,30 +154,13 @@ class Replay:
         it, since what the click itself teaches has not come back yet. It is judged by the session's
         next click. most: so many questions, evenly spread over the clicks; unset: all.
         """
-        row = pl.col("row")
-        following = clicks.with_row_index("row").select(row.shift(-1).over("session_id"))["row"]
-        asked = np.flatnonzero(clicks[ASKED].to_numpy())
-        if most is not None and len(asked) > most:
-            asked = asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]
-        is_asked = np.zeros(len(clicks) + 1, dtype=bool)
-        is_asked[asked] = True
-        is_asked = is_asked[following.fill_null(len(clicks)).to_numpy()]
-        text = clicks.select(pl.col("session_id", "item_id").cast(pl.String))
-        names = text["item_id"].to_list()
-        columns = (
-            text["session_id"].to_list(),
-            names,
-            clicks["timestamp_ms"].to_list(),
-            following.to_list(),
-            is_asked.tolist(),
-        )
-        for session, name, at_ms, next_row, is_answered in zip(*columns, strict=True):
+        for session, name, at_ms, target in _steps(clicks, most):
             item = self._row_of(name)
             trail = self._trails[session]
             self._n_known[session] += item < len(self._network_items)
-            if is_answered:
+            if target is not None:
                 seen = [*trail[1 - TRAIL_CLICKS :], item]
-                yield self._question(session, seen, self._row_of(names[next_row]), at_ms)
+                yield self._question(session, seen, self._row_of(target), at_ms)
             self._learn(trail, item, at_ms)
             trail.append(item)
 
@@ -223,6 +206,80 @@ class Replay:
             is_known=trail[-1] < len(items),
             share_known=self._view.share_of(items),
         )
+
+
+def bias_ranks(
+    clicks: pl.DataFrame,
+    network: Network,
+    rules: Sequence[Rules],
+    biases: Sequence[float],
+    most: int | None = None,
+) -> dict[tuple[Rules, float], list[int]]:
+    """``own_rank`` of the questions of a ``Replay`` under each of the rules, with each bias.
+
+    In one pass, which counts clicks and no transitions.
+    """
+    views = [(own, View(own)) for own in rules]
+    row_of = network.catalogue.index
+    items = np.arange(len(row_of))
+    ranks: dict[tuple[Rules, float], list[int]] = {(own, b): [] for own in rules for b in biases}
+    trails: defaultdict[str, list[int | None]] = defaultdict(list)
+    n_known: Counter[str] = Counter()
+    for session, name, at_ms, target_name in _steps(clicks, most):
+        item = row_of.get(name)
+        trail = trails[session]
+        trail.append(item)
+        n_known[session] += item is not None
+        if target_name is not None:
+            target = row_of.get(target_name)
+            if target is None or not n_known[session]:
+                for of_both in ranks.values():
+                    of_both.append(MISSED)
+            else:
+                scores = network.scores(session, n_known[session]).astype(np.float64)
+                seen = [row for row in trail[-TRAIL_CLICKS:] if row is not None]
+                for own, view in views:
+                    of_clicks = bias_of(view.clicks(items, at_ms), 1.0)
+                    for bias in biases:
+                        with_bias = scores + bias * of_clicks
+                        if own.excludes_seen:
+                            with_bias[seen] = -np.inf
+                        ranks[own, bias].append(_rank(with_bias, target))
+        if item is not None:
+            for _, view in views:
+                view.add_click(item, at_ms)
+    return ranks
+
+
+class _Step(NamedTuple):
+    session: str
+    item: str
+    at_ms: int
+    target: str | None
+    """The session's next item, where it is asked for."""
+
+
+def _steps(clicks: pl.DataFrame, most: int | None) -> Iterator[_Step]:
+    """Clicks in their order; ``most`` as for ``Replay.questions``."""
+    row = pl.col("row")
+    following = clicks.with_row_index("row").select(row.shift(-1).over("session_id"))["row"]
+    asked = np.flatnonzero(clicks[ASKED].to_numpy())
+    if most is not None and len(asked) > most:
+        asked = asked[np.linspace(0, len(asked) - 1, most).astype(np.int64)]
+    is_asked = np.zeros(len(clicks) + 1, dtype=bool)
+    is_asked[asked] = True
+    is_asked = is_asked[following.fill_null(len(clicks)).to_numpy()]
+    text = clicks.select(pl.col("session_id", "item_id").cast(pl.String))
+    names = text["item_id"].to_list()
+    columns = (
+        text["session_id"].to_list(),
+        names,
+        clicks["timestamp_ms"].to_list(),
+        following.to_list(),
+        is_asked.tolist(),
+    )
+    for session, name, at_ms, next_row, is_answered in zip(*columns, strict=True):
+        yield _Step(session, name, at_ms, names[next_row] if is_answered else None)
 
 
 def _rank(scores: Float64[np.ndarray, "N"], target: int) -> int:

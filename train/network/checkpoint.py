@@ -79,11 +79,12 @@ class EpochRecord(_Record):
 class Live(_Record):
     """How lists learn from the stream, fitted on sessions that the network has not learnt from.
 
-    time_scale_s, excludes_seen: as in ``stream.live.rules.Rules``. bias, sharpness, weights: as in
-    ``stream.live.blend.Blend``.
+    time_scale_s, popularity_half_life_s, excludes_seen: as in ``stream.live.rules.Rules``. bias,
+    sharpness, weights: as in ``stream.live.blend.Blend``.
     """
 
     time_scale_s: int
+    popularity_half_life_s: int
     excludes_seen: bool
     bias: float
     sharpness: float

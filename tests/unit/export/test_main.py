@@ -89,6 +89,7 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
         "max_session_length": 500,
         "live": Live(
             time_scale_s=60,
+            popularity_half_life_s=7,
             excludes_seen=True,
             bias=0.5,
             sharpness=2.8,
@@ -114,6 +115,7 @@ def test_the_bundle_tells_what_the_checkpoint_told(checkpoint: Checkpoint, tmp_p
     assert manifest.training.max_session_length == 500
     assert manifest.live == bundle_module.Live(
         time_scale_s=60,
+        popularity_half_life_s=7,
         excludes_seen=True,
         n_candidates=N_ITEMS,
         bias=0.5,
@@ -156,7 +158,12 @@ def test_a_graph_that_reads_a_bias_is_proved_with_one(
         return model
 
     live = Live(
-        time_scale_s=60, excludes_seen=False, bias=1.0, sharpness=1.0, weights=[[0.1] * 10] * 5
+        time_scale_s=60,
+        popularity_half_life_s=7,
+        excludes_seen=False,
+        bias=1.0,
+        sharpness=1.0,
+        weights=[[0.1] * 10] * 5,
     )
     checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=6000))
     checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update={"live": live}))
@@ -172,7 +179,14 @@ def test_a_graph_that_reads_a_bias_is_proved_with_one(
 def test_a_live_list_has_its_candidates_or_as_many_as_are_published(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(write_checkpoint(tmp_path, n_items=200))
     weights = [[0.1] * 10] * 5
-    live = Live(time_scale_s=60, excludes_seen=False, bias=0.0, sharpness=1.0, weights=weights)
+    live = Live(
+        time_scale_s=60,
+        popularity_half_life_s=7,
+        excludes_seen=False,
+        bias=0.0,
+        sharpness=1.0,
+        weights=weights,
+    )
     checkpoint = replace(checkpoint, info=checkpoint.info.model_copy(update={"live": live}))
     for k, expected in ((5, NETWORK_BEST), (150, 150)):
         sessions = random_sessions(5, 200, [], seed=1)

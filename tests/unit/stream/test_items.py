@@ -21,7 +21,7 @@ from stream.live.rules import VIEW_BURST, Rules
 from stream.position import BadClickLimit, Position
 from stream.table import States
 
-RULES = Rules(3_600_000, excludes_seen=False)
+RULES = Rules(3_600_000, 225_000, excludes_seen=False)
 BEGIN_MS = 1_700_000_000_000
 Event = tuple[str, str, int, int]
 
@@ -191,7 +191,7 @@ def test_a_state_that_is_none_is_told_and_one_of_a_newer_version_apart() -> None
     for cut in (good[:50], good + b"more"):
         with pytest.raises(ValueError, match="not the counts of an item"):
             ItemRecord.decode(cut)
-    other = Rules(1000, excludes_seen=False)
+    other = Rules(1000, 1000, excludes_seen=False)
     assert ItemCounts.decode(other, good).n_counted == 0
     cut_off = EventsParser(3)(Record(0, 0, BEGIN_MS, None, None, trouble="is cut"))
     assert isinstance(cut_off, BadClick)

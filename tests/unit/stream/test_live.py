@@ -129,8 +129,12 @@ def test_a_sessions_state_is_the_logs_alone_whatever_the_view_knows(tmp_path: Pa
 def test_a_view_that_is_old_or_was_counted_for_another_bundle_is_read_all_the_same(
     tmp_path: Path, counted_s: int, served_s: int
 ) -> None:
-    changes = counts_of(ALIENS, LiveRules(1000 * counted_s, excludes_seen=False), HOUR_MS)
-    live = msgspec.structs.replace(even_live(20), time_scale_s=served_s)
+    changes = counts_of(
+        ALIENS, LiveRules(1000 * counted_s, 60 * counted_s, excludes_seen=False), HOUR_MS
+    )
+    live = msgspec.structs.replace(
+        even_live(20), time_scale_s=served_s, popularity_half_life_s=served_s // 16
+    )
     served = Served(tmp_path, changes, live)
     for at_ms in (0, 29 * HOUR_MS, 90 * 24 * HOUR_MS):
         (answer,) = served.answers([(f"s{at_ms}", "alien-3", at_ms)])

@@ -22,7 +22,7 @@ from stream.session import decode_state
 from stream.table import States
 from tests.unit.stream.replay import BEGIN_MS, RECORD_MS, FakeScorer, bundle_of
 
-LIVE = Live(3600, False, 5, 0.0, [[1.0] * 10] * PREFIXES)
+LIVE = Live(3600, 225, False, 5, 0.0, [[1.0] * 10] * PREFIXES)
 ITEMS = [f"known-{n}" for n in range(8)]
 K = 3
 SCORER = FakeScorer(np.random.default_rng(4).random((len(ITEMS), len(ITEMS))), 5)

@@ -110,7 +110,7 @@ def test_parts_are_counted_on_the_same_clicks_and_sources_by_name(metrics: Metri
 
 
 def test_the_view_grows_old_as_clicks_go_on_and_may_be_ahead(metrics: Metrics) -> None:
-    rules = Rules(3_600_000, excludes_seen=False)
+    rules = Rules(3_600_000, 225_000, excludes_seen=False)
     metrics.look()
     assert value(metrics, "recs_view_items") == 0
     metrics.view = view = GlobalView(rules)

@@ -38,7 +38,7 @@ class Service:
 
     def __init__(self, weights: np.ndarray = WEIGHTS, *, excludes_seen: bool = False) -> None:
         bundle = bundle_of(ITEMS, K)
-        live = Live(3600, excludes_seen, len(ITEMS), 0.0, weights.tolist())
+        live = Live(3600, 225, excludes_seen, len(ITEMS), 0.0, weights.tolist())
         manifest = msgspec.structs.replace(bundle.manifest, live=live)
         bundle = Bundle(manifest, bundle.item_ids, bundle.item_index, bytes, bytes)
         self.model = Model(bundle, SCORER)

@@ -104,7 +104,14 @@ def test_other_architectures_do_not_go_together(
 
 @pytest.mark.parametrize("normalise", [16.0, 0.0])
 def test_live_settings_hold_for_the_mean_of_cosines_alone(tmp_path: Path, normalise: float) -> None:
-    live = Live(time_scale_s=60, excludes_seen=True, bias=0.5, sharpness=2.0, weights=[[1.0]])
+    live = Live(
+        time_scale_s=60,
+        popularity_half_life_s=7,
+        excludes_seen=True,
+        bias=0.5,
+        sharpness=2.0,
+        weights=[[1.0]],
+    )
     members = [trained(tmp_path / str(seed), seed, normalise=normalise) for seed in (1, 2)]
     members = [replace(m, info=m.info.model_copy(update={"live": live})) for m in members]
     write_ensemble(members, tmp_path / "out")

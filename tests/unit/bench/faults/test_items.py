@@ -16,7 +16,7 @@ from stream.live.rules import Rules
 from stream.position import BadClickLimit, Position
 from stream.table import States
 
-RULES = Rules(3_600_000, excludes_seen=False)
+RULES = Rules(3_600_000, 225_000, excludes_seen=False)
 N_PARTITIONS = 4
 Outcomes = dict[tuple[int, int], str]
 

@@ -18,7 +18,7 @@ from tests.unit.export.test_main import write_checkpoint
 from train.command import TrainError, parse
 from train.network.checkpoint import load_checkpoint
 
-LIVE = Live(2700, True, 25, 0.5, [[0.1] * 9 + [0.25]] * 5)
+LIVE = Live(2700, 180, True, 25, 0.5, [[0.1] * 9 + [0.25]] * 5)
 
 
 def clicks(*rows: tuple[str, str, int]) -> pl.DataFrame:

@@ -16,7 +16,7 @@ from stream.live.counts import Decayed
 from stream.live.rules import POPULAR, Rules, prefix_class
 from stream.live.view import Candidates, View
 
-RULES = Rules(time_scale_ms=16_000, excludes_seen=False)
+RULES = Rules(time_scale_ms=16_000, popularity_half_life_ms=1_000, excludes_seen=False)
 
 
 def shares(found: Candidates) -> dict[str, dict[int, float]]:

@@ -53,8 +53,11 @@ TICK_MS = 600_000
 def test_counts_of_another_time_scale_do_not_bury_what_comes_after(scale: int) -> None:
     """As where a new bundle has another one. As of the first click, those of 50 half-lives were
     2^50 times as much as those of the new scale, whose clicks were one in 10 million."""
-    before = Rules(4 * TICK_MS, excludes_seen=False)
-    for rules in (Rules(4 * TICK_MS * scale, False), Rules(4 * TICK_MS // scale, False)):
+    before = Rules(4 * TICK_MS, TICK_MS, excludes_seen=False)
+    for rules in (
+        Rules(4 * TICK_MS * scale, TICK_MS, False),
+        Rules(4 * TICK_MS // scale, TICK_MS, False),
+    ):
         found, right = after(rules, before).successors, after(rules, rules).successors
         for rate in range(len(right.totals)):
             share = right.weights["new"][rate] / right.totals[rate]

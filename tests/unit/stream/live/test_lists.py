@@ -39,7 +39,7 @@ def a_view(rules: Rules, seed: int, n_clicks: int = 2_000) -> GlobalView:
 
 @pytest.mark.parametrize("excludes_seen", [False, True])
 def test_a_served_list_is_the_best_of_the_blend(excludes_seen: bool) -> None:
-    rules = Rules(20 * MINUTE_MS, excludes_seen)
+    rules = Rules(20 * MINUTE_MS, 75_000, excludes_seen)
     view, random = a_view(rules, 1), np.random.default_rng(2)
     weights = random.random((PREFIXES, len(rules.sources) + 1))
     lister, k = Lister(view, weights, 10), 10
@@ -76,7 +76,7 @@ def test_a_served_list_is_the_best_of_the_blend(excludes_seen: bool) -> None:
 
 
 def test_the_source_of_an_item_is_the_one_that_gave_most_of_its_score() -> None:
-    rules = Rules(20 * MINUTE_MS, excludes_seen=False)
+    rules = Rules(20 * MINUTE_MS, 75_000, excludes_seen=False)
     view = GlobalView(rules, KNOWN)
     weights = np.zeros((PREFIXES, len(rules.sources) + 1))
     weights[:, -1], weights[:, -2], weights[:, -3] = 1.0, 0.2, 0.5  # network, earlier, last
@@ -92,7 +92,7 @@ def test_the_source_of_an_item_is_the_one_that_gave_most_of_its_score() -> None:
 
 
 def test_equal_scores_are_listed_by_row_and_few_candidates_make_a_short_list() -> None:
-    rules = Rules(20 * MINUTE_MS, excludes_seen=False)
+    rules = Rules(20 * MINUTE_MS, 75_000, excludes_seen=False)
     view = GlobalView(rules, KNOWN)
     weights = np.full((PREFIXES, len(rules.sources) + 1), 0.5)
     lister = Lister(view, weights, 3)
@@ -110,7 +110,7 @@ def test_equal_scores_are_listed_by_row_and_few_candidates_make_a_short_list() -
 
 
 def test_the_view_is_what_was_taken_last_whatever_came_before() -> None:
-    rules = Rules(20 * MINUTE_MS, excludes_seen=False)
+    rules = Rules(20 * MINUTE_MS, 75_000, excludes_seen=False)
     view = GlobalView(rules, KNOWN)
     counts = ItemCounts(rules, BEGIN_MS)
     for n in range(3):
@@ -130,7 +130,7 @@ def test_the_view_is_what_was_taken_last_whatever_came_before() -> None:
 
 
 def test_what_is_no_record_is_counted_and_changes_nothing() -> None:
-    rules = Rules(20 * MINUTE_MS, excludes_seen=False)
+    rules = Rules(20 * MINUTE_MS, 75_000, excludes_seen=False)
     view = GlobalView(rules)
     good = ItemCounts(rules, BEGIN_MS)
     good.count("b", 1, BEGIN_MS)
@@ -159,7 +159,7 @@ def test_what_is_no_record_is_counted_and_changes_nothing() -> None:
 
 def test_rows_are_numbered_anew_when_most_items_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stream.live.global_view.SPARE_ROWS", 10)
-    rules = Rules(20 * MINUTE_MS, excludes_seen=False)
+    rules = Rules(20 * MINUTE_MS, 75_000, excludes_seen=False)
     view = GlobalView(rules, KNOWN)
     for n in range(100):
         counts = ItemCounts(rules, BEGIN_MS + n)

@@ -9,7 +9,14 @@ import pytest
 
 from tests.unit.train.building import markov_clicks
 from train.__main__ import main
-from train.live.fit import figures, fit_live, worth
+from train.live.fit import (
+    POPULARITY_HALF_LIVES_MS,
+    TIME_SCALES_MS,
+    Fitted,
+    figures,
+    fit_live,
+    worth,
+)
 from train.live.replay import ASKED, Replay, network_for, newest_clicks, one_after_the_other
 from train.network.checkpoint import load_checkpoint
 
@@ -67,6 +74,54 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "log.csv", folder / "network"
 
 
+def fashions(change_every_ms: int | None) -> pl.DataFrame:
+    """Two weeks of pairs of clicks; which of thirty items are popular changes that often."""
+    rng = np.random.default_rng(1)
+    at_ms = 1_500_000_000_000 + np.arange(2_000) * (14 * 24 * HOUR_MS // 2_000)
+    fashion = np.zeros_like(at_ms) if change_every_ms is None else at_ms // change_every_ms
+    in_fashion = np.array([np.random.default_rng(n).permutation(30) for n in fashion])
+    place = rng.choice(30, 4_000, p=0.93 ** np.arange(30) / (0.93 ** np.arange(30)).sum())
+    items = in_fashion[np.tile(np.arange(2_000), 2), place]
+    clicks = pl.DataFrame(
+        {
+            "session_id": np.tile(np.arange(2_000), 2),
+            "item_id": items,
+            "timestamp_ms": np.concatenate([at_ms, at_ms + 1_000]),
+        }
+    )
+    return clicks.with_columns(pl.col("session_id", "item_id").cast(pl.String))
+
+
+def test_the_half_life_of_popularity_is_that_of_the_fashions(trained: tuple[Path, Path]) -> None:
+    checkpoint = load_checkpoint(trained[1])
+    found = []
+    for change_every_ms in (None, 12 * HOUR_MS):
+        clicks = split(fashions(change_every_ms))
+        fitted = fit_live(clicks, network_for(checkpoint, clicks))
+        assert fitted.live.bias > 0
+        assert worth_of(fitted, f"bias-{fitted.live.bias:g}") > worth_of(fitted, "static")
+        found.append(fitted.rules.popularity_half_life_ms)
+    assert found[0] >= 24 * HOUR_MS
+    assert found[1] <= 3 * HOUR_MS
+
+
+def worth_of(fitted: Fitted, name: str) -> float:
+    return sum(fitted.figures[name].values())
+
+
+def test_without_a_bias_popularity_changes_with_the_log(
+    trained: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks = split(fashions(12 * HOUR_MS))
+    counts = fit_live(clicks, None)
+    beside = dict(zip(TIME_SCALES_MS, POPULARITY_HALF_LIVES_MS, strict=False))
+    assert counts.rules.popularity_half_life_ms == beside[counts.rules.time_scale_ms]
+    monkeypatch.setattr("train.live.fit.BIASES", (0.0,))
+    fitted = fit_live(clicks, network_for(load_checkpoint(trained[1]), clicks))
+    assert fitted.live.bias == 0
+    assert fitted.rules == counts.rules
+
+
 def test_the_blend_lists_no_worse_than_its_parts(trained: tuple[Path, Path]) -> None:
     log = pl.read_csv(trained[0], schema_overrides={"session_id": pl.String, "item_id": pl.String})
     clicks = one_after_the_other(log[:1_620], log[1_620:])
@@ -92,7 +147,7 @@ def test_fit_keeps_what_prequential_fits_on_the_same_log(
     assert main(["prequential", "--history", log, "--clicks", log, "--checkpoint", network]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert live.weights == printed["weights"]["live"]
-    names = ("time_scale_s", "excludes_seen", "bias", "sharpness")
+    names = ("time_scale_s", "popularity_half_life_s", "excludes_seen", "bias", "sharpness")
     assert [getattr(live, name) for name in names] == [printed[name] for name in names]
     words = ["fit", "--clicks", log, "--out", network, "--epochs", "2", "--hidden-size", "16"]
     assert main([*words, "--resume"]) == 0  # nothing is left to do

@@ -8,13 +8,21 @@ import numpy as np
 import polars as pl
 import pytest
 
+from stream.contract.click import TRAIL_CLICKS
 from stream.live.blend import Blend
 from stream.live.rules import BACKWARD, DISTANCES, SHRINKAGE, Rules
 from tests.unit.train.building import markov_clicks
 from train.__main__ import main
 from train.data.sessions import TARGET_WEIGHT, build_sessions
 from train.live.network import Network
-from train.live.replay import ASKED, MISSED, Question, Replay, one_after_the_other
+from train.live.replay import (
+    ASKED,
+    MISSED,
+    Question,
+    Replay,
+    bias_ranks,
+    one_after_the_other,
+)
 from train.measure.predictor import ModelPredictor
 from train.measure.ranking import rank_targets
 from train.network.checkpoint import load_checkpoint
@@ -103,7 +111,7 @@ def _is_popular_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("excludes_seen", [False, True])
 def test_ranks_are_those_of_plain_sums(clicks: pl.DataFrame, excludes_seen: bool) -> None:
-    rules = Rules(100_000, excludes_seen)
+    rules = Rules(100_000, 6_250, excludes_seen)
     weights = [0.3, 0.1, 0.1, 0.05, 0.05, 0.02, 0.2, 0.1, 0.08]
     mixed = Blend(np.tile([*weights, 0.0], (5, 1)))
     questions = [*Replay(rules).questions(all_asked(clicks))]
@@ -127,7 +135,7 @@ def test_clicks_of_the_newer_log_are_asked_and_both_are_learnt(clicks: pl.DataFr
     targets = [
         n + 1 + sessions[n + 1 :].index(s) for n, s in enumerate(sessions) if s in sessions[n + 1 :]
     ]
-    rules = Rules(100_000, excludes_seen=False)
+    rules = Rules(100_000, 6_250, excludes_seen=False)
     whole = zip(targets, shares(Replay(rules).questions(all_asked(clicks))), strict=True)
     part = one_after_the_other(clicks[:400], clicks[400:])
     assert min(targets.index(row) for row in range(400, 600) if row in targets) < 400 - 5
@@ -135,7 +143,7 @@ def test_clicks_of_the_newer_log_are_asked_and_both_are_learnt(clicks: pl.DataFr
 
 
 def test_clicks_that_are_no_targets_are_learnt_alone(clicks: pl.DataFrame) -> None:
-    rules = Rules(100_000, excludes_seen=False)
+    rules = Rules(100_000, 6_250, excludes_seen=False)
     weights = np.arange(600) % 3 / 2
     asked = all_asked(clicks.with_columns(pl.Series(TARGET_WEIGHT, weights)))
     found = [*Replay(rules).questions(asked)]
@@ -145,7 +153,7 @@ def test_clicks_that_are_no_targets_are_learnt_alone(clicks: pl.DataFrame) -> No
 
 
 def test_no_more_is_asked_than_wanted_evenly_spread(clicks: pl.DataFrame) -> None:
-    rules = Rules(100_000, excludes_seen=False)
+    rules = Rules(100_000, 6_250, excludes_seen=False)
     whole = shares(Replay(rules).questions(all_asked(clicks)))
     found = shares(Replay(rules).questions(all_asked(clicks), most=20))
     places = [0]
@@ -175,7 +183,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 def with_network(trained: tuple[Path, Path, Path], log: pl.DataFrame) -> list[Question]:
     network = Network(load_checkpoint(trained[2]))
     network.show(log)
-    rules = Rules(100_000, excludes_seen=False)
+    rules = Rules(100_000, 6_250, excludes_seen=False)
     return [*Replay(rules, network, (0.0, 1.0)).questions(all_asked(log))]
 
 
@@ -223,13 +231,38 @@ def test_items_of_the_session_are_in_no_list_where_the_rules_say_so(
     ).with_columns(pl.col("timestamp_ms") + 10**12)
     network = Network(load_checkpoint(trained[2]))
     network.show(log)
-    rules = Rules(100_000, excludes_seen=True)
+    rules = Rules(100_000, 6_250, excludes_seen=True)
     asked = [*Replay(rules, network, (0.0,)).questions(all_asked(log))]
     assert [question.own_rank(0.0) == MISSED for question in asked] == [False, True, False]
     assert asked[1].rank(EQUAL) == MISSED
     listed = asked[2].candidates(EQUAL)
     of_network = listed.share[listed.source == len(rules.sources)]
     assert of_network.sum() == pytest.approx(asked[2].share_known)  # of all, seen ones too
+
+
+@pytest.mark.parametrize("excludes_seen", [False, True])
+def test_ranks_with_many_biases_are_those_of_a_replay_with_each(
+    trained: tuple[Path, Path, Path], clicks: pl.DataFrame, excludes_seen: bool
+) -> None:
+    rng = np.random.default_rng(1)
+    items = [str(item) for item in rng.integers(0, N_ITEMS + 5, len(clicks))]  # 5 are unknown
+    sessions = [f"s{n}" for n in np.arange(len(clicks)) % 8]
+    assert len(clicks) / 8 > TRAIL_CLICKS
+    log = all_asked(
+        clicks.with_columns(pl.Series("item_id", items), pl.Series("session_id", sessions))
+    )
+    network = Network(load_checkpoint(trained[2]))
+    network.show(log)
+    rules = [Rules(100_000, half_life_ms, excludes_seen) for half_life_ms in (5_000, 1_000_000)]
+    biases = (0.0, 0.1, 1.0)
+    found = bias_ranks(log, network, rules, biases, most=200)
+    assert [*found] == [(own, bias) for own in rules for bias in biases]
+    for own in rules:
+        asked = [*Replay(own, network, biases).questions(log, 200)]
+        for bias in biases:
+            assert found[own, bias] == [question.own_rank(bias) for question in asked]
+    assert len({tuple(ranks) for ranks in found.values()}) == 5  # without a bias they are the same
+    assert MISSED in found[rules[0], 0.0]
 
 
 def test_the_command_prints_each_part_and_the_blend(
