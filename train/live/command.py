@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 from pydantic import Field, PositiveInt
@@ -44,8 +45,15 @@ class PrequentialSettings(Settings):
 
 
 def run_prequential(settings: PrequentialSettings) -> None:
-    """Print the figures of each part and of the blend. Raises TrainError for a log without a next
-    click."""
+    """Print the figures of each part and of the blend. Raises TrainError."""
+    print(json.dumps(prequential(settings), indent=1))
+
+
+def prequential(settings: PrequentialSettings) -> dict[str, Any]:
+    """The figures of each part and of the blend, and what was fitted.
+
+    Raises TrainError for a log without a next click, or with too few in the history's newest tenth.
+    """
     checkpoint = load_checkpoint(settings.checkpoint) if settings.checkpoint else None
     history = _read(settings.history, settings, checkpoint)
     clicks = _read(settings.clicks, settings, checkpoint)
@@ -72,7 +80,7 @@ def run_prequential(settings: PrequentialSettings) -> None:
         ranks[COUNTS].append(question.rank(fitted.counts))
         if network:
             ranks[LIVE].append(question.rank(fitted.live))
-    result = {
+    return {
         "protocol": PROTOCOL,
         "predictions": len(ranks[COUNTS]),
         "time_scale_s": fitted.rules.time_scale_ms // 1000,
@@ -87,7 +95,6 @@ def run_prequential(settings: PrequentialSettings) -> None:
         "sharpness": fitted.live.sharpness,
         "rows": [{"name": name, **figures(of_name)} for name, of_name in ranks.items()],
     }
-    print(json.dumps(result, indent=1))
 
 
 def _read(
