@@ -61,7 +61,7 @@ class Rules:
     times as much."""
     popularity_half_life_ms: int
     """Of an item's clicks. What is popular may pass faster than what follows what: on RSC15-100k
-    24 minutes beside 16 days."""
+    24 minutes to three hours beside 16 days."""
     excludes_seen: bool
     """Whether items of the session are in no list."""
 
