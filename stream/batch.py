@@ -7,7 +7,8 @@ the answers.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from stream.counts import QUALITY_K, Answered, Judgement
 from stream.intake import Intake, Lookup, Taken
 from stream.lists import ListRef, Lists, LiveLists, NetworkLists, check_items
 from stream.live.counts import CLICKED, steps
+from stream.live.lists import Gathered
 from stream.model.blender import Ask
 from stream.model.bundle import Manifest
 from stream.model.models import Model, Models
@@ -55,6 +57,9 @@ class Rules:
         return idle_timeout_ms is not None and timestamp_ms - last_click_ms > idle_timeout_ms
 
 
+GATHER_APART = 64
+"""More lists than these are gathered in a thread of their own: the way there and back costs 1 to 2
+ms where two cores are busy."""
 _JUDGED = (LastOutcome.MODEL, LastOutcome.LIVE)
 _LISTED = (Outcome.MODEL, Outcome.LIVE)
 
@@ -130,6 +135,7 @@ class Planner:
         self.intake = Intake(topic, models.parse, rules.limit)
         self._models = models
         self._sample = Sample()
+        self._gathering = ThreadPoolExecutor(1, thread_name_prefix="gathering")
 
     def new_partition(self) -> PartitionSessions:
         """Return an empty table."""
@@ -251,9 +257,10 @@ class Planner:
 
         Blocks; the interpreter's lock is released inside ONNX Runtime.
         """
+        biases = {model: model.blender.bias() if model.blender else None for model in plan.waves}
+        gathered = {model: self._gather(model, asks) for model, asks in plan.asks.items()}
         for model, waves in plan.waves.items():
-            bias = model.blender.bias() if model.blender else None
-            plan.scores[model] = waves.score(model.scorer, bias)
+            plan.scores[model] = waves.score(model.scorer, biases[model])
         plan.counts.encode_seconds = sum(s.encode_seconds for s in plan.scores.values())
         plan.counts.rank_seconds = sum(s.rank_seconds for s in plan.scores.values())
         for model in plan.models:
@@ -264,12 +271,23 @@ class Planner:
                 plan.lists[model] = NetworkLists(model, scores)
             else:
                 asks = plan.asks[model]
-                made = model.blender.lists(asks, scores) if scores else []
+                made = model.blender.make(gathered[model](), scores) if scores and asks else []
                 plan.lists[model] = LiveLists(model, model.blender, made)
                 if scores and (sampled := plan.sampled[model]):
                     plan.parts[model] = self._sample.make(
                         sampled, model.blender, asks, scores, made
                     )
+
+    def _gather(self, model: Model, asks: Sequence[Ask]) -> Callable[[], Gathered]:
+        """Look up what the view has for lists, many in a thread beside the network's work.
+
+        Returns what waits for it. Nothing else may use the view meanwhile.
+        """
+        assert model.blender is not None, "without one no blended list is wanted"
+        if len(asks) > GATHER_APART:
+            return self._gathering.submit(model.blender.gather, asks).result
+        found = model.blender.gather(asks)
+        return lambda: found
 
     def is_dead(self, seen_ms: int, watermark_ms: int) -> bool:
         """Whether a state of that time has expired."""

@@ -80,7 +80,8 @@ class Sample:
         # What the network had no part in is the view's alone already.
         blended = [number for number in wanted if asks[number].rank_row >= 0]
         none = replace(scores, top_index=scores.top_index[:0], top_score=scores.top_score[:0])
-        alone = blender.lists([asks[number]._replace(rank_row=-1) for number in blended], none)
+        apart = [asks[number]._replace(rank_row=-1) for number in blended]
+        alone = blender.make(blender.gather(apart), none) if apart else []
         counts = dict(zip(blended, alone, strict=True))
         found = view.most_popular(asks[next(iter(wanted))].now_ms)
         by_share = np.lexsort((found.item, -found.share))

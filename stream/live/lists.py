@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float32, Float64, Int64
 
 from stream.live.rules import DISTANCES, PREFIXES, SOURCES, prefix_class
 from stream.live.view import Successors, View
@@ -34,6 +34,27 @@ class NetworkBest(NamedTuple):
 
     items: Int64[np.ndarray, "R C"]
     shares: Float64[np.ndarray, "R C"]
+
+
+class Gathered(NamedTuple):
+    """What B lists are made of, without the network's part: see ``kernel.best_of_blend``."""
+
+    trails: Int64[np.ndarray, "T"]
+    trail_ends: Int64[np.ndarray, "B"]
+    classes: Int64[np.ndarray, "B"]
+    now_ms: Int64[np.ndarray, "B"]
+    excluded: Int64[np.ndarray, "X"]
+    excluded_ends: Int64[np.ndarray, "B"]
+    followed: Int64[np.ndarray, "B steps"]
+    begins: Int64[np.ndarray, "F+1"]
+    successors: Int64[np.ndarray, "C"]
+    counts: Float32[np.ndarray, "R*C"]
+    totals: Float64[np.ndarray, "F*R"]
+    landmarks_ms: Int64[np.ndarray, "F"]
+    half_lives_ms: Float64[np.ndarray, "R"]
+    popular: Int64[np.ndarray, "P"]
+    popular_shares: Float64[np.ndarray, "P"]
+    network_rows: Int64[np.ndarray, "B"]
 
 
 class Listed(NamedTuple):
@@ -78,7 +99,7 @@ class Lister:
 
         self._best = best_of_blend
         nothing = NetworkBest(np.zeros((1, 0), np.int64), np.zeros((1, 0)))
-        self.make([Wanted([0], 1, 0, -1)], nothing, 1)  # compiles it
+        self.make(self.gather([Wanted([0], 1, 0, -1)]), nothing, 1)  # compiles it
 
     def popular(self, now_ms: int) -> Listed:
         """What is popular now, for a session of which nothing is known."""
@@ -87,16 +108,12 @@ class Lister:
         items, scores = found.item[best].tolist(), found.share[best].tolist()
         return Listed(items, scores, [POPULARITY] * len(items))
 
-    def make(self, wanted: Sequence[Wanted], network: NetworkBest, n_rows: int) -> list[Listed]:
-        """The lists of sessions of one item at least. n_rows: of the view."""
-        if not wanted:
-            return []
-        if n_rows > len(self._cell_of):
-            self._cell_of = np.full(2 * n_rows, -1, dtype=np.int32)
+    def gather(self, wanted: Sequence[Wanted]) -> Gathered:
+        """What the view has for these lists, one at least, of sessions of one item at least."""
         popular = self._view.most_popular(max(one.now_ms for one in wanted))
         followed, successors = self._followed(wanted)
         n_followed = [0, *(len(of_item.items) for of_item in successors)]
-        found = self._best(
+        return Gathered(
             *_end_to_end([one.trail for one in wanted]),
             np.array([prefix_class(one.n_clicks) for one in wanted]),
             np.array([one.now_ms for one in wanted]),
@@ -111,12 +128,13 @@ class Lister:
             popular.item,
             popular.share,
             np.array([one.network for one in wanted]),
-            network.items,
-            network.shares,
-            self._weights,
-            self._cell_of,
-            self._k,
         )
+
+    def make(self, gathered: Gathered, network: NetworkBest, n_rows: int) -> list[Listed]:
+        """The lists, from what was gathered for them and the network. n_rows: of the view."""
+        if n_rows > len(self._cell_of):
+            self._cell_of = np.full(2 * n_rows, -1, dtype=np.int32)
+        found = self._best(*gathered, *network, self._weights, self._cell_of, self._k)
         rows, worths, from_where, sizes = found
         lists = [*map(Listed, rows.tolist(), worths.tolist(), from_where.tolist())]
         for n in np.flatnonzero(sizes < self._k).tolist():

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 
 from stream.contract.click import TRAIL_CLICKS
 from stream.live.global_view import GlobalView
-from stream.live.lists import POPULARITY, Listed, Lister, NetworkBest, Wanted
+from stream.live.lists import POPULARITY, Gathered, Listed, Lister, NetworkBest, Wanted
 from stream.live.rules import bias_of
 from stream.model.bundle import Live, Manifest
 from stream.model.scorer import Scores
@@ -80,27 +80,35 @@ class Blender:
         """Rows of the session's own items that are in none of its lists."""
         return [self.view.row(item) for item in trail[_EXCLUDED[self.seen] :]]
 
-    def lists(self, asks: Sequence[Ask], scores: Scores) -> list[Listed]:
+    def gather(self, asks: Sequence[Ask]) -> Gathered:
+        """What the view has for these lists, one at least. The network need not have listed yet."""
+        row, excluded_from = self.view.row, _EXCLUDED[self.seen]
+        wanted = []
+        for trail, n_clicks, now_ms, rank_row in asks:
+            rows = [row(item) for item in trail]
+            wanted.append(Wanted(rows, n_clicks, now_ms, rank_row, rows[excluded_from:]))
+        return self._lister.gather(wanted)
+
+    def make(self, gathered: Gathered, scores: Scores) -> list[Listed]:
         """The lists that are wanted, of at most K items of the view.
 
         Where a score of the network is NaN or infinite, its list takes no part.
         """
-        view, lister = self.view, self._lister
         with np.errstate(invalid="ignore"):
             behind = scores.top_score.astype(np.float64) - scores.top_score[:, :1]
             exponentials = np.exp(self._sharpness * behind)
-            shares = exponentials / exponentials.sum(axis=1, keepdims=True) * view.known_share()
-        finite = np.isfinite(shares).all(axis=1).tolist()
-        row, excluded_from = view.row, _EXCLUDED[self.seen]
-        wanted = []
-        for trail, n_clicks, now_ms, rank_row in asks:
-            rows = [row(item) for item in trail]
-            of_network = rank_row if rank_row >= 0 and finite[rank_row] else -1
-            wanted.append(Wanted(rows, n_clicks, now_ms, of_network, rows[excluded_from:]))
+            shares = exponentials / exponentials.sum(axis=1, keepdims=True)
+            shares *= self.view.known_share()
+        finite = np.append(np.isfinite(shares).all(axis=1), False)  # the last: no row
+        rows = np.where(finite[gathered.network_rows], gathered.network_rows, -1)
         network = NetworkBest(scores.top_index.astype(np.int64), shares)
-        lists = lister.make(wanted, network, len(view.names))
-        for one, listed in zip(wanted, lists, strict=True):
-            self._fill(listed, one.excluded)
+        gathered = gathered._replace(network_rows=rows)
+        lists = self._lister.make(gathered, network, len(self.view.names))
+        begin = 0
+        for listed, end in zip(lists, gathered.excluded_ends.tolist(), strict=True):
+            if len(listed.items) < self._k:
+                self._fill(listed, gathered.excluded[begin:end].tolist())
+            begin = end
         return lists
 
     def _fill(self, listed: Listed, excluded: Sequence[int]) -> None:
@@ -108,8 +116,6 @@ class Blender:
 
         The popular ones, and any where all of those have been seen.
         """
-        if len(listed.items) == self._k:
-            return
         taken = {*listed.items, *excluded}
         popular = [item for item in self._popular if item not in taken]
         taken.update(popular)

