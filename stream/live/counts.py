@@ -31,15 +31,17 @@ class Decayed(Generic[K]):
     Time Decay Model for Streaming Systems", ICDE 2009): a later click enters with a larger factor,
     so that nothing is touched as time goes by, and a late click counts as it would have in time.
 
-    weights: by key, as of the landmark, one for each half-life. totals: of all that was added.
+    places: of each key in the columns. columns: for each half-life the weights as of the landmark.
+    totals: of all that was added.
     """
 
-    __slots__ = ("_half_lives_ms", "landmark_ms", "totals", "weights")
+    __slots__ = ("_half_lives_ms", "columns", "landmark_ms", "places", "totals")
 
     def __init__(self, half_lives_ms: Sequence[float], landmark_ms: int) -> None:
         self._half_lives_ms = half_lives_ms
         self.landmark_ms = landmark_ms
-        self.weights: dict[K, list[float]] = {}
+        self.places: dict[K, int] = {}
+        self.columns: list[list[float]] = [[] for _ in half_lives_ms]
         self.totals = [0.0] * len(half_lives_ms)
 
     def add(self, key: K, weight: float, at_ms: int) -> None:
@@ -48,15 +50,22 @@ class Decayed(Generic[K]):
         if age_ms > LARGEST_EXPONENT * min(self._half_lives_ms):
             self.move_landmark(at_ms)
             age_ms = 0
-        of_key = self.weights.get(key)
-        if of_key is None:
-            if len(self.weights) >= MAX_SUCCESSORS:
+        place = self.places.get(key)
+        if place is None:
+            if len(self.places) >= MAX_SUCCESSORS:
                 self._drop_least()
-            of_key = self.weights[key] = [0.0] * len(self.totals)
+            place = self.places[key] = len(self.places)
+            for column in self.columns:
+                column.append(0.0)
         for rate, half_life_ms in enumerate(self._half_lives_ms):
             grown: float = weight * 2.0 ** (age_ms / half_life_ms)
-            of_key[rate] += grown
+            self.columns[rate][place] += grown
             self.totals[rate] += grown
+
+    @property
+    def weights(self) -> dict[K, list[float]]:
+        """The same by key: one for each half-life."""
+        return dict(zip(self.places, map(list, zip(*self.columns, strict=True)), strict=True))
 
     def factors(self, now_ms: int) -> Float64[np.ndarray, "R"]:
         """What weights and totals are multiplied by to be those of now."""
@@ -68,15 +77,15 @@ class Decayed(Generic[K]):
         factors = self.factors(to_ms).tolist()
         self.landmark_ms = to_ms
         self.totals = [w * f for w, f in zip(self.totals, factors, strict=True)]
-        self.weights = {
-            key: [w * f for w, f in zip(of_key, factors, strict=True)]
-            for key, of_key in self.weights.items()
-        }
+        self.columns = [[w * f for w in c] for c, f in zip(self.columns, factors, strict=True)]
 
     def _drop_least(self) -> None:
         """Drop a quarter of the keys, by their weight at the longest half-life; totals keep it."""
-        best_first = sorted(self.weights, key=lambda key: self.weights[key][-1], reverse=True)
-        self.weights = {key: self.weights[key] for key in best_first[: MAX_SUCCESSORS * 3 // 4]}
+        longest = self.columns[-1]
+        best_first = sorted(self.places.items(), key=lambda item: longest[item[1]], reverse=True)
+        kept = best_first[: MAX_SUCCESSORS * 3 // 4]
+        self.columns = [[column[place] for _, place in kept] for column in self.columns]
+        self.places = {key: n for n, (key, _) in enumerate(kept)}
 
 
 CLICKED = 0
@@ -155,8 +164,6 @@ class ItemCounts:
         """
         if self.as_of_ms - self.successors.landmark_ms > self._rules.time_scale_ms:
             self.successors.move_landmark(self.as_of_ms)
-        of_items = self.successors.weights
-        rates = zip(*of_items.values(), strict=True)
         head = ItemHead(
             ITEM_FORMAT,
             self.forget_at_ms,
@@ -169,8 +176,8 @@ class ItemCounts:
         return ItemRecord(
             head,
             self.successors.totals,
-            [*of_items],
-            array("f", chain.from_iterable(rates)).tobytes(),
+            [*self.successors.places],
+            array("f", chain.from_iterable(self.successors.columns)).tobytes(),
         ).encode()
 
     @classmethod
@@ -188,9 +195,9 @@ class ItemCounts:
                 f"{len(successors.totals)}"
             )
         successors.landmark_ms, successors.totals = head.landmark_ms, record.totals
-        n = len(record.successor)
-        weights = array("f", record.weights).tolist()
-        rates = [weights[at * n : (at + 1) * n] for at in range(len(record.totals))]
-        of_items = map(list, zip(*rates, strict=True))
-        successors.weights = dict(zip(record.successor, of_items, strict=True))
+        n, weights = len(record.successor), array("f", record.weights).tolist()
+        successors.columns = [
+            weights[rate * n : (rate + 1) * n] for rate in range(len(record.totals))
+        ]
+        successors.places = dict(zip(record.successor, range(n), strict=True))
         return counts

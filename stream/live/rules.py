@@ -1,6 +1,7 @@
 """By what rules clicks are counted and forgotten."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float64
@@ -65,16 +66,16 @@ class Rules:
     excludes_seen: bool
     """Whether items of the session are in no list."""
 
-    @property
+    @cached_property
     def half_lives_ms(self) -> tuple[float, ...]:
         """Of the transitions: R rates."""
         return (float(self.time_scale_ms), 8.0 * self.time_scale_ms)
 
-    @property
+    @cached_property
     def longest_half_life_ms(self) -> float:
         return max(self.half_lives_ms)
 
-    @property
+    @cached_property
     def sources(self) -> tuple[str, ...]:
         """Names of the V sources of a view, in the order of their numbers."""
         steps = range(1, len(DISTANCES) + 1)

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -37,7 +38,9 @@ class Counted(Protocol):
     """What came after an item, as it is counted: ``Decayed`` of counts.py."""
 
     @property
-    def weights(self) -> Mapping[int, Sequence[float]]: ...
+    def places(self) -> Mapping[int, int]: ...
+    @property
+    def columns(self) -> Sequence[Sequence[float]]: ...
     @property
     def totals(self) -> Sequence[float]: ...
     @property
@@ -155,8 +158,8 @@ class View:
         """What came after an item; None: nothing is known of it."""
         changed = self._changed.pop(item, None)
         if changed is not None:
-            by_item = np.array([*changed.weights.values()], "<f4").reshape(len(changed.weights), -1)
-            items, weights = array("q", changed.weights), by_item.T.tobytes()
+            items = array("q", changed.places)
+            weights = array("f", chain.from_iterable(changed.columns)).tobytes()
             totals = [*changed.totals]
             self._successors[item] = Successors(items, weights, totals, changed.landmark_ms)
         return self._successors.get(item)
