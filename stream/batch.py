@@ -7,8 +7,8 @@ the answers.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from stream.counts import QUALITY_K, Answered, Judgement
 from stream.intake import Intake, Lookup, Taken
 from stream.lists import ListRef, Lists, LiveLists, NetworkLists, check_items
 from stream.live.counts import CLICKED, steps
-from stream.live.lists import Gathered
+from stream.live.lists import Gathered, Listed
 from stream.model.blender import Ask
 from stream.model.bundle import Manifest
 from stream.model.models import Model, Models
@@ -259,8 +259,11 @@ class Planner:
         """
         biases = {model: model.blender.bias() if model.blender else None for model in plan.waves}
         gathered = {model: self._gather(model, asks) for model, asks in plan.asks.items()}
-        for model, waves in plan.waves.items():
-            plan.scores[model] = waves.score(model.scorer, biases[model])
+        try:
+            for model, waves in plan.waves.items():
+                plan.scores[model] = waves.score(model.scorer, biases[model])
+        finally:
+            wait(gathered.values())  # where a model fails, the batch is planned anew, in parts
         plan.counts.encode_seconds = sum(s.encode_seconds for s in plan.scores.values())
         plan.counts.rank_seconds = sum(s.rank_seconds for s in plan.scores.values())
         for model in plan.models:
@@ -270,24 +273,26 @@ class Planner:
             if model.blender is None:
                 plan.lists[model] = NetworkLists(model, scores)
             else:
-                asks = plan.asks[model]
-                made = model.blender.make(gathered[model](), scores) if scores and asks else []
+                asks, made = plan.asks[model], list[Listed]()
+                if scores and asks:
+                    made = model.blender.make(gathered[model].result(), scores)
                 plan.lists[model] = LiveLists(model, model.blender, made)
                 if scores and (sampled := plan.sampled[model]):
                     plan.parts[model] = self._sample.make(
                         sampled, model.blender, asks, scores, made
                     )
 
-    def _gather(self, model: Model, asks: Sequence[Ask]) -> Callable[[], Gathered]:
+    def _gather(self, model: Model, asks: Sequence[Ask]) -> "Future[Gathered]":
         """Look up what the view has for lists, many in a thread beside the network's work.
 
-        Returns what waits for it. Nothing else may use the view meanwhile.
+        Nothing else may use the view until it is done.
         """
         assert model.blender is not None, "without one no blended list is wanted"
         if len(asks) > GATHER_APART:
-            return self._gathering.submit(model.blender.gather, asks).result
-        found = model.blender.gather(asks)
-        return lambda: found
+            return self._gathering.submit(model.blender.gather, asks)
+        found: Future[Gathered] = Future()
+        found.set_result(model.blender.gather(asks))
+        return found
 
     def is_dead(self, seen_ms: int, watermark_ms: int) -> bool:
         """Whether a state of that time has expired."""

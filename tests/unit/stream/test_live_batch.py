@@ -1,5 +1,6 @@
 """Lists that learn from the stream: both processors in one process, without Kafka."""
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from stream import batch as module
 from stream.batch import Plan, Planner, Rules
 from stream.contract.items import EVENTS_FORMAT, decode_events, partition_of
 from stream.contract.messages import Recommendation, Target
@@ -15,6 +17,7 @@ from stream.counts import Judgement
 from stream.items import ItemPlanner
 from stream.live.counts import ItemCounts
 from stream.live.rules import PREFIXES
+from stream.model.blender import Ask
 from stream.model.bundle import Bundle, Live
 from stream.model.models import Model, Models
 from stream.position import BadClickLimit, Position
@@ -298,3 +301,41 @@ def test_a_list_is_full_whatever_is_known(n_candidates: int) -> None:
         (answer,) = world.click(("s", ITEMS[n], n))
         assert len({item.item_id for item in answer.items}) == K
         assert not {item.item_id for item in answer.items} & set(ITEMS[: n + 1])
+
+
+def test_lists_are_the_same_where_the_view_is_looked_up_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    alone, apart = World(), World()
+    random = np.random.default_rng(1)
+    names = [*ITEMS, "new-1", "new-2"]
+    for n in range(3):
+        clicks = [(f"s{s}", names[i], n) for s, i in random.integers(len(names), size=(40, 2))]
+        lists = []
+        for world, most in ((alone, 1000), (apart, 0)):
+            monkeypatch.setattr(module, "GATHER_APART", most)
+            lists.append([(answer.outcome, answer.items) for answer in world.click(*clicks)])
+        assert lists[0] == lists[1]
+
+
+def test_a_network_that_fails_leaves_no_thread_at_the_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing(FakeScorer):
+        def rank(self, query: Any, bias: Any = None) -> Any:
+            raise ArithmeticError("the network")
+
+    monkeypatch.setattr(module, "GATHER_APART", 0)
+    world = World(scorer=Failing(np.ones((len(ITEMS), len(ITEMS))), 5))
+    done: list[Any] = []
+    blender = world.model.blender
+    assert blender is not None
+    gather = blender.gather
+
+    def slowly(asks: Sequence[Ask]) -> Any:
+        time.sleep(0.3)
+        done.append(gather(asks))
+        return done[0]
+
+    monkeypatch.setattr(blender, "gather", slowly)
+    with pytest.raises(ArithmeticError):
+        world.click(("s", "known-1", 1))
+    assert len(done) == 1
