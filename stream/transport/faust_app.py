@@ -550,9 +550,11 @@ class FaustTransport:
         self._since |= dict.fromkeys(restore.partitions, self._epoch)
         self._paused.difference_update(restore.partitions)
         self._apart.difference_update(restore.partitions)
-        for p, (before, batch) in deadly.items():
+        for p, found in deadly.items():
             del offsets[p]
-            await asyncio.wrap_future(self._group.pass_over(p, batch, DEADLY, before))
+            for batch in found.deadly:
+                self._group.tell_of(p, batch, DEADLY)
+            await asyncio.wrap_future(self._group.deliver(p, found.records, found.stop))
         await asyncio.wrap_future(self._group.start_at(offsets))
 
     def _forget(self, partitions: Collection[int]) -> None:

@@ -9,11 +9,12 @@ import queue
 import struct
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -29,6 +30,7 @@ from stream.transport.unreadable import (
     UNPARSABLE,
     Watch,
     decode_statistics,
+    records_of,
 )
 
 log = structlog.get_logger(__name__)
@@ -38,8 +40,8 @@ T = TypeVar("T")
 POLL_S = 0.1
 LOOK_EVERY_S = 1.0
 """How often the ends of the partitions are noted, for the lag."""
-UNREADABLE_AT_ONCE = 1_000
-"""Records of a batch that nobody can read are made as they are taken: there may be millions."""
+APART_AT_ONCE = 1_000
+"""Records that librdkafka does not read are made as they are taken: there may be millions."""
 REFUSED = {
     KafkaError.TOPIC_AUTHORIZATION_FAILED,
     KafkaError.GROUP_AUTHORIZATION_FAILED,
@@ -109,7 +111,8 @@ class Group(threading.Thread):
         self._stuck: dict[int, int] = {}  # what the watch has found since the last turn
         self._batch_at, self._looks = batch_at, ThreadPoolExecutor(1, "look")
         self._suspects: dict[int, _Suspect] = {}
-        self._unreadable: dict[int, tuple[range, str]] = {}  # still to be handed over, and why
+        # What is to be handed over without librdkafka, and where it goes on.
+        self._apart: dict[int, tuple[Iterator[Record], int]] = {}
         self._closing = False
 
     def ask(self, limit: int, not_before: float) -> "Future[list[Record]]":
@@ -135,20 +138,22 @@ class Group(threading.Thread):
 
         return self._call(pause)
 
-    def pass_over(
-        self, partition: int, batch: range, why: str, before: Sequence[Record] = ()
-    ) -> "Future[None]":
-        """Deliver records, and these offsets as records that cannot be read; go on behind them."""
+    def pass_over(self, partition: int, batch: range, why: str) -> "Future[None]":
+        """Deliver these offsets as records that cannot be read; go on behind them."""
+        self.tell_of(partition, batch, why)
+        return self.deliver(partition, records_of(partition, batch, why), batch.stop)
 
-        def pass_over() -> None:
+    def deliver(self, partition: int, records: Iterator[Record], stop: int) -> "Future[None]":
+        """Deliver records that librdkafka is not to read; it goes on at ``stop``."""
+
+        def deliver() -> None:
             self._stop_reading([partition])
-            self._held += before
-            self._pass_over(partition, batch, why)
-            self._seek(partition, batch.stop)  # first: fetched once more, it might be deadly
+            self._apart[partition] = records, stop
+            self._seek(partition, stop)  # first: fetched once more, they might be deadly
             self._reading.add(partition)
             self._consumer.resume(self._tps([partition]))
 
-        return self._call(pass_over)
+        return self._call(deliver)
 
     def lag(self, partition: int, next_offset: int) -> int:
         """Records behind an offset, by what the last fetches have told. Markers are no lag."""
@@ -207,9 +212,9 @@ class Group(threading.Thread):
 
     def _turn(self) -> None:
         """Fetch, or wait for somebody who asks; poll every so often for the group's sake."""
-        for partition in [*self._unreadable]:
-            if len(self._held) < UNREADABLE_AT_ONCE:
-                self._hold_unreadable(partition)
+        for partition in [*self._apart]:
+            if len(self._held) < APART_AT_ONCE:
+                self._hold_apart(partition)
         if self._held and self._asked is None:
             try:
                 self._commands.get(timeout=POLL_S)()
@@ -273,7 +278,7 @@ class Group(threading.Thread):
 
     def _is_unreadable(self, partition: int) -> bool:
         suspect = self._suspects.get(partition)
-        return partition in self._unreadable or (suspect is not None and suspect.why != "")
+        return partition in self._apart or (suspect is not None and suspect.why != "")
 
     def _note_all_taken(self) -> None:
         for suspect in self._suspects.values():
@@ -307,22 +312,22 @@ class Group(threading.Thread):
 
     def _pass_over(self, partition: int, batch: range, why: str) -> None:
         self._suspects.pop(partition, None)
-        self._unreadable[partition] = batch, why
+        self._apart[partition] = records_of(partition, batch, why), batch.stop
+        self.tell_of(partition, batch, why)
+
+    def tell_of(self, partition: int, batch: range, why: str) -> None:
+        """Log that a batch cannot be read."""
         offsets = {"first": batch.start, "last": batch.stop - 1}
         log.error("unreadable_batch", topic=self._topic, partition=partition, **offsets, detail=why)
 
-    def _hold_unreadable(self, partition: int) -> None:
-        """Hold the next records of such a batch; behind the last one go on."""
-        batch, why = self._unreadable[partition]
-        now_ms = time.time_ns() // 1_000_000
-        for offset in batch[:UNREADABLE_AT_ONCE]:
-            self._held.append(Record(partition, offset, now_ms, None, None, trouble=why))
-        rest = batch[UNREADABLE_AT_ONCE:]
-        if rest:
-            self._unreadable[partition] = rest, why
-        else:
-            del self._unreadable[partition]
-            self._seek(partition, batch.stop)
+    def _hold_apart(self, partition: int) -> None:
+        """Hold the next of a partition's records; behind the last one go on."""
+        records, stop = self._apart[partition]
+        before = len(self._held)
+        self._held += islice(records, APART_AT_ONCE)
+        if len(self._held) < before + APART_AT_ONCE:
+            del self._apart[partition]
+            self._seek(partition, stop)
 
     # -- what is ours ----------------------------------------------------------------------------
 
@@ -330,7 +335,7 @@ class Group(threading.Thread):
         for partition in partitions:
             self._reading.discard(partition)
             self._suspects.pop(partition, None)
-            self._unreadable.pop(partition, None)
+            self._apart.pop(partition, None)
         self._held = [record for record in self._held if record.partition not in partitions]
 
     def _start_at(self, offsets: Mapping[int, int]) -> None:

@@ -31,10 +31,10 @@ from stream.settings import KafkaSettings
 from stream.transport.clients import QUEUED_KIB, aiokafka_options, confluent_options
 from stream.transport.unreadable import (
     BATCH_ERRORS,
+    DEADLY,
     STATISTICS_MS,
     UNPARSABLE,
     Committed,
-    Header,
     Watch,
     batch_range,
     behind,
@@ -42,6 +42,8 @@ from stream.transport.unreadable import (
     decode_statistics,
     headers,
     promised,
+    records_of,
+    whole_bytes,
 )
 
 log = structlog.get_logger(__name__)
@@ -205,17 +207,28 @@ async def promised_in(
     return found
 
 
+class Vetted(NamedTuple):
+    """What a partition has up to behind the last batch that would abort the process.
+
+    deadly: the offsets of such batches. records: all up to there, those of them as records that
+    cannot be read; made as they are taken, for there may be millions. stop: where to go on.
+    """
+
+    deadly: list[range]
+    records: Iterator[Record]
+    stop: int
+
+
 async def vetted(
     settings: KafkaSettings, topic: str, offsets: Mapping[int, int], ahead_bytes: int
-) -> dict[int, tuple[list[Record], range]]:
-    """Look for a batch that would abort the process in all that is fetched ahead of these offsets.
+) -> dict[int, Vetted]:
+    """Look for batches that would abort the process in all that is fetched ahead of these offsets.
 
     ahead_bytes: what the consumer queues, of all partitions together. By partition where there is
-    such a batch: the records before it, and its offsets. Raises one of aiokafka's errors,
-    TimeoutError or OSError where no broker answers.
+    such a batch. Raises one of aiokafka's errors, TimeoutError or OSError where no broker answers.
     """
-    found: dict[int, tuple[list[Record], range]] = {}
     fetched: dict[int, list[Answer]] = {p: [] for p in offsets}
+    found: dict[int, dict[int, range]] = {p: {} for p in offsets}
     pending, n_bytes = dict(offsets), 0
     async with _client(settings, topic) as client:
         # As the consumer does, in turn; it fetches until its queue is full.
@@ -226,37 +239,54 @@ async def vetted(
                 except OffsetOutOfRangeError:
                     answer = b"", []
                 raw, _ = answer
-                n_bytes += len(raw)
                 fetched[partition].append(answer)
-                header, further = await asyncio.to_thread(_looked_through, raw)
-                if header is not None and header.offsets.stop > offset:
-                    begin = offsets[partition]
-                    places = range(begin, max(begin, header.offsets.start))
-                    before = await asyncio.to_thread(
-                        _records_before, fetched[partition], partition, places
-                    )
-                    found[partition] = before, range(places.stop, header.offsets.stop)
-                if header is not None or further is None:
+                batches, n_whole, further = await asyncio.to_thread(_looked_through, raw)
+                n_bytes += n_whole or len(raw)
+                for batch in batches:
+                    if batch.stop > offset:
+                        found[partition][batch.start] = batch
+                if further is None:
                     del pending[partition]
                 else:
                     pending[partition] = further
-    return found
+    return {
+        p: Vetted([*of_p.values()], _records(fetched[p], p, offsets[p], of_p), _stop(of_p))
+        for p, of_p in found.items()
+        if of_p
+    }
 
 
-def _looked_through(raw: bytes) -> tuple[Header | None, int | None]:
-    return deadly(raw), behind(raw)
+def _stop(batches: Mapping[int, range]) -> int:
+    return max(batch.stop for batch in batches.values())
 
 
-def _records_before(answers: Iterable[Answer], partition: int, places: range) -> list[Record]:
-    """The committed records at these offsets, of answers in a row, without librdkafka."""
-    records: list[Record] = []
+def _looked_through(raw: bytes) -> tuple[list[range], int, int | None]:
+    return [header.offsets for header in deadly(raw)], whole_bytes(raw), behind(raw)
+
+
+def _records(
+    answers: Iterable[Answer], partition: int, begin: int, deadly: Mapping[int, range]
+) -> Iterator[Record]:
+    """The committed records from there on, of answers in a row, without librdkafka."""
+    stop = _stop(deadly)
     committed = Committed({pair for _, aborted in answers for pair in aborted})
     for raw, _ in answers:
         for header in headers(raw):
-            if header.offsets.start >= places.stop:
-                return records
-            if header.place.stop > len(raw) or not committed.shows(header):
+            if header.offsets.start >= stop:
+                return
+            if header.offsets.stop <= begin:
+                continue
+            is_deadly = header.offsets.start in deadly
+            if header.place.stop > len(raw) and not is_deadly:
                 continue  # cut off, it begins the next answer
+            shown, places = committed.shows(header), range(begin, header.offsets.stop)
+            begin = header.offsets.stop
+            if not shown:
+                continue
+            if is_deadly:
+                batch = range(max(places.start, header.offsets.start), places.stop)
+                yield from records_of(partition, batch, DEADLY)
+                continue
             try:
                 found = [
                     Record(partition, r.offset, r.timestamp, r.key, r.value, tuple(r.headers))
@@ -264,9 +294,8 @@ def _records_before(answers: Iterable[Answer], partition: int, places: range) ->
                 ]
             except Exception as error:  # whatever its parser meets
                 why = f"is in a batch that cannot be read: {error}"
-                found = [Record(partition, o, 0, None, None, trouble=why) for o in header.offsets]
-            records += (record for record in found if record.offset in places)
-    return records
+                found = [*records_of(partition, header.offsets, why)]
+            yield from (record for record in found if record.offset in places)
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ such a batch ends only its header says, so that it is fetched once more, by anot
 """
 
 import struct
+import time
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
@@ -15,6 +16,8 @@ from typing import NamedTuple
 
 import msgspec
 from confluent_kafka import KafkaError
+
+from stream.contract.records import Record
 
 STATISTICS_MS = 1_000
 STILL_S = 5.0
@@ -205,17 +208,29 @@ def promised(
     return None, hole.stop
 
 
-def deadly(raw: bytes) -> Header | None:
-    """The first batch here of which librdkafka makes nothing at all, and then aborts the process
+def deadly(raw: bytes) -> list[Header]:
+    """The batches here of which librdkafka makes nothing at all, and then aborts the process
     (2.16.1, ``rd_slice_init_full``): gzip with an empty member first. Brokers read the next, too.
     """
+    found = []
     for header in headers(raw):
         if header.gzip.stop:
             packed = zlib.decompressobj(_ANY_GZIP)
             with suppress(zlib.error):
                 if raw[header.gzip] and not packed.decompress(raw[header.gzip], 1) and packed.eof:
-                    return header
-    return None
+                    found.append(header)
+    return found
+
+
+def records_of(partition: int, batch: range, why: str) -> Iterator[Record]:
+    """Each offset of a batch as a record that cannot be read; ``why``: a verb."""
+    now_ms = time.time_ns() // 1_000_000
+    return (Record(partition, offset, now_ms, None, None, trouble=why) for offset in batch)
+
+
+def whole_bytes(raw: bytes) -> int:
+    """How many of these bytes are of whole batches."""
+    return max((h.place.stop for h in headers(raw) if h.place.stop <= len(raw)), default=0)
 
 
 def behind(raw: bytes) -> int | None:

@@ -607,10 +607,10 @@ def test_a_batch_at_which_the_client_aborts_ends_one_worker_and_not_the_next(
     assert sorted(r.headers["source"][-2:] for r in answers) == [b"-2", b"-3", b"-6"]
 
 
-def test_a_batch_at_which_the_client_aborts_is_found_behind_all_that_is_fetched_ahead(
+def test_batches_at_which_the_client_aborts_are_found_in_all_that_is_fetched_ahead(
     deployment: Deployment,
 ) -> None:
-    """Each worker's client would fetch it before the first click is answered."""
+    """Each worker's client would fetch them before the first click is answered."""
     n_clicks = 40
     shop = Producer({"bootstrap.servers": deployment.bootstrap_servers, "linger.ms": 0})
     for _ in range(n_clicks):
@@ -618,14 +618,17 @@ def test_a_batch_at_which_the_client_aborts_is_found_behind_all_that_is_fetched_
         shop.produce(deployment.clicks, CLICK, b"s", partition=0, headers=headers)
         shop.flush(30)
     raw = RawProducer(deployment.bootstrap_servers)
-    raw.send(deployment.clicks, 0, batch_of(gzip_member(b"") + gzip_member(PAIR), 2, codec=1))
+    deadly = batch_of(gzip_member(b"") + gzip_member(PAIR), 2, codec=1)
+    for batch in (deadly, one_record(b"s", CLICK), deadly, deadly, one_record(b"s", CLICK)):
+        raw.send(deployment.clicks, 0, batch)
     raw.close()
     worker = deployment.start()
-    deployment.wait_until_answered(n_clicks + 2)
+    deployment.wait_until_answered(n_clicks + 3 * 2 + 2)
     assert worker.process.poll() is None, worker.log()
+    assert worker.log().count("unreadable_batch") == 3
     letters = deployment.read(deployment.dead_letters)
-    assert [r.headers["offset"] for r in letters] == [b"40", b"41"]
-    assert len(deployment.read(deployment.recommendations)) == n_clicks
+    assert [int(r.headers["offset"]) for r in letters] == [40, 41, 43, 44, 45, 46]
+    assert len(deployment.read(deployment.recommendations)) == n_clicks + 2
 
 
 def test_a_large_batch_that_cannot_be_decompressed_is_passed_over_at_once(

@@ -297,7 +297,7 @@ async def test_a_partition_that_stands_still_for_another_reason_is_left_alone(
     group.start_at({0: 7})
     group._turn()
     await rounds(group, 30, **told)
-    assert not group._held and not group._unreadable
+    assert not group._held and not group._apart
 
 
 async def test_a_paused_partition_stands_still_by_order(group: Group) -> None:
@@ -307,7 +307,7 @@ async def test_a_paused_partition_stands_still_by_order(group: Group) -> None:
     await rounds(group, 10, next_offset=7)
     group.pause([0])
     await rounds(group, 30, next_offset=7)
-    assert not group._held and not group._unreadable
+    assert not group._held and not group._apart
 
 
 async def test_what_comes_late_is_no_batch_that_cannot_be_read(group: Group) -> None:
@@ -319,7 +319,7 @@ async def test_what_comes_late_is_no_batch_that_cannot_be_read(group: Group) -> 
     still(group, next_offset=7)  # with the call that brings them
     assert await taken(group, 2) == [(0, 7, ""), (0, 8, "")]
     await rounds(group, 30, next_offset=9, stable=9)
-    assert not group._held and not group._unreadable
+    assert not group._held and not group._apart
 
 
 async def test_a_topic_that_we_may_not_read_ends_it(group: Group) -> None:
