@@ -46,7 +46,7 @@ class Contender:
 
     def settings(self, kafka: KafkaSettings, web_port: int, folder: Path) -> KafkaSettings:
         """Of its process, which may keep files in a folder of its own below ``folder``."""
-        names = kafka.model_dump(exclude_none=True) | {"bundle": self.bundle}
+        names = self._names(kafka)
         if self.kind is NaiveSettings:
             return NaiveSettings(**names, partitions=self.partitions)
         if self.kind is QuixSettings:
@@ -58,8 +58,10 @@ class Contender:
         """Of the item processor beside it; None: there is none."""
         if not self.is_live:
             return None
-        names = kafka.model_dump(exclude_none=True) | {"bundle": self.bundle}
-        return CountSettings(**names, web_port=web_port, log_level="warning")
+        return CountSettings(**self._names(kafka), web_port=web_port, log_level="warning")
+
+    def _names(self, kafka: KafkaSettings) -> dict[str, Any]:
+        return kafka.model_dump(exclude_none=True) | {"bundle": self.bundle}
 
 
 MODULES: dict[type[KafkaSettings], list[str]] = {

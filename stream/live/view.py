@@ -119,9 +119,7 @@ class View:
             items = np.array(successors.items, dtype=np.int64)
             weights = np.frombuffer(successors.weights, "<f4").reshape(rates, -1).astype(float)
             found += [
-                Candidates(
-                    items, np.full(len(items), step * rates + rate), of_rate.astype(float) / total
-                )
+                Candidates(items, np.full(len(items), step * rates + rate), of_rate / total)
                 for rate, (of_rate, total) in enumerate(zip(weights, totals, strict=True))
             ]
         found.append(self.most_popular(now_ms))
