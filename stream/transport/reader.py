@@ -34,6 +34,7 @@ from stream.transport.unreadable import (
     DEADLY,
     STATISTICS_MS,
     UNPARSABLE,
+    Behind,
     Committed,
     Watch,
     batch_range,
@@ -43,7 +44,6 @@ from stream.transport.unreadable import (
     headers,
     promised,
     records_of,
-    whole_bytes,
 )
 
 log = structlog.get_logger(__name__)
@@ -240,15 +240,15 @@ async def vetted(
                     answer = b"", []
                 raw, _ = answer
                 fetched[partition].append(answer)
-                batches, n_whole, further = await asyncio.to_thread(_looked_through, raw)
-                n_bytes += n_whole or len(raw)
+                batches, further = await asyncio.to_thread(_looked_through, raw)
+                n_bytes += further.n_bytes or len(raw)
                 for batch in batches:
                     if batch.stop > offset:
                         found[partition][batch.start] = batch
-                if further is None:
+                if further.offset is None:
                     del pending[partition]
                 else:
-                    pending[partition] = further
+                    pending[partition] = further.offset
     return {
         p: Vetted([*of_p.values()], _records(fetched[p], p, offsets[p], of_p), _stop(of_p))
         for p, of_p in found.items()
@@ -260,8 +260,8 @@ def _stop(batches: Mapping[int, range]) -> int:
     return max(batch.stop for batch in batches.values())
 
 
-def _looked_through(raw: bytes) -> tuple[list[range], int, int | None]:
-    return [header.offsets for header in deadly(raw)], whole_bytes(raw), behind(raw)
+def _looked_through(raw: bytes) -> tuple[list[range], Behind]:
+    return [header.offsets for header in deadly(raw)], behind(raw)
 
 
 def _records(

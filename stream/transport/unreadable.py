@@ -228,16 +228,20 @@ def records_of(partition: int, batch: range, why: str) -> Iterator[Record]:
     return (Record(partition, offset, now_ms, None, None, trouble=why) for offset in batch)
 
 
-def whole_bytes(raw: bytes) -> int:
-    """How many of these bytes are of whole batches."""
-    return max((h.place.stop for h in headers(raw) if h.place.stop <= len(raw)), default=0)
+class Behind(NamedTuple):
+    """Where to fetch what comes behind the whole batches of an answer; None if it holds no batch.
+
+    n_bytes: of the whole ones.
+    """
+
+    offset: int | None
+    n_bytes: int
 
 
-def behind(raw: bytes) -> int | None:
-    """The offset at which to fetch what comes behind these bytes; None if they hold no batch."""
-    last = None
+def behind(raw: bytes) -> Behind:
+    last = Behind(None, 0)
     for header in headers(raw):
         if header.place.stop > len(raw):  # cut off: it comes once more, whole if it is the first
-            return header.offsets.start
-        last = header.offsets.stop
+            return Behind(header.offsets.start, last.n_bytes)
+        last = Behind(header.offsets.stop, header.place.stop)
     return last
