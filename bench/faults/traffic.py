@@ -18,8 +18,15 @@ from stream.transport.fetched import record_of
 LOG_BEGIN_MS = 1_700_000_000_000
 """When the clicks of the tests begin: in the past, so that no clock refuses them."""
 
-PATIENT = {"log_level": 2, "reconnect.backoff.max.ms": 200}
-"""Options of a client whose broker may be away: no log lines, and soon back with it."""
+PATIENT = {
+    "log_level": 2,
+    "reconnect.backoff.max.ms": 200,
+    "topic.metadata.refresh.interval.ms": 1_000,
+}
+"""Options of a client whose broker may be away: no log lines, and soon back with it.
+
+A consumer may notice by the refresh alone that its partitions have a leader again.
+"""
 
 
 @dataclass(frozen=True)

@@ -221,12 +221,12 @@ def sleep_before(step: str) -> Callable[[], None]:
         original = getattr(TransactionalProducer, step)
         n_calls = 0
 
-        async def stop_first(self: Any, *arguments: Any) -> None:
+        async def stop_first(self: Any, *arguments: Any, **options: Any) -> None:
             nonlocal n_calls
             n_calls += 1
             if n_calls == 10:
                 os.kill(os.getpid(), signal.SIGSTOP)
-            await original(self, *arguments)
+            await original(self, *arguments, **options)
 
         setattr(TransactionalProducer, step, stop_first)
 
@@ -262,6 +262,7 @@ PLACES = {
     "former_state_format": former_state_format,
     "sleep_before_offsets": sleep_before("send_offsets"),
     "sleep_before_records": sleep_before("send_records"),
+    "sleep_before_end": sleep_before("end"),
 }
 """What only makes a fault likely, or places it: every guard is intact."""
 

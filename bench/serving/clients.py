@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple, Protocol
@@ -43,6 +44,7 @@ from stream.settings import KafkaSettings, TopicsSettings, Wiring
 from stream.table import States
 from stream.transport.clients import BATCH_BYTES, aiokafka_options, confluent_options
 from stream.transport.protocol import Membership, Transaction
+from stream.transport.reader import ends_of
 from stream.transport.topics import create_topics
 from stream.transport.transactions import Brokers, TransactionalProducer
 from train.command import Settings, run_command
@@ -249,7 +251,7 @@ class Ours:
 
     def __init__(self, kafka: KafkaSettings, member: Member, name: str) -> None:
         self._kafka, self._member = kafka, member
-        self._brokers = Brokers(kafka)
+        self._brokers = Brokers(kafka, partial(ends_of, kafka))
         self._producer = TransactionalProducer(self._brokers, name)
 
     async def start(self) -> None:

@@ -18,6 +18,10 @@ def confluent_options(settings: KafkaSettings) -> dict[str, Any]:
         "client.id": CLIENT_ID,
         "security.protocol": settings.security_protocol,
         "reconnect.backoff.max.ms": 1_000,  # a broker that is back is noticed within a second
+        # A consumer whose partitions had no leader when its broker shut down waits for the next
+        # refresh (librdkafka 2.16.1), by default for five minutes. So are partitions noticed that
+        # are added to the input, and refused.
+        "topic.metadata.refresh.interval.ms": 10_000,
         # Critical alone: without a broker librdkafka prints hundreds of lines before the one
         # sentence in which we say so, and at info it tells of every client that ends.
         "log_level": 2,

@@ -46,6 +46,7 @@ from stream.transport.reader import (
     NO_ANSWER,
     batch_at,
     bounds,
+    ends_of,
     promised_in,
     read_committed,
     vetted,
@@ -212,7 +213,8 @@ class FaustTransport:
         )
         self.app.Table("sessions", key_type=bytes, value_type=bytes)
         self._owner = f"{wiring.group_id}-{uuid.uuid4().hex[:12]}"
-        self._delivery = Delivery(settings, wiring, self._owner, self._membership)
+        ends = partial(ends_of, settings)
+        self._delivery = Delivery(settings, wiring, self._owner, self._membership, ends)
         self._group: Group | None = None
         self._topic_ids: TopicIds | None = None
         self._joined = False
@@ -222,6 +224,7 @@ class FaustTransport:
         self._restore: Restore | None = None
         self._restoring: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._marking: asyncio.Task[None] | None = None
         self._closing = False
         # Whatever is fetched before a partition is started, or lost, carries a smaller epoch.
         self._epoch = self._lost_at = 0
@@ -260,6 +263,7 @@ class FaustTransport:
         self.app.agent(self._input, name="process")(process)
         self.app.timer(OBSERVE_EVERY_S)(processor.observe)
         self.app.timer(OBSERVE_EVERY_S)(self._look_at_topics)
+        self.app.timer(OBSERVE_EVERY_S)(self._look_for_markers)
 
     @property
     def ready(self) -> bool:
@@ -422,8 +426,6 @@ class FaustTransport:
             "fetch.wait.max.ms": max(5, round(1000 * self._settings.batch_window_s)),
             "fetch.min.bytes": 100_000,
             "queued.max.messages.kbytes": QUEUED_KIB,
-            # How soon partitions that are added to the input are noticed, and refused by `check`.
-            "topic.metadata.refresh.interval.ms": 10_000,
         }
         self._topic_ids = TopicIds(self._settings, self.wiring)
         topic = self.wiring.input
@@ -479,6 +481,20 @@ class FaustTransport:
                 await self._topic_ids.look()
             except StreamError as error:
                 self.processor.fail(error)
+
+    async def _look_for_markers(self) -> None:
+        """So that an answer does not stay hidden until the next click comes."""
+
+        async def look() -> None:
+            try:
+                await self._delivery.look()
+            except TransactionLostError as error:
+                log.warning("transaction_lost", detail=str(error))
+                self._lose()
+
+        # A look waits for brokers that are away, and a timer must not.
+        if self._since and (self._marking is None or self._marking.done()):
+            self._marking = asyncio.create_task(look())
 
     # -- restores: one at a time, so that no two claim the same partition ------------------------
 

@@ -45,6 +45,7 @@ from stream.transport.unreadable import (
     promised,
     records_of,
 )
+from stream.transport.wire import partitions_by_topic
 
 log = structlog.get_logger(__name__)
 
@@ -167,6 +168,17 @@ def bounds(
     ]
     found = [{tp.partition: f.result(TIMEOUT_S).offset for tp, f in by.items()} for by in asked]
     return {p: (found[0][p], found[1][p], found[2][p]) for p in partitions}
+
+
+def ends_of(
+    settings: KafkaSettings, places: Iterable[tuple[str, int]]
+) -> dict[tuple[str, int], tuple[int, int]]:
+    """Return the last stable offset and the end of each (topic, partition)."""
+    return {
+        (topic, p): (stable, end)
+        for topic, partitions in partitions_by_topic(places).items()
+        for p, (_, stable, end) in bounds(settings, topic, partitions).items()
+    }
 
 
 def batch_at(settings: KafkaSettings, topic: str, partition: int, offset: int) -> range | None:

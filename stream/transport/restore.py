@@ -10,6 +10,7 @@ and no other, and a tombstone or a good value of the same key behind it makes it
 
 import asyncio
 import ctypes
+import random
 import threading
 import time
 from collections import defaultdict
@@ -23,17 +24,18 @@ from stream.errors import NewerFormatError, StreamError
 from stream.position import POSITION_KEY, Position, decode_position
 from stream.settings import KafkaSettings, Wiring
 from stream.transport.protocol import PartitionTable, Restored, Transaction, TransactionLostError
-from stream.transport.reader import Unreadable, bounds, read_committed
+from stream.transport.reader import Unreadable, bounds, ends_of, read_committed
 from stream.transport.topics import group_offsets
-from stream.transport.transactions import TRANSACTION_TIMEOUT_S, Delivery, transactional_ids
-from stream.transport.wire import partitions_by_topic
+from stream.transport.transactions import (
+    MARKERS_S,
+    TRANSACTION_TIMEOUT_S,
+    Delivery,
+    transactional_ids,
+)
 
 log = structlog.get_logger(__name__)
 
 _TP = tuple[str, int]
-_MARKERS_S = 1.0
-"""An owner that gives partitions up has ended its transactions, whose markers follow soon after. A
-longer wait means that it is dead or asleep in one: fence it."""
 _HANGS_S = 3.0
 """After the fence: a transaction without an end that no broker knows of."""
 _KEY_CHARACTERS = 64
@@ -217,12 +219,14 @@ class Restore:
         targets = {p: self._delivery.targets(p) for p in self.partitions}
         ends: dict[_TP, int] = {}  # as of the first look
         fenced = ended = False
+        # Two restores that end what hangs of one id are to come one after the other.
+        hangs_s = _HANGS_S * random.uniform(1.0, 1.33)  # noqa: S311
         while True:
-            found = await self._bounds({tp for of_p in targets.values() for tp in of_p})
+            found = await self._ends({tp for of_p in targets.values() for tp in of_p})
             ends = ends or {tp: end for tp, (_, end) in found.items()}
             open_in = [tp for tp, (stable, _) in found.items() if stable < ends[tp]]
             committed = await asyncio.to_thread(
-                group_offsets, self._settings, self._wiring, self.partitions, _MARKERS_S
+                group_offsets, self._settings, self._wiring, self.partitions, MARKERS_S
             )
             # Others write to the outputs, too: what is open there may be none of ours.
             mine = [tp for tp in open_in if tp[0] == self._wiring.changelog or not ended]
@@ -230,16 +234,17 @@ class Restore:
                 return committed
             waited = time.monotonic() - began
             # A new client may take a second to say that offsets are settled.
-            patience = _MARKERS_S if open_in else 3 * _MARKERS_S
+            patience = MARKERS_S if open_in else 3 * MARKERS_S
             if waited > patience and not fenced:
-                # Of an id that has ended its transaction, a start would make everybody forget how.
-                over = await self._delivery.note(names)
-                others = names - over - set(transactional_ids(owner))
+                # An owner that has given partitions up has ended its transactions: this one is dead
+                # or asleep in one. Of an id that has none open, a start would make everybody forget
+                # how its last one ended.
+                others = await self._delivery.note(names) - set(transactional_ids(owner))
                 if others:
                     log.info("former_owners_fenced", transactional_ids=sorted(others))
                     await self._delivery.fence(others)
                 fenced = True
-            elif waited > patience + _HANGS_S and not ended:
+            elif waited > patience + hangs_s and not ended:
                 stable = {tp: found[tp][0] for tp in open_in}
                 # If only its offsets hang, nobody knows of which partition.
                 shown = {p for p, of_p in targets.items() if not stable.keys().isdisjoint(of_p)}
@@ -272,11 +277,11 @@ class Restore:
             of_name = sorted(p for p in ids if name in ids[p])
             commit = self._has_committed(name, of_name, committed)
             await self._delivery.end_hanging(name, of_name, commit=commit)
-            now = {tp: found for tp, (found, _) in (await self._bounds(stable)).items()}
+            now = {tp: found for tp, (found, _) in (await self._ends(stable)).items()}
             ended_in = [tp for tp in now if now[tp] > stable[tp]]
             stable = now
             offsets = pending and None is not await asyncio.to_thread(
-                group_offsets, self._settings, self._wiring, self.partitions, 3 * _MARKERS_S
+                group_offsets, self._settings, self._wiring, self.partitions, 3 * MARKERS_S
             )
             if ended_in or offsets:
                 pending = False
@@ -309,17 +314,8 @@ class Restore:
                 "waits for `kafka-transactions.sh abort` (see transaction_left_open)",
             )
 
-    async def _bounds(self, targets: Iterable[_TP]) -> dict[_TP, tuple[int, int]]:
-        """The last stable offset and the end of each."""
-
-        def look() -> dict[_TP, tuple[int, int]]:
-            return {
-                (topic, p): (stable, end)
-                for topic, partitions in partitions_by_topic(targets).items()
-                for p, (_, stable, end) in bounds(self._settings, topic, partitions).items()
-            }
-
-        return await asyncio.to_thread(look)
+    async def _ends(self, targets: Iterable[_TP]) -> dict[_TP, tuple[int, int]]:
+        return await asyncio.to_thread(ends_of, self._settings, targets)
 
     def _has_committed(
         self, name: str, partitions: Iterable[int], committed: Mapping[int, int] | None

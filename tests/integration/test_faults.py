@@ -5,6 +5,7 @@ damage. Then comes one run of each fault of ``make faults`` (of those beside the
 alone), and some of them on the workers of another processor.
 """
 
+import json
 import os
 import signal
 import threading
@@ -174,14 +175,14 @@ def test_a_fault_that_hits_leaves_every_click_answered_and_applied_once(
     if FAULTS[fault].disk_mib and os.geteuid():
         pytest.skip("a disk of its own for the broker is a mount, which needs root")
     row = run_once(FAULTS[fault], fault, tmp_path, bundles, shared=kafka)
-    assert "error" not in row and row["hit"] and row["exact"], row
+    assert "error" not in row and row["hit"] and row["exact"], json.dumps(row, indent=1)
 
 
 def test_an_item_processor_that_is_killed_leaves_every_event_counted_once(
     kafka: str, bundles: Bundles, tmp_path: Path
 ) -> None:
     row = run_once(FAULTS["kill_items"], "kill_items", tmp_path, bundles, shared=kafka)
-    assert "error" not in row and row["hit"] and row["exact"], row
+    assert "error" not in row and row["hit"] and row["exact"], json.dumps(row, indent=1)
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause", "two"])
@@ -197,7 +198,7 @@ def test_a_second_processor_counts_each_click_once(
         module="tests.counting_worker",
         judge=counted,
     )
-    assert "error" not in row and row["hit"] and row["exact"], row
+    assert "error" not in row and row["hit"] and row["exact"], json.dumps(row, indent=1)
 
 
 def counted(deployment: Deployment) -> Verdict:

@@ -5,6 +5,7 @@ import signal
 import struct
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from deploy.broker import EmbeddedKafka
 from deploy.processes import wait_for
 from stream.contract.records import Message
 from stream.settings import KafkaSettings
+from stream.transport.reader import ends_of
 from stream.transport.transactions import Brokers, TransactionalProducer, transactional_ids
 from tests.integration.conftest import own_deployment
 
@@ -78,6 +80,53 @@ def test_a_transaction_that_lost_commit_markers_is_answered_once(
 
 
 @pytest.mark.timeout(180)
+def test_a_lost_commit_marker_is_made_up_for_before_the_same_id_is_used_again(
+    deployed: tuple[EmbeddedKafka, Deployment],
+) -> None:
+    """The worker goes on, and dies in a transaction that would take what hangs along."""
+    broker, deployment = deployed
+    # Not expelled while the broker is away: it then restores, and settles all anyhow.
+    worker = deployment.start("sleep_before_end", session_timeout_s="15")
+    load = iter(list(session_load(N_CLICKS)))
+
+    def is_over(n_clicks: int) -> bool:
+        """Whether so many clicks are answered, or it sleeps at the end of its tenth transaction."""
+        return worker.is_stopped or len(deployment.read(deployment.recommendations)) == n_clicks
+
+    for n in range(1, 8):  # a transaction each, behind that of the claim
+        deployment.send(islice(load, 1))
+        deployment.wait_until_answered(n)
+    worker.end(signal.SIGSTOP)
+    lose_markers(broker, deployment, [deployment.changelog])  # of the eighth
+    worker.end(signal.SIGCONT)
+    n_sent = 7
+    while not worker.is_stopped:
+        n_sent += deployment.send(islice(load, 1))
+        wait_for(partial(is_over, n_sent), 60, "an answer")
+    worker.end(signal.SIGKILL)
+    deployment.start(wait=False)
+    deployment.wait_until_answered(n_sent + deployment.send(load))
+    found = verdict(deployment)
+    assert found.exact, str(found)
+
+
+@pytest.mark.timeout(180)
+def test_an_answer_that_lost_its_marker_is_shown_though_no_click_comes(
+    deployed: tuple[EmbeddedKafka, Deployment],
+) -> None:
+    broker, deployment = deployed
+    worker = deployment.start(session_timeout_s="60")
+    deployment.send(session_load(1))
+    deployment.wait_until_answered(1)
+    worker.end(signal.SIGSTOP)
+    lose_markers(broker, deployment, [deployment.recommendations])
+    assert deployment.read(deployment.recommendations) == []
+    worker.end(signal.SIGCONT)
+    wait_for(lambda: deployment.read(deployment.recommendations), 60, "the answer")
+    assert "hanging_transaction_committed" in worker.log()
+
+
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     "lost_in",
     [("recommendations", "changelog"), ("recommendations",)],
@@ -94,7 +143,8 @@ async def test_a_transaction_that_lost_abort_markers_stays_aborted(
     worker.end(signal.SIGKILL)
     # As the worker would have left it: records with one of its ids, and an abort.
     (position,) = deployment.positions().values()
-    brokers = Brokers(KafkaSettings.model_validate(deployment.settings()))
+    settings = KafkaSettings.model_validate(deployment.settings())
+    brokers = Brokers(settings, partial(ends_of, settings))
     await brokers.start(deployment.topics)
     producer = TransactionalProducer(brokers, transactional_ids(position.owner)[0])
     await producer.start()
@@ -127,7 +177,8 @@ async def test_what_an_expired_id_has_left_open_is_told_and_holds_no_other_parti
             deployment.send(load[:50], partition=partition)
             deployment.wait_until_answered(50 * (partition + 1))
         worker.end(signal.SIGKILL)
-        brokers = Brokers(KafkaSettings.model_validate(deployment.settings()))
+        settings = KafkaSettings.model_validate(deployment.settings())
+        brokers = Brokers(settings, partial(ends_of, settings))
         await brokers.start(deployment.topics)
         for name in transactional_ids(deployment.positions()[0].owner):
             async with asyncio.timeout(60):

@@ -46,6 +46,12 @@ from stream.transport.wire import (
 )
 
 OURS = Membership(5, "me")
+
+
+def no_ends(targets: Any) -> dict[tuple[str, int], tuple[int, int]]:
+    return {}
+
+
 Answer = int | Exception
 
 
@@ -59,6 +65,8 @@ class FakeBrokers(Brokers):
         self.epoch = 0
         self.states: dict[str, str] = {}
         self.partitions = {"in": 4, "log": 4, "out": 2}
+        self.n_ended = self.n_seen = 0
+        self.hanging: set[tuple[str, int]] = set()
 
     # what Brokers is to the others
     client = property(lambda self: self)
@@ -69,6 +77,9 @@ class FakeBrokers(Brokers):
 
     async def coordinator(self, kind: Any, key: str) -> int:
         return 9
+
+    async def open_in(self, targets: Any, patience_s: float = 1.0) -> set[tuple[str, int]]:
+        return self.hanging & {*targets}
 
     async def forget(self) -> None:
         self.n_forgotten += 1
@@ -269,9 +280,9 @@ async def test_many_records_go_in_batches_that_brokers_take_and_a_large_one_goes
 
 @pytest.fixture
 async def delivery(brokers: FakeBrokers, monkeypatch: pytest.MonkeyPatch) -> Delivery:
-    monkeypatch.setattr(transactions, "Brokers", lambda settings: brokers)
+    monkeypatch.setattr(transactions, "Brokers", lambda *_: brokers)
     wiring = Wiring("g", "in", "log", {"answers": "out"})
-    delivery = Delivery(KafkaSettings(), wiring, "owner", lambda: OURS)
+    delivery = Delivery(KafkaSettings(), wiring, "owner", lambda: OURS, no_ends)
     await delivery.start()
     return delivery
 
@@ -340,12 +351,12 @@ async def test_what_hangs_is_ended_in_every_topic_of_the_partition_and_writes_no
     brokers.states["former-0"] = "PrepareCommit" if commit else "PrepareAbort"
     ending = asyncio.create_task(delivery.end_hanging("former-0", [2], commit=commit))
     async with asyncio.timeout(5):
-        while len(brokers.requests) < 6:  # noqa: ASYNC110  # the task has no event for it
+        while len(brokers.requests) < 7:  # noqa: ASYNC110  # the task has no event for it
             await asyncio.sleep(0.001)
     assert not ending.done(), "its markers are being written"
     brokers.states["former-0"] = "CompleteCommit" if commit else "CompleteAbort"
     await ending
-    init, partitions, offsets, end, *_ = (request for _, request in brokers.requests)
+    _, init, partitions, offsets, end, *_ = (request for _, request in brokers.requests)
     assert fields(init)["transactional_id"] == "former-0"
     assert sorted(partitions._topics) == [("log", [2]), ("out", [0])]
     assert offsets._group_id == "g"
@@ -365,8 +376,76 @@ async def test_what_became_of_our_own_last_transactions_is_asked_before_we_start
     asked = [type(request) for _, request in brokers.requests]
     assert asked == [DescribeTransactions] * 2 + [InitProducerId] * 2
     brokers.states = {"owner-0": "Empty", "owner-1": "CompleteCommit", "former": "PrepareCommit"}
-    assert await delivery.note([*brokers.states, "unknown"]) == {"owner-1"}
-    assert delivery.committed == {"owner-0": True, "owner-1": True, "former": True}
+    brokers.states["other"] = "Ongoing"
+    assert await delivery.note([*brokers.states, "unknown"]) == {"other"}
+    known = {"owner-0": True, "owner-1": True, "former": True, "other": False}
+    assert delivery.committed == known
+
+
+@pytest.mark.parametrize("by", ["commit", "look"])
+async def test_where_a_connection_has_ended_what_hangs_of_ours_is_committed_before_more_is_written(
+    brokers: FakeBrokers, delivery: Delivery, by: str
+) -> None:
+    await delivery.commit(batch(1))
+    await delivery.commit(batch(3))
+    brokers.states = {"owner-0": "CompleteCommit", "owner-1": "CompleteCommit"}
+    brokers.requests.clear()
+    brokers.hanging = {("log", 1)}
+    await delivery.look()
+    assert brokers.requests == [], "nobody looks without a reason"
+    brokers.n_ended = 1
+    await (delivery.look() if by == "look" else delivery.commit(batch(3)))
+    (partitions,) = brokers.sent(AddPartitionsToTxnRequest)
+    assert partitions._transactional_id == "owner-0"
+    assert sorted(partitions._topics) == [("log", [1]), ("out", [1])]
+    (end,) = brokers.sent(EndTxnRequest)
+    assert end._transaction_result
+    kinds = [type(request) for _, request in brokers.requests]
+    batch_of = [TxnOffsetCommit, Produce, EndTxn] * (by == "commit")
+    assert kinds[-2 - len(batch_of) :] == [*[InitProducerId] * 2, *batch_of], "our ids are ours"
+    brokers.requests.clear()
+    await delivery.look()
+    assert brokers.requests == [], "once is enough"
+
+
+async def test_nothing_is_written_over_a_new_connection_behind_what_hangs(
+    brokers: FakeBrokers, delivery: Delivery
+) -> None:
+    """Its end would end both, and it may be an abort."""
+    await delivery.commit(batch(3))
+    brokers.requests.clear()
+    send = brokers.send
+
+    async def end_connection(node: int, request: Any, group: Any = None) -> Any:
+        if isinstance(request, TxnOffsetCommit):
+            brokers.n_ended, brokers.hanging = 1, {("log", 3)}
+        return await send(node, request, group)
+
+    brokers.send = end_connection  # type: ignore[method-assign]
+    with pytest.raises(TransactionLostError, match=r"'log', 3\)\} hang"):
+        await delivery.commit(batch(3))
+    assert brokers.sent(Produce) == []
+
+
+async def test_a_restart_commits_what_hangs_also_where_the_last_transaction_was_lost(
+    brokers: FakeBrokers, delivery: Delivery
+) -> None:
+    """What the coordinator says of an id is of its last transaction."""
+    for partition in (1, 2):
+        await delivery.commit(batch(partition))
+    brokers.will_answer(Produce, 90)
+    with pytest.raises(TransactionLostError):
+        await delivery.commit(batch(3))  # of the id that has written to partition 1
+    brokers.states = {"owner-0": "Ongoing", "owner-1": "CompleteCommit"}
+    brokers.hanging = {("log", p) for p in (1, 2, 3)}
+    brokers.requests.clear()
+    await delivery.start()
+    ended = {r._transactional_id: dict(r._topics) for r in brokers.sent(AddPartitionsToTxnRequest)}
+    assert {name: topics["log"] for name, topics in ended.items()} == {
+        "owner-0": [1],
+        "owner-1": [2],
+    }
+    assert all(end._transaction_result for end in brokers.sent(EndTxnRequest))
 
 
 # -- old brokers --------------------------------------------------------------------------------
@@ -377,6 +456,7 @@ class FakeClient:
 
     level = 2
     closed = False
+    n_ended = 0
 
     def __init__(self, **options: Any) -> None: ...
     async def bootstrap(self) -> None: ...
@@ -403,8 +483,8 @@ async def test_brokers_without_the_second_protocol_are_refused_in_one_sentence(
     level: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client: Callable[..., Any] = type("Client", (FakeClient,), {"level": level})
-    monkeypatch.setattr(transactions, "AIOKafkaClient", client)
-    brokers = Brokers(KafkaSettings())
+    monkeypatch.setattr(transactions, "_Client", client)
+    brokers = Brokers(KafkaSettings(), no_ends)
     if not is_refused:
         await brokers.start(["t"])
         await brokers.close()
