@@ -1,4 +1,4 @@
-"""``python -m bench.live.offline`` on a log that is made here."""
+"""``python -m bench.live.offline`` and ``bench.live.partitions`` on a log that is made here."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,11 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from bench.live import offline
+from bench.live import offline, partitions
 from bench.live.offline import CHOSEN, OfflineSettings, run, summary
+from bench.live.partitions import PartitionsSettings
 from tests.unit.train.building import markov_clicks
+from train.command import TrainError
 from train.network.checkpoint import load_checkpoint
 
 
@@ -58,6 +60,7 @@ def test_networks_are_trained_once_and_measured_on_the_test_part(
         )
     monkeypatch.setenv("NEXTCLICK_DATA", str(tmp_path))
     monkeypatch.setattr(offline, "BUILD", tmp_path / "runs")
+    monkeypatch.setattr(partitions, "BUILD", tmp_path / "runs")
     settings = OfflineSettings(
         logs=("synthetic",), seeds=(1, 2), checkpoints=tmp_path / "c", out=tmp_path / "kept.json"
     )
@@ -69,6 +72,22 @@ def test_networks_are_trained_once_and_measured_on_the_test_part(
         checkpoint = load_checkpoint(tmp_path / "c" / f"synthetic-{seed}")
         assert checkpoint.info.hyperparameters["seed"] == chosen["seed"] == seed
         assert chosen.keys() == {"log", "seed", *CHOSEN}
+    by_partition = PartitionsSettings(
+        partitions=(4,), fitted=settings.out, checkpoints=tmp_path / "c", out=tmp_path / "by.json"
+    )
+    partitions.run(by_partition)
+    by = json.loads(by_partition.out.read_text())
+    assert [row["name"] for row in by["rows"]] == ["static", "bias of 1", "bias of 4"]
+    figures = ("recall_at_20_by_run", "mrr_at_20_by_run")
+    for ours, theirs in zip(by["rows"][:2], kept["rows"][:2], strict=True):
+        assert [ours[of] for of in figures] == [theirs[of] for of in figures], "one partition"
+    assert by["predictions"] == kept["predictions"]
     (tmp_path / "synthetic" / "test.tsv.gz").unlink()  # nothing is measured again
     run(settings)
     assert json.loads(settings.out.read_text()) == kept
+
+
+def test_partitions_are_measured_behind_the_networks(tmp_path: Path) -> None:
+    settings = PartitionsSettings(fitted=tmp_path / "none.json")
+    with pytest.raises(TrainError, match=r"run python -m bench\.live\.offline first"):
+        partitions.run(settings)
