@@ -14,6 +14,8 @@ import msgspec
 LATEST_MS = 2**43
 """In 2248: no click is from then, and one record of it would make all others nothing."""
 EVENTS_FORMAT = 1
+MOST_EVENTS = 1_500
+"""Of a record, so that it stays below 800 kB with the longest ids."""
 ITEM_FORMAT = 1
 
 # format, forget_at_ms, publish_from_ms, as_of_ms, landmark_ms, n_counted, clicks

@@ -7,7 +7,13 @@ from hashlib import sha256
 import msgspec
 
 from stream.contract.click import BadClick, Click, Reason
-from stream.contract.items import EVENTS_FORMAT, ItemEvents, encode_events, partition_of
+from stream.contract.items import (
+    EVENTS_FORMAT,
+    MOST_EVENTS,
+    ItemEvents,
+    encode_events,
+    partition_of,
+)
 from stream.contract.records import Message as Message
 from stream.contract.records import Record
 from stream.contract.records import Target as Target
@@ -127,15 +133,19 @@ def dead_letter(topic: str, record: Record, bad: BadClick) -> Message:
 
 
 def item_events(events: Iterable[tuple[str, str, int, int]], n_partitions: int) -> list[Message]:
-    """Return the messages that tell of events (columns as of ``ItemEvents``), by partition."""
+    """Return the messages that tell of events (columns as of ``ItemEvents``), by partition.
+
+    One for each partition, unless there are more events than a record may hold.
+    """
     of_partition: dict[int, list[tuple[str, str, int, int]]] = {}
     for event in events:
         of_partition.setdefault(partition_of(event[0], n_partitions), []).append(event)
     return [
         Message(
             None,
-            encode_events(ItemEvents(EVENTS_FORMAT, *map(list, zip(*told, strict=True)))),
+            encode_events(ItemEvents(EVENTS_FORMAT, *map(list, zip(*some, strict=True)))),
             partition=partition,
         )
         for partition, told in of_partition.items()
+        for some in (told[n : n + MOST_EVENTS] for n in range(0, len(told), MOST_EVENTS))
     ]

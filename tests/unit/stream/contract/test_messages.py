@@ -7,8 +7,17 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stream.contract.click import BadClick, Click, Reason, Record
-from stream.contract.messages import Item, Outcome, dead_letter, encode_json, recommendation
+from stream.contract.click import MAX_ID_BYTES, BadClick, Click, Reason, Record
+from stream.contract.items import decode_events
+from stream.contract.messages import (
+    Item,
+    Outcome,
+    dead_letter,
+    encode_json,
+    item_events,
+    recommendation,
+)
+from stream.transport.clients import BATCH_BYTES
 from stream.transport.topics import DEAD_LETTER_EXTRA_BYTES
 
 texts = st.text(min_size=1)  # without surrogates, as parse_click gives them
@@ -86,3 +95,16 @@ def test_a_detail_that_cannot_be_encoded_is_kept_with_a_mark_and_cut() -> None:
     assert detail == b"?"
     detail = dict(dead_letter("t", record, BadClick(Reason.NOT_JSON, "x" * 9999)).headers)["detail"]
     assert detail == b"x" * 1024
+
+
+def test_more_events_than_a_record_may_hold_are_told_in_several_in_order() -> None:
+    """Of a batch of 4,096 clicks, the most that a worker takes, with the longest ids."""
+    ids = [f"{n:0{MAX_ID_BYTES}}" for n in range(200)]
+    events = [(ids[0], ids[n % 200], n % 7 - 3, 2**42 + n) for n in range(4_096 * 7)]
+    messages = item_events(events, 1)
+    assert {message.partition for message in messages} == {0}
+    assert max(len(message.value or b"") for message in messages) < 0.8 * BATCH_BYTES
+    told = [decode_events(message.value or b"") for message in messages]
+    columns = [(e.item, e.other, e.step, e.timestamp_ms) for e in told]
+    assert [event for of_one in columns for event in zip(*of_one, strict=True)] == events
+    assert len(item_events(events[:1_500], 1)) == 1
