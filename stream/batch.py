@@ -186,7 +186,7 @@ class Planner:
         blender = model.blender
         trail = session.trail.items() if blender else []
         if self._n_item_partitions:
-            plan.events += _taught(trail, click)
+            plan.events += _taught(trail, click, record.timestamp_ms)
         session.trail.add(click.item_id, click.timestamp_ms, click.event_hash, click.context)
         if index is None and blender:  # whatever the view knows: states are the log's alone
             session.last_click_ms = max(session.last_click_ms, click.timestamp_ms)
@@ -434,9 +434,15 @@ def _step(
     return session.waves.step(session.row, index, context, ranked=ranked)
 
 
-def _taught(trail: Sequence[str], click: Click) -> list[tuple[str, str, int, int]]:
-    """What a click teaches of items after those of the trail."""
-    item, at_ms = click.item_id, click.timestamp_ms
+def _taught(
+    trail: Sequence[str], click: Click, appended_ms: int
+) -> list[tuple[str, str, int, int]]:
+    """What a click teaches of items after those of the trail.
+
+    Never later than it was appended: a producer whose clock is fast by five minutes would make an
+    item's honest clicks old by as much, and hold its counts back until then.
+    """
+    item, at_ms = click.item_id, min(click.timestamp_ms, appended_ms)
     taught = [(item, item, CLICKED, at_ms)]
     taught += [(former, other, step, at_ms) for former, other, step in steps(trail, item)]
     return taught

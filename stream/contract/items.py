@@ -5,7 +5,6 @@ item_id, are ``ItemRecord``; the item processor keeps the same bytes as an item'
 """
 
 import struct
-from math import inf
 from typing import NamedTuple
 from zlib import crc32
 
@@ -115,7 +114,7 @@ def head_of(raw: bytes) -> ItemHead:
         raise ValueError(f"not the counts of an item: {found}, expected format {ITEM_FORMAT}")
     head = ItemHead._make(_HEADER.unpack_from(raw))
     in_order = 0 < head.landmark_ms <= head.as_of_ms <= min(head.forget_at_ms, LATEST_MS)
-    if not (in_order and 0.0 <= head.clicks < inf):
+    if not (in_order and 0.0 <= head.clicks <= head.n_counted):
         raise ValueError(f"not the counts of an item: {head}")
     return head
 

@@ -38,11 +38,11 @@ def blend(
     weights: Float64[np.ndarray, "S"],
     excluded: Sequence[int] = (),
 ) -> Scored:
-    """p(j) = sum over the sources of w_s p_s(j), for every candidate above 0."""
+    """p(j) = sum over the sources of w_s p_s(j), for every candidate above 0 that is finite."""
     items, place = np.unique(candidates.item, return_inverse=True)
     worth = weights[candidates.source] * candidates.share
     score = np.bincount(place, weights=worth, minlength=len(items))
-    wanted = score > 0
+    wanted = (score > 0) & (score < np.finfo(np.float32).max)
     if len(excluded):
         wanted &= ~np.isin(items, excluded)
     items, score = items[wanted], score[wanted]

@@ -2,6 +2,7 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
+from math import inf
 
 import numpy as np
 
@@ -97,6 +98,8 @@ class GlobalView(View):
                 record = ItemRecord.decode(raw)
                 if len(record.totals) != len(self.rules.half_lives_ms):
                     raise ValueError("the counts of other half-lives")
+                if "" in record.successor or not all(0.0 <= t < inf for t in record.totals):
+                    raise ValueError("no counts")
             except ValueError:
                 self.n_unreadable += 1
                 del self._records[item]

@@ -118,7 +118,7 @@ def best_of_blend(
             cell_of[item[c]] = -1
         for c in range(n):
             of_cell = np.float32(score[c])
-            if not of_cell > 0.0:
+            if not 0.0 < of_cell < np.inf:  # not even where a stranger has written weights
                 continue
             at = size
             while at > 0 and (

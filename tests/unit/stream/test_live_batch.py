@@ -199,6 +199,15 @@ def test_accepted_clicks_alone_teach_and_each_once() -> None:
     assert ItemCounts.decode(LIVE.rules, raw or b"").n_counted == 3
 
 
+def test_a_click_teaches_as_of_when_it_was_appended_at_the_latest() -> None:
+    """A producer's clock may be five minutes fast."""
+    world = World()
+    sent = world._record("s", "a", 0)
+    world.answer([msgspec.structs.replace(sent, timestamp_ms=BEGIN_MS - 60_000)])
+    (message,) = world.events
+    assert decode_events(message.value or b"").timestamp_ms == [BEGIN_MS - 60_000]
+
+
 def test_a_list_of_the_view_is_kept_with_the_session_repeated_and_judged() -> None:
     world = World()
     world.click(("s", "known-0", 0), ("s", "new", 1))

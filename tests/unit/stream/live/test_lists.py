@@ -1,6 +1,7 @@
 """Lists as they are served, against the blend that is written down."""
 
 import math
+from array import array
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,7 @@ def test_what_is_no_record_is_counted_and_changes_nothing() -> None:
         {"clicks": math.nan},
         {"clicks": -1.0},
         {"clicks": math.inf},
+        {"clicks": 1.5},  # of one event
         {"as_of_ms": 2**60, "forget_at_ms": 2**60},
         {"as_of_ms": BEGIN_MS - 1},
         {"landmark_ms": 0},
@@ -154,6 +156,33 @@ def test_what_is_no_record_is_counted_and_changes_nothing() -> None:
     )
     assert (len(view), view.n_unreadable) == (0, 4 + len(impossible))
     assert view.as_of_ms == BEGIN_MS
+    no_counts = [record._replace(totals=[math.inf, 1.0]), record._replace(totals=[-1.0, 1.0])]
+    for n, none in enumerate([*no_counts, record._replace(successor=[""])], start=1):
+        view.take([(b"d", none.encode())])
+        assert view.following(view.row("d")) is None
+        assert view.n_unreadable == 4 + len(impossible) + n
+
+
+def test_what_is_no_number_is_not_listed() -> None:
+    """Weights that only a stranger can have written."""
+    rules = Rules(20 * MINUTE_MS, 75_000, excludes_seen=False)
+    counts = ItemCounts(rules, BEGIN_MS)
+    for other in ("huge", "none", "good"):
+        counts.count(other, 1, BEGIN_MS)
+    record = ItemRecord.decode(counts.encode())
+    weights = array("f", [3e38, math.nan, 1.0] * 2).tobytes()
+    totals = [1e-30] * 2
+    view = GlobalView(rules, KNOWN)
+    view.take([(b"known-5", record._replace(weights=weights, totals=totals).encode())])
+    uniform = np.full((PREFIXES, len(rules.sources) + 1), 0.1)
+    lister = Lister(view, uniform, 20)
+    nothing = NetworkBest(np.zeros((0, 0), dtype=np.int64), np.zeros((0, 0)))
+    gathered = lister.gather([Wanted([5], 1, BEGIN_MS, -1)])
+    (listed,) = lister.make(gathered, nothing, len(view.names))
+    assert [view.names[item] for item in listed.items] == ["good", "known-5"]
+    assert np.isfinite(listed.scores).all()
+    written_down = blend(view.candidates([5], BEGIN_MS), uniform[0])
+    assert written_down.item.tolist() == listed.items
 
 
 def test_rows_are_numbered_anew_when_most_items_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
