@@ -581,6 +581,11 @@ class Delivery:
                 if name in wiring.scattered:
                     for message in messages:
                         assert message.partition is not None, f"{name} is scattered"
+                        if message.partition >= n:
+                            raise StreamError(
+                                f"{topic} has {n} partitions, fewer than at the start: it was "
+                                "deleted and made anew; start this process again"
+                            )
                         records[topic, message.partition].append(message)
                 elif messages:
                     records[topic, partition % n] += messages

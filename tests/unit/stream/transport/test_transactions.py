@@ -343,6 +343,21 @@ async def test_after_a_lost_transaction_nothing_is_written_before_our_ids_are_fe
     ]
 
 
+async def test_an_output_that_was_made_anew_with_fewer_partitions_ends_the_process(
+    brokers: FakeBrokers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transactions, "Brokers", lambda *_: brokers)
+    wiring = Wiring("g", "in", "log", {"events": "out"}, scattered=frozenset({"events"}))
+    delivery = Delivery(KafkaSettings(), wiring, "owner", lambda: OURS, no_ends)
+    await delivery.start()
+    transaction = Transaction(positions={3: Position(8, "t", owner="owner")})
+    transaction.messages["events"][3].append(Message(None, b"event", partition=1))
+    await delivery.commit(transaction)
+    brokers.partitions["out"] = 1
+    with pytest.raises(StreamError, match=r"out has 1 partitions, fewer than at the start"):
+        await delivery.commit(transaction)
+
+
 @pytest.mark.parametrize("commit", [False, True])
 async def test_what_hangs_is_ended_in_every_topic_of_the_partition_and_writes_no_record(
     brokers: FakeBrokers, delivery: Delivery, commit: bool
