@@ -57,6 +57,7 @@ def prequential(settings: PrequentialSettings) -> dict[str, Any]:
     checkpoint = load_checkpoint(settings.checkpoint) if settings.checkpoint else None
     history = _read(settings.history, settings, checkpoint)
     clicks = _read(settings.clicks, settings, checkpoint)
+    _check_order(settings, history, clicks)
     split = one_after_the_other(*split_by_time(history, VALIDATION))
     n_asked = int(split[ASKED].sum())
     if n_asked < FEWEST_ASKED:
@@ -95,6 +96,26 @@ def prequential(settings: PrequentialSettings) -> dict[str, Any]:
         "sharpness": fitted.live.sharpness,
         "rows": [{"name": name, **figures(of_name)} for name, of_name in ranks.items()],
     }
+
+
+def _check_order(
+    settings: PrequentialSettings, history: pl.DataFrame, clicks: pl.DataFrame
+) -> None:
+    """Raise TrainError where clicks are not newer than the history, or some of them are in both."""
+    begin_ms, first_ms = history["timestamp_ms"].min(), clicks["timestamp_ms"].min()
+    assert isinstance(begin_ms, int)
+    assert isinstance(first_ms, int)
+    if first_ms < begin_ms:
+        raise TrainError(
+            f"{settings.clicks} begins before {settings.history}: expected a log that goes on "
+            "where --history ends"
+        )
+    overlap = history.filter(pl.col("timestamp_ms") > first_ms)
+    if shared := overlap.join(clicks, on="session_id", how="semi")["session_id"].n_unique():
+        raise TrainError(
+            f"{shared} sessions are in {settings.history} and in {settings.clicks} at the same "
+            "time: expected logs without common clicks"
+        )
 
 
 def _read(

@@ -139,12 +139,17 @@ def test_the_blend_lists_no_worse_than_its_parts(trained: tuple[Path, Path]) -> 
 
 
 def test_fit_keeps_what_prequential_fits_on_the_same_log(
-    trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log, network = map(str, trained)
     live = load_checkpoint(trained[1]).info.live
     assert live is not None
-    assert main(["prequential", "--history", log, "--clicks", log, "--checkpoint", network]) == 0
+    newer = tmp_path / "newer.csv"
+    clicks = pl.read_csv(log)
+    span_ms = clicks["timestamp_ms"].max() - clicks["timestamp_ms"].min() + 1  # type: ignore[operator]
+    clicks.with_columns(pl.col("timestamp_ms") + span_ms).write_csv(newer)
+    words = ["--history", log, "--clicks", str(newer), "--checkpoint", network]
+    assert main(["prequential", *words]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert live.weights == printed["weights"]["live"]
     names = ("time_scale_s", "popularity_half_life_s", "excludes_seen", "bias", "sharpness")

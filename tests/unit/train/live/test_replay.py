@@ -284,15 +284,29 @@ def test_the_command_prints_each_part_and_the_blend(
 def test_the_command_refuses_logs_without_a_next_click(
     trained: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    single = tmp_path / "single.csv"
-    pl.DataFrame(
+    first_ms = pl.read_csv(trained[0])["timestamp_ms"][0]
+    single = pl.DataFrame(
         {
             "session_id": [f"s{n}" for n in range(20)],
             "item_id": ["1", "2"] * 10,
-            "timestamp_ms": [10**12 + n for n in range(20)],
+            "timestamp_ms": [first_ms + n for n in range(20)],
         }
-    ).write_csv(single)
-    assert main(["prequential", "--history", str(trained[0]), "--clicks", str(single)]) == 2
+    )
+    older, newer = tmp_path / "older.csv", tmp_path / "newer.csv"
+    single.with_columns(pl.col("timestamp_ms") - 1_000_000).write_csv(older)
+    single.with_columns(pl.col("timestamp_ms") + 1_000_000_000).write_csv(newer)
+    assert main(["prequential", "--history", str(trained[0]), "--clicks", str(newer)]) == 2
     assert "has no session with a next click" in capsys.readouterr().err
-    assert main(["prequential", "--history", str(single), "--clicks", str(trained[1])]) == 2
+    assert main(["prequential", "--history", str(older), "--clicks", str(trained[1])]) == 2
     assert "newest tenth has 0 next clicks to fit settings on" in capsys.readouterr().err
+
+
+def test_the_command_refuses_logs_that_do_not_follow_one_another(
+    trained: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their figures would mean nothing, and look like any others."""
+    old, new, _ = map(str, trained)
+    assert main(["prequential", "--history", new, "--clicks", old]) == 2
+    assert f"{old} begins before {new}: expected a log that goes on" in capsys.readouterr().err
+    assert main(["prequential", "--history", old, "--clicks", old]) == 2
+    assert f"300 sessions are in {old} and in {old} at the same time" in capsys.readouterr().err
