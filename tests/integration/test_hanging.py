@@ -69,7 +69,7 @@ def test_a_transaction_that_lost_commit_markers_is_answered_once(
     else:
         worker = deployment.start(*guards, wait=False)
     if guards:
-        time.sleep(30)  # no owner of other ids ends the transaction, and no restore passes it
+        time.sleep(15)  # no owner of other ids ends the transaction, and no restore passes it
         assert worker.get("/ready")[0] == 503
         return
     wait_for(lambda: "hanging_transaction_committed" in worker.log(), 60, "its end")
