@@ -212,7 +212,10 @@ class Metrics(EngineMetrics):
             "Lists with a score that is NaN or infinite: popular items were published instead.",
         )
         self.bundle = Info(
-            "recs_bundle", "The bundle in service: bundle_id, architecture.", registry=registry
+            "recs_bundle",
+            "The bundle in service: bundle_id, architecture, and by seen_items whether the items "
+            "of a session are in its lists: allow, exclude, exclude-last.",
+            registry=registry,
         )
         self.live_predictions = counter(
             "recs_live_predictions_total",

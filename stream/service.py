@@ -59,7 +59,15 @@ def run_worker(settings: WorkerSettings) -> int:
                 log.warning("view_incomplete", topic=settings.item_view_topic, waited_s=VIEW_S)
     metrics = Metrics(REGISTRY)
     metrics.view = model.blender.view if model.blender else None
-    metrics.bundle.info({"bundle_id": model.model_id, "architecture": model.manifest.architecture})
+    metrics.bundle.info(
+        {
+            "bundle_id": model.model_id,
+            "architecture": model.manifest.architecture,
+            "seen_items": model.blender.seen if model.blender else "allow",
+        }
+    )
+    if settings.seen_items and model.blender is None:
+        log.warning("seen_items_ignored", detail="the bundle's lists are the network's alone")
     rules = Rules.of(model.manifest, _limit(settings))
     models = Models(model, max_click_bytes)
     planner = Planner(models, rules, settings.clicks_topic, n_item_partitions)

@@ -33,7 +33,9 @@ MIN_OVERLAP = 0.999
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Size = Annotated[int, msgspec.Meta(ge=1)]
-Weight = Annotated[float, msgspec.Meta(ge=0)]
+Weight = Annotated[float, msgspec.Meta(ge=0, le=1000)]
+Seconds = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+"""Up to 68 years."""
 
 
 class TrainingData(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -92,8 +94,8 @@ class Live(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: of each source, the network last, by class of prefix (``stream.live.blend.Blend``).
     """
 
-    time_scale_s: Size
-    popularity_half_life_s: Size
+    time_scale_s: Seconds
+    popularity_half_life_s: Seconds
     excludes_seen: bool
     n_candidates: Size
     bias: Weight

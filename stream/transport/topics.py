@@ -84,6 +84,8 @@ def create_topics(settings: TopicsSettings) -> list[str]:
         settings.changelog_topic: _CHANGELOG_CONFIG,
         settings.item_events_topic: {
             "cleanup.policy": "delete",
+            # A worker's clock may be slow: its events would be from the future.
+            "message.timestamp.type": "LogAppendTime",
             # It is read within a second; a day is for who looks into a fault.
             "retention.ms": "86400000",
         },
@@ -174,20 +176,18 @@ class _Look:
     def expect_clicks(self, settings: KafkaSettings) -> None:
         clicks, recommendations, dead_letter, changelog = _click_topics(settings)
         least_bytes = int(self.config[clicks]["max.message.bytes"]) + DEAD_LETTER_EXTRA_BYTES
-        append_time = "LogAppendTime (latency is measured from it)"
         larger = f"at least {least_bytes}, 64 KiB more than {clicks}"
         for topic in (clicks, recommendations, dead_letter):
             self.expect(topic, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
         self.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
-        self.expect(
-            clicks, "message.timestamp.type", lambda kind: kind == "LogAppendTime", append_time
-        )
+        self.expect_append_time(clicks, "latency is measured from it")
         self.expect(dead_letter, "max.message.bytes", lambda size: int(size) >= least_bytes, larger)
         self.expect_batches(recommendations, changelog)
         self.expect_as_many(changelog, clicks)
 
     def expect_items(self, settings: KafkaSettings) -> None:
         events, view, changelog = _item_topics(settings)
+        self.expect_append_time(events, "what clicks teach is no later than that")
         self.expect(events, "cleanup.policy", lambda policy: "compact" not in policy, _DELETE)
         self.expect(changelog, "cleanup.policy", lambda policy: policy == "compact", _COMPACT)
         self.expect(view, "cleanup.policy", lambda policy: policy == "compact", _COMPACT_VIEW)
@@ -198,6 +198,11 @@ class _Look:
         found = self.config[topic][key]
         if not is_right(found):
             self._wrong.append(f"{topic} has {key}={found}, expected {expected}")
+
+    def expect_append_time(self, topic: str, why: str) -> None:
+        kind = "message.timestamp.type"
+        append_time = "LogAppendTime"
+        self.expect(topic, kind, lambda found: found == append_time, f"{append_time} ({why})")
 
     def expect_batches(self, *topics: str) -> None:
         expected = f"at least {BATCH_BYTES}, the most that a worker's batch may need"

@@ -402,6 +402,7 @@ class Delivery:
         # that were committed, and of one whose end we have not been told.
         self._written: dict[str, set[int]] = {name: set() for name in self._ids}
         self._doubtful: dict[str, set[int]] = {name: set() for name in self._ids}
+        self._scattered: dict[str, int] = {}  # their partitions, which the messages name
         self._one_at_a_time = asyncio.Lock()
         self._n_committed = 0
 
@@ -576,16 +577,16 @@ class Delivery:
         wiring = self._wiring
         for name, topic in wiring.outputs.items():
             n = self._brokers.n_partitions(topic)
+            if name in wiring.scattered and n != (before := self._scattered.setdefault(topic, n)):
+                raise StreamError(
+                    f"{topic} has {n} partitions, and had {before} at the start: stop all "
+                    "processes that write to it, and start them again"
+                )
             for partition in transaction.positions:
                 messages = transaction.messages[name][partition]
                 if name in wiring.scattered:
                     for message in messages:
                         assert message.partition is not None, f"{name} is scattered"
-                        if message.partition >= n:
-                            raise StreamError(
-                                f"{topic} has {n} partitions, fewer than at the start: it was "
-                                "deleted and made anew; start this process again"
-                            )
                         records[topic, message.partition].append(message)
                 elif messages:
                     records[topic, partition % n] += messages

@@ -227,7 +227,9 @@ def test_without_its_topics_neither_a_worker_nor_the_item_processor_starts(
     assert f"none of {', '.join(topics)} exists: a bundle whose manifest" in checked.stdout
     # With one of them the deployment is meant to have them, and that one decides how many
     # partitions its changelog has.
-    admin.create_topics([NewTopic(live.item_events, 7, 1)])[live.item_events].result(20)
+    config = {"message.timestamp.type": "LogAppendTime"}
+    events = NewTopic(live.item_events, 7, 1, config=config)
+    admin.create_topics([events])[live.item_events].result(20)
     checked = live.command("topics", "check")
     assert checked.returncode == 2
     assert f"missing topics: {live.item_view}, {live.items_changelog}; " in checked.stderr

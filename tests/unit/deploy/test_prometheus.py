@@ -88,7 +88,9 @@ def test_every_metric_in_an_expression_exists(where: str) -> None:
 def test_every_label_in_an_expression_exists(where: str) -> None:
     expression = expressions()[where]
     named = [name for name in labels() if re.search(rf"\b{name}(_|\b)", expression)]
-    known = set().union({"le", "job", "instance", "bundle_id"}, *(labels()[f] for f in named))
+    known = set().union(
+        {"le", "job", "instance", "bundle_id", "seen_items"}, *(labels()[f] for f in named)
+    )
     by = {
         label for group in re.findall(r"by \(([^)]*)\)", expression) for label in group.split(", ")
     }

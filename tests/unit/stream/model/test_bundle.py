@@ -380,6 +380,8 @@ ROW = even_live(5).weights[0]
         ({"weights": [[*ROW[1:], np.nan]] * 5}, r"Expected `float`, got `null` - at `\$.live.wei"),
         ({"time_scale_s": 0}, r"Expected `int` >= 1 - at `\$.live.time_scale_s`"),
         ({"popularity_half_life_s": 0}, r"Expected `int` >= 1 - at `\$.live.popularity_half_life"),
+        ({"time_scale_s": 2**32}, r"Expected `int` <= 2147483648 - at `\$.live.time_scale_s"),
+        ({"sharpness": 1e4}, r"Expected `float` <= 1000\.0 - at `\$.live.sharpness"),
         ({"popularity_half_life_s": 1.5}, r"Expected `int`, got `float` - at `\$.live.popularity"),
         ({"bias": -0.1}, r"Expected `float` >= 0.0 - at `\$.live.bias`"),
         ({"bias": np.inf}, r"Expected `float`, got `null` - at `\$.live.bias`"),

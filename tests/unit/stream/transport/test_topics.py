@@ -32,6 +32,7 @@ RIGHT_ITEMS: dict[str, dict[str, str]] = {
     name: {"cleanup.policy": policy, "max.message.bytes": "1000000"}
     for name, policy in {EVENTS: "delete", VIEW: "compact", ITEMS: "compact"}.items()
 }
+RIGHT_ITEMS[EVENTS]["message.timestamp.type"] = "LogAppendTime"
 
 
 class Broker:
@@ -211,10 +212,12 @@ def test_what_is_wrong_with_item_topics_is_said_beside_the_rest(
     broker.add_items()
     broker.partitions |= {CHANGELOG: 5, ITEMS: 4}
     broker.config[topic]["cleanup.policy"] = policy
+    broker.config[EVENTS]["message.timestamp.type"] = "CreateTime"
     with pytest.raises(StreamError) as refusal:
         check_all_topics(KafkaSettings())
     told = str(refusal.value)
     assert sentence in told
+    assert f"{EVENTS} has message.timestamp.type=CreateTime, expected LogAppendTime (what" in told
     assert f"{CHANGELOG} has 5 partitions, clicks has 4: they must be equal" in told
     assert f"{ITEMS} has 4 partitions, {EVENTS} has 7: they must be equal" in told
 

@@ -343,9 +343,11 @@ async def test_after_a_lost_transaction_nothing_is_written_before_our_ids_are_fe
     ]
 
 
-async def test_an_output_that_was_made_anew_with_fewer_partitions_ends_the_process(
-    brokers: FakeBrokers, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("n_partitions", [1, 4])
+async def test_an_output_whose_partitions_messages_name_must_keep_them(
+    brokers: FakeBrokers, monkeypatch: pytest.MonkeyPatch, n_partitions: int
 ) -> None:
+    """Fewer are not there to be written to, and of more other processes know already."""
     monkeypatch.setattr(transactions, "Brokers", lambda *_: brokers)
     wiring = Wiring("g", "in", "log", {"events": "out"}, scattered=frozenset({"events"}))
     delivery = Delivery(KafkaSettings(), wiring, "owner", lambda: OURS, no_ends)
@@ -353,8 +355,8 @@ async def test_an_output_that_was_made_anew_with_fewer_partitions_ends_the_proce
     transaction = Transaction(positions={3: Position(8, "t", owner="owner")})
     transaction.messages["events"][3].append(Message(None, b"event", partition=1))
     await delivery.commit(transaction)
-    brokers.partitions["out"] = 1
-    with pytest.raises(StreamError, match=r"out has 1 partitions, fewer than at the start"):
+    brokers.partitions["out"] = n_partitions
+    with pytest.raises(StreamError, match=rf"out has {n_partitions} partitions, and had 2 at the"):
         await delivery.commit(transaction)
 
 
