@@ -137,16 +137,17 @@ class Brokers:
     ) -> set[_TransactionPartition]:
         """Where a transaction is open in what was written by now, and stays so for a while.
 
-        Raises KafkaException where no broker answers within a transaction's timeout.
+        Raises TransactionLostError where no broker answers within a transaction's timeout.
         """
         began = time.monotonic()
         first: dict[_TransactionPartition, int] = {}
         while True:
             try:
                 found = await asyncio.to_thread(self._ends_of, targets)
-            except KafkaException:  # a leader that is back may not know its epoch yet
+            # A partition may have no leader, and one that is back may not know its epoch yet.
+            except (KafkaException, TimeoutError) as error:
                 if time.monotonic() - began > TRANSACTION_TIMEOUT_S:
-                    raise
+                    raise TransactionLostError(f"no broker says what is open: {error}") from error
                 await asyncio.sleep(0.2)
                 continue
             first = first or {tp: end for tp, (_, end) in found.items()}
@@ -500,8 +501,8 @@ class Delivery:
         try:
             if places and await self._brokers.open_in(places):
                 await self._start()
-        except (KafkaException, *_NO_ANSWER) as error:
-            raise TransactionLostError(f"no broker says what is open: {error}") from error
+        except _NO_ANSWER as error:
+            raise TransactionLostError(f"what hangs was not ended: {error}") from error
         self._all_seen(n_ended)
         self._started = True
 

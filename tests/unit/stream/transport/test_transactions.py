@@ -17,6 +17,7 @@ from aiokafka.protocol.transaction import (
 )
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.structs import TopicPartition
+from confluent_kafka import KafkaError, KafkaException
 
 from stream.contract.records import Message
 from stream.errors import StreamError
@@ -442,6 +443,30 @@ async def test_nothing_is_written_over_a_new_connection_behind_what_hangs(
     with pytest.raises(TransactionLostError, match=r"'log', 3\)\} hang"):
         await delivery.commit(batch(3))
     assert brokers.sent(Produce) == []
+
+
+async def test_where_nobody_says_what_is_open_the_transaction_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Partitions without a leader, as a broker that starts or shuts down has them."""
+    monkeypatch.setattr(transactions, "TRANSACTION_TIMEOUT_S", 0.3)
+    answers: list[Any] = [
+        KafkaException(KafkaError(KafkaError._NOENT)),
+        TimeoutError(),
+        {("log", 1): (5, 6), ("log", 2): (6, 6)},
+    ]
+
+    def ends_of(targets: Any) -> Any:
+        answer = answers.pop(0) if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    brokers = Brokers(KafkaSettings(), ends_of)
+    assert await brokers.open_in([("log", 1), ("log", 2)], 0.0) == {("log", 1)}
+    answers[:] = [KafkaException(KafkaError(KafkaError._NOENT))]
+    with pytest.raises(TransactionLostError, match="no broker says what is open"):
+        await brokers.open_in([("log", 1)])
 
 
 async def test_a_restart_commits_what_hangs_also_where_the_last_transaction_was_lost(
