@@ -12,6 +12,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Mapping
@@ -222,15 +223,31 @@ def free_port() -> int:
 
     The kernel gives outgoing connections a port from 32768 up. A broker that restarts would find
     such a port taken by one of its own clients, and a client that reconnects to it in the
-    meantime can be connected to itself (TCP simultaneous open).
+    meantime can be connected to itself (TCP simultaneous open). Nor is it one that was returned
+    before, here or in another process that still runs: who asks may listen seconds later.
     """
     for _ in range(100):
         # Not `random`: test runs seed it, and two of them would try the same ports.
         port = 15_000 + secrets.randbelow(17_000)
         with contextlib.suppress(DeployError):
             check_port_is_free(port)
-            return port
+            if _reserve(port):
+                return port
     raise DeployError("no free TCP port on 127.0.0.1 between 15000 and 32000 in 100 tries")
+
+
+def _reserve(port: int) -> bool:
+    """Whether the port is this process's from now on until it ends."""
+    folder = Path(tempfile.gettempdir()) / f"nextclick-ports-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    # The descriptor stays open, and with it the lock; no child inherits it.
+    descriptor = os.open(folder / str(port), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return False
+    return True
 
 
 def check_port_is_free(port: int) -> None:

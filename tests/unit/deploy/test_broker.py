@@ -1,6 +1,7 @@
 """What the embedded broker decides before any Java runs."""
 
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +21,8 @@ from deploy.broker import (
 from deploy.command import DeployError
 from train.command import run_command
 
+ROOT = Path(__file__).parents[3]
+
 
 def test_a_free_port_lies_below_the_ephemeral_range_and_can_be_bound() -> None:
     port = free_port()
@@ -28,6 +31,29 @@ def test_a_free_port_lies_below_the_ephemeral_range_and_can_be_bound() -> None:
     with socket.create_server(("127.0.0.1", port)), pytest.raises(DeployError, match=taken):
         check_port_is_free(port)
     check_port_is_free(port)
+
+
+def test_a_port_is_given_once_until_its_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks may listen seconds later, when another one has asked."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ports = [free_port() for _ in range(3)]
+    offered = [*(port - 15_000 for port in ports), 16_999]
+    monkeypatch.setattr("deploy.broker.secrets.randbelow", lambda _: offered.pop(0))
+    assert free_port() not in ports
+    ask = "import tempfile, sys; tempfile.tempdir = sys.argv[1]; from deploy import broker; "
+    ask += "broker.secrets.randbelow = lambda _: int(sys.argv[2]); print(broker.free_port())"
+    other = [sys.executable, "-c", ask, str(tmp_path)]
+
+    def asked(port: int) -> subprocess.CompletedProcess[str]:
+        words = [*other, str(port - 15_000)]
+        return subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert "no free TCP port" in asked(ports[0]).stderr, "it is this process's"
+    unasked = next(port for port in range(31_000, 32_000) if not (tmp_path / str(port)).exists())
+    for _ in range(2):
+        assert asked(unasked).stdout == f"{unasked}\n", "and of one that has ended, nobody's"
 
 
 def test_a_port_without_a_listener_does_not_answer() -> None:
