@@ -550,9 +550,10 @@ class FaustTransport:
     async def _restore_once(self, restore: Restore) -> None:
         assert self._group is not None, "the group has assigned them"
         await asyncio.wrap_future(self._group.pause(restore.partitions))
-        await self._delivery.start()
+        # Before the start, which asks for the partitions of topics that may be gone.
         topic_id = await asyncio.to_thread(self._check)
         await self._look_at_topics()
+        await self._delivery.start()
         host, port = self._settings.web_host, self._settings.web_port
         address = f"{socket.gethostname() if host == '0.0.0.0' else host}:{port}"  # noqa: S104
         new = self.processor.new_partition
