@@ -104,16 +104,19 @@ def latencies_ms(
     arrivals: Int64[np.ndarray, "_ 3"],
     appended: dict[int, Int64[np.ndarray, "_ 2"]],
     skip_first_ms: int,
+    n_probes: int = 0,
 ) -> tuple[Float64[np.ndarray, "_"], int, int]:
     """Return the latency of each answered click after the warm-up, and how many answers are missing
     and how many repeated.
 
-    ``appended`` are the clicks' offsets and append times by partition. The broker truncates append
-    times to milliseconds, so a latency is up to 1 ms too large, half of that on average.
+    ``appended`` are the clicks' offsets and append times by partition; the warm-up begins behind
+    the earliest ``n_probes`` of them. The broker truncates append times to milliseconds, so a
+    latency is up to 1 ms too large, half of that on average.
     """
     found: list[np.ndarray] = []
     missing = repeated = 0
-    begin_ms = min(int(rows[0, 1]) for rows in appended.values() if rows.size) + skip_first_ms
+    times_ms = np.sort(np.concatenate([rows[:, 1] for rows in appended.values()]))
+    begin_ms = int(times_ms[n_probes]) + skip_first_ms
     for partition, rows in appended.items():
         of_partition = arrivals[arrivals[:, 0] == partition]
         offsets, first = np.unique(of_partition[:, 1], return_index=True)

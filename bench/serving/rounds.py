@@ -162,7 +162,8 @@ class Rounds:
             report = msgspec.json.decode(load_log.read_bytes(), type=ProducerReport)
             appended = append_times_ms(run.kafka, run.kafka.clicks_topic)
         received = np.load(arrivals)
-        ms, missing, repeated = latencies_ms(received, appended, warm_up_s * 1000)
+        # The probe came when the contender was up, which may be as long before as the warm-up.
+        ms, missing, repeated = latencies_ms(received, appended, warm_up_s * 1000, n_probes=1)
         if missing or repeated or report.refused:
             raise TrainError(
                 f"{run.name}: {missing} clicks without an answer, {repeated} answered again, "

@@ -36,6 +36,17 @@ def test_clicks_of_the_warm_up_are_not_measured() -> None:
     assert missing == 0  # offset 0 was, and lies in the warm-up
 
 
+def test_a_warm_up_begins_behind_the_probe() -> None:
+    ms, missing, _ = latencies_ms(
+        arrivals((0, 2, 8_040 * MS), (1, 1, 9_003 * MS)),
+        {0: appended((1, 1_000), (2, 8_000)), 1: appended((1, 9_000))},
+        skip_first_ms=1_000,
+        n_probes=1,
+    )
+    assert ms.tolist() == [3.0]
+    assert missing == 0
+
+
 @pytest.mark.parametrize("answered", [[], [4], [6], [4, 6]])
 def test_a_click_without_an_answer_is_missing(answered: list[int]) -> None:
     _, missing, _ = latencies_ms(
