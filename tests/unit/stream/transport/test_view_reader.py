@@ -3,7 +3,6 @@
 import pytest
 
 from stream.settings import KafkaSettings
-from stream.transport import view_reader
 from stream.transport.view_reader import LEAST_TAKEN, SPREAD_S, Change, ViewReader
 
 
@@ -13,7 +12,7 @@ class Reader(ViewReader):
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(KafkaSettings(bootstrap_servers="127.0.0.1:1"), "view")
         self.now_s = 100.0
-        monkeypatch.setattr(view_reader.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr("time.monotonic", lambda: self.now_s)
 
     def read(self, n: int) -> list[Change]:
         changes: list[Change] = [(b"%d" % i, None) for i in range(n)]
